@@ -1,0 +1,68 @@
+"""Rows of one task → one padded batch of tensors."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .losses import UNLABELLED
+from .schedule import FILLER
+
+
+class TaskRows(torch.utils.data.Dataset):
+    """The training rows of all tasks, addressed by (task, row) as `PlanSampler` yields them.
+
+    Args:
+        tasks: {task: tokenised rows}.
+    """
+
+    def __init__(self, tasks: Mapping[str, Dataset]):
+        self.tasks = tasks
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tasks.values()))
+
+    def __getitems__(self, keys: Sequence[tuple[str, int]]) -> list[dict]:
+        """The rows of one batch, read at once. A FILLER is the task's first row without its label: it adds nothing to
+        the loss."""
+        task = keys[0][0]
+        columns = self.tasks[task][[max(row, 0) for _, row in keys]]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [
+            row | {"labels": UNLABELLED} if key[1] == FILLER else row for key, row in zip(keys, rows, strict=True)
+        ]
+
+
+class Collator:
+    """Pads the rows of one task to the longest of them.
+
+    Args:
+        pad_token_id: vocabulary index of padding.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping]) -> dict[str, Tensor | str]:
+        """Args: rows of `tokenise`, B of them, all of one task.
+
+        Returns:
+            `task`, its name; `input_ids`, `attention_mask` and `token_type_ids`, integer (B, L); `labels` (B,), integer
+            classes or fp32 scores. For example rows of 3 and 2 tokens give attention_mask [[1, 1, 1], [1, 1, 0]].
+
+        Raises:
+            ValueError: the rows are of several tasks.
+        """
+        tasks = {row["task"] for row in rows}
+        if len(tasks) != 1:
+            raise ValueError(f"a batch has rows of one task, not of {', '.join(sorted(tasks))}")
+        ids = [torch.tensor(row["input_ids"]) for row in rows]
+        return {
+            "task": tasks.pop(),
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "token_type_ids": pad_sequence([torch.tensor(row["token_type_ids"]) for row in rows], batch_first=True),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }

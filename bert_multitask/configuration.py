@@ -1,0 +1,71 @@
+"""Configuration of a multitask BERT: BERT's own settings, and the tasks as plain data.
+
+`configuration`, `tasks`, `losses`, `modeling` and `heads` are the model files: they import nothing else of the package,
+so that a checkpoint can carry them.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from transformers import BertConfig
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave; the message names the file, row, field or flag and says what to do.
+
+    Recipes print the message without a traceback and exit with code 2.
+    """
+
+
+class MultitaskBertConfig(BertConfig):
+    """A `BertConfig` that also says which heads sit on the encoder.
+
+    `model_type` stays "bert", and the encoder keeps Hugging Face's parameter names, so that a saved multitask model is
+    also a checkpoint that a stock `transformers.BertModel` reads.
+
+    Args:
+        tasks: the fields of each `Task`, as plain data, one dictionary a task. None, the default, is an encoder
+            without heads.
+    """
+
+    tasks: list | None = None  # a list, because JSON configurations sort the keys of dictionaries
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Read a configuration from a folder, a Hub id or a `package:` name (see `resolve_folder`).
+
+        Raises:
+            InputError: the checkpoint is of another architecture. Transformers itself only warns, and would then
+                fill the model with random weights.
+        """
+        folder_or_id = resolve_folder(pretrained_model_name_or_path)
+        model_type = cls.get_config_dict(folder_or_id, **kwargs)[0].get("model_type")
+        if model_type != cls.model_type:
+            raise InputError(
+                f"{pretrained_model_name_or_path} is a checkpoint of type {model_type!r}, not {cls.model_type!r}: "
+                "choose a BERT checkpoint (its config.json says \"model_type\": \"bert\"), "
+                "for example google-bert/bert-base-uncased"
+            )
+        return super().from_pretrained(folder_or_id, **kwargs)
+
+
+def resolve_folder(name: str | os.PathLike) -> str:
+    """Turn `package:NAME/PATH` into the folder PATH inside the installed Python package NAME.
+
+    Any other name (a folder or a Hub id) is returned as it is. The package is located, not imported.
+
+    Raises:
+        InputError: the package is not installed, or has no such folder.
+    """
+    name = os.fspath(name)
+    if not name.startswith("package:"):
+        return name
+    package, _, path = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"{name}: no Python package {package!r} is installed; install it with pip, or name a folder")
+    folder = Path(spec.submodule_search_locations[0], path)
+    if not folder.is_dir():
+        raise InputError(f"{name}: the package {package!r} has no folder {path!r}")
+    return str(folder)

@@ -1,0 +1,274 @@
+"""Rows of text from a folder, a URL or the Hub, with clean columns; and their tokens, cached on disk.
+
+Clean columns are `id` (string), `text`, `text_pair` (pair tasks) and `label` (integer classes or float scores;
+UNLABELLED where the source has none). Rows keep the source's order and number, so that a prediction is a line for each
+of them; what is left out of training or scoring, and why, is said by `usable_rows`.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict, Features, Value
+from datasets.utils.file_utils import cached_path
+from transformers.utils import logging
+
+from .configuration import InputError, resolve_folder
+from .losses import UNLABELLED
+from .tasks import HubSource, Task
+
+logger = logging.get_logger(__name__)
+
+SPLITS = ("train", "dev", "test")
+SAMPLE = "package:bert_multitask/sample"
+HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-Student-Handout/main/data"
+
+
+def load_rows(task: Task, data_dir: str = HANDOUT) -> DatasetDict:
+    """Read a task's rows, with clean columns, in the source's order.
+
+    Args:
+        task: whose rows.
+        data_dir: a folder in the course's layout, the same under an http(s) URL, `package:NAME/PATH` (the shipped
+            sample is `SAMPLE`), or "hub" for the task's datasets on the Hub.
+
+    Returns:
+        The splits that exist, of train, dev and test; a test split needs no labels.
+
+    Raises:
+        InputError: a file, column or dataset is missing, or a label is out of range; the message names the place.
+    """
+    if data_dir == "hub":
+        return DatasetDict(read_hub(task))
+    if not task.files:
+        raise InputError(f"task {task.name!r} names no files to read from {data_dir}; add files to the task")
+    folder = resolve_folder(data_dir).rstrip("/")
+    is_url = folder.startswith(("http://", "https://"))
+    if not is_url and not Path(folder).is_dir():
+        raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {task.files['train']}")
+    return DatasetDict(
+        {
+            split: clean(task, read_file(f"{folder}/{name}", task), source=name, absent=("",))
+            for split, name in task.files.items()
+            if is_url or split != "test" or Path(folder, name).exists()
+        }
+    )
+
+
+def read_file(path: str, task: Task) -> Iterator[dict]:
+    """Yield the rows of a tab-separated file with a header, local or remote: `id` and the task's columns, as strings.
+
+    A file without the label's column is one without labels; any other missing column is an error.
+    """
+    name = path.rsplit("/", 1)[-1]
+    try:
+        local = cached_path(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; task {task.name!r} reads it (--data_dir names its folder)") from error
+    except Exception as error:  # no network, a refused connection, a server's error: the client has a dozen types
+        raise InputError(
+            f"{path}: cannot be fetched ({error}); name a local folder with --data_dir, or try `make quickstart`, "
+            "which needs no download"
+        ) from error
+    with open(local, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t")
+        columns = reader.fieldnames or []
+        for column in ("id", task.text, task.text_pair):
+            if column and column not in columns:
+                raise InputError(f"{path}: no column {column!r}; its columns are {', '.join(filter(None, columns))}")
+        try:
+            for number, row in enumerate(reader, start=1):
+                if None in row or None in row.values():
+                    raise InputError(f"{path}: row {number} has not the header's {len(columns)} tab-separated fields")
+                yield {
+                    "id": row["id"],
+                    "text": row[task.text],
+                    "text_pair": row[task.text_pair] if task.text_pair else None,
+                    "label": row.get(task.label, ""),
+                }
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{name}: line {reader.line_num + 1} cannot be read: {error}") from error
+
+
+def read_hub(task: Task) -> dict[str, Dataset]:
+    """Download a task's datasets from the Hub: {split: clean rows}. A label of -1 means unlabelled there."""
+    source = task.hub
+    if source is None:
+        raise InputError(f"task {task.name!r} names no Hub dataset; add one to the task, or give --data_dir a folder")
+    try:
+        remote = datasets.load_dataset(source.path, source.name)
+    except Exception as error:  # the Hub client and the dataset builders share no base class
+        raise InputError(
+            f"{source.path}: cannot be loaded from the Hub ({error}); name a local folder with --data_dir"
+        ) from error
+    rows = {}
+    for split, name in source.splits.items():
+        where = "/".join(filter(None, (source.path, source.name, name)))
+        if name not in remote:
+            raise InputError(f"{where}: no such split; the dataset has {', '.join(remote)}")
+        rows[split] = clean(task, read_hub_split(remote[name], source, where), source=where, absent=("", None, -1, -1.0))
+    return rows
+
+
+def read_hub_split(remote: Dataset, source: HubSource, where: str) -> Iterator[dict]:
+    """Yield one Hub split's rows under our column names; a row without `idx` is called by its number, from 0."""
+    for column in (source.text, source.text_pair):
+        if column and column not in remote.column_names:
+            raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
+    feature = remote.features.get(source.label)
+    for number, row in enumerate(remote):
+        label = row.get(source.label)
+        if isinstance(feature, datasets.ClassLabel) and label is not None and label >= 0:
+            label = int(label)
+        yield {
+            "id": str(row.get("idx", number)),
+            "text": row[source.text] or "",
+            "text_pair": (row[source.text_pair] or "") if source.text_pair else None,
+            "label": label,
+        }
+
+
+def clean(task: Task, raw: Iterator[dict], *, source: str, absent: tuple) -> Dataset:
+    """Collect raw rows into a dataset of clean columns, checking every label.
+
+    Args:
+        task: whose rows.
+        raw: dictionaries of `id`, `text`, `text_pair` and `label`, the label as the source writes it.
+        source: name of the file or split, for messages.
+        absent: what the source writes where a row has no label.
+    """
+    features = {"id": Value("string"), "text": Value("string")}
+    if task.text_pair:
+        features["text_pair"] = Value("string")
+    features["label"] = Value("float32" if task.kind == "similarity" else "int64")
+    columns: dict[str, list] = {name: [] for name in features}
+    for number, row in enumerate(raw, start=1):
+        label = UNLABELLED if row["label"] in absent else parse_label(task, row["label"], f"{source}, row {number}")
+        for name, values in columns.items():
+            values.append(label if name == "label" else row[name])
+    # The description carries the source's name to the messages about its rows.
+    return Dataset.from_dict(
+        columns, features=Features(features), info=datasets.DatasetInfo(description=source, features=Features(features))
+    )
+
+
+def parse_label(task: Task, raw: str | int | float, where: str) -> int | float:
+    """Turn a label as written into a class (an integer, also where it is written 1.0 or by its name) or a score."""
+    names = [name.lower() for name in task.label_names or ()]
+    if isinstance(raw, str) and raw.strip().lower() in names:
+        return names.index(raw.strip().lower())
+    try:
+        value = float(raw)
+    except ValueError:
+        value = float("nan")
+    if task.kind == "similarity":
+        low, high = task.score_range
+        if low <= value <= high:
+            return value
+        expected = f"a score from {low:g} to {high:g}"
+    else:
+        if value in range(len(names)):
+            return int(value)
+        expected = f"a class from 0 to {len(names) - 1} ({', '.join(task.label_names)})"
+    raise InputError(f"{where}: {task.label} is {raw!r}; expected {expected}")
+
+
+def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
+    """The rows a split is used with, after saying which have gaps, by file and row number (from 1).
+
+    Training leaves out rows without a label and rows with an empty text. The other splits keep every row: one without
+    a label is predicted and not scored, an empty text is predicted as it is. A test split may have no labels at all.
+
+    Raises:
+        InputError: no row is left to train on, or a dev split has no label to score.
+    """
+    source = rows.info.description
+    texts = [rows["text"], rows["text_pair"]] if task.text_pair else [rows["text"]]
+    unlabelled = [label == UNLABELLED for label in rows["label"]]
+    if split != "test" and all(unlabelled):
+        raise InputError(f"{source}: no row has a label in column {task.label!r}; task {task.name!r} needs some")
+    kept = []
+    for index, row_texts in enumerate(zip(*texts, strict=True)):
+        empty = not all(map(str.strip, row_texts))
+        if empty or (unlabelled[index] and not all(unlabelled)):
+            gap = " and ".join(["an empty text"] * empty + ["no label"] * unlabelled[index])
+            fate = "left out of training" if split == "train" else "predicted" + ", not scored" * unlabelled[index]
+            logger.warning(f"{source}: row {index + 1} has {gap}; it is {fate}")
+        if not empty and not unlabelled[index]:
+            kept.append(index)
+    if split != "train" or len(kept) == len(rows):
+        return rows
+    if not kept:
+        raise InputError(f"{source}: no row has both a text and a label; task {task.name!r} has nothing to train on")
+    return rows.select(kept)
+
+
+def fingerprint(rows: Dataset) -> str:
+    """SHA-256 of the rows' clean columns: the same data gives the same 16 characters, wherever it was read from."""
+    digest = hashlib.sha256()
+    for batch in rows.iter(10_000):
+        digest.update(json.dumps(batch).encode())
+    return digest.hexdigest()[:16]
+
+
+def tokenise(task: Task, rows: Dataset, tokenizer, max_length: int) -> Dataset:
+    """Turn clean rows into model inputs, once: the result is cached on disk and memory-mapped.
+
+    Texts reach the tokenizer as they are. A pair becomes one sequence, [CLS] a [SEP] b [SEP]; what is longer than
+    `max_length` loses tokens from the end of the longer text, and how many rows did is logged.
+
+    Args:
+        task: whose rows.
+        rows: clean rows.
+        tokenizer: a fast tokenizer.
+        max_length: tokens a row may have, special tokens included.
+
+    Returns:
+        Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool).
+    """
+    pairs = ["text_pair"] if task.text_pair else []
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # part of the tokenizer's saved form, which would otherwise change with its use
+    backend.no_padding()
+    settings = (task.name, fingerprint(rows), backend.to_str(), max_length, "v1")
+    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "bert_multitask")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def encode(batch: dict) -> dict:
+        encoded = tokenizer(
+            batch["text"], *(batch[name] for name in pairs), truncation="longest_first", max_length=max_length
+        )
+        return {
+            "task": [task.name] * len(batch["id"]),
+            "input_ids": encoded["input_ids"],
+            "token_type_ids": encoded["token_type_ids"],
+            "labels": batch["label"],
+            "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
+        }
+
+    features = Features(
+        {
+            "id": Value("string"),
+            "task": Value("string"),
+            "input_ids": datasets.List(Value("int32")),
+            "token_type_ids": datasets.List(Value("int8")),
+            "labels": rows.features["label"],
+            "truncated": Value("bool"),
+        }
+    )
+    tokens = rows.map(
+        encode,
+        batched=True,
+        remove_columns=["text", *pairs, "label"],
+        features=features,
+        cache_file_name=str(folder / f"{key}.arrow"),
+        new_fingerprint=key,
+        desc=f"tokenising {task.name}",
+    )
+    if truncated := sum(tokens["truncated"]):
+        logger.warning(f"{task.name}: {truncated} of {len(tokens)} rows were cut to {max_length} tokens")
+    return tokens

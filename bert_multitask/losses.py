@@ -1,0 +1,74 @@
+"""The tasks' losses: pure functions of logits and labels.
+
+Each sums over the labelled rows and divides by `num_items`: the number of labelled rows of the whole optimizer step
+where a batch is one share of it (gradient accumulation, several processes), so that the shares add up to the mean over
+the step, and the batch's own number otherwise.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional
+
+UNLABELLED = -100  # Hugging Face's mark for "no label here", which Trainer leaves out of its counts; also for scores
+
+
+def cross_entropy(*, logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+    """Negative log-likelihood of the true class, in nats (paper, section 4.1, SA).
+
+    Args:
+        logits: unnormalised scores, float (B, C).
+        labels: classes in [0, C), or UNLABELLED, integer (B,).
+        num_items: divisor of the sum; by default the number of labelled rows.
+
+    Returns:
+        Scalar, fp32.
+    """
+    total = functional.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / row_count(labels, num_items)
+
+
+def binary_cross_entropy(*, logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+    """Negative log-likelihood of the true answer under sigmoid(logit), in nats (paper, section 4.1, PD).
+
+    Args:
+        logits: float (B,).
+        labels: 0, 1 or UNLABELLED, integer (B,).
+        num_items: divisor of the sum; by default the number of labelled rows.
+
+    Returns:
+        Scalar, fp32.
+    """
+    labelled = labels != UNLABELLED
+    total = functional.binary_cross_entropy_with_logits(
+        logits.float()[labelled], labels[labelled].float(), reduction="sum"
+    )
+    return total / row_count(labels, num_items)
+
+
+def mean_squared_error(*, logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+    """Squared difference between predicted and true score (paper, section 4.1, STS).
+
+    Args:
+        logits: predicted scores, float (B,).
+        labels: true scores, or UNLABELLED, float (B,).
+        num_items: divisor of the sum; by default the number of labelled rows.
+
+    Returns:
+        Scalar, fp32.
+    """
+    labelled = labels != UNLABELLED
+    total = functional.mse_loss(logits.float()[labelled], labels[labelled].float(), reduction="sum")
+    return total / row_count(labels, num_items)
+
+
+def row_count(labels: Tensor, num_items: Tensor | int | None) -> Tensor | int:
+    """The divisor of a loss: `num_items` if given, else the number of labelled rows (at least 1)."""
+    return (labels != UNLABELLED).sum().clamp(min=1) if num_items is None else num_items
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "mean_squared_error": mean_squared_error,
+}

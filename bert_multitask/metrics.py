@@ -1,0 +1,97 @@
+"""How predictions are scored: `evaluate` metrics that need no download, and the overall score."""
+
+import warnings
+from collections.abc import Mapping
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from scipy.stats import pearsonr
+from sklearn.metrics import accuracy_score
+
+from .losses import LOSSES, UNLABELLED
+from .tasks import Task
+
+
+class Accuracy(evaluate.Metric):
+    """Share of predictions that equal the reference, in [0, 1] (paper, section 5.2)."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return metric_info(self.__doc__, datasets.Value("int64"))
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+class Pearson(evaluate.Metric):
+    """Pearson correlation of predictions and references, in [-1, 1] (paper, section 5.2).
+
+    It is undefined where either is constant or there are fewer than two; it then counts as 0, with a warning.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return metric_info(self.__doc__, datasets.Value("float64"))
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        if len(references) < 2 or np.ptp(predictions) == 0 or np.ptp(references) == 0:
+            warnings.warn("the Pearson correlation of a constant is undefined; counted as 0", stacklevel=2)
+            return {"pearson": 0.0}
+        return {"pearson": float(pearsonr(predictions, references).statistic)}
+
+
+def metric_info(description: str, value: datasets.Value) -> evaluate.MetricInfo:
+    """What `evaluate` wants to know of a metric of one prediction and one reference a row."""
+    return evaluate.MetricInfo(
+        description=description,
+        citation="",
+        inputs_description="predictions and references, one a row",
+        features=datasets.Features({"predictions": value, "references": value}),
+    )
+
+
+METRICS: dict[str, type[evaluate.Metric]] = {"accuracy": Accuracy, "pearson": Pearson}
+
+
+def decide(task: Task, logits: np.ndarray) -> np.ndarray:
+    """Logits -> predictions (B,): the most likely class, "yes" above logit 0, or the score itself."""
+    if task.kind == "classification":
+        return logits.argmax(-1)
+    return (logits > 0).astype(np.int64) if task.kind == "binary" else logits
+
+
+def task_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """A task's mean loss and metric over its labelled rows.
+
+    Args:
+        task: whose rows.
+        logits: (B, C) or (B,), as the model gives them.
+        labels: (B,), UNLABELLED where a row has none.
+
+    Returns:
+        {"loss": …, the metric's name: …}
+    """
+    loss = LOSSES[task.loss](logits=torch.from_numpy(logits), labels=torch.from_numpy(labels))
+    labelled = labels != UNLABELLED
+    metric = METRICS[task.metric](keep_in_memory=True)
+    return {"loss": loss.item()} | metric.compute(
+        predictions=decide(task, logits)[labelled], references=labels[labelled]
+    )
+
+
+def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, float]]) -> float:
+    """Mean over the tasks of accuracy or (Pearson + 1) / 2, in [0, 1] (paper, section 5.2).
+
+    Args:
+        tasks: {name: task}.
+        scores: {name: the task's `task_scores`}.
+    """
+    values = [scores[name][task.metric] for name, task in tasks.items()]
+    return float(
+        np.mean(
+            [
+                (value + 1) / 2 if task.metric == "pearson" else value
+                for task, value in zip(tasks.values(), values, strict=True)
+            ]
+        )
+    )

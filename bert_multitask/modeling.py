@@ -1,0 +1,304 @@
+"""minBERT: a BERT encoder (Devlin et al., 2019; the paper's section 4.1) with Hugging Face's parameter names.
+
+A padded batch of these tasks is about half padding, so the model drops it once at the door: `Packing` lists the real
+tokens, every linear layer, LayerNorm and dropout runs on those alone, and only attention, which needs to see the rows,
+is given padded tensors.
+
+Shapes: B rows, L padded length, T real tokens of the batch, H hidden size, A heads, D = H / A head size.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import can_return_tuple
+
+from .configuration import InputError, MultitaskBertConfig, resolve_folder
+
+
+class Packing:
+    """Where the real tokens lie in a padded batch.
+
+    The first token of a row counts as real even when the mask hides it (padding on the left): the [CLS] embedding is
+    read there. No other token attends to it then.
+
+    Args:
+        attention_mask: 1 or True for real tokens, shape (B, L).
+    """
+
+    def __init__(self, attention_mask: Tensor):
+        real = attention_mask.bool()
+        self.shape = real.shape
+        self.index = (real | (torch.arange(real.shape[1], device=real.device) == 0)).flatten().nonzero().squeeze(1)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(B, L, ...) -> (T, ...), the real tokens in row order."""
+        return padded.flatten(0, 1).index_select(0, self.index)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(T, ...) -> (B, L, ...), zero where there is no real token."""
+        flat = packed.new_zeros(self.shape.numel(), *packed.shape[1:]).index_copy(0, self.index, packed)
+        return flat.unflatten(0, self.shape)
+
+
+class Embeddings(nn.Module):
+    """Word + position + segment embeddings, normalised."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        # Named as TensorFlow's BERT named it, because checkpoints do.
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, words: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        """Args: words, word embeddings (T, H); position_ids and token_type_ids, integer (T,). Returns (T, H)."""
+        summed = words + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
+        return self.dropout(self.LayerNorm(summed))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head scaled dot-product attention among the real tokens of each row (Vaswani et al., 2017, eq. 1)."""
+
+    is_causal = False  # the attention interfaces take a module without this attribute for a causal one
+
+    def __init__(self, config):
+        super().__init__()
+        if config.hidden_size % config.num_attention_heads:
+            raise InputError(
+                f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
+                f"{config.num_attention_heads}"
+            )
+        self.config = config
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, packing: Packing) -> tuple[Tensor, Tensor | None]:
+        """Args: hidden (T, H); attention_mask as the attention implementation wants it.
+
+        Returns:
+            The attended values (T, H), and the attention weights (B, A, L, L) where the implementation keeps them.
+        """
+        query, key, value = (
+            packing.pad(project(hidden)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)  # (B, A, L, D)
+            for project in (self.query, self.key, self.value)
+        )
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attended, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.head_size**-0.5,
+        )
+        return packing.pack(attended.flatten(2)), weights
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain tensor operations; the one implementation that can return its weights.
+
+    Args:
+        module: the calling layer, whose `training` flag switches dropout.
+        query, key, value: (B, A, L, D).
+        attention_mask: added to the scores, broadcastable to (B, A, L, L); 0 where attention is allowed.
+        dropout: probability of dropping an attention weight.
+        scaling: factor of the scores.
+
+    Returns:
+        Attended values (B, L, A, D) and weights (B, A, L, L).
+    """
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.dropout(scores.softmax(-1), dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class AddNorm(nn.Module):
+    """LayerNorm(residual + dropout(linear(x))), the end of both halves of a layer."""
+
+    def __init__(self, config, in_features: int):
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """Args: hidden (T, in_features); residual (T, H). Returns (T, H)."""
+        return self.LayerNorm(residual + self.dropout(self.dense(hidden)))
+
+
+class Layer(GradientCheckpointingLayer):
+    """Attention and a two-layer feed-forward network, each followed by add-norm."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.attention = nn.ModuleDict(
+            {"self": SelfAttention(config), "output": AddNorm(config, config.hidden_size)}
+        )
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = AddNorm(config, config.intermediate_size)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, packing: Packing) -> tuple[Tensor, Tensor | None]:
+        """Args: hidden (T, H). Returns: hidden (T, H) and the attention weights, if any."""
+        attended, weights = self.attention["self"](hidden, attention_mask, packing)
+        hidden = self.attention["output"](attended, hidden)
+        return self.output(self.activation(self.intermediate["dense"](hidden)), hidden), weights
+
+
+class Pooler(nn.Module):
+    """BERT's pre-trained [CLS] transformation, tanh(linear(x))."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, cls_embedding: Tensor) -> Tensor:
+        """(B, H) -> (B, H)."""
+        return torch.tanh(self.dense(cls_embedding))
+
+
+class MinBertPreTrainedModel(PreTrainedModel):
+    """What every model of this package shares: its configuration class, its loading, its attention implementations."""
+
+    config_class = MultitaskBertConfig
+    base_model_prefix = "bert"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["Embeddings", "Layer"]
+    # Checkpoints written before 2023 hold this constant; it is computed here.
+    _keys_to_ignore_on_load_unexpected = [r"embeddings\.position_ids$"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """Load any `model_type: bert` checkpoint: a folder, a Hub id, or `package:NAME/PATH` (`resolve_folder`).
+
+        Keyword arguments are those of `PreTrainedModel.from_pretrained`. Weights of the checkpoint that this model has
+        no place for (a language-model head, say) are listed in Transformers' load report.
+
+        Raises:
+            InputError: the checkpoint is of another architecture, or lacks an encoder weight, which would then be
+                random. The pooler may be missing, as it is from masked-language-model checkpoints: it is reported.
+        """
+        model, info = super().from_pretrained(
+            resolve_folder(pretrained_model_name_or_path), *args, output_loading_info=True, **kwargs
+        )
+        missing = sorted(key for key in info["missing_keys"] if ".encoder." in f".{key}" or ".embeddings." in f".{key}")
+        if missing:
+            raise InputError(
+                f"{pretrained_model_name_or_path} lacks {len(missing)} encoder weights, the first of them {missing[0]}: "
+                "its config.json does not describe its weights, or the weights are not those of a BERT"
+            )
+        return (model, info) if output_loading_info else model
+
+
+class MinBertModel(MinBertPreTrainedModel):
+    """The BERT encoder. The same inputs, outputs and parameter names as `transformers.BertModel`."""
+
+    def __init__(self, config: MultitaskBertConfig):
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
+        self.pooler = Pooler(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings, (vocabulary, H)."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embeddings; `resize_token_embeddings` calls this."""
+        self.embeddings.word_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encode a batch of token sequences.
+
+        Args:
+            input_ids: vocabulary indices, integer (B, L).
+            attention_mask: 1 for real tokens and 0 for padding, (B, L); all real by default.
+            token_type_ids: segment indices, integer (B, L); all 0 by default.
+            position_ids: position indices, integer, broadcastable to (B, L); 0 … L - 1 by default.
+            inputs_embeds: word embeddings in place of `input_ids`, float (B, L, H).
+            output_attentions: also return every layer's attention weights; needs `attn_implementation="eager"`.
+            output_hidden_states: also return the embeddings and every layer's output.
+
+        Returns:
+            `last_hidden_state` (B, L, H), zero at padding; `pooler_output` (B, H); on request `hidden_states`, layers
+            + 1 times (B, L, H), and `attentions`, layers times (B, A, L, L).
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`, a mask that is not (B, L), or attention
+                weights asked of an implementation that keeps none.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError('output_attentions needs a model loaded with attn_implementation="eager"')
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        shape, device = tokens.shape[:2], tokens.device
+        if attention_mask is None:
+            attention_mask = torch.ones(shape, dtype=torch.long, device=device)
+        if attention_mask.shape != shape:
+            raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, not {tuple(shape)}")
+        if position_ids is None:
+            position_ids = torch.arange(shape[1], device=device)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
+
+        packing = Packing(attention_mask)
+        words = packing.pack(tokens) if input_ids is None else self.embeddings.word_embeddings(packing.pack(tokens))
+        hidden = self.embeddings(words, packing.pack(position_ids.expand(shape)), packing.pack(token_type_ids))
+        attention_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden.new_empty(*shape, 0),  # read for its shape, dtype and device only
+            attention_mask=attention_mask,
+        )
+        states, attentions = [hidden], []
+        for layer in self.encoder["layer"]:
+            hidden, weights = layer(hidden, attention_mask, packing)
+            states.append(hidden)
+            attentions.append(weights)
+
+        last_hidden_state = packing.pad(hidden)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=last_hidden_state,
+            pooler_output=self.pooler(last_hidden_state[:, 0]),
+            hidden_states=tuple(packing.pad(state) for state in states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )

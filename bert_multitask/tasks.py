@@ -1,0 +1,180 @@
+"""What a task is, and the paper's four: the one place that knows a task by name."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from .configuration import InputError
+
+# kind -> (loss, metric) a task of that kind has unless it names others.
+KINDS = {
+    "classification": ("cross_entropy", "accuracy"),
+    "binary": ("binary_cross_entropy", "accuracy"),
+    "similarity": ("mean_squared_error", "pearson"),
+}
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where a task's rows lie in a Hub dataset.
+
+    Args:
+        path: dataset id on the Hub.
+        name: its configuration, where it has several.
+        text, text_pair, label: its columns.
+        splits: {our split: its split}.
+    """
+
+    path: str
+    name: str | None = None
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+    splits: dict = dataclasses.field(default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"})
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its rows, its head, its loss and how it is scored. Everything is plain data, so YAML can hold it.
+
+    Args:
+        name: what it is called in flags, logs and files; a Python identifier.
+        kind: "classification" (one of several labels), "binary" (yes or no) or "similarity" (a score).
+        text, text_pair, label: the columns of its files; no `text_pair` means one text a row.
+        label_names: what the labels 0, 1, … mean; for classification and binary.
+        score_range: lowest and highest score; for similarity.
+        loss: key of `losses.LOSSES`; by default the kind's.
+        metric: key of `metrics.METRICS`; by default the kind's.
+        epochs: how often training sees each row (paper, section 4.2.2).
+        dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
+        files: {"train": file name, "dev": …, "test": …} in a data folder; tab-separated with a header.
+        hub: the same rows on the Hub.
+        paper_rows: {split: rows} in the paper (section 5.1), said beside the rows a run has where they differ.
+        prediction_column: header of the predictions in the course's file form.
+    """
+
+    name: str
+    kind: str
+    text: str = "sentence"
+    text_pair: str | None = None
+    label: str = "label"
+    label_names: tuple[str, ...] | None = None
+    score_range: tuple[float, float] | None = None
+    loss: str | None = None
+    metric: str | None = None
+    epochs: int = 10
+    dropout: float = 0.3
+    files: dict | None = None
+    hub: HubSource | None = None
+    paper_rows: dict | None = None
+    prediction_column: str = "Prediction"
+
+    def __post_init__(self):
+        where = f"task {self.name!r}"
+        if not str(self.name).isidentifier():
+            raise InputError(f"{where}: name must be a Python identifier, because it names files and parameters")
+        if self.kind not in KINDS:
+            raise InputError(f"{where}: kind is {self.kind!r}; choose one of {', '.join(KINDS)}")
+        if self.kind == "similarity":
+            low, high = self.score_range or (0.0, 0.0)
+            if not low < high:
+                raise InputError(f"{where}: a similarity task needs score_range: [lowest, highest]")
+        elif len(self.label_names or ()) < 2 or (self.kind == "binary" and len(self.label_names) != 2):
+            count = "two" if self.kind == "binary" else "two or more"
+            raise InputError(f"{where}: a {self.kind} task needs {count} label_names")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"{where}: dropout is {self.dropout}; expected a probability in [0, 1)")
+        if not isinstance(self.epochs, int) or self.epochs < 1:
+            raise InputError(f"{where}: epochs is {self.epochs!r}; expected a whole number of at least 1")
+        # Defaults of the kind, and the types that YAML and JSON cannot write; frozen needs the long way.
+        loss, metric = KINDS[self.kind]
+        object.__setattr__(self, "loss", self.loss or loss)
+        object.__setattr__(self, "metric", self.metric or metric)
+        if self.label_names is not None:
+            object.__setattr__(self, "label_names", tuple(str(name) for name in self.label_names))
+        if self.score_range is not None:
+            object.__setattr__(self, "score_range", tuple(float(score) for score in self.score_range))
+        if isinstance(self.hub, dict):
+            object.__setattr__(self, "hub", HubSource(**self.hub))
+
+    def to_config(self) -> dict:
+        """The fields a model needs, as plain data for `config.json`: all but where the rows come from."""
+        fields = {key: value for key, value in vars(self).items() if key not in ("files", "hub", "paper_rows")}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+
+
+def load_task(spec: "str | dict | Task") -> Task:
+    """Make a task of a preset's name, of a dictionary of `Task` fields (from YAML or a checkpoint), or of itself.
+
+    Raises:
+        InputError: the name is no preset, or a field is unknown, missing or out of range.
+    """
+    if isinstance(spec, Task):
+        return spec
+    if isinstance(spec, str):
+        if spec not in TASKS:
+            raise InputError(f"unknown task {spec!r}; choose from {', '.join(TASKS)}, or define it in the YAML")
+        return TASKS[spec]
+    known = {field.name for field in dataclasses.fields(Task)}
+    if unknown := sorted(set(spec) - known):
+        raise InputError(f"task {spec.get('name')!r}: unknown field {unknown[0]!r}; a task has {', '.join(sorted(known))}")
+    if missing := sorted({"name", "kind"} - set(spec)):
+        raise InputError(f"task {spec.get('name')!r}: field {missing[0]!r} is missing")
+    return Task(**spec)
+
+
+def course_files(stem: str) -> dict:
+    """The names of one task's files in the CS224N default final project."""
+    return {"train": f"{stem}-train.csv", "dev": f"{stem}-dev.csv", "test": f"{stem}-test-student.csv"}
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            name="sst",
+            kind="classification",
+            label="sentiment",
+            label_names=("negative", "somewhat negative", "neutral", "somewhat positive", "positive"),
+            files=course_files("ids-sst"),
+            hub=HubSource("SetFit/sst5"),
+            paper_rows={"train": 8544, "dev": 1101, "test": 2210},
+            prediction_column="Predicted_Sentiment",
+        ),
+        Task(
+            name="quora",
+            kind="binary",
+            text="sentence1",
+            text_pair="sentence2",
+            label="is_duplicate",
+            label_names=("different", "paraphrase"),
+            epochs=3,
+            files=course_files("quora"),
+            # The labels of GLUE's test splits are hidden (-1).
+            hub=HubSource("nyu-mll/glue", "qqp", text="question1", text_pair="question2"),
+            paper_rows={"train": 283_010, "dev": 40_429, "test": 80_859},
+            prediction_column="Predicted_Is_Paraphrase",
+        ),
+        Task(
+            name="sts",
+            kind="similarity",
+            text="sentence1",
+            text_pair="sentence2",
+            label="similarity",
+            score_range=(0.0, 5.0),
+            files=course_files("sts"),
+            hub=HubSource("nyu-mll/glue", "stsb", text="sentence1", text_pair="sentence2"),
+            paper_rows={"train": 6040, "dev": 863, "test": 1725},
+            prediction_column="Predicted_Similiary",  # the course's spelling, which its graders read
+        ),
+        Task(
+            name="cfimdb",
+            kind="classification",
+            label="sentiment",
+            label_names=("negative", "positive"),
+            files=course_files("ids-cfimdb"),
+            hub=HubSource("tasksource/counterfactually-augmented-imdb", text="Text", label="Sentiment"),
+            paper_rows={"train": 1707, "dev": 245, "test": 488},
+            prediction_column="Predicted_Sentiment",
+        ),
+    )
+}
