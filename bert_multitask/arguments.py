@@ -1,0 +1,222 @@
+"""Every flag of the training recipes: one dataclass field, one help text, one unit. Defaults are the paper's."""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+from .configuration import InputError
+from .data import HANDOUT, SAMPLE
+from .schedule import SCHEDULES
+from .tasks import Task, load_task
+
+
+@dataclass
+class RunArguments:
+    """What a run trains: which checkpoint, which tasks, on which rows."""
+
+    model_name_or_path: str = field(
+        default="google-bert/bert-base-uncased",
+        metadata={"help": "BERT checkpoint to start from: Hub id, folder, or package:NAME/PATH in a Python package"},
+    )
+    tasks: list[str] = field(
+        default_factory=lambda: ["sst", "quora", "sts"],
+        metadata={"help": "tasks, in the order of a sequential schedule: sst, quora, sts, cfimdb, or JSON of a Task"},
+    )
+    data_dir: str = field(
+        default=HANDOUT,
+        metadata={"help": f"rows: folder or URL in the course's layout, 'hub', or {SAMPLE} (the shipped sample)"},
+    )
+    max_length: int = field(default=512, metadata={"help": "tokens a row may have; longer rows are cut"})
+    task_epochs: dict | str | None = field(
+        default=None, metadata={"help": "epochs by task, as JSON: '{\"sst\": 3}'; by default the task's own"}
+    )
+    head_dropout: dict | str | float | None = field(
+        default=None,
+        metadata={"help": "dropout before the heads, one probability or JSON by task; by default the task's own"},
+    )
+    encoder_dropout: float | None = field(
+        default=None, metadata={"help": "both of BERT's dropout probabilities; by default the checkpoint's"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the run in --output_dir"})
+
+    def __post_init__(self):
+        for name in ("task_epochs", "head_dropout"):
+            setattr(self, name, parse_json(f"--{name}", getattr(self, name)))
+        if self.max_length < 8:
+            raise InputError(f"--max_length is {self.max_length}; expected at least 8 tokens")
+        if self.encoder_dropout is not None and not 0 <= self.encoder_dropout < 1:
+            raise InputError(f"--encoder_dropout is {self.encoder_dropout}; expected a probability in [0, 1)")
+
+    def load_tasks(self) -> list[Task]:
+        """The run's tasks, with its epochs and dropout in the place of the presets'.
+
+        Raises:
+            InputError: a task is unknown or named twice, or a setting is for a task that the run does not have.
+        """
+        tasks = {}
+        for spec in self.tasks:
+            task = load_task(parse_json("--tasks", spec) if str(spec).startswith("{") else spec)
+            if task.name in tasks:
+                raise InputError(f"--tasks names {task.name!r} twice")
+            tasks[task.name] = task
+        dropout = self.head_dropout
+        if isinstance(dropout, (int, float)):
+            dropout = dict.fromkeys(tasks, float(dropout))
+        for flag, key, values in (("--task_epochs", "epochs", self.task_epochs), ("--head_dropout", "dropout", dropout)):
+            for name, value in (values or {}).items():
+                if name not in tasks:
+                    raise InputError(f"{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
+                tasks[name] = dataclasses.replace(tasks[name], **{key: value})
+        return list(tasks.values())
+
+
+@dataclass
+class MultitaskTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with a schedule over tasks. `num_train_epochs` is not used: epochs belong to tasks.
+
+    These defaults differ from Transformers': batches of 32, learning rate 1e-5, constant, and no gradient clipping, as
+    in the paper (section 5.3); a log entry every hundredth of the plan, evaluation and a checkpoint every tenth; the
+    best checkpoint by `eval_overall` is kept and loaded at the end; predictions are written; TensorBoard is used where
+    it is installed; without an accelerator the CPU is used without further flags.
+    """
+
+    schedule: str = field(
+        default="round_robin", metadata={"help": "which task comes next", "choices": sorted(SCHEDULES)}
+    )
+    budget: float = field(
+        default=1.0, metadata={"help": "share of each task's batches to train on, in (0, 1]; small for smoke runs"}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "go on with the unfinished run in --output_dir from its last checkpoint, or from the one named",
+            "nargs": "?",
+            "const": "last",
+        },
+    )
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "rows of a micro-batch on one process"})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "rows of an evaluation batch on one process"})
+    learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate of AdamW"})
+    lr_scheduler_type: SchedulerType | str = field(
+        default="constant", metadata={"help": "shape of the learning rate over the plan"}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "clip the gradient's norm to this; 0 for no clipping"})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "not used; see --task_epochs"})
+    max_steps: int = field(default=-1, metadata={"help": "train only the first so many steps of the plan; -1 for all"})
+    logging_steps: float = field(default=0.01, metadata={"help": "log every so many steps, or share of the plan"})
+    eval_strategy: str = field(default="steps", metadata={"help": "evaluate by steps or not at all (no)"})
+    eval_steps: float | None = field(
+        default=0.1, metadata={"help": "evaluate every so many steps, or share of the plan"}
+    )
+    save_steps: float = field(default=0.1, metadata={"help": "save every so many steps, or share of the plan"})
+    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept beside the best"})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "end with the best checkpoint"})
+    metric_for_best_model: str | None = field(default="eval_overall", metadata={"help": "what the best has most of"})
+    do_predict: bool = field(default=True, metadata={"help": "write predictions for every dev and test row at the end"})
+    report_to: None | str | list[str] = field(
+        default="tensorboard-if-installed", metadata={"help": "where logs go, for example tensorboard, wandb or none"}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "not used; the collator picks the columns"})
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"--schedule is {self.schedule!r}; choose one of {', '.join(sorted(SCHEDULES))}")
+        if not 0 < self.budget <= 1:
+            raise InputError(f"--budget is {self.budget}; expected a share in (0, 1]")
+        if self.num_train_epochs != 1:
+            raise InputError("--num_train_epochs is not used: each task has its own epochs, see --task_epochs")
+        if self.warmup_steps and self.lr_scheduler_type == "constant":
+            self.lr_scheduler_type = "constant_with_warmup"  # "constant" would ignore the warmup without a word
+        if self.report_to == "tensorboard-if-installed":
+            self.report_to = ["tensorboard"] if tensorboard_is_installed() else []
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
+def tensorboard_is_installed() -> bool:
+    """Whether Trainer could log to TensorBoard here."""
+    from transformers.integrations import is_tensorboard_available
+
+    return is_tensorboard_available()
+
+
+def parse_json(flag: str, value):
+    """The value of a JSON flag; what is no string is taken as parsed already.
+
+    Raises:
+        InputError: it is not valid JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{flag} is {value!r}, which is not JSON ({error}); for example '{{\"sst\": 3}}'") from error
+
+
+class RecipeParser(HfArgumentParser):
+    """`CONFIG.yaml --flag value …`: fields of the YAML are flags that the command line can override.
+
+    Its errors are `InputError`s, one line each.
+    """
+
+    def __init__(self, dataclass_types, default_config: Path, description: str):
+        super().__init__(dataclass_types, description=description, allow_abbrev=False)
+        self.add_argument("config", nargs="?", type=Path, default=default_config, help="YAML file of flags")
+
+    def error(self, message: str):
+        raise InputError(message)
+
+    def parse(self, argv: list[str]) -> tuple:
+        """Parse a command line into the dataclasses; the path of the configuration file comes last.
+
+        Raises:
+            InputError: an unknown flag or field, or a value that is not of its type or out of range.
+        """
+        config = self.parse_known_args(argv)[0].config
+        *parsed, namespace, unknown = self.parse_checked([*self.read_yaml(config), *argv])
+        if unknown:
+            raise InputError(f"unknown flag {unknown[0]}{self.suggest(unknown[0])}; --help lists the flags")
+        return (*parsed, namespace.config)
+
+    def parse_checked(self, argv: list[str]) -> tuple:
+        """`parse_args_into_dataclasses`; the ValueErrors of `TrainingArguments` are the user's mistakes."""
+        try:
+            return self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def read_yaml(self, path: Path) -> list[str]:
+        """The flags of a YAML file, as they would be typed."""
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such configuration file") from error
+        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+            raise InputError(f"{path}: not a YAML file: {error}") from error
+        if not isinstance(fields, dict):
+            raise InputError(f"{path}: expected `field: value` lines")
+        known = {action.dest for action in self._actions} - {"help", "config"}
+        argv = []
+        for name, value in fields.items():
+            if name not in known:
+                raise InputError(f"{path}: unknown field {name!r}{self.suggest(name)}; fields are flags without --")
+            if value is not None:
+                values = value if isinstance(value, list) else [value]
+                argv += [f"--{name}", *(item if isinstance(item, str) else json.dumps(item) for item in values)]
+        return argv
+
+    def suggest(self, name: str) -> str:
+        """`, did you mean X?` where a flag is close to the name."""
+        flags = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
+        close = difflib.get_close_matches(name.lstrip("-").split("=")[0], flags, n=1)
+        return f", did you mean {flags[close[0]]}?" if close else ""
