@@ -69,7 +69,10 @@ class RunArguments:
         dropout = self.head_dropout
         if isinstance(dropout, (int, float)):
             dropout = dict.fromkeys(tasks, float(dropout))
-        for flag, key, values in (("--task_epochs", "epochs", self.task_epochs), ("--head_dropout", "dropout", dropout)):
+        for flag, key, values in (
+            ("--task_epochs", "epochs", self.task_epochs),
+            ("--head_dropout", "dropout", dropout),
+        ):
             for name, value in (values or {}).items():
                 if name not in tasks:
                     raise InputError(f"{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")

@@ -30,9 +30,7 @@ class TaskRows(torch.utils.data.Dataset):
         task = keys[0][0]
         columns = self.tasks[task][[max(row, 0) for _, row in keys]]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return [
-            row | {"labels": UNLABELLED} if key[1] == FILLER else row for key, row in zip(keys, rows, strict=True)
-        ]
+        return [row | {"labels": UNLABELLED} if key[1] == FILLER else row for key, row in zip(keys, rows, strict=True)]
 
 
 class Collator:

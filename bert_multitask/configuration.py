@@ -44,7 +44,7 @@ class MultitaskBertConfig(BertConfig):
         if model_type != cls.model_type:
             raise InputError(
                 f"{pretrained_model_name_or_path} is a checkpoint of type {model_type!r}, not {cls.model_type!r}: "
-                "choose a BERT checkpoint (its config.json says \"model_type\": \"bert\"), "
+                'choose a BERT checkpoint (its config.json says "model_type": "bert"), '
                 "for example google-bert/bert-base-uncased"
             )
         return super().from_pretrained(folder_or_id, **kwargs)

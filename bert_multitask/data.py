@@ -51,17 +51,17 @@ def load_rows(task: Task, data_dir: str = HANDOUT) -> DatasetDict:
         raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {task.files['train']}")
     return DatasetDict(
         {
-            split: clean(task, read_file(f"{folder}/{name}", task), source=name, absent=("",))
+            split: clean(task, read_file(f"{folder}/{name}", task, labelled=split != "test"), source=name, absent=("",))
             for split, name in task.files.items()
             if is_url or split != "test" or Path(folder, name).exists()
         }
     )
 
 
-def read_file(path: str, task: Task) -> Iterator[dict]:
+def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
     """Yield the rows of a tab-separated file with a header, local or remote: `id` and the task's columns, as strings.
 
-    A file without the label's column is one without labels; any other missing column is an error.
+    `labelled` says that the label's column must be there; every other column must anyway.
     """
     name = path.rsplit("/", 1)[-1]
     try:
@@ -76,7 +76,7 @@ def read_file(path: str, task: Task) -> Iterator[dict]:
     with open(local, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t")
         columns = reader.fieldnames or []
-        for column in ("id", task.text, task.text_pair):
+        for column in ("id", task.text, task.text_pair, task.label if labelled else None):
             if column and column not in columns:
                 raise InputError(f"{path}: no column {column!r}; its columns are {', '.join(filter(None, columns))}")
         try:
@@ -109,7 +109,9 @@ def read_hub(task: Task) -> dict[str, Dataset]:
         where = "/".join(filter(None, (source.path, source.name, name)))
         if name not in remote:
             raise InputError(f"{where}: no such split; the dataset has {', '.join(remote)}")
-        rows[split] = clean(task, read_hub_split(remote[name], source, where), source=where, absent=("", None, -1, -1.0))
+        rows[split] = clean(
+            task, read_hub_split(remote[name], source, where), source=where, absent=("", None, -1, -1.0)
+        )
     return rows
 
 
@@ -151,7 +153,9 @@ def clean(task: Task, raw: Iterator[dict], *, source: str, absent: tuple) -> Dat
             values.append(label if name == "label" else row[name])
     # The description carries the source's name to the messages about its rows.
     return Dataset.from_dict(
-        columns, features=Features(features), info=datasets.DatasetInfo(description=source, features=Features(features))
+        columns,
+        features=Features(features),
+        info=datasets.DatasetInfo(description=source, features=Features(features)),
     )
 
 

@@ -151,9 +151,7 @@ class Layer(GradientCheckpointingLayer):
 
     def __init__(self, config):
         super().__init__()
-        self.attention = nn.ModuleDict(
-            {"self": SelfAttention(config), "output": AddNorm(config, config.hidden_size)}
-        )
+        self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": AddNorm(config, config.hidden_size)})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.activation = ACT2FN[config.hidden_act]
         self.output = AddNorm(config, config.intermediate_size)
@@ -208,7 +206,7 @@ class MinBertPreTrainedModel(PreTrainedModel):
         missing = sorted(key for key in info["missing_keys"] if ".encoder." in f".{key}" or ".embeddings." in f".{key}")
         if missing:
             raise InputError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} encoder weights, the first of them {missing[0]}: "
+                f"{pretrained_model_name_or_path} lacks {len(missing)} encoder weights, {missing[0]} first: "
                 "its config.json does not describe its weights, or the weights are not those of a BERT"
             )
         return (model, info) if output_loading_info else model

@@ -116,7 +116,9 @@ def load_task(spec: "str | dict | Task") -> Task:
         return TASKS[spec]
     known = {field.name for field in dataclasses.fields(Task)}
     if unknown := sorted(set(spec) - known):
-        raise InputError(f"task {spec.get('name')!r}: unknown field {unknown[0]!r}; a task has {', '.join(sorted(known))}")
+        raise InputError(
+            f"task {spec.get('name')!r}: unknown field {unknown[0]!r}; a task has {', '.join(sorted(known))}"
+        )
     if missing := sorted({"name", "kind"} - set(spec)):
         raise InputError(f"task {spec.get('name')!r}: field {missing[0]!r} is missing")
     return Task(**spec)
