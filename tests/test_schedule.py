@@ -1,0 +1,126 @@
+"""The plan and the dealing of rows: properties over all sizes, and the paper's probabilities."""
+
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_multitask.schedule import FILLER, SCHEDULES, PlanSampler, count_batches, describe, round_robin, sequential
+
+sizes = st.lists(st.integers(1, 60), min_size=1, max_size=4)
+seeds = st.integers(0, 2**32)
+
+
+@given(sizes, seeds, st.sampled_from(sorted(SCHEDULES)))
+def test_every_batch_is_in_the_plan_once(counts, seed, name):
+    batches = {f"task{number}": count for number, count in enumerate(counts)}
+    plan = SCHEDULES[name](batches, seed)
+    assert Counter(plan) == batches
+    assert plan == SCHEDULES[name](batches, seed)
+
+
+@pytest.mark.parametrize("order", list(permutations([1, 4, 9])))
+def test_no_size_order_loses_a_batch(order):
+    batches = dict(zip("abc", order, strict=True))
+    assert Counter(round_robin(batches, 7)) == batches
+    assert sequential(batches, 7) == ["a"] * order[0] + ["b"] * order[1] + ["c"] * order[2]
+
+
+def test_round_robin_draws_in_proportion_to_the_totals():
+    """First draws over many seeds: 1/10, 3/10 and 6/10, within five standard errors; and then one after another."""
+    batches = {"a": 10, "b": 30, "c": 60}
+    first = Counter(round_robin(batches, seed)[0] for seed in range(2000))
+    for task, count in batches.items():
+        share = count / 100
+        assert abs(first[task] / 2000 - share) < 5 * np.sqrt(share * (1 - share) / 2000)
+
+
+def test_round_robin_renormalises_over_the_tasks_left():
+    """With a exhausted, b and c go on 1 to 3 in every window, not in proportion to what they have left."""
+    batches = {"a": 1, "b": 1000, "c": 3000}
+    plan = round_robin(batches, 3)
+    late = plan[2000:3000]
+    assert 0.2 < late.count("b") / len(late) < 0.3
+
+
+def test_another_seed_is_another_plan():
+    batches = {"a": 20, "b": 20}
+    assert round_robin(batches, 0) != round_robin(batches, 1)
+
+
+def test_plan_ignores_and_leaves_global_random_state():
+    np.random.seed(5)
+    before = np.random.get_state()[1].copy()
+    first = round_robin({"a": 20, "b": 20}, 0)
+    np.random.seed(6)
+    assert round_robin({"a": 20, "b": 20}, 0) == first
+    np.random.seed(5)
+    assert (np.random.get_state()[1] == before).all()
+
+
+@given(st.integers(1, 1000), st.integers(1, 10), st.integers(1, 64), st.floats(0.001, 1))
+def test_budget_scales_the_batches(rows, epochs, batch_size, budget):
+    full = count_batches({"a": rows}, {"a": epochs}, batch_size, 1.0)["a"]
+    assert full == epochs * int(np.ceil(rows / batch_size))
+    part = count_batches({"a": rows}, {"a": epochs}, batch_size, budget)["a"]
+    assert 1 <= part <= full and abs(part - budget * full) <= 1
+
+
+def sampled_rows(plan, rows, **kwargs) -> list:
+    """(task, row) pairs of every process and micro-batch, fillers left out, one list a step."""
+    processes, accumulation = kwargs.get("processes", 1), kwargs.get("accumulation", 1)
+    samplers = [PlanSampler(plan, rows, seed=11, rank=rank, **kwargs) for rank in range(processes)]
+    ranks = [list(sampler) for sampler in samplers]
+    assert all(len(sampler) == len(batches) for sampler, batches in zip(samplers, ranks, strict=True))
+    steps = []
+    for step in range(len(plan)):
+        shares = [batch for rank in ranks for batch in rank[step * accumulation : (step + 1) * accumulation]]
+        assert all(share for share in shares), "a process without rows would not take part in the step"
+        assert {task for share in shares for task, _ in share} == {plan[step]}
+        real = [[pair for pair in share if pair[1] != FILLER] for share in shares]
+        assert max(map(len, real)) - min(map(len, real)) <= 1
+        steps.append([pair for share in real for pair in share])
+    return steps
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    st.integers(1, 12),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    seeds,
+)
+def test_every_row_is_seen_exactly_epochs_times(counts, batch_size, epochs, processes, accumulation, seed):
+    """Ragged last batches, fewer rows than processes, any number of processes and accumulation steps."""
+    rows = {f"task{number}": count for number, count in enumerate(counts)}
+    plan = round_robin(count_batches(rows, dict.fromkeys(rows, epochs), batch_size, 1.0), seed)
+    steps = sampled_rows(plan, rows, batch_size=batch_size, processes=processes, accumulation=accumulation)
+    seen = Counter(pair for step in steps for pair in step)
+    assert seen == {(task, row): epochs for task, count in rows.items() for row in range(count)}
+
+
+def test_the_rows_of_a_step_do_not_depend_on_processes_or_accumulation():
+    rows = {"a": 37, "b": 9}
+    plan = round_robin({"a": 10, "b": 3}, 0)
+    one = [sorted(step) for step in sampled_rows(plan, rows, batch_size=8)]
+    for processes, accumulation in [(2, 1), (3, 1), (1, 4), (2, 4), (3, 3)]:
+        other = sampled_rows(plan, rows, batch_size=8, processes=processes, accumulation=accumulation)
+        assert [sorted(step) for step in other] == one
+
+
+def test_epochs_are_shuffled_anew():
+    rows = {"a": 32}
+    first, second = sampled_rows(["a", "a"], rows, batch_size=32)
+    assert first != second and sorted(first) == sorted(second)
+
+
+def test_description():
+    rows, epochs = {"sst": 33, "quora": 64}, {"sst": 2, "quora": 1}
+    text = describe(["sst"] * 4 + ["quora"] * 2, rows, epochs, 32)
+    assert "sst" in text and "66.7%" in text and "6 steps" in text and "of" in text.splitlines()[-1]
+    assert " of 2" in describe(["sst"], {"sst": 33}, {"sst": 2}, 32), "a scaled budget shows in the epochs"
