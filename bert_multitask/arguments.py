@@ -183,11 +183,12 @@ class RecipeParser(HfArgumentParser):
         Raises:
             InputError: an unknown flag or field, or a value that is not of its type or out of range.
         """
-        config = self.parse_known_args(argv)[0].config
-        *parsed, namespace, unknown = self.parse_checked([*self.read_yaml(config), *argv])
+        given = bool(argv) and not argv[0].startswith("-")
+        config = Path(argv[0]) if given else self.get_default("config")
+        *parsed, _, unknown = self.parse_checked([str(config), *self.read_yaml(config), *argv[given:]])
         if unknown:
             raise InputError(f"unknown flag {unknown[0]}{self.suggest(unknown[0])}; --help lists the flags")
-        return (*parsed, namespace.config)
+        return (*parsed, config)
 
     def parse_checked(self, argv: list[str]) -> tuple:
         """`parse_args_into_dataclasses`; the ValueErrors of `TrainingArguments` are the user's mistakes."""

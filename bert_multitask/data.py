@@ -63,23 +63,24 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
 
     `labelled` says that the label's column must be there; every other column must anyway.
     """
-    name = path.rsplit("/", 1)[-1]
     try:
         local = cached_path(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; task {task.name!r} reads it (--data_dir names its folder)") from error
     except Exception as error:  # no network, a refused connection, a server's error: the client has a dozen types
+        if "://" not in path:
+            raise InputError(f"{path}: no such file; task {task.name!r} reads it (see --data_dir)") from error
         raise InputError(
             f"{path}: cannot be fetched ({error}); name a local folder with --data_dir, or try `make quickstart`, "
             "which needs no download"
         ) from error
     with open(local, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t")
-        columns = reader.fieldnames or []
-        for column in ("id", task.text, task.text_pair, task.label if labelled else None):
-            if column and column not in columns:
-                raise InputError(f"{path}: no column {column!r}; its columns are {', '.join(filter(None, columns))}")
         try:
+            columns = reader.fieldnames or []
+            for column in ("id", task.text, task.text_pair, task.label if labelled else None):
+                if column and column not in columns:
+                    raise InputError(
+                        f"{path}: no column {column!r}; its columns are {', '.join(filter(None, columns))}"
+                    )
             for number, row in enumerate(reader, start=1):
                 if None in row or None in row.values():
                     raise InputError(f"{path}: row {number} has not the header's {len(columns)} tab-separated fields")
@@ -90,7 +91,7 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
                     "label": row.get(task.label, ""),
                 }
         except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{name}: line {reader.line_num + 1} cannot be read: {error}") from error
+            raise InputError(f"{path}: line {reader.line_num + 1} or soon after cannot be read: {error}") from error
 
 
 def read_hub(task: Task) -> dict[str, Dataset]:

@@ -1,0 +1,111 @@
+"""The command line: YAML below, flags above, and every mistake named."""
+
+import pytest
+
+from bert_multitask.arguments import MultitaskTrainingArguments, RecipeParser, RunArguments
+from bert_multitask.configuration import InputError
+
+
+def parse(tmp_path, yaml: str, *flags: str):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml)
+    parser = RecipeParser((RunArguments, MultitaskTrainingArguments), tmp_path / "default.yaml", "a test")
+    return parser.parse([str(config), "--output_dir", str(tmp_path / "run"), *flags])
+
+
+def test_defaults_are_the_papers(tmp_path):
+    run, args, _ = parse(tmp_path, "")
+    assert run.tasks == ["sst", "quora", "sts"] and run.model_name_or_path == "google-bert/bert-base-uncased"
+    assert [task.epochs for task in run.load_tasks()] == [10, 3, 10]
+    assert (args.per_device_train_batch_size, args.learning_rate, args.lr_scheduler_type) == (32, 1e-5, "constant")
+    assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.999, 0, 0)
+    assert args.schedule == "round_robin" and args.metric_for_best_model == "eval_overall" and args.do_predict
+
+
+def test_flags_override_yaml(tmp_path):
+    yaml = "learning_rate: 5e-5\ntasks: [sst, sts]\nbf16: true\ntask_epochs: {sst: 2}\nseed: 3\n"
+    run, args, path = parse(tmp_path, yaml, "--learning_rate", "1e-3", "--tasks", "sst", "--task_epochs", '{"sst": 4}')
+    assert args.learning_rate == 1e-3 and args.bf16 and args.seed == 3 and path.name == "config.yaml"
+    assert [(task.name, task.epochs) for task in run.load_tasks()] == [("sst", 4)]
+
+
+def test_the_default_config_is_used_without_one(tmp_path):
+    (tmp_path / "default.yaml").write_text("seed: 9\n")
+    parser = RecipeParser((RunArguments, MultitaskTrainingArguments), tmp_path / "default.yaml", "a test")
+    assert parser.parse(["--output_dir", str(tmp_path)])[1].seed == 9
+
+
+def test_dropout_for_all_tasks_or_by_task(tmp_path):
+    def dropouts(*flags):
+        return [task.dropout for task in parse(tmp_path, "", *flags)[0].load_tasks()]
+
+    assert dropouts() == [0.3, 0.3, 0.3]
+    assert dropouts("--head_dropout", "0.1") == [0.1, 0.1, 0.1]
+    assert dropouts("--head_dropout", '{"sst": 0.2, "sts": 0}') == [0.2, 0.3, 0]
+
+
+def test_a_task_written_in_the_yaml(tmp_path):
+    yaml = "tasks: [sst, {name: nli, kind: classification, label_names: [a, b, c], text_pair: other}]\n"
+    run, *_ = parse(tmp_path, yaml)
+    assert [task.name for task in run.load_tasks()] == ["sst", "nli"]
+
+
+def test_resume_without_a_value_means_the_last_checkpoint(tmp_path):
+    assert parse(tmp_path, "")[1].resume_from_checkpoint is None
+    assert parse(tmp_path, "", "--resume_from_checkpoint")[1].resume_from_checkpoint == "last"
+    assert parse(tmp_path, "", "--resume_from_checkpoint", "X")[1].resume_from_checkpoint == "X"
+
+
+def test_warmup_is_not_ignored_by_a_constant_rate(tmp_path):
+    assert parse(tmp_path, "", "--warmup_steps", "0.1")[1].lr_scheduler_type == "constant_with_warmup"
+
+
+def test_tensorboard_is_used_where_installed(tmp_path):
+    assert parse(tmp_path, "")[1].report_to == ["tensorboard"]
+    assert parse(tmp_path, "", "--report_to", "none")[1].report_to == []
+
+
+@pytest.mark.parametrize(
+    ("yaml", "flags", "message"),
+    [
+        ("learnin_rate: 1", [], r"config.yaml: unknown field 'learnin_rate', did you mean --learning_rate\?"),
+        ("", ["--learnin_rate", "1"], r"unknown flag --learnin_rate, did you mean --learning_rate\?"),
+        ("", ["--evaluation_strategy=no"], "unknown flag --evaluation_strategy=no"),
+        ("", ["--learning_rate", "fast"], "--learning_rate.*invalid float value: 'fast'"),
+        ("learning_rate: fast", [], "--learning_rate.*invalid float value: 'fast'"),
+        ("- a\n- b", [], "field: value"),
+        ("a: [", [], "config.yaml: not a YAML file"),
+        ("", ["--schedule", "zigzag"], "--schedule.*invalid choice: 'zigzag'"),
+        ("", ["--budget", "0"], r"--budget is 0.0; expected a share in \(0, 1\]"),
+        ("", ["--num_train_epochs", "3"], "see --task_epochs"),
+        ("", ["--task_epochs", "sst=3"], "--task_epochs is 'sst=3', which is not JSON"),
+        ("", ["--max_length", "2"], "--max_length is 2"),
+        ("", ["--encoder_dropout", "1.2"], "--encoder_dropout is 1.2"),
+        ("", ["--eval_strategy", "epoch"], "save and eval strategy to match"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, yaml, flags, message):
+    with pytest.raises(InputError, match=message) as error:
+        parse(tmp_path, yaml, *flags)
+    assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks", "sentiment"], "unknown task 'sentiment'; choose from sst, quora, sts, cfimdb"),
+        (["--tasks", "sst", "sst"], "names 'sst' twice"),
+        (["--task_epochs", '{"cfimdb": 3}'], "--task_epochs names 'cfimdb', but the tasks of this run are"),
+        (["--head_dropout", '{"sst": 1.0}'], "dropout is 1.0"),
+    ],
+)
+def test_mistakes_in_tasks_are_named(tmp_path, flags, message):
+    run, *_ = parse(tmp_path, "", *flags)
+    with pytest.raises(InputError, match=message):
+        run.load_tasks()
+
+
+def test_a_missing_config_is_named(tmp_path):
+    parser = RecipeParser((RunArguments, MultitaskTrainingArguments), tmp_path / "default.yaml", "a test")
+    with pytest.raises(InputError, match="default.yaml: no such configuration file"):
+        parser.parse([])

@@ -1,0 +1,38 @@
+"""Batches of one task, padded."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from bert_multitask.collate import Collator, TaskRows
+from bert_multitask.losses import UNLABELLED
+from bert_multitask.schedule import FILLER
+
+
+def row(task: str, length: int, label) -> dict:
+    return {"task": task, "input_ids": list(range(5, 5 + length)), "token_type_ids": [1] * length, "labels": label}
+
+
+def test_padding():
+    batch = Collator(pad_token_id=9)([row("a", 3, 1), row("a", 2, 0)])
+    assert batch["task"] == "a"
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 6, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["token_type_ids"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].dtype == torch.long
+    assert Collator(0)([row("a", 3, 1.5)])["labels"].dtype == torch.float32
+
+
+def test_tasks_are_never_mixed():
+    with pytest.raises(ValueError, match="a, b"):
+        Collator(0)([row("a", 3, 1), row("b", 2, 0)])
+
+
+@pytest.mark.parametrize("label", [3, 2.5])
+def test_rows_of_a_batch_and_the_filler(label):
+    rows = TaskRows({"a": Dataset.from_list([row("a", n, label) for n in range(1, 5)]), "b": Dataset.from_list([])})
+    assert len(rows) == 4
+    assert [len(item["input_ids"]) for item in rows.__getitems__([("a", 2), ("a", 0)])] == [3, 1]
+    (filler,) = rows.__getitems__([("a", FILLER)])
+    assert filler["labels"] == UNLABELLED and len(filler["input_ids"]) == 1
+    assert Collator(0)([filler])["labels"].eq(-100).all(), "Trainer counts what is not -100"

@@ -1,0 +1,265 @@
+"""Rows from folders, URLs, the Hub and the sample; what is reported, what is refused; tokens and their cache."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import ROOT, write_table
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bert_multitask.configuration import InputError, resolve_folder
+from bert_multitask.data import SAMPLE, SPLITS, fingerprint, load_rows, tokenise, usable_rows
+from bert_multitask.losses import UNLABELLED
+from bert_multitask.tasks import TASKS, HubSource, load_task
+
+ROW_COUNTS = {
+    "sst": [8544, 1101, 2210],
+    "cfimdb": [1707, 245, 488],
+    "quora": [14000, 2000, 4214],
+    "sts": [6040, 863, 1725],
+}
+
+
+@pytest.mark.parametrize("name", ROW_COUNTS)
+def test_real_row_counts(real_data, name):
+    rows = load_rows(TASKS[name], real_data)
+    assert [len(rows[split]) for split in SPLITS] == ROW_COUNTS[name]
+    assert set(rows["test"]["label"]) == {UNLABELLED}
+
+
+def test_real_texts_are_as_python_reads_the_file(real_data):
+    with open(f"{real_data}/quora-train.csv", encoding="utf-8", newline="") as file:
+        expected = list(csv.DictReader(file, delimiter="\t"))
+    rows = load_rows(TASKS["quora"], real_data)["train"]
+    assert rows["text"][:] == [row["sentence1"] for row in expected]
+    assert any('"' in text for text in rows["text_pair"])
+
+
+def test_real_gaps_are_reported(real_data, caplog, propagated_logs):
+    for split in ("train", "dev"):
+        rows = load_rows(TASKS["quora"], real_data)[split]
+        usable = usable_rows(TASKS["quora"], rows, split)
+        assert len(usable) == len(rows) - (split == "train")
+    assert "quora-train.csv: row 2576 has no label; it is left out of training" in caplog.text
+    assert "quora-dev.csv: row" in caplog.text and "predicted, not scored" in caplog.text
+
+
+@pytest.fixture
+def propagated_logs():
+    """Lets caplog see the library's log."""
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    yield
+    logging.disable_propagation()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_sample(name):
+    rows = load_rows(TASKS[name], SAMPLE)
+    assert [len(rows[split]) for split in SPLITS] == [600, 150, 150]
+    texts = [tuple(row[key] for key in row if key.startswith("text")) for split in SPLITS for row in rows[split]]
+    assert len(set(texts)) == len(texts), "a row occurs twice, perhaps in train and dev"
+    if name != "sts":
+        labels = rows["train"]["label"]
+        assert min(labels.count(label) for label in range(len(TASKS[name].label_names))) > 30
+
+
+def test_the_sample_is_what_its_script_writes(tmp_path):
+    subprocess.run([sys.executable, ROOT / "recipes" / "make_sample.py", tmp_path], check=True)
+    shipped = ROOT / "bert_multitask" / "sample"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in shipped.iterdir())
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (shipped / path.name).read_bytes(), path.name
+
+
+@pytest.fixture
+def server(course_folder):
+    """The folder under an http URL."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(course_folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_url_gives_the_folders_rows(course_folder, server):
+    for name in ("sst", "quora", "sts"):
+        local, remote = load_rows(TASKS[name], str(course_folder)), load_rows(TASKS[name], server + "/")
+        assert {split: fingerprint(rows) for split, rows in local.items()} == {
+            split: fingerprint(rows) for split, rows in remote.items()
+        }
+    with pytest.raises(InputError, match="ids-cfimdb-train.csv"):
+        load_rows(TASKS["cfimdb"], server)
+    with pytest.raises(InputError, match="make quickstart"):
+        load_rows(TASKS["sst"], "http://127.0.0.1:9/data")
+
+
+def test_texts_reach_the_tokenizer_as_they_are(tmp_path):
+    """Quotes are the file form's, doubled inside quoted fields; nothing else is touched, not even "NA"."""
+    texts = [' "Hi" ', "NA", "None", "5.0", "ÄÖ ’", "tab\there"]
+    with open(tmp_path / "ids-sst-train.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerow(["", "id", "sentence", "sentiment"])
+        writer.writerows([number, number, text, 1] for number, text in enumerate(texts))
+    write_table(tmp_path / "ids-sst-dev.csv", ["", "id", "sentence", "sentiment"], [[0, "a", "b", 0]])
+    assert load_rows(TASKS["sst"], str(tmp_path))["train"]["text"][:] == texts
+
+
+def test_a_missing_test_file_is_no_error(course_folder):
+    (course_folder / "sts-test-student.csv").unlink()
+    assert sorted(load_rows(TASKS["sts"], str(course_folder))) == ["dev", "train"]
+
+
+def test_gaps_are_left_out_of_training_and_predicted(course_folder, caplog, propagated_logs):
+    header = ["", "id", "sentence1", "sentence2", "is_duplicate"]
+    rows = [[0, "a", "x", "y", 1.0], [1, "b", "x", "", 0.0], [2, "c", "x", "y", ""], [3, "d", " ", "", ""]]
+    for split in ("train", "dev"):
+        write_table(course_folder / f"quora-{split}.csv", header, rows)
+    loaded = load_rows(TASKS["quora"], str(course_folder))
+    assert usable_rows(TASKS["quora"], loaded["train"], "train")["id"][:] == ["a"]
+    assert usable_rows(TASKS["quora"], loaded["dev"], "dev")["id"][:] == ["a", "b", "c", "d"]
+    usable_rows(TASKS["quora"], loaded["test"], "test")
+    assert caplog.messages == [
+        "quora-train.csv: row 2 has an empty text; it is left out of training",
+        "quora-train.csv: row 3 has no label; it is left out of training",
+        "quora-train.csv: row 4 has an empty text and no label; it is left out of training",
+        "quora-dev.csv: row 2 has an empty text; it is predicted",
+        "quora-dev.csv: row 3 has no label; it is predicted, not scored",
+        "quora-dev.csv: row 4 has an empty text and no label; it is predicted, not scored",
+    ]
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(st.text(max_size=20), st.sampled_from(["", "0", "1.0", "4"])), min_size=1, max_size=8))
+def test_any_text_survives_and_no_row_is_lost(tmp_path, rows):
+    rows = [("".join(c for c in text if c.isprintable()), label) for text, label in rows]
+    for split in ("train", "dev"):
+        with open(tmp_path / f"ids-sst-{split}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter="\t")
+            writer.writerow(["", "id", "sentence", "sentiment"])
+            writer.writerows([i, i, text, label] for i, (text, label) in enumerate(rows))
+    loaded = load_rows(TASKS["sst"], str(tmp_path))["train"]
+    assert loaded["text"][:] == [text for text, _ in rows]
+    assert loaded["label"][:] == [int(float(label)) if label else UNLABELLED for _, label in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "message"),
+    [
+        ("sst", "ids-sst-train.csv", None, "ids-sst-train.csv: no such file; task 'sst'"),
+        ("sst", "ids-sst-dev.csv", "\tid\ttext\tsentiment\n0\ta\tb\t1\n", "no column 'sentence'; its columns are id, text"),
+        ("sst", "ids-sst-train.csv", "\tid\tsentence\n0\ta\tb\n", "no column 'sentiment'"),
+        ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1\n1\tc\td\t5\n", "row 2: sentiment is '5'; "
+         "expected a class from 0 to 4"),
+        ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1.5\n", "row 1: sentiment is '1.5'"),
+        ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\tnan\n", "row 1: sentiment is 'nan'"),
+        ("sts", "sts-dev.csv", "\tid\tsentence1\tsentence2\tsimilarity\n0\ta\tb\tc\t5.1\n", "expected a score from 0 to 5"),
+        ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\n", "row 1 has not the header's 4"),
+        ("sst", "ids-sst-train.csv", "", "no column 'id'"),
+    ],
+)  # fmt: skip
+def test_bad_files_are_named(course_folder, name, file, content, message):
+    if content is None:
+        (course_folder / file).unlink()
+    else:
+        (course_folder / file).write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        load_rows(TASKS[name], str(course_folder))
+    assert file in str(error.value)
+
+
+def test_other_mistakes_are_named(course_folder):
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        load_rows(TASKS["sst"], "nowhere")
+    (course_folder / "ids-sst-train.csv").write_bytes(b"\tid\tsentence\tsentiment\n0\ta\t\xff\xfe\t1\n")
+    with pytest.raises(InputError, match="ids-sst-train.csv: line .*utf-8"):
+        load_rows(TASKS["sst"], str(course_folder))
+    nothing = "\tid\tsentence\tsentiment\n0\ta\tb\t\n"
+    (course_folder / "ids-sst-train.csv").write_text(nothing)
+    with pytest.raises(InputError, match="no row has a label"):
+        usable_rows(TASKS["sst"], load_rows(TASKS["sst"], str(course_folder))["train"], "train")
+    task = load_task({"name": "mine", "kind": "binary", "label_names": ["n", "y"]})
+    with pytest.raises(InputError, match="names no files"):
+        load_rows(task, str(course_folder))
+    with pytest.raises(InputError, match="names no Hub dataset"):
+        load_rows(task, "hub")
+
+
+def test_tokens(course_folder, tokenizer):
+    task = TASKS["quora"]
+    rows = load_rows(task, str(course_folder))["train"]
+    tokens = tokenise(task, rows, tokenizer, 512)
+    assert tokens["id"][:] == rows["id"][:] and set(tokens["task"]) == {"quora"}
+    expected = tokenizer(rows["text"][1], rows["text_pair"][1])
+    assert tokens[1]["input_ids"] == expected["input_ids"]
+    assert tokens[1]["token_type_ids"] == expected["token_type_ids"] and 1 in expected["token_type_ids"]
+
+
+def test_tokens_are_cached_and_memory_mapped(course_folder, tokenizer, monkeypatch):
+    task = TASKS["sst"]
+    rows = load_rows(task, str(course_folder))["train"]
+    first = tokenise(task, rows, tokenizer, 512)
+    assert first.cache_files
+    calls = []
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *args, **kwargs: calls.append(args))
+    again = tokenise(task, load_rows(task, str(course_folder))["train"], tokenizer, 512)
+    assert not calls and again[:] == first[:]
+    with pytest.raises(Exception, match="."):  # another length is not in the cache: the broken tokenizer is called
+        tokenise(task, rows, tokenizer, 8)
+    assert calls
+
+
+def test_long_rows_are_cut_and_counted(course_folder, tokenizer, caplog, propagated_logs):
+    task = TASKS["sts"]
+    rows = load_rows(task, str(course_folder))["train"]
+    whole, cut = (tokenise(task, rows, tokenizer, length) for length in (512, 9))
+    lengths = list(map(len, whole["input_ids"]))
+    assert not any(whole["truncated"])
+    assert cut["truncated"][:] == [length > 9 for length in lengths]
+    assert list(map(len, cut["input_ids"])) == [min(length, 9) for length in lengths]
+    assert f"sts: {sum(cut['truncated'])} of 9 rows were cut to 9 tokens" in caplog.text
+
+
+def test_fingerprints_follow_the_content(course_folder):
+    before = fingerprint(load_rows(TASKS["sst"], str(course_folder))["dev"])
+    assert before == fingerprint(load_rows(TASKS["sst"], str(course_folder))["dev"])
+    path = course_folder / "ids-sst-dev.csv"
+    path.write_text(path.read_text().replace("good", "bad", 1))
+    assert before != fingerprint(load_rows(TASKS["sst"], str(course_folder))["dev"])
+
+
+def test_hub_datasets(tmp_path):
+    """In a fresh process that is pointed at a hub on loopback, as `HF_ENDPOINT` does."""
+    result = subprocess.run(
+        [sys.executable, ROOT / "tests" / "hub_server.py"],
+        env=os.environ | {"HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    got = json.loads(result.stdout.splitlines()[-1])
+    assert got["sst"] == {
+        "train": [["0", "good", 4], ["1", "dull", 1]],
+        "dev": [["0", "fine", 2]],
+        "test": [["0", "x", 0]],
+    }
+    assert got["quora"]["dev"] == [["7", "a ?", "b ?", 1]]
+    assert got["quora"]["test"] == [["3", "c ?", "d ?", UNLABELLED]]
+    assert got["sts"]["train"] == [["5", "a", "b", 2.5]]
+    assert got["cfimdb"]["train"] == [["0", "long", 1], ["1", "short", 0]], "labels by name"
+    assert "no such split" in got["wrong split"] and "no column" in got["wrong column"]
+    assert "cannot be loaded from the Hub" in got["absent"]
+
+
+def test_hub_source_of_a_preset_names_our_splits():
+    assert all(set(task.hub.splits) == set(SPLITS) for task in TASKS.values())
+    assert HubSource("a/b").splits["dev"] == "validation"
+    assert resolve_folder(SAMPLE).endswith("sample")

@@ -1,0 +1,87 @@
+"""Prediction tables and files, and prediction of plain strings."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+
+from bert_multitask.configuration import InputError
+from bert_multitask.heads import MultitaskBertModel
+from bert_multitask.predict import predict, prediction_table, write_predictions
+from bert_multitask.tasks import TASKS
+
+LOGITS = {
+    "sst": np.array([[0, 1, 2, 3, 4.0], [9, 0, 0, 0, 0]]),
+    "quora": np.array([2.0, -1.0]),
+    "sts": np.array([1.25, 4.5]),
+}
+
+
+def test_tables():
+    table = prediction_table(TASKS["sst"], ["x", "y"], LOGITS["sst"])
+    assert table["id"][:] == ["x", "y"] and table["label"][:] == [4, 0]
+    exponentials = np.exp(LOGITS["sst"])
+    np.testing.assert_allclose(table["probabilities"], exponentials / exponentials.sum(-1, keepdims=True), rtol=1e-5)
+
+    table = prediction_table(TASKS["quora"], ["x", "y"], LOGITS["quora"])
+    yes = 1 / (1 + np.exp(-LOGITS["quora"]))
+    assert table["label"][:] == [1, 0]
+    np.testing.assert_allclose(table["probabilities"], np.stack([1 - yes, yes], -1), rtol=1e-5)
+
+    assert prediction_table(TASKS["sts"], ["x", "y"], LOGITS["sts"])["score"][:] == [1.25, 4.5]
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        ("sst", "id \t Predicted_Sentiment \nx , 4 \ny , 0 \n"),
+        ("quora", "id \t Predicted_Is_Paraphrase \nx , 1 \ny , 0 \n"),
+        ("sts", "id \t Predicted_Similiary \nx , 1.25 \ny , 4.5 \n"),
+    ],
+)
+def test_files_have_the_courses_form(tmp_path, task, text):
+    table = prediction_table(TASKS[task], ["x", "y"], LOGITS[task])
+    write_predictions(TASKS[task], table, tmp_path / "new" / f"{task}-dev")
+    assert (tmp_path / "new" / f"{task}-dev.csv").read_text() == text
+    parquet = load_dataset("parquet", data_files=str(tmp_path / "new" / f"{task}-dev.parquet"), split="train")
+    assert parquet[:] == table[:]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bert):
+    torch.manual_seed(0)
+    return MultitaskBertModel.from_pretrained(tiny_bert, tasks=["sst", "quora", "sts"])
+
+
+def test_plain_strings(model, tokenizer):
+    texts = ["a gripping film", "dull", "fine, in its way, and long enough to need padding beside the others"]
+    table = predict(model, tokenizer, "sst", texts, batch_size=2)
+    model.eval()
+    for number, text in enumerate(texts):
+        with torch.inference_mode():
+            alone = model("sst", **tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
+        assert table["label"][number] == alone.argmax().item()
+        np.testing.assert_allclose(table["probabilities"][number], alone, atol=1e-5)
+
+
+def test_plain_pairs(model, tokenizer):
+    pairs = [("Is it far?", "How far is it?"), ("Is it far?", "Who are you?")]
+    assert all(0 <= score <= 5 for score in predict(model, tokenizer, "sts", pairs)["score"])
+    with torch.inference_mode():
+        logit = model("quora", **tokenizer(*pairs[1], return_tensors="pt")).logits
+    np.testing.assert_allclose(
+        predict(model, tokenizer, "quora", pairs)["probabilities"][1][1], logit.sigmoid()[0], 1e-5
+    )
+
+
+def test_no_rows(model, tokenizer):
+    assert [len(predict(model, tokenizer, task, [])) for task in ("sst", "quora", "sts")] == [0, 0, 0]
+
+
+def test_mistakes_are_named(model, tokenizer):
+    with pytest.raises(InputError, match="no task 'nli'; it has sst, quora, sts"):
+        predict(model, tokenizer, "nli", ["x"])
+    with pytest.raises(InputError, match=r"rows\[1\] is \('a', 'b'\); task 'sst' takes a text"):
+        predict(model, tokenizer, "sst", ["a", ("a", "b")])
+    with pytest.raises(InputError, match=r"rows\[0\] is 'ab'; task 'sts' takes a pair"):
+        predict(model, tokenizer, "sts", ["ab"])

@@ -1,0 +1,223 @@
+"""Training of a tiny model on a few rows: what moves, what is logged, what is scored, and what must not matter."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score
+from transformers import EarlyStoppingCallback, set_seed
+
+from bert_multitask.arguments import MultitaskTrainingArguments
+from bert_multitask.data import load_rows, tokenise, usable_rows
+from bert_multitask.heads import MultitaskBertModel
+from bert_multitask.tasks import TASKS
+from bert_multitask.trainer import HistoryFile, MultitaskTrainer
+
+ROWS = {"sst": 11, "quora": 14, "sts": 9}
+
+
+@pytest.fixture
+def make_trainer(tiny_bert, tokenizer, course_folder, tmp_path):
+    """A trainer of two epochs of sst, one of quora and two of sts, with keyword arguments for the rest."""
+
+    def make(model_settings=None, callbacks=None, **settings) -> MultitaskTrainer:
+        set_seed(0)
+        tasks = [
+            dataclasses.replace(TASKS[name], epochs=epochs, dropout=0.0)
+            for name, epochs in (("sst", 2), ("quora", 1), ("sts", 2))
+        ]
+        model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=tasks, **(model_settings or {}))
+        tokens = {
+            task.name: {
+                split: tokenise(task, usable_rows(task, rows, split), tokenizer, 64)
+                for split, rows in load_rows(task, str(course_folder)).items()
+            }
+            for task in tasks
+        }
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "report_to": "none",
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "load_best_model_at_end": False,
+            "disable_tqdm": True,
+        }
+        return MultitaskTrainer(
+            model,
+            MultitaskTrainingArguments(**(defaults | settings)),
+            train_dataset={name: splits["train"] for name, splits in tokens.items()},
+            eval_dataset={name: splits["dev"] for name, splits in tokens.items()},
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+STEPS = 2 * 3 + 4 + 2 * 3  # batches of 4 of ROWS, by epochs
+
+
+def weights(trainer: MultitaskTrainer) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+def test_every_parameter_but_the_poolers_moves(make_trainer):
+    trainer = make_trainer()
+    before = weights(trainer)
+    output = trainer.train()
+    assert output.global_step == STEPS == len(trainer.plan)
+    for name, weight in weights(trainer).items():
+        assert torch.equal(weight, before[name]) == name.startswith("bert.pooler"), name
+
+
+def test_accumulation_changes_nothing(make_trainer):
+    """One batch of 8 and shares of it, 4 x 2 and 1 x 8, ragged ones and empty ones, give the same weights."""
+    runs = {}
+    for rows, accumulation in [(8, 1), (2, 4), (1, 8)]:
+        trainer = make_trainer(
+            NO_DROPOUT,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=accumulation,
+            logging_steps=1,
+            optim="sgd",  # Adam would amplify rounding where a gradient is 0
+            learning_rate=0.1,
+        )
+        trainer.train()
+        runs[rows] = weights(trainer), [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    for rows in (2, 1):
+        np.testing.assert_allclose(runs[rows][1], runs[8][1], rtol=1e-5)
+        for name, weight in runs[8][0].items():
+            torch.testing.assert_close(runs[rows][0][name], weight, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_the_loss_is_the_mean_over_the_batch(make_trainer):
+    """The first step's logged loss against the loss of the plan's first batch, computed apart."""
+    trainer = make_trainer(NO_DROPOUT, logging_steps=1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        expected = trainer.model.train()(**batch).loss.item()
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert trainer.state.log_history[0][f"loss_{batch['task']}"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_task_losses_are_means_over_their_steps(make_trainer, accumulation):
+    trainer = make_trainer(NO_DROPOUT, logging_steps=1, gradient_accumulation_steps=accumulation)
+    trainer.train()
+    single = [log for log in trainer.state.log_history if "loss" in log]
+    plan = trainer.plan
+    trainer = make_trainer(NO_DROPOUT, logging_steps=len(plan), gradient_accumulation_steps=accumulation)
+    trainer.train()
+    (together,) = [log for log in trainer.state.log_history if "loss" in log]
+    for task in ROWS:
+        steps = [log["loss"] for log, name in zip(single, plan, strict=True) if name == task]
+        assert together[f"loss_{task}"] == pytest.approx(np.mean(steps), rel=1e-4)
+
+
+def test_evaluate_gives_every_metric_and_the_overall_score(make_trainer):
+    trainer = make_trainer()
+    metrics = trainer.evaluate()
+    assert {"eval_sst_accuracy", "eval_quora_accuracy", "eval_sts_pearson", "eval_sst_loss"} <= set(metrics)
+    correlation = (metrics["eval_sts_pearson"] + 1) / 2
+    expected = (metrics["eval_sst_accuracy"] + metrics["eval_quora_accuracy"] + correlation) / 3
+    assert metrics["eval_overall"] == pytest.approx(expected)
+    output = trainer.predict(trainer.eval_dataset["sst"])
+    assert metrics["eval_sst_accuracy"] == accuracy_score(output.label_ids, output.predictions.argmax(-1))
+    assert trainer.evaluate({"sst": trainer.eval_dataset["sst"]}, metric_key_prefix="x")["x_overall"] == pytest.approx(
+        metrics["eval_sst_accuracy"]
+    )
+
+
+def test_the_best_checkpoint_is_picked_by_the_overall_score(make_trainer):
+    trainer = make_trainer(
+        eval_strategy="steps", save_strategy="steps", eval_steps=4, save_steps=4, load_best_model_at_end=True
+    )
+    trainer.train()
+    overall = {log["step"]: log["eval_overall"] for log in trainer.state.log_history if "eval_overall" in log}
+    assert list(overall) == [4, 8, 12, 16]
+    assert trainer.state.best_metric == max(overall.values()) == pytest.approx(trainer.evaluate()["eval_overall"])
+
+
+def test_early_stopping_works_on_the_overall_score(make_trainer):
+    trainer = make_trainer(
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        load_best_model_at_end=True,
+        learning_rate=0.0,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+    )
+    assert trainer.train().global_step == 6, "two evaluations without gain after the first"
+
+
+def test_max_steps_keeps_the_start_of_the_plan(make_trainer):
+    whole = make_trainer().plan
+    trainer = make_trainer(max_steps=5)
+    assert trainer.plan == whole[:5]
+    assert trainer.train().global_step == 5
+    assert make_trainer(max_steps=1000).train().global_step == len(whole), "a plan is not repeated"
+
+
+def test_budget(make_trainer):
+    assert len(make_trainer(budget=0.5).plan) == 3 + 2 + 3
+    assert "of 2" in make_trainer(budget=0.5).describe_plan()
+
+
+def test_seed_and_data_seed_change_the_plan(make_trainer):
+    plan = make_trainer().plan
+    assert make_trainer(seed=1).plan != plan
+    assert make_trainer(seed=1, data_seed=make_trainer().args.seed).plan == plan
+
+
+def test_sequential_evaluates_at_epoch_ends(make_trainer):
+    trainer = make_trainer(
+        schedule="sequential",
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=1000,
+        save_steps=1000,
+        load_best_model_at_end=True,
+    )
+    assert trainer.plan == ["sst"] * 6 + ["quora"] * 4 + ["sts"] * 6
+    trainer.train()
+    assert [log["step"] for log in trainer.state.log_history if "eval_overall" in log] == [3, 6, 10, 13, 16]
+
+
+def test_history_file(make_trainer, tmp_path):
+    path = tmp_path / "history.jsonl"
+    trainer = make_trainer(logging_steps=4, callbacks=[HistoryFile(path)])
+    trainer.train()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == trainer.state.log_history
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resume_gives_the_same_weights_bit_for_bit(make_trainer, accumulation):
+    """With dropout on, from a checkpoint in the middle of the plan."""
+    settings = {
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "save_total_limit": None,
+        "gradient_accumulation_steps": accumulation,
+    }
+    straight = make_trainer(**settings)
+    straight.train()
+    resumed = make_trainer(**settings)
+    resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-5")
+    for name, weight in weights(straight).items():
+        assert torch.equal(weights(resumed)[name], weight), name
+
+
+def test_bf16_learns_the_same_first_loss(make_trainer):
+    losses = []
+    for bf16 in (False, True):
+        trainer = make_trainer(NO_DROPOUT, bf16=bf16, max_steps=1, logging_steps=1)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[1] != losses[0]
