@@ -175,6 +175,7 @@ class RecipeParser(HfArgumentParser):
         self.add_argument("config", nargs="?", type=Path, default=default_config, help="YAML file of flags")
 
     def error(self, message: str):
+        """Raise what argparse would print above a page of usage."""
         raise InputError(message)
 
     def parse(self, argv: list[str]) -> tuple:

@@ -15,7 +15,7 @@ from bert_multitask.arguments import MultitaskTrainingArguments, RecipeParser, R
 from bert_multitask.configuration import InputError, resolve_folder
 from bert_multitask.data import fingerprint, load_rows, tokenise, usable_rows
 from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.predict import prediction_table, write_predictions
+from bert_multitask.prediction import prediction_table, write_predictions
 from bert_multitask.run_folder import RunFolder
 from bert_multitask.trainer import HistoryFile, MultitaskTrainer
 

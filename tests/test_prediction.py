@@ -7,7 +7,7 @@ from datasets import load_dataset
 
 from bert_multitask.configuration import InputError
 from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.predict import predict, prediction_table, write_predictions
+from bert_multitask.prediction import predict, prediction_table, write_predictions
 from bert_multitask.tasks import TASKS
 
 LOGITS = {

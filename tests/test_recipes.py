@@ -1,0 +1,202 @@
+"""The training recipe as users run it: two steps of it, its mistakes, a kill in the middle, the quickstart."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from safetensors.torch import load_file
+
+from bert_multitask.data import load_rows
+from bert_multitask.heads import MultitaskBertModel
+from bert_multitask.tasks import TASKS
+
+RECIPE = ROOT / "recipes" / "train_multitask.py"
+TASK_NAMES = ("sst", "quora", "sts")
+
+
+def run_here(monkeypatch, *argv) -> int:
+    """Run the recipe in this process, as `python recipes/train_multitask.py …` does; its exit code."""
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, argv)])
+    try:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture
+def config(tmp_path, tiny_bert, course_folder) -> Path:
+    """A configuration of a tiny run."""
+    path = tmp_path / "tiny.yaml"
+    settings = {
+        "model_name_or_path": tiny_bert,
+        "data_dir": str(course_folder),
+        "output_dir": str(tmp_path / "run"),
+        "task_epochs": {"sst": 2, "quora": 1, "sts": 2},
+        "per_device_train_batch_size": 4,
+        "max_length": 32,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_two_steps_leave_a_run_folder(monkeypatch, config, course_folder, capsys):
+    folder = config.parent / "run"
+    assert run_here(monkeypatch, config, "--max_steps", 2) == 0
+    printed = capsys.readouterr().out
+    assert "2 steps of up to 4 rows" in printed and "overall" in printed and f"run folder: {folder}" in printed
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"eval_sst_accuracy", "eval_quora_accuracy", "eval_sts_pearson", "eval_overall"} <= set(metrics)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert {entry["step"] for entry in history} == {1, 2}
+    record = json.loads((folder / "run.json").read_text())
+    assert record["steps"] == 2 and record["training"]["seed"] == 42
+    assert record["data"]["quora"]["train"]["rows"] == 14 and record["versions"]["torch"]
+
+    for task in TASK_NAMES:
+        rows = load_rows(TASKS[task], str(course_folder))
+        for split in ("dev", "test"):
+            header, *lines = (folder / "predictions" / f"{task}-{split}.csv").read_text().splitlines()
+            assert header == f"id \t {TASKS[task].prediction_column} "
+            assert [line.split(" , ")[0] for line in lines] == rows[split]["id"][:]
+            assert (folder / "predictions" / f"{task}-{split}.parquet").exists()
+    model = MultitaskBertModel.from_pretrained(folder)
+    assert list(model.tasks) == list(TASK_NAMES) and model.tasks["sst"].epochs == 2
+    assert (folder / "tokenizer.json").exists()
+
+
+def test_metrics_are_those_of_the_written_predictions(monkeypatch, config, course_folder):
+    run_here(monkeypatch, config, "--max_steps", 2)
+    folder = config.parent / "run"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    labels = load_rows(TASKS["sst"], str(course_folder))["dev"]["label"]
+    lines = (folder / "predictions" / "sst-dev.csv").read_text().splitlines()[1:]
+    hits = [int(line.split(" , ")[1]) == label for line, label in zip(lines, labels, strict=True)]
+    assert metrics["eval_sst_accuracy"] == pytest.approx(sum(hits) / len(hits))
+
+
+def test_a_finished_run_is_not_overwritten(monkeypatch, config, capsys):
+    assert run_here(monkeypatch, config, "--max_steps", 1, "--no_do_predict") == 0
+    folder = config.parent / "run"
+    before = (folder / "model.safetensors").read_bytes()
+    assert run_here(monkeypatch, config, "--max_steps", 1) == 2
+    assert "finished run; choose another folder, or replace it with --overwrite" in capsys.readouterr().err
+    assert run_here(monkeypatch, config, "--max_steps", 1, "--resume_from_checkpoint") == 2
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert not (folder / "predictions").exists(), "--no_do_predict"
+    assert run_here(monkeypatch, config, "--max_steps", 2, "--overwrite") == 0
+    assert json.loads((folder / "run.json").read_text())["steps"] == 2
+
+
+def test_flags_reach_the_model(monkeypatch, config):
+    flags = (
+        "--encoder_dropout",
+        0.25,
+        "--head_dropout",
+        '{"sst": 0.2}',
+        "--tasks",
+        "sst",
+        "sts",
+        "--task_epochs",
+        "{}",
+    )
+    assert run_here(monkeypatch, config, "--max_steps", 1, *flags) == 0
+    model = MultitaskBertModel.from_pretrained(config.parent / "run")
+    assert model.config.hidden_dropout_prob == model.config.attention_probs_dropout_prob == 0.25
+    assert {name: task.dropout for name, task in model.tasks.items()} == {"sst": 0.2, "sts": 0.3}
+
+
+def test_mistakes_end_with_code_2_and_one_line(monkeypatch, config, course_folder, capsys):
+    other = config.parent / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("keep me")
+    (course_folder / "ids-cfimdb-train.csv").write_text("\tid\tsentence\tsentiment\n0\ta\tb\t2\n")
+    for flags, message in [
+        (["--no_such_flag", "1"], "unknown flag --no_such_flag"),
+        (["--tasks", "sentiment"], "unknown task 'sentiment'"),
+        (["--data_dir", "nowhere"], "nowhere: no such folder"),
+        (["--tasks", "cfimdb", "--task_epochs", "{}"], "ids-cfimdb-train.csv, row 1: sentiment is '2'"),
+        (["--model_name_or_path", str(other)], "config.json"),
+        (["--output_dir", str(other)], "exists and holds no run"),
+        (["--output_dir", str(other), "--overwrite"], "exists and holds no run"),
+        (["--resume_from_checkpoint", "nowhere"], "nowhere: no checkpoint"),
+        (["--resume_from_checkpoint", "--overwrite"], "exclude each other"),
+    ]:
+        assert run_here(monkeypatch, config, *flags) == 2, flags
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error, (flags, error)
+    assert not (config.parent / "run").exists(), "nothing was written"
+    assert (other / "thesis.txt").read_text() == "keep me"
+
+
+def launch(config: Path, *flags: str) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "accelerate_config.yaml"),
+    ]
+    return subprocess.Popen(
+        [*command, str(RECIPE), str(config), *flags],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_killed_run_resumes_to_the_same_weights(config):
+    """Through `accelerate launch`: killed in mid-epoch by SIGKILL, resumed, and compared bit for bit."""
+    epochs = ("--task_epochs", '{"sst": 8, "quora": 6, "sts": 8}', "--save_steps", "10", "--eval_steps", "10")
+    whole, killed = config.parent / "whole", config.parent / "killed"
+    run = launch(config, *epochs, "--output_dir", str(whole))
+    assert run.wait(timeout=240) == 0, run.stdout.read()
+
+    run = launch(config, *epochs, "--output_dir", str(killed))
+    deadline = time.monotonic() + 240
+    while not (killed / "checkpoint-10" / "trainer_state.json").exists():
+        assert time.monotonic() < deadline and run.poll() is None, "no checkpoint to kill after"
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert not (killed / "metrics.json").exists()
+
+    again = launch(config, *epochs, "--output_dir", str(killed))
+    printed = again.communicate(timeout=240)[0]
+    assert again.returncode != 0 and "go on with --resume_from_checkpoint" in printed
+    other = launch(config, *epochs, "--output_dir", str(killed), "--resume_from_checkpoint", "--seed", "5")
+    assert other.wait(timeout=240) != 0 and "cannot be resumed" in other.stdout.read()
+
+    resumed = launch(config, *epochs, "--output_dir", str(killed), "--resume_from_checkpoint")
+    assert resumed.wait(timeout=240) == 0, resumed.stdout.read()
+    expected, got = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
+    assert all(expected[name].equal(got[name]) for name in expected)
+    steps = [json.loads(line)["step"] for line in (killed / "history.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps), "the history goes on where the checkpoint was"
+    assert (killed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
+
+
+def test_the_quickstart_learns(monkeypatch, tmp_path):
+    """A part of it, to be quick: each task ends well above what guessing the commonest label gives."""
+    folder = tmp_path / "run"
+    assert (
+        run_here(monkeypatch, ROOT / "recipes/configs/quickstart.yaml", "--output_dir", folder, "--budget", 0.35) == 0
+    )
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for task, metric in (("sst", "accuracy"), ("quora", "accuracy"), ("sts", "pearson")):
+        labels = load_rows(TASKS[task], "package:bert_multitask/sample")["dev"]["label"]
+        guess = 0 if metric == "pearson" else max(map(labels.count, set(labels))) / len(labels)
+        assert metrics[f"eval_{task}_{metric}"] > guess + 0.1, (task, metrics, guess)
