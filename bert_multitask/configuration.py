@@ -36,11 +36,14 @@ class MultitaskBertConfig(BertConfig):
         """Read a configuration from a folder, a Hub id or a `package:` name (see `resolve_folder`).
 
         Raises:
-            InputError: the checkpoint is of another architecture. Transformers itself only warns, and would then
-                fill the model with random weights.
+            InputError: there is no configuration, or it is another architecture's. Transformers itself only warns of
+                that, and would then fill the model with random weights.
         """
         folder_or_id = resolve_folder(pretrained_model_name_or_path)
-        model_type = cls.get_config_dict(folder_or_id, **kwargs)[0].get("model_type")
+        fields = cls.get_config_dict(folder_or_id, **kwargs)[0]
+        if not fields:
+            raise InputError(f"{pretrained_model_name_or_path} has no config.json; expected a BERT checkpoint's folder")
+        model_type = fields.get("model_type")
         if model_type != cls.model_type:
             raise InputError(
                 f"{pretrained_model_name_or_path} is a checkpoint of type {model_type!r}, not {cls.model_type!r}: "

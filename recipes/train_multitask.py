@@ -17,6 +17,7 @@ from bert_multitask.data import fingerprint, load_rows, tokenise, usable_rows
 from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.prediction import prediction_table, write_predictions
 from bert_multitask.run_folder import RunFolder
+from bert_multitask.tasks import Task
 from bert_multitask.trainer import HistoryFile, MultitaskTrainer
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "rr_tpe.yaml"
@@ -31,11 +32,7 @@ def main(argv: list[str]) -> None:
     # All input is checked before anything is computed.
     tasks = run.load_tasks()
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
-    tokenizer = AutoTokenizer.from_pretrained(resolve_folder(run.model_name_or_path))
-    dropout = {"hidden_dropout_prob": run.encoder_dropout, "attention_probs_dropout_prob": run.encoder_dropout}
-    model = MultitaskBertModel.from_pretrained(
-        run.model_name_or_path, tasks=tasks, **(dropout if run.encoder_dropout is not None else {})
-    )
+    model, tokenizer = load_checkpoint(run, tasks)
     max_length = min(run.max_length, model.config.max_position_embeddings)
     with args.main_process_first(desc="tokenising"):
         tokens = {
@@ -79,6 +76,23 @@ def main(argv: list[str]) -> None:
     else:
         metrics = trainer.evaluate()
     folder.finish(metrics, tasks)
+
+
+def load_checkpoint(run: RunArguments, tasks: list[Task]):
+    """The model, with new heads for the tasks, and its tokenizer."""
+    rate = run.encoder_dropout
+    dropout = {} if rate is None else {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
+    try:
+        model = MultitaskBertModel.from_pretrained(run.model_name_or_path, tasks=tasks, **dropout)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_folder(run.model_name_or_path))
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{run.model_name_or_path}: cannot be loaded ({error}); name a BERT checkpoint with --model_name_or_path, "
+            "or try `make quickstart`, which needs no download"
+        ) from error
+    return model, tokenizer
 
 
 if __name__ == "__main__":

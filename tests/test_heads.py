@@ -32,6 +32,16 @@ def test_head_shapes_are_the_papers(model):
     assert linear_shapes(model.heads["quora"]) == linear_shapes(model.heads["sts"]) == [(32, 32), (1, 32)]
 
 
+def test_new_heads_begin_as_pytorchs_linear_layers(model):
+    """Uniform within 1 / sqrt(inputs); BERT's normal of .02 would be an order smaller in the last layer."""
+    for head in model.heads.values():
+        for layer in head.children():
+            if isinstance(layer, nn.Linear):
+                bound = layer.in_features**-0.5
+                assert 0.5 * bound < layer.weight.abs().max() <= bound and 0 < layer.bias.abs().max() <= bound
+    assert model.bert.pooler.dense.weight.abs().max() < 0.2, "the encoder keeps BERT's"
+
+
 @torch.inference_mode()
 def test_logits_are_the_papers_formulas(model, tiny_bert):
     cls = BertModel.from_pretrained(tiny_bert).eval()(**BATCH).last_hidden_state[:, 0].double()

@@ -3,12 +3,12 @@
 import json
 import os
 import runpy
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from conftest import ROOT
@@ -127,7 +127,7 @@ def test_mistakes_end_with_code_2_and_one_line(monkeypatch, config, course_folde
         (["--tasks", "sentiment"], "unknown task 'sentiment'"),
         (["--data_dir", "nowhere"], "nowhere: no such folder"),
         (["--tasks", "cfimdb", "--task_epochs", "{}"], "ids-cfimdb-train.csv, row 1: sentiment is '2'"),
-        (["--model_name_or_path", str(other)], "config.json"),
+        (["--model_name_or_path", str(other)], "has no config.json"),
         (["--output_dir", str(other)], "exists and holds no run"),
         (["--output_dir", str(other), "--overwrite"], "exists and holds no run"),
         (["--resume_from_checkpoint", "nowhere"], "nowhere: no checkpoint"),
@@ -150,7 +150,6 @@ def launch(config: Path, *flags: str) -> subprocess.Popen:
     ]
     return subprocess.Popen(
         [*command, str(RECIPE), str(config), *flags],
-        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -170,7 +169,8 @@ def test_a_killed_run_resumes_to_the_same_weights(config):
     while not (killed / "checkpoint-10" / "trainer_state.json").exists():
         assert time.monotonic() < deadline and run.poll() is None, "no checkpoint to kill after"
         time.sleep(0.05)
-    os.killpg(run.pid, signal.SIGKILL)
+    for process in [*psutil.Process(run.pid).children(recursive=True), run]:
+        process.kill()  # SIGKILL, the training process first
     run.wait()
     assert not (killed / "metrics.json").exists()
 
