@@ -1,0 +1,26 @@
+# PYTHON makes the virtual environment (3.11 or newer); ARGS are passed on to the recipe or to pytest.
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+# One process, said in full: otherwise the launcher warns about each of its defaults.
+LAUNCH := $(VENV)/bin/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: help quickstart test check
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/installed-quickstart  ## train a small BERT on the shipped sample; ARGS='--seed 1 --output_dir runs/second'
+	$(LAUNCH) recipes/train_multitask.py recipes/configs/quickstart.yaml $(ARGS)
+
+test: $(VENV)/installed-test  ## run the tests; ARGS='-k schedule'
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(VENV)/installed-dev  ## lint and formatting, as pre-commit does
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@
