@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,12 +141,6 @@ class MultitaskTrainingArguments(TrainingArguments):
             self.report_to = ["tensorboard"] if tensorboard_is_installed() else []
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
-        launched = int(os.environ.get("WORLD_SIZE", 1))
-        if launched != self.world_size:
-            raise InputError(
-                f"{launched} processes were launched, but they are {self.world_size} to each other, so each would train "
-                "alone; use accelerate_config.yaml with --num_processes, and --use_cpu where there is no GPU"
-            )
 
 
 def tensorboard_is_installed() -> bool:

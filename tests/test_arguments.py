@@ -65,13 +65,6 @@ def test_tensorboard_is_used_where_installed(tmp_path):
     assert parse(tmp_path, "", "--report_to", "none")[1].report_to == []
 
 
-def test_processes_that_are_no_group_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")  # but no rendezvous: accelerate takes this process for the only one
-    monkeypatch.setattr(MultitaskTrainingArguments, "world_size", 1)
-    with pytest.raises(InputError, match="2 processes were launched, but they are 1 to each other"):
-        parse(tmp_path, "")
-
-
 @pytest.mark.parametrize(
     ("yaml", "flags", "message"),
     [
