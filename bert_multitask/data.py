@@ -8,7 +8,7 @@ of them; what is left out of training or scoring, and why, is said by `usable_ro
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -209,6 +209,18 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     if not kept:
         raise InputError(f"{source}: no row has both a text and a label; task {task.name!r} has nothing to train on")
     return rows.select(kept)
+
+
+def describe_rows(tasks: Sequence[Task], rows: Mapping[str, DatasetDict]) -> str:
+    """The rows of every split as a table; where a task's differ from the paper's, those stand beside them."""
+    lines = [f"{'rows':12}" + "".join(f"{split:>9}" for split in SPLITS)]
+    for task in tasks:
+        counts = {split: len(part) for split, part in rows[task.name].items()}
+        line = f"{task.name:12}" + "".join(f"{counts.get(split, 0):9,}" for split in SPLITS)
+        if task.paper_rows and counts != task.paper_rows:
+            line += "   the paper has " + " / ".join(f"{task.paper_rows[split]:,}" for split in SPLITS)
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def fingerprint(rows: Dataset) -> str:

@@ -86,7 +86,6 @@ class RunFolder:
         """
         if self.args.process_index != 0:
             return
-        settings = {name: value for name, value in self.args.to_dict().items() if "token" not in name}
         order = [list(plan), self.args.seed, self.args.data_seed, data]
         record = {
             "plan": hashlib.sha256(json.dumps(order).encode()).hexdigest()[:16],
@@ -95,7 +94,7 @@ class RunFolder:
             "run": dataclasses.asdict(run),
             "tasks": [task.to_config() for task in tasks],
             "data": data,
-            "training": settings,
+            "training": self.args.to_dict(),  # Transformers blanks the tokens
             "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "commit": git_commit(),
         }

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, set_seed
 
 from bert_multitask.arguments import MultitaskTrainingArguments, RecipeParser, RunArguments
 from bert_multitask.configuration import InputError, resolve_folder
-from bert_multitask.data import fingerprint, load_rows, tokenise, usable_rows
+from bert_multitask.data import describe_rows, fingerprint, load_rows, tokenise, usable_rows
 from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.prediction import prediction_table, write_predictions
 from bert_multitask.run_folder import RunFolder
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     }
     folder.begin(run, trainer.plan, tasks, data)
     if args.process_index == 0:
-        print(trainer.describe_plan(), flush=True)
+        print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
 
     trainer.train(resume_from_checkpoint=folder.checkpoint)
     trainer.save_model()

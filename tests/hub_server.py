@@ -1,18 +1,22 @@
-"""A hub on loopback that serves datasets read-only; run as a script, it loads the presets' datasets from it.
+"""A hub on loopback that serves models and datasets read-only; run as a script, it loads both from it.
 
-It speaks the part of the Hub's HTTP protocol that `datasets.load_dataset` uses. The real client does the rest.
+    python hub_server.py CHECKPOINT_FOLDER
+
+It speaks the part of the Hub's HTTP protocol that `from_pretrained` and `load_dataset` use; the client is the real one.
 """
 
 import hashlib
 import json
 import os
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-API = re.compile(r"^/api/datasets/(?P<repo>[^/]+/[^/]+)(/(?P<verb>revision|tree|paths-info)/(?P<rest>.*))?$")
-FILE = re.compile(r"^/datasets/(?P<repo>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)$")
+API = re.compile(r"^/api/(datasets|models)/(?P<repo>[^/]+/[^/]+)(/(?P<verb>revision|tree|paths-info)/(?P<rest>.*))?$")
+FILE = re.compile(r"^(/datasets)?/(?P<repo>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)$")
 
 
 def make_handler(repos: dict[str, dict[str, bytes]]) -> type[BaseHTTPRequestHandler]:
@@ -113,11 +117,15 @@ REPOS = {
 
 
 def load_everything() -> dict:
-    """Load the presets' datasets, and three that fail, with the package as a user would."""
+    """Load a checkpoint, the presets' datasets, and three that fail, with the package as a user would."""
     import dataclasses
+
+    from transformers import AutoTokenizer
 
     from bert_multitask.configuration import InputError
     from bert_multitask.data import load_rows
+    from bert_multitask.heads import MultitaskBertModel
+    from bert_multitask.prediction import predict
     from bert_multitask.tasks import TASKS, HubSource
 
     results = {
@@ -134,11 +142,16 @@ def load_everything() -> dict:
             load_rows(dataclasses.replace(TASKS["sst"], hub=source), "hub")
         except InputError as error:
             results[name] = str(error)
+    model = MultitaskBertModel.from_pretrained("someone/bert", tasks=["sst"])
+    tokenizer = AutoTokenizer.from_pretrained("someone/bert")
+    results["predicted"] = predict(model, tokenizer, "sst", ["fine"])["label"][:]
+    results["weights"] = float(model.bert.encoder["layer"][0].output.dense.weight.detach().double().sum())
     return results
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(REPOS))
+    checkpoint = {path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(REPOS | {"someone/bert": checkpoint}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1"}
     print(json.dumps(load_everything()))

@@ -1,6 +1,7 @@
 """Rows from folders, URLs, the Hub and the sample; what is reported, what is refused; tokens and their cache."""
 
 import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,9 +14,10 @@ import pytest
 from conftest import ROOT, write_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from bert_multitask.configuration import InputError, resolve_folder
-from bert_multitask.data import SAMPLE, SPLITS, fingerprint, load_rows, tokenise, usable_rows
+from bert_multitask.data import SAMPLE, SPLITS, describe_rows, fingerprint, load_rows, tokenise, usable_rows
 from bert_multitask.losses import UNLABELLED
 from bert_multitask.tasks import TASKS, HubSource, load_task
 
@@ -228,6 +230,15 @@ def test_long_rows_are_cut_and_counted(course_folder, tokenizer, caplog, propaga
     assert f"sts: {sum(cut['truncated'])} of 9 rows were cut to 9 tokens" in caplog.text
 
 
+def test_both_sizes_are_said_where_they_differ_from_the_papers(course_folder):
+    rows = {"sst": load_rows(TASKS["sst"], str(course_folder))}
+    assert "sst                11        6        3   the paper has 8,544 / 1,101 / 2,210" in describe_rows(
+        [TASKS["sst"]], rows
+    )
+    task = dataclasses.replace(TASKS["sst"], paper_rows={"train": 11, "dev": 6, "test": 3})
+    assert "paper" not in describe_rows([task], rows)
+
+
 def test_fingerprints_follow_the_content(course_folder):
     before = fingerprint(load_rows(TASKS["sst"], str(course_folder))["dev"])
     assert before == fingerprint(load_rows(TASKS["sst"], str(course_folder))["dev"])
@@ -236,10 +247,10 @@ def test_fingerprints_follow_the_content(course_folder):
     assert before != fingerprint(load_rows(TASKS["sst"], str(course_folder))["dev"])
 
 
-def test_hub_datasets(tmp_path):
-    """In a fresh process that is pointed at a hub on loopback, as `HF_ENDPOINT` does."""
+def test_the_hub(tmp_path, tiny_bert):
+    """Datasets and a checkpoint, in a fresh process that is pointed at a hub on loopback, as `HF_ENDPOINT` does."""
     result = subprocess.run(
-        [sys.executable, ROOT / "tests" / "hub_server.py"],
+        [sys.executable, ROOT / "tests" / "hub_server.py", tiny_bert],
         env=os.environ | {"HF_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -255,6 +266,8 @@ def test_hub_datasets(tmp_path):
     assert got["quora"]["test"] == [["3", "c ?", "d ?", UNLABELLED]]
     assert got["sts"]["train"] == [["5", "a", "b", 2.5]]
     assert got["cfimdb"]["train"] == [["0", "long", 1], ["1", "short", 0]], "labels by name"
+    weights = load_file(f"{tiny_bert}/model.safetensors")["encoder.layer.0.output.dense.weight"]
+    assert got["weights"] == pytest.approx(weights.double().sum().item()) and len(got["predicted"]) == 1
     assert "no such split" in got["wrong split"] and "no column" in got["wrong column"]
     assert "cannot be loaded from the Hub" in got["absent"]
 
