@@ -119,7 +119,9 @@ class MultitaskTrainingArguments(TrainingArguments):
         default=0.1, metadata={"help": "evaluate every so many steps, or share of the plan"}
     )
     save_steps: float = field(default=0.1, metadata={"help": "save every so many steps, or share of the plan"})
-    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept beside the best"})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "checkpoints kept; from 2 on the best and the last are among them"}
+    )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "end with the best checkpoint"})
     metric_for_best_model: str | None = field(default="eval_overall", metadata={"help": "what the best has most of"})
     do_predict: bool = field(default=True, metadata={"help": "write predictions for every dev and test row at the end"})

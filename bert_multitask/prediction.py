@@ -42,7 +42,7 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
     with open(f"{path}.csv", "w", encoding="utf-8") as file:
         file.write(f"id \t {task.prediction_column} \n")
         file.writelines(f"{row_id} , {value} \n" for row_id, value in zip(table["id"], values, strict=True))
-    table.to_parquet(f"{path}.parquet")
+    table.to_pandas().to_parquet(f"{path}.parquet", index=False)  # without the progress bar of Dataset.to_parquet
 
 
 @torch.inference_mode()
