@@ -192,9 +192,9 @@ def test_a_killed_run_resumes_to_the_same_weights(config):
 def test_the_quickstart_learns(monkeypatch, tmp_path):
     """A part of it, to be quick: each task ends well above what guessing the commonest label gives."""
     folder = tmp_path / "run"
-    assert (
-        run_here(monkeypatch, ROOT / "recipes/configs/quickstart.yaml", "--output_dir", folder, "--budget", 0.35) == 0
-    )
+    config = ROOT / "recipes" / "configs" / "quickstart.yaml"
+    flags = ["--output_dir", folder, "--budget", 0.35, "--eval_steps", 0.5, "--save_steps", 0.5]
+    assert run_here(monkeypatch, config, *flags) == 0
     metrics = json.loads((folder / "metrics.json").read_text())
     for task, metric in (("sst", "accuracy"), ("quora", "accuracy"), ("sts", "pearson")):
         labels = load_rows(TASKS[task], "package:bert_multitask/sample")["dev"]["label"]
