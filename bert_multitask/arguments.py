@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
+from transformers.utils import logging
 
 from .configuration import InputError
 from .data import HANDOUT, SAMPLE
 from .schedule import SCHEDULES
 from .tasks import Task, load_task
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -143,6 +147,12 @@ class MultitaskTrainingArguments(TrainingArguments):
             self.report_to = ["tensorboard"] if tensorboard_is_installed() else []
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        cores = (os.cpu_count() or 1) // max(self.world_size, 1)
+        if self.device.type == "cpu" and torch.get_num_threads() < cores:
+            logger.warning(
+                f"training on {torch.get_num_threads()} CPU thread(s), with {cores} cores to each process: "
+                f"`accelerate launch --num_cpu_threads_per_process {cores}` uses them"
+            )
 
 
 def tensorboard_is_installed() -> bool:

@@ -48,6 +48,14 @@ def real_data() -> str:
     return folder
 
 
+@pytest.fixture
+def propagated_logs():
+    """Lets caplog see the library's log."""
+    logging.enable_propagation()
+    yield
+    logging.disable_propagation()
+
+
 def write_table(path: Path, header: list[str], rows: list[list]) -> None:
     """A tab-separated file, as a test wants it."""
     lines = ["\t".join(map(str, row)) for row in [header, *rows]]

@@ -60,6 +60,13 @@ def test_warmup_is_not_ignored_by_a_constant_rate(tmp_path):
     assert parse(tmp_path, "", "--warmup_steps", "0.1")[1].lr_scheduler_type == "constant_with_warmup"
 
 
+def test_idle_cores_are_pointed_out(tmp_path, caplog, monkeypatch, propagated_logs):
+    """`accelerate launch` gives a process one CPU thread unless told otherwise."""
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    parse(tmp_path, "", "--use_cpu")
+    assert "--num_cpu_threads_per_process 64" in caplog.text
+
+
 def test_tensorboard_is_used_where_installed(tmp_path):
     assert parse(tmp_path, "")[1].report_to == ["tensorboard"]
     assert parse(tmp_path, "", "--report_to", "none")[1].report_to == []

@@ -53,16 +53,6 @@ def test_real_gaps_are_reported(real_data, caplog, propagated_logs):
     assert "quora-dev.csv: row" in caplog.text and "predicted, not scored" in caplog.text
 
 
-@pytest.fixture
-def propagated_logs():
-    """Lets caplog see the library's log."""
-    from transformers.utils import logging
-
-    logging.enable_propagation()
-    yield
-    logging.disable_propagation()
-
-
 @pytest.mark.parametrize("name", TASKS)
 def test_the_sample(name):
     rows = load_rows(TASKS[name], SAMPLE)
