@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
-CORES := $(shell getconf _NPROCESSORS_ONLN)
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 # One process, said in full: the launcher warns about each default that it takes, and its default is one CPU thread.
 LAUNCH := $(VENV)/bin/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no --num_cpu_threads_per_process $(CORES)

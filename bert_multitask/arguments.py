@@ -1,15 +1,16 @@
 """Every flag of the training recipes: one dataclass field, one help text, one unit. Defaults are the paper's."""
 
-import dataclasses
 import difflib
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import logging
 
@@ -51,8 +52,11 @@ class RunArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace the run in --output_dir"})
 
     def __post_init__(self):
-        for name in ("task_epochs", "head_dropout"):
-            setattr(self, name, parse_json(f"--{name}", getattr(self, name)))
+        for name, example in (("task_epochs", '{"sst": 3}'), ("head_dropout", '0.1 or {"sst": 0.2}')):
+            value = parse_json(f"--{name}", getattr(self, name))
+            if not isinstance(value, (dict, NoneType) if name == "task_epochs" else (dict, int, float, NoneType)):
+                raise InputError(f"--{name} is {value!r}; expected, for example, {example}")
+            setattr(self, name, value)
         if self.max_length < 8:
             raise InputError(f"--max_length is {self.max_length}; expected at least 8 tokens")
         if self.encoder_dropout is not None and not 0 <= self.encoder_dropout < 1:
@@ -80,8 +84,31 @@ class RunArguments:
             for name, value in (values or {}).items():
                 if name not in tasks:
                     raise InputError(f"{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
-                tasks[name] = dataclasses.replace(tasks[name], **{key: value})
+                tasks[name] = load_task(vars(tasks[name]) | {key: value})
         return list(tasks.values())
+
+
+# Flags of TrainingArguments that a plan of tasks leaves no room for, and their only value.
+FIXED = {
+    "num_train_epochs": (1, "epochs belong to tasks, see --task_epochs"),
+    "train_sampling_strategy": ("random", "the plan orders the rows, and predictions keep the files' order"),
+    "dataloader_drop_last": (False, "no row is lost"),
+    "label_smoothing_factor": (0, "each task has its loss"),
+    "prediction_loss_only": (False, "predictions are what is scored"),
+    "eval_do_concat_batches": (True, "predictions are one table"),
+    "remove_unused_columns": (False, "the collator picks the columns"),
+}
+RANGES = {
+    "budget": ("a share in (0, 1]", lambda value: 0 < value <= 1),
+    "max_steps": ("at least 1, or -1 for the whole plan", lambda value: value == -1 or value >= 1),
+    "per_device_train_batch_size": ("at least 1", lambda value: value >= 1),
+    "per_device_eval_batch_size": ("at least 1", lambda value: value >= 1),
+    "gradient_accumulation_steps": ("at least 1", lambda value: value >= 1),
+    "learning_rate": ("0 or more", lambda value: value >= 0),
+    "seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
+    "adam_beta1": ("from 0 to below 1", lambda value: 0 <= value < 1),
+    "adam_beta2": ("from 0 to below 1", lambda value: 0 <= value < 1),
+}
 
 
 @dataclass
@@ -115,7 +142,7 @@ class MultitaskTrainingArguments(TrainingArguments):
         default="constant", metadata={"help": "shape of the learning rate over the plan"}
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "clip the gradient's norm to this; 0 for no clipping"})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "not used; see --task_epochs"})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "1, the plan; see --task_epochs"})
     max_steps: int = field(default=-1, metadata={"help": "train only the first so many steps of the plan; -1 for all"})
     logging_steps: float = field(default=0.01, metadata={"help": "log every so many steps, or share of the plan"})
     eval_strategy: str = field(default="steps", metadata={"help": "evaluate by steps or not at all (no)"})
@@ -130,36 +157,54 @@ class MultitaskTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(default="eval_overall", metadata={"help": "what the best has most of"})
     do_predict: bool = field(default=True, metadata={"help": "write predictions for every dev and test row at the end"})
     report_to: None | str | list[str] = field(
-        default="tensorboard-if-installed", metadata={"help": "where logs go, for example tensorboard, wandb or none"}
+        default=None,
+        metadata={"help": "where logs go: tensorboard, wandb, none …; by default TensorBoard if installed"},
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "not used; the collator picks the columns"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "False; the collator picks the columns"})
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "True, because the heads of the other tasks are idle in a step"}
+    )
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise InputError(f"--schedule is {self.schedule!r}; choose one of {', '.join(sorted(SCHEDULES))}")
-        if not 0 < self.budget <= 1:
-            raise InputError(f"--budget is {self.budget}; expected a share in (0, 1]")
-        if self.num_train_epochs != 1:
-            raise InputError("--num_train_epochs is not used: each task has its own epochs, see --task_epochs")
+        for name, (allowed, why) in FIXED.items():
+            if getattr(self, name, allowed) != allowed:
+                raise InputError(f"--{name} is {getattr(self, name)!r}; only {allowed!r} works here: {why}")
+        for name, (expected, is_fine) in RANGES.items():
+            if not is_fine(getattr(self, name)):
+                raise InputError(f"--{name} is {getattr(self, name)}; expected {expected}")
+        if str(self.eval_strategy) == "no":
+            self.load_best_model_at_end = False  # without scores there is no best
         if self.warmup_steps and self.lr_scheduler_type == "constant":
             self.lr_scheduler_type = "constant_with_warmup"  # "constant" would ignore the warmup without a word
-        if self.report_to == "tensorboard-if-installed":
-            self.report_to = ["tensorboard"] if tensorboard_is_installed() else []
+        if self.report_to is None:
+            self.report_to = ["tensorboard"] if is_tensorboard_available() else []
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
-        cores = (os.cpu_count() or 1) // max(self.world_size, 1)
-        if self.device.type == "cpu" and torch.get_num_threads() < cores:
-            logger.warning(
-                f"training on {torch.get_num_threads()} CPU thread(s), with {cores} cores to each process: "
-                f"`accelerate launch --num_cpu_threads_per_process {cores}` uses them"
-            )
 
 
-def tensorboard_is_installed() -> bool:
-    """Whether Trainer could log to TensorBoard here."""
-    from transformers.integrations import is_tensorboard_available
+def check_launch(args: MultitaskTrainingArguments) -> None:
+    """Refuse processes that were launched together but are no group, and point out idle CPU cores.
 
-    return is_tensorboard_available()
+    Raises:
+        InputError: `accelerate launch --cpu --num_processes N` starts one process, which would train alone.
+    """
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and args.world_size == 1:
+        raise InputError(
+            "several processes were asked for, but this one is alone; use `accelerate launch --config_file "
+            "accelerate_config.yaml --num_processes N`, and --use_cpu after the recipe's name where there is no GPU"
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if (
+        args.device.type == "cpu"
+        and args.process_index == 0
+        and torch.get_num_threads() == 1 < cores // args.world_size
+    ):
+        logger.warning(
+            f"one CPU thread is used of {cores}: `accelerate launch` gives a process one unless it is called with "
+            "--num_cpu_threads_per_process N"
+        )
 
 
 def parse_json(flag: str, value):
@@ -200,7 +245,8 @@ class RecipeParser(HfArgumentParser):
         config = Path(argv[0]) if given else self.get_default("config")
         *parsed, _, unknown = self.parse_checked([str(config), *self.read_yaml(config), *argv[given:]])
         if unknown:
-            raise InputError(f"unknown flag {unknown[0]}{self.suggest(unknown[0])}; --help lists the flags")
+            hint = self.suggest(unknown[0]) if unknown[0].startswith("-") else " (a configuration file comes first)"
+            raise InputError(f"unknown flag {unknown[0]}{hint}; --help lists the flags")
         return (*parsed, config)
 
     def parse_checked(self, argv: list[str]) -> tuple:
@@ -225,8 +271,10 @@ class RecipeParser(HfArgumentParser):
         known = {action.dest for action in self._actions} - {"help", "config"}
         argv = []
         for name, value in fields.items():
-            if name not in known:
-                raise InputError(f"{path}: unknown field {name!r}{self.suggest(name)}; fields are flags without --")
+            if str(name) not in known:
+                raise InputError(
+                    f"{path}: unknown field {name!r}{self.suggest(str(name))}; fields are flags without --"
+                )
             if value is not None:
                 values = value if isinstance(value, list) else [value]
                 argv += [f"--{name}", *(item if isinstance(item, str) else json.dumps(item) for item in values)]

@@ -14,6 +14,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets.utils.file_utils import cached_path
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from .configuration import InputError, resolve_folder
@@ -72,7 +73,7 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
             f"{path}: cannot be fetched ({error}); name a local folder with --data_dir, or try `make quickstart`, "
             "which needs no download"
         ) from error
-    with open(local, encoding="utf-8", newline="") as file:
+    with open(local, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t")
         try:
             columns = reader.fieldnames or []
@@ -110,27 +111,23 @@ def read_hub(task: Task) -> dict[str, Dataset]:
         where = "/".join(filter(None, (source.path, source.name, name)))
         if name not in remote:
             raise InputError(f"{where}: no such split; the dataset has {', '.join(remote)}")
-        rows[split] = clean(
-            task, read_hub_split(remote[name], source, where), source=where, absent=("", None, -1, -1.0)
-        )
+        low = task.score_range[0] if task.score_range else 0
+        absent = ("", None, -1) if low > -1 else ("", None)
+        rows[split] = clean(task, read_hub_split(remote[name], source, where), source=where, absent=absent)
     return rows
 
 
 def read_hub_split(remote: Dataset, source: HubSource, where: str) -> Iterator[dict]:
     """Yield one Hub split's rows under our column names; a row without `idx` is called by its number, from 0."""
-    for column in (source.text, source.text_pair):
+    for column in (source.text, source.text_pair, source.label):
         if column and column not in remote.column_names:
             raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
-    feature = remote.features.get(source.label)
     for number, row in enumerate(remote):
-        label = row.get(source.label)
-        if isinstance(feature, datasets.ClassLabel) and label is not None and label >= 0:
-            label = int(label)
         yield {
             "id": str(row.get("idx", number)),
             "text": row[source.text] or "",
             "text_pair": (row[source.text_pair] or "") if source.text_pair else None,
-            "label": label,
+            "label": row[source.label],
         }
 
 
@@ -167,7 +164,7 @@ def parse_label(task: Task, raw: str | int | float, where: str) -> int | float:
         return names.index(raw.strip().lower())
     try:
         value = float(raw)
-    except ValueError:
+    except (ValueError, TypeError):
         value = float("nan")
     if task.kind == "similarity":
         low, high = task.score_range
@@ -193,12 +190,13 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     source = rows.info.description
     texts = [rows["text"], rows["text_pair"]] if task.text_pair else [rows["text"]]
     unlabelled = [label == UNLABELLED for label in rows["label"]]
-    if split != "test" and all(unlabelled):
+    none_labelled = all(unlabelled)
+    if split != "test" and none_labelled:
         raise InputError(f"{source}: no row has a label in column {task.label!r}; task {task.name!r} needs some")
     kept = []
     for index, row_texts in enumerate(zip(*texts, strict=True)):
         empty = not all(map(str.strip, row_texts))
-        if empty or (unlabelled[index] and not all(unlabelled)):
+        if empty or (unlabelled[index] and not none_labelled):
             gap = " and ".join(["an empty text"] * empty + ["no label"] * unlabelled[index])
             fate = "left out of training" if split == "train" else "predicted" + ", not scored" * unlabelled[index]
             logger.warning(f"{source}: row {index + 1} has {gap}; it is {fate}")
@@ -231,6 +229,36 @@ def fingerprint(rows: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
+def load_tokenizer(name: str, vocab_size: int):
+    """The tokenizer of a checkpoint.
+
+    Args:
+        name: folder, Hub id or `package:NAME/PATH`.
+        vocab_size: of the model.
+
+    Raises:
+        InputError: there is none, it is no fast one, or its vocabulary is not the model's: where tokenizer files are
+            missing, Transformers makes up a tokenizer that knows five words.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
+    except Exception as error:  # missing, broken and foreign files fail in different ways
+        raise InputError(f"{name}: its tokenizer cannot be loaded ({error})") from error
+    if not tokenizer.is_fast or not vocab_size // 2 <= len(tokenizer) <= vocab_size:
+        raise InputError(
+            f"{name}: its tokenizer knows {len(tokenizer)} tokens and its model {vocab_size}; expected the model's own "
+            "fast tokenizer: is tokenizer.json (or vocab.txt) missing?"
+        )
+    return tokenizer
+
+
+def tokenise_splits(task: Task, rows: DatasetDict, tokenizer, max_length: int) -> dict[str, Dataset]:
+    """The model inputs of every split: of its `usable_rows`, by `tokenise`."""
+    return {
+        split: tokenise(task, usable_rows(task, part, split), tokenizer, max_length) for split, part in rows.items()
+    }
+
+
 def tokenise(task: Task, rows: Dataset, tokenizer, max_length: int) -> Dataset:
     """Turn clean rows into model inputs, once: the result is cached on disk and memory-mapped.
 
@@ -240,52 +268,53 @@ def tokenise(task: Task, rows: Dataset, tokenizer, max_length: int) -> Dataset:
     Args:
         task: whose rows.
         rows: clean rows.
-        tokenizer: a fast tokenizer.
+        tokenizer: a fast tokenizer; its truncation and padding are switched off afterwards, as a saved tokenizer's
+            should be.
         max_length: tokens a row may have, special tokens included.
 
     Returns:
         Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool).
     """
-    pairs = ["text_pair"] if task.text_pair else []
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # part of the tokenizer's saved form, which would otherwise change with its use
+    backend.no_truncation()
     backend.no_padding()
     settings = (task.name, fingerprint(rows), backend.to_str(), max_length, "v1")
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE, "bert_multitask")
     folder.mkdir(parents=True, exist_ok=True)
-
-    def encode(batch: dict) -> dict:
-        encoded = tokenizer(
-            batch["text"], *(batch[name] for name in pairs), truncation="longest_first", max_length=max_length
-        )
-        return {
-            "task": [task.name] * len(batch["id"]),
-            "input_ids": encoded["input_ids"],
-            "token_type_ids": encoded["token_type_ids"],
-            "labels": batch["label"],
-            "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
-        }
-
-    features = Features(
-        {
-            "id": Value("string"),
-            "task": Value("string"),
-            "input_ids": datasets.List(Value("int32")),
-            "token_type_ids": datasets.List(Value("int8")),
-            "labels": rows.features["label"],
-            "truncated": Value("bool"),
-        }
-    )
     tokens = rows.map(
         encode,
         batched=True,
-        remove_columns=["text", *pairs, "label"],
-        features=features,
+        fn_kwargs={"task": task, "tokenizer": tokenizer, "max_length": max_length},
+        remove_columns=[name for name in rows.column_names if name != "id"],
+        features=Features(
+            {
+                "id": Value("string"),
+                "task": Value("string"),
+                "input_ids": datasets.List(Value("int32")),
+                "token_type_ids": datasets.List(Value("int8")),
+                "labels": rows.features["label"],
+                "truncated": Value("bool"),
+            }
+        ),
         cache_file_name=str(folder / f"{key}.arrow"),
         new_fingerprint=key,
         desc=f"tokenising {task.name}",
     )
-    if truncated := sum(tokens["truncated"]):
+    backend.no_truncation()
+    if truncated := sum(tokens["truncated"]) if len(tokens) else 0:
         logger.warning(f"{task.name}: {truncated} of {len(tokens)} rows were cut to {max_length} tokens")
     return tokens
+
+
+def encode(batch: dict[str, list], task: Task, tokenizer, max_length: int) -> dict[str, list]:
+    """Tokenise a batch of clean rows, for `tokenise`."""
+    texts = [batch["text"], batch["text_pair"]] if task.text_pair else [batch["text"]]
+    encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
+    return {
+        "task": [task.name] * len(batch["id"]),
+        "input_ids": encoded["input_ids"],
+        "token_type_ids": encoded["token_type_ids"],
+        "labels": batch["label"],
+        "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
+    }

@@ -76,6 +76,11 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         if not config.tasks:
             raise InputError("a MultitaskBertModel needs tasks, for example tasks=['sst', 'quora', 'sts']")
         self.tasks = {task.name: task for task in map(load_task, config.tasks)}
+        for name, task in self.tasks.items():
+            if task.loss not in LOSSES:
+                raise InputError(f"task {name!r}: loss is {task.loss!r}; choose one of {', '.join(LOSSES)}")
+            if hasattr(nn.ModuleDict(), name):
+                raise InputError(f"task {name!r}: PyTorch keeps this name for itself; choose another")
         self.bert = MinBertModel(config)
         self.heads = nn.ModuleDict(
             {name: HEADS[task.kind](config.hidden_size, task) for name, task in self.tasks.items()}

@@ -7,6 +7,7 @@ the step, and the batch's own number otherwise.
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -62,9 +63,9 @@ def mean_squared_error(*, logits: Tensor, labels: Tensor, num_items: Tensor | in
     return total / row_count(labels, num_items)
 
 
-def row_count(labels: Tensor, num_items: Tensor | int | None) -> Tensor | int:
-    """The divisor of a loss: `num_items` if given, else the number of labelled rows (at least 1)."""
-    return (labels != UNLABELLED).sum().clamp(min=1) if num_items is None else num_items
+def row_count(labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """The divisor of a loss: `num_items` if given, else the number of labelled rows; at least 1."""
+    return torch.as_tensor((labels != UNLABELLED).sum() if num_items is None else num_items).clamp(min=1)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

@@ -246,7 +246,7 @@ class MinBertModel(MinBertPreTrainedModel):
         Args:
             input_ids: vocabulary indices, integer (B, L).
             attention_mask: 1 for real tokens and 0 for padding, (B, L); all real by default.
-            token_type_ids: segment indices, integer (B, L); all 0 by default.
+            token_type_ids: segment indices, integer, broadcastable to (B, L); all 0 by default.
             position_ids: position indices, integer, broadcastable to (B, L); 0 … L - 1 by default.
             inputs_embeds: word embeddings in place of `input_ids`, float (B, L, H).
             output_attentions: also return every layer's attention weights; needs `attn_implementation="eager"`.
@@ -281,7 +281,9 @@ class MinBertModel(MinBertPreTrainedModel):
 
         packing = Packing(attention_mask)
         words = packing.pack(tokens) if input_ids is None else self.embeddings.word_embeddings(packing.pack(tokens))
-        hidden = self.embeddings(words, packing.pack(position_ids.expand(shape)), packing.pack(token_type_ids))
+        hidden = self.embeddings(
+            words, packing.pack(position_ids.expand(shape)), packing.pack(token_type_ids.expand(shape))
+        )
         attention_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=hidden.new_empty(*shape, 0),  # read for its shape, dtype and device only

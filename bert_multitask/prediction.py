@@ -62,7 +62,7 @@ def predict(
         task: name of one of its tasks.
         rows: texts, or (text, text) pairs for a pair task.
         batch_size: rows at a time.
-        max_length: tokens a row may have; longer rows are cut.
+        max_length: tokens a row may have; longer rows are cut, also to what the model can take.
 
     Returns:
         `prediction_table` of the rows, with their numbers, from 0, as ids.
@@ -74,6 +74,9 @@ def predict(
         raise InputError(f"this model has no task {task!r}; it has {', '.join(model.tasks)}")
     spec = model.tasks[task]
     pairs = spec.text_pair is not None
+    max_length = min(max_length, model.config.max_position_embeddings)
+    if isinstance(rows, str):
+        raise InputError(f"rows is the string {rows!r}; expected a list of rows")
     for number, row in enumerate(rows):
         if isinstance(row, str) == pairs or not (isinstance(row, str) or len(row) == 2):
             expected = "a pair of texts" if pairs else "a text"

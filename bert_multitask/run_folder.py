@@ -1,25 +1,30 @@
 """The folder a run leaves: what is in it, when it may be written, and how a run in it goes on."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
+from datasets import DatasetDict
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments
 from .configuration import InputError
+from .data import fingerprint
 from .tasks import Task
 
 logger = logging.get_logger(__name__)
 
+# Training arguments that decide the weights; a resumed run must have the same.
+DECIDES = (
+    "seed data_seed schedule budget max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim "
+    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16"
+).split()
 PACKAGES = ("bert_multitask", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
 
 
@@ -62,52 +67,74 @@ class RunFolder:
             )
 
     def find_checkpoint(self, name: str) -> str | None:
-        """The checkpoint folder to resume from; None, with a word, where the run was stopped before its first."""
+        """The checkpoint folder to resume from; None, with a word, where the run was stopped before its first.
+
+        A checkpoint without `trainer_state.json`, which is written last, was cut off while it was saved.
+        """
         if name != "last":
             if not Path(name, "trainer_state.json").is_file():
                 raise InputError(f"--resume_from_checkpoint {name}: no checkpoint; expected a folder checkpoint-N")
             return name
-        checkpoint = get_last_checkpoint(self.path) if self.path.is_dir() else None
-        if checkpoint is None:
+        whole = [state.parent for state in self.path.glob("checkpoint-*/trainer_state.json")]
+        if not whole:
             logger.warning(f"{self.path} has no checkpoint yet; training starts from the beginning")
-        return checkpoint
+            return None
+        return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])))
 
-    def begin(self, run: RunArguments, plan: Sequence[str], tasks: Sequence[Task], data: dict) -> None:
+    def begin(self, run: RunArguments, tasks: Sequence[Task], rows: Mapping[str, DatasetDict], batch_size: int) -> None:
         """Write `run.json`: the configuration, versions, commit and data fingerprints that make the run repeatable.
 
         Args:
             run: the run's arguments.
-            plan: task of each optimizer step.
             tasks: as trained.
-            data: {task: {split: {"rows": count, "sha256": fingerprint}}}.
+            rows: {task: its clean rows by split}.
+            batch_size: rows of one optimizer step.
 
         Raises:
-            InputError: the run to resume had another plan or other data.
+            InputError: the run to resume had other settings, or its folder cannot be written.
         """
         if self.args.process_index != 0:
             return
-        order = [list(plan), self.args.seed, self.args.data_seed, data]
+        training = self.args.to_dict()  # Transformers blanks the tokens
+        data = {
+            name: {split: {"rows": len(part), "sha256": fingerprint(part)} for split, part in splits.items()}
+            for name, splits in rows.items()
+        }
         record = {
-            "plan": hashlib.sha256(json.dumps(order).encode()).hexdigest()[:16],
-            "steps": len(plan),
-            "processes": self.args.world_size,
+            "decides": {name: training[name] for name in DECIDES}
+            | {name: getattr(run, name) for name in ("model_name_or_path", "max_length", "encoder_dropout")}
+            | {f"task {task.name}": task.to_config() for task in tasks}
+            | {f"rows of {name}": splits for name, splits in data.items()}
+            | {"rows of a step": batch_size},
             "run": dataclasses.asdict(run),
-            "tasks": [task.to_config() for task in tasks],
-            "data": data,
-            "training": self.args.to_dict(),  # Transformers blanks the tokens
+            "training": training,
+            "processes": self.args.world_size,
             "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "commit": git_commit(),
         }
         file = self.path / "run.json"
-        if self.checkpoint and json.loads(file.read_text(encoding="utf-8"))["plan"] != record["plan"]:
-            raise InputError(
-                f"{self.path} cannot be resumed: its plan was made with other tasks, rows, epochs, batch size, budget "
-                "or seed; use the flags it was started with, or another --output_dir"
-            )
-        if self.overwrite and self.path.exists():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(file, record)
+        if self.checkpoint:
+            self.compare(record["decides"], file)
+        try:
+            if self.overwrite and self.path.exists():
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(file, record)
+        except OSError as error:
+            raise InputError(f"--output_dir {self.path} cannot be written: {error}") from error
+
+    def compare(self, decides: dict, file: Path) -> None:
+        """Refuse to resume a run with settings that would have given it other weights."""
+        if not file.exists():
+            raise InputError(f"--output_dir {self.path} has no run.json: the checkpoint is not one of this run")
+        before = json.loads(file.read_text(encoding="utf-8"))["decides"]
+        now = json.loads(json.dumps(decides, default=str))
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise InputError(
+                    f"{self.path} cannot be resumed with other settings: {name} was {before.get(name)!r} and is "
+                    f"{now.get(name)!r}; use the flags the run was started with, or another --output_dir"
+                )
 
     def finish(self, metrics: dict[str, float], tasks: Sequence[Task]) -> None:
         """Write `metrics.json`, which marks the run as finished, and print the dev scores."""

@@ -100,7 +100,6 @@ class PlanSampler:
     ):
         self.plan, self.rows, self.size, self.seed = plan, rows, batch_size, seed
         self.accumulation, self.rank, self.processes = accumulation, rank, processes
-        # No attribute may be called batch_size: Accelerate would take it for leave to even out the batches.
 
     def __len__(self) -> int:
         return len(self.plan) * self.accumulation

@@ -85,6 +85,8 @@ class Task:
             raise InputError(f"{where}: dropout is {self.dropout}; expected a probability in [0, 1)")
         if not isinstance(self.epochs, int) or self.epochs < 1:
             raise InputError(f"{where}: epochs is {self.epochs!r}; expected a whole number of at least 1")
+        if self.files is not None and not {"train", "dev"} <= set(self.files) <= {"train", "dev", "test"}:
+            raise InputError(f"{where}: files has {', '.join(self.files)}; expected train, dev and perhaps test")
         # Defaults of the kind, and the types that YAML and JSON cannot write; frozen needs the long way.
         loss, metric = KINDS[self.kind]
         object.__setattr__(self, "loss", self.loss or loss)
@@ -121,7 +123,12 @@ def load_task(spec: "str | dict | Task") -> Task:
         )
     if missing := sorted({"name", "kind"} - set(spec)):
         raise InputError(f"task {spec.get('name')!r}: field {missing[0]!r} is missing")
-    return Task(**spec)
+    try:
+        return Task(**spec)
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:  # a field of another type than Task's docstring says
+        raise InputError(f"task {spec['name']!r}: {error}; see the fields' types in bert_multitask.Task") from error
 
 
 def course_files(stem: str) -> dict:

@@ -1,9 +1,11 @@
 """The one place where tasks, model, schedule and loss meet: a thin subclass of `transformers.Trainer`."""
 
+import copy
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -12,9 +14,11 @@ from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments
 from .collate import Collator, TaskRows
+from .configuration import InputError
 from .heads import MultitaskBertModel
-from .metrics import overall_score, task_scores
+from .metrics import METRICS, overall_score, task_scores
 from .schedule import SCHEDULES, PlanSampler, count_batches, describe
+from .tasks import Task
 
 logger = logging.get_logger(__name__)
 
@@ -43,11 +47,14 @@ class MultitaskTrainer(Trainer):
         self.rows = {name: len(train_dataset[name]) for name in model.tasks}
         self.epochs = {name: task.epochs for name, task in model.tasks.items()}
         self.batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        self.data_seed = args.data_seed if args.data_seed is not None else args.seed
         batches = count_batches(self.rows, self.epochs, self.batch_size, args.budget)
-        plan = SCHEDULES[args.schedule](batches, args.data_seed if args.data_seed is not None else args.seed)
+        plan = SCHEDULES[args.schedule](batches, self.data_seed)
         self.plan = plan[: args.max_steps] if args.max_steps > 0 else plan
+        args = copy.copy(args)  # the caller's stay as they are
         # Trainer repeats a data loader that is shorter than max_steps; the plan is all there is.
         args.max_steps = len(self.plan)
+        check_metrics(model.tasks, args)
         self.step_losses: dict[str, list] = {}
         super().__init__(
             model=model,
@@ -73,7 +80,7 @@ class MultitaskTrainer(Trainer):
             self.plan,
             self.rows,
             self.batch_size,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            seed=self.data_seed,
             accumulation=self.args.gradient_accumulation_steps,
             rank=self.args.process_index,
             processes=self.args.world_size,
@@ -118,9 +125,11 @@ class MultitaskTrainer(Trainer):
             `eval_{task}_loss` and `eval_{task}_{metric}` of every task, `eval_overall`, `eval_runtime` in seconds.
         """
         start = time.perf_counter()
+        # Of the trainer's own datasets Trainer wants the names, under which it keeps persistent loaders.
+        loaders = {name: name for name in self.eval_dataset} if eval_dataset is None else eval_dataset
         outputs = {
             name: self.evaluation_loop(self.get_eval_dataloader(rows), f"Evaluation of {name}", False, ignore_keys)
-            for name, rows in (self.eval_dataset if eval_dataset is None else eval_dataset).items()
+            for name, rows in loaders.items()
         }
         metrics = self.score(outputs, metric_key_prefix)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
@@ -136,6 +145,16 @@ class MultitaskTrainer(Trainer):
         }
         flat = {f"{metric_key_prefix}_{name}_{key}": value for name in scores for key, value in scores[name].items()}
         return flat | {f"{metric_key_prefix}_overall": overall_score(tasks, scores)}
+
+
+def check_metrics(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> None:
+    """Refuse metrics that no evaluation would give, before anything is computed."""
+    for name, task in tasks.items():
+        if task.metric not in METRICS:
+            raise InputError(f"task {name!r}: metric is {task.metric!r}; choose one of {', '.join(METRICS)}")
+    keys = [f"{name}_{key}" for name, task in tasks.items() for key in (task.metric, "loss")] + ["overall"]
+    if args.load_best_model_at_end and args.metric_for_best_model.removeprefix("eval_") not in keys:
+        raise InputError(f"--metric_for_best_model is {args.metric_for_best_model!r}; choose one of {', '.join(keys)}")
 
 
 class EpochEnds(TrainerCallback):
@@ -161,19 +180,20 @@ class TimeEstimate(TrainerCallback):
     first, last = 3, 13  # the first steps warm up
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.begin = state.global_step
+        self.seconds = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.start = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        done = state.global_step - self.begin
-        if done == self.first:
-            self.start = time.perf_counter()
-        elif done == self.last and state.is_world_process_zero:
-            seconds = (time.perf_counter() - self.start) / (self.last - self.first)
-            left = state.max_steps - state.global_step
-            logger.warning(
-                f"{seconds:.2f} s a step: about {left * seconds / 60:.0f} min for the {left:,} steps left, "
-                "evaluation not counted"
-            )
+        if len(self.seconds) == self.last:
+            return
+        self.seconds.append(time.perf_counter() - self.start)
+        if len(self.seconds) == self.last and state.is_world_process_zero:
+            step = mean(self.seconds[self.first :])
+            left = step * (state.max_steps - state.global_step)
+            amount = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+            logger.warning(f"{step:.2f} s a step: about {amount} for the steps left, evaluation not counted")
 
 
 class HistoryFile(TrainerCallback):

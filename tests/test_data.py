@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +18,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from bert_multitask.configuration import InputError, resolve_folder
-from bert_multitask.data import SAMPLE, SPLITS, describe_rows, fingerprint, load_rows, tokenise, usable_rows
+from bert_multitask.data import (
+    SAMPLE,
+    SPLITS,
+    describe_rows,
+    fingerprint,
+    load_rows,
+    load_tokenizer,
+    tokenise,
+    usable_rows,
+)
 from bert_multitask.losses import UNLABELLED
 from bert_multitask.tasks import TASKS, HubSource, load_task
 
@@ -204,9 +214,41 @@ def test_tokens_are_cached_and_memory_mapped(course_folder, tokenizer, monkeypat
     monkeypatch.setattr(type(tokenizer), "__call__", lambda *args, **kwargs: calls.append(args))
     again = tokenise(task, load_rows(task, str(course_folder))["train"], tokenizer, 512)
     assert not calls and again[:] == first[:]
-    with pytest.raises(Exception, match="."):  # another length is not in the cache: the broken tokenizer is called
+    with pytest.raises(
+        TypeError, match="NoneType"
+    ):  # another length is not in the cache: the broken tokenizer is called
         tokenise(task, rows, tokenizer, 8)
     assert calls
+
+
+def test_a_saved_tokenizer_does_not_depend_on_the_cache(course_folder, tokenizer):
+    rows = load_rows(TASKS["sst"], str(course_folder))["dev"]
+    for _ in ("cold", "warm"):
+        tokenise(TASKS["sst"], rows, tokenizer, 31)
+        assert tokenizer.backend_tokenizer.truncation is None
+
+
+def test_a_checkpoint_without_tokenizer_files_is_refused(tiny_bert, tmp_path):
+    """Transformers would make up a tokenizer of five words, and the run would train on unknown tokens."""
+    assert len(load_tokenizer(tiny_bert, 30522)) == 30522
+    folder = shutil.copytree(tiny_bert, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(InputError, match="is tokenizer.json .* missing"):
+        load_tokenizer(str(folder), 30522)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="tokenizer cannot be loaded"):
+        load_tokenizer(str(folder), 30522)
+
+
+def test_an_empty_test_split(course_folder, tokenizer):
+    write_table(course_folder / "ids-sst-test-student.csv", ["", "id", "sentence"], [])
+    rows = load_rows(TASKS["sst"], str(course_folder))["test"]
+    assert len(tokenise(TASKS["sst"], usable_rows(TASKS["sst"], rows, "test"), tokenizer, 31)) == 0
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(course_folder):
+    path = course_folder / "ids-sst-dev.csv"
+    path.write_text("id\tsentence\tsentiment\na\tfine\t2\n", encoding="utf-8-sig")
+    assert load_rows(TASKS["sst"], str(course_folder))["dev"]["id"][:] == ["a"]
 
 
 def test_long_rows_are_cut_and_counted(course_folder, tokenizer, caplog, propagated_logs):

@@ -122,5 +122,10 @@ def test_a_trained_run_can_get_another_task(model, tmp_path):
 def test_mistakes_are_named(model, tiny_bert):
     with pytest.raises(InputError, match="no task 'cfimdb'; it has sst, quora, sts"):
         model("cfimdb", **BATCH)
+    binary = {"kind": "binary", "label_names": ["n", "y"]}
+    with pytest.raises(InputError, match="loss is 'focal'; choose one of cross_entropy"):
+        MultitaskBertModel.from_pretrained(tiny_bert, tasks=[binary | {"name": "x", "loss": "focal"}])
+    with pytest.raises(InputError, match="task 'keys': PyTorch keeps this name"):
+        MultitaskBertModel.from_pretrained(tiny_bert, tasks=[binary | {"name": "keys"}])
     with pytest.raises(InputError, match="needs tasks"):
         MultitaskBertModel.from_pretrained(tiny_bert)

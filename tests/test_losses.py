@@ -56,7 +56,7 @@ def test_shares_add_up_to_the_whole(name):
 def test_a_share_without_labels_adds_nothing(name):
     logits, labels = tensors(name)
     logits = logits[2:3].requires_grad_()
-    for num_items in (None, 7):
+    for num_items in (None, 7, 0):
         loss = LOSSES[name](logits=logits, labels=labels[2:3], num_items=num_items)
         assert loss.item() == 0
         (gradient,) = torch.autograd.grad(loss, logits)

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from conftest import MINILM, SIZE
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertModel
 
 from bert_multitask.configuration import InputError, MultitaskBertConfig, resolve_folder
@@ -70,11 +72,8 @@ def test_defaults_and_inputs_embeds_equal_hugging_face(pair):
     embeds = ours.get_input_embeddings()(batch.pop("input_ids"))
     assert_same(theirs(inputs_embeds=embeds, **batch), ours(inputs_embeds=embeds, **batch), batch["attention_mask"])
     positions = torch.arange(embeds.shape[1]).flip(0)[None]
-    assert_same(
-        theirs(inputs_embeds=embeds, position_ids=positions),
-        ours(inputs_embeds=embeds, position_ids=positions),
-        ones,
-    )
+    shared = {"position_ids": positions, "token_type_ids": batch["token_type_ids"][:1]}  # one row for all
+    assert_same(theirs(inputs_embeds=embeds, **shared), ours(inputs_embeds=embeds, **shared), ones)
 
 
 def test_gradients_equal_hugging_face(pair):
@@ -112,7 +111,7 @@ def test_hidden_states_and_attentions(tiny_bert):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 def test_attention_implementations_agree(tiny_bert, implementation):
     model = MinBertModel.from_pretrained(tiny_bert, attn_implementation=implementation).eval()
     assert model.config._attn_implementation == implementation
@@ -193,17 +192,33 @@ def test_wrong_inputs_are_refused(tiny_bert):
         MinBertModel(MultitaskBertConfig(hidden_size=10, num_attention_heads=3))
 
 
-def test_loads_any_bert_checkpoint(tmp_path, caplog):
+def test_loads_any_bert_checkpoint(tmp_path, caplog, propagated_logs):
     """A masked-language-model checkpoint has the prefix `bert.`, a head we lack and no pooler: said, not fatal."""
     torch.manual_seed(0)
     reference = BertForMaskedLM(BertConfig(vocab_size=100, **SIZE))
     reference.save_pretrained(tmp_path)
-    model, info = MinBertModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert {key.removeprefix("bert.") for key in info["missing_keys"]} == {"pooler.dense.weight", "pooler.dense.bias"}
-    assert all(key.startswith("cls.") for key in info["unexpected_keys"])
+    model = MinBertModel.from_pretrained(tmp_path)
+    assert re.search(r"cls\..*UNEXPECTED", caplog.text) and re.search(r"pooler\..*MISSING", caplog.text)
     ours = model.state_dict()
     for name, weight in reference.bert.state_dict().items():
         assert torch.equal(ours[name], weight), name
+
+
+def test_loads_the_layer_norm_names_of_old_checkpoints(tiny_bert, tmp_path):
+    """google-bert/bert-base-uncased calls them gamma and beta."""
+    folder = shutil.copytree(tiny_bert, tmp_path / "old")
+    weights = load_file(folder / "model.safetensors")
+    rename = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    torch.manual_seed(1)
+    old = {
+        f"bert.{re.sub('LayerNorm.*', lambda m: rename[m[0]], name)}": torch.rand_like(w) for name, w in weights.items()
+    }
+    save_file(old, folder / "model.safetensors", {"format": "pt"})
+    model = MinBertModel.from_pretrained(folder).eval()
+    assert torch.equal(model.embeddings.LayerNorm.weight, old["bert.embeddings.LayerNorm.gamma"])
+    batch = ragged_batch(model.config)
+    with torch.inference_mode():
+        assert_same(BertModel.from_pretrained(folder).eval()(**batch), model(**batch), batch["attention_mask"])
 
 
 def test_a_missing_encoder_weight_is_refused(tiny_bert, tmp_path):

@@ -78,7 +78,16 @@ def test_no_rows(model, tokenizer):
     assert [len(predict(model, tokenizer, task, [])) for task in ("sst", "quora", "sts")] == [0, 0, 0]
 
 
+def test_long_rows_are_cut_to_what_the_model_takes(tiny_bert, tokenizer):
+    model = MultitaskBertModel.from_pretrained(
+        tiny_bert, tasks=["sst"], max_position_embeddings=16, ignore_mismatched_sizes=True
+    )
+    assert len(predict(model, tokenizer, "sst", ["long " * 50])) == 1
+
+
 def test_mistakes_are_named(model, tokenizer):
+    with pytest.raises(InputError, match="rows is the string 'a film'; expected a list"):
+        predict(model, tokenizer, "sst", "a film")
     with pytest.raises(InputError, match="no task 'nli'; it has sst, quora, sts"):
         predict(model, tokenizer, "nli", ["x"])
     with pytest.raises(InputError, match=r"rows\[1\] is \('a', 'b'\); task 'sst' takes a text"):

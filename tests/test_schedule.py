@@ -38,12 +38,14 @@ def test_round_robin_draws_in_proportion_to_the_totals():
         assert abs(first[task] / 2000 - share) < 5 * np.sqrt(share * (1 - share) / 2000)
 
 
-def test_round_robin_renormalises_over_the_tasks_left():
-    """With a exhausted, b and c go on 1 to 3 in every window, not in proportion to what they have left."""
-    batches = {"a": 1, "b": 1000, "c": 3000}
-    plan = round_robin(batches, 3)
-    late = plan[2000:3000]
-    assert 0.2 < late.count("b") / len(late) < 0.3
+def test_round_robin_draws_by_totals_and_not_by_what_is_left():
+    """Two tasks of 300: at even odds to the end, one runs out first and leaves the other a long tail, of 2 x the mean
+    distance of a random walk, about 24 steps. Drawing by what is left would pull the counts together, to about 2."""
+    tails = []
+    for seed in range(60):
+        plan = round_robin({"a": 300, "b": 300}, seed)
+        tails.append(next(n for n, task in enumerate(reversed(plan)) if task != plan[-1]))
+    assert 12 < np.mean(tails) < 40
 
 
 def test_another_seed_is_another_plan():
@@ -122,5 +124,6 @@ def test_epochs_are_shuffled_anew():
 def test_description():
     rows, epochs = {"sst": 33, "quora": 64}, {"sst": 2, "quora": 1}
     text = describe(["sst"] * 4 + ["quora"] * 2, rows, epochs, 32)
-    assert "sst" in text and "66.7%" in text and "6 steps" in text and "of" in text.splitlines()[-1]
+    assert text.splitlines()[1].split() == ["sst", "33", "2", "4", "66.7%"]
+    assert text.splitlines()[-1] == "6 steps of up to 32 rows"
     assert " of 2" in describe(["sst"], {"sst": 33}, {"sst": 2}, 32), "a scaled budget shows in the epochs"
