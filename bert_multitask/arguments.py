@@ -115,8 +115,8 @@ RANGES = {
 class MultitaskTrainingArguments(TrainingArguments):
     """`TrainingArguments` with a schedule over tasks. `num_train_epochs` is not used: epochs belong to tasks.
 
-    These defaults differ from Transformers': batches of 32, learning rate 1e-5, constant, and no gradient clipping, as
-    in the paper (section 5.3); a log entry every hundredth of the plan, evaluation and a checkpoint every tenth; the
+    These defaults differ from Transformers': batches of 32 and a constant learning rate of 1e-5, as in the paper
+    (section 5.3); a log entry every hundredth of the plan, evaluation and a checkpoint every tenth; the
     best checkpoint by `eval_overall` is kept and loaded at the end; predictions are written; TensorBoard is used where
     it is installed; without an accelerator the CPU is used without further flags.
     """
@@ -141,7 +141,6 @@ class MultitaskTrainingArguments(TrainingArguments):
     lr_scheduler_type: SchedulerType | str = field(
         default="constant", metadata={"help": "shape of the learning rate over the plan"}
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "clip the gradient's norm to this; 0 for no clipping"})
     num_train_epochs: float = field(default=1.0, metadata={"help": "1, the plan; see --task_epochs"})
     max_steps: int = field(default=-1, metadata={"help": "train only the first so many steps of the plan; -1 for all"})
     logging_steps: float = field(default=0.01, metadata={"help": "log every so many steps, or share of the plan"})

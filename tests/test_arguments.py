@@ -18,7 +18,7 @@ def test_defaults_are_the_papers(tmp_path):
     assert run.tasks == ["sst", "quora", "sts"] and run.model_name_or_path == "google-bert/bert-base-uncased"
     assert [task.epochs for task in run.load_tasks()] == [10, 3, 10]
     assert (args.per_device_train_batch_size, args.learning_rate, args.lr_scheduler_type) == (32, 1e-5, "constant")
-    assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.999, 0, 0)
+    assert (args.adam_beta1, args.adam_beta2, args.weight_decay) == (0.9, 0.999, 0)
     assert args.schedule == "round_robin" and args.metric_for_best_model == "eval_overall" and args.do_predict
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sklearn.metrics import accuracy_score
 from transformers import EarlyStoppingCallback, set_seed
 
 from bert_multitask.arguments import MultitaskTrainingArguments
+from bert_multitask.configuration import InputError
 from bert_multitask.data import load_rows, tokenise, usable_rows
 from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.tasks import TASKS
@@ -188,6 +190,42 @@ def test_sequential_evaluates_at_epoch_ends(make_trainer):
     assert trainer.plan == ["sst"] * 6 + ["quora"] * 4 + ["sts"] * 6
     trainer.train()
     assert [log["step"] for log in trainer.state.log_history if "eval_overall" in log] == [3, 6, 10, 13, 16]
+
+
+def test_persistent_workers_evaluate_each_task_on_its_own_rows(make_trainer):
+    """Trainer keeps such loaders, and would keep one for all tasks if it were given no names."""
+    expected = make_trainer().evaluate()
+    trainer = make_trainer(dataloader_num_workers=1, dataloader_persistent_workers=True)
+    for metrics in (trainer.evaluate(), trainer.evaluate()):
+        for task in ROWS:
+            assert metrics[f"eval_{task}_loss"] == pytest.approx(expected[f"eval_{task}_loss"], rel=1e-5)
+
+
+def test_arguments_can_be_used_again(make_trainer):
+    trainer = make_trainer()
+    args = MultitaskTrainingArguments(output_dir=trainer.args.output_dir, report_to="none")
+    rows = trainer.train_dataset.tasks
+    MultitaskTrainer(trainer.model, args, rows, trainer.eval_dataset)
+    assert args.max_steps == -1
+
+
+def test_the_time_estimate_counts_steps_only(make_trainer, monkeypatch, caplog, propagated_logs):
+    trainer = make_trainer(eval_strategy="steps", eval_steps=2, metric_for_best_model=None)
+    monkeypatch.setattr(trainer, "evaluate", lambda **kwargs: time.sleep(0.5) or {})
+    trainer.train()
+    (message,) = [message for message in caplog.messages if "s a step" in message]
+    assert float(message.split()[0]) < 0.25 and "for the steps left" in message
+
+
+@pytest.mark.parametrize("field", ["metric", "metric_for_best_model"])
+def test_metrics_that_do_not_exist_are_refused(make_trainer, monkeypatch, field):
+    settings = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    if field == "metric":
+        monkeypatch.setitem(TASKS, "sst", dataclasses.replace(TASKS["sst"], metric="f1"))
+    else:
+        settings[field] = "f1"
+    with pytest.raises(InputError, match="'f1'; choose one of"):
+        make_trainer(**settings)
 
 
 def test_history_file(make_trainer, tmp_path):
