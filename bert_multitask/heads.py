@@ -95,7 +95,9 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             super()._init_weights(module)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, tasks=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, tasks=None, output_loading_info: bool = False, **kwargs
+    ):
         """Load a BERT checkpoint or a trained run (see `MinBertPreTrainedModel.from_pretrained`).
 
         Args:
@@ -103,10 +105,18 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             tasks: presets' names, dictionaries of `Task` fields, or `Task`s. Needed on a checkpoint without heads,
                 whose new heads are random until trained; a trained run brings its own. A task that the run already
                 has keeps its weights.
+            output_loading_info: also return Transformers' report of missing and unexpected weights.
+
+        Raises:
+            InputError: as `MinBertPreTrainedModel.from_pretrained`, or a trained run lacks weights of its heads.
         """
         if tasks is not None:
             kwargs["tasks"] = [load_task(task).to_config() for task in tasks]
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing = sorted(key for key in info["missing_keys"] if key.startswith("heads."))
+        if missing and tasks is None:
+            raise InputError(f"{pretrained_model_name_or_path} names tasks but lacks their weights, {missing[0]} first")
+        return (model, info) if output_loading_info else model
 
     @can_return_tuple
     def forward(

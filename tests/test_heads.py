@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, BertModel
 
@@ -117,6 +118,14 @@ def test_a_trained_run_can_get_another_task(model, tmp_path):
     more = MultitaskBertModel.from_pretrained(tmp_path, tasks=["sst", TASKS["cfimdb"]])
     assert list(more.tasks) == ["sst", "cfimdb"]
     assert torch.equal(more.heads["sst"].classifier.weight, model.heads["sst"].classifier.weight)
+
+
+def test_a_run_without_its_heads_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "sts" not in k}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="lacks their weights, heads.sts.hidden.bias first"):
+        MultitaskBertModel.from_pretrained(tmp_path)
 
 
 def test_mistakes_are_named(model, tiny_bert):
