@@ -103,6 +103,7 @@ class RunFolder:
         record = {
             "decides": {name: training[name] for name in DECIDES}
             | {name: getattr(run, name) for name in ("model_name_or_path", "max_length", "encoder_dropout")}
+            | {"tasks": [task.name for task in tasks]}
             | {f"task {task.name}": task.to_config() for task in tasks}
             | {f"rows of {name}": splits for name, splits in data.items()}
             | {"rows of a step": batch_size},
