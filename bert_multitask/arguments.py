@@ -1,5 +1,6 @@
 """Every flag of the training recipes: one dataclass field, one help text, one unit. Defaults are the paper's."""
 
+import argparse
 import difflib
 import json
 import os
@@ -17,7 +18,7 @@ from transformers.utils import logging
 from .configuration import InputError
 from .data import HANDOUT, SAMPLE
 from .schedule import SCHEDULES
-from .tasks import Task, load_task
+from .tasks import TASKS, Task, load_task
 
 logger = logging.get_logger(__name__)
 
@@ -25,6 +26,8 @@ logger = logging.get_logger(__name__)
 @dataclass
 class RunArguments:
     """What a run trains: which checkpoint, which tasks, on which rows."""
+
+    _argument_group_name = "the run"
 
     model_name_or_path: str = field(
         default="google-bert/bert-base-uncased",
@@ -82,6 +85,8 @@ class RunArguments:
             ("--head_dropout", "dropout", dropout),
         ):
             for name, value in (values or {}).items():
+                if name in TASKS and name not in tasks:
+                    continue  # a setting of the YAML for a preset that --tasks left out
                 if name not in tasks:
                     raise InputError(f"{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
                 tasks[name] = load_task(vars(tasks[name]) | {key: value})
@@ -173,6 +178,10 @@ class MultitaskTrainingArguments(TrainingArguments):
         for name, (expected, is_fine) in RANGES.items():
             if not is_fine(getattr(self, name)):
                 raise InputError(f"--{name} is {getattr(self, name)}; expected {expected}")
+        if self.output_dir is None:
+            raise InputError("--output_dir is missing: name the folder that the run shall leave")
+        if self.eval_steps >= 1 > self.save_steps:
+            self.save_steps = self.eval_steps  # Transformers refuses a number of steps beside a share of the plan
         if str(self.eval_strategy) == "no":
             self.load_best_model_at_end = False  # without scores there is no best
         if self.warmup_steps and self.lr_scheduler_type == "constant":
@@ -220,6 +229,10 @@ def parse_json(flag: str, value):
         raise InputError(f"{flag} is {value!r}, which is not JSON ({error}); for example '{{\"sst\": 3}}'") from error
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the recipe's description as it is written."""
+
+
 class RecipeParser(HfArgumentParser):
     """`CONFIG.yaml --flag value …`: fields of the YAML are flags that the command line can override.
 
@@ -227,7 +240,13 @@ class RecipeParser(HfArgumentParser):
     """
 
     def __init__(self, dataclass_types, default_config: Path, description: str):
-        super().__init__(dataclass_types, description=description, allow_abbrev=False)
+        super().__init__(
+            dataclass_types,
+            description=description,
+            usage="%(prog)s [CONFIG.yaml] [--flag value ...]",
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
         self.add_argument("config", nargs="?", type=Path, default=default_config, help="YAML file of flags")
 
     def error(self, message: str):
@@ -274,6 +293,8 @@ class RecipeParser(HfArgumentParser):
                 raise InputError(
                     f"{path}: unknown field {name!r}{self.suggest(str(name))}; fields are flags without --"
                 )
+            if value is False and name.endswith("_strategy"):
+                value = "no"  # which YAML reads as false
             if value is not None:
                 values = value if isinstance(value, list) else [value]
                 argv += [f"--{name}", *(item if isinstance(item, str) else json.dumps(item) for item in values)]

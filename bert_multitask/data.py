@@ -24,6 +24,7 @@ from .tasks import HubSource, Task
 logger = logging.get_logger(__name__)
 
 SPLITS = ("train", "dev", "test")
+SHOWN_GAPS = 10  # rows with gaps that are named one by one
 SAMPLE = "package:bert_multitask/sample"
 HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-Student-Handout/main/data"
 
@@ -50,6 +51,9 @@ def load_rows(task: Task, data_dir: str = HANDOUT) -> DatasetDict:
     is_url = folder.startswith(("http://", "https://"))
     if not is_url and not Path(folder).is_dir():
         raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {task.files['train']}")
+    test = task.files.get("test")
+    if test and not is_url and not Path(folder, test).exists():
+        logger.warning(f"{folder}/{test}: no such file; task {task.name!r} has no test rows to predict")
     return DatasetDict(
         {
             split: clean(task, read_file(f"{folder}/{name}", task, labelled=split != "test"), source=name, absent=("",))
@@ -84,7 +88,11 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
                     )
             for number, row in enumerate(reader, start=1):
                 if None in row or None in row.values():
-                    raise InputError(f"{path}: row {number} has not the header's {len(columns)} tab-separated fields")
+                    raise InputError(
+                        f"{path}: row {number} has not the {len(columns)} tab-separated fields: a stray quote?"
+                    )
+                if any("\n" in value for value in row.values()):
+                    logger.warning(f"{path}: row {number} spans several lines; is that a stray quote?")
                 yield {
                     "id": row["id"],
                     "text": row[task.text],
@@ -187,7 +195,7 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     Raises:
         InputError: no row is left to train on, or a dev split has no label to score.
     """
-    source = rows.info.description
+    source, gaps = rows.info.description, []
     texts = [rows["text"], rows["text_pair"]] if task.text_pair else [rows["text"]]
     unlabelled = [label == UNLABELLED for label in rows["label"]]
     none_labelled = all(unlabelled)
@@ -199,9 +207,13 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
         if empty or (unlabelled[index] and not none_labelled):
             gap = " and ".join(["an empty text"] * empty + ["no label"] * unlabelled[index])
             fate = "left out of training" if split == "train" else "predicted" + ", not scored" * unlabelled[index]
-            logger.warning(f"{source}: row {index + 1} has {gap}; it is {fate}")
+            gaps.append(f"{source}: row {index + 1} has {gap}; it is {fate}")
         if not empty and not unlabelled[index]:
             kept.append(index)
+    for gap in gaps[:SHOWN_GAPS]:
+        logger.warning(gap)
+    if len(gaps) > SHOWN_GAPS:
+        logger.warning(f"{source}: the same goes for {len(gaps) - SHOWN_GAPS} more rows")
     if split != "train" or len(kept) == len(rows):
         return rows
     if not kept:
@@ -210,13 +222,13 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
 
 
 def describe_rows(tasks: Sequence[Task], rows: Mapping[str, DatasetDict]) -> str:
-    """The rows of every split as a table; where a task's differ from the paper's, those stand beside them."""
+    """The rows of every split as a table; where a task's differ from the course's own, those stand beside them."""
     lines = [f"{'rows':12}" + "".join(f"{split:>9}" for split in SPLITS)]
     for task in tasks:
         counts = {split: len(part) for split, part in rows[task.name].items()}
         line = f"{task.name:12}" + "".join(f"{counts.get(split, 0):9,}" for split in SPLITS)
-        if task.paper_rows and counts != task.paper_rows:
-            line += "   the paper has " + " / ".join(f"{task.paper_rows[split]:,}" for split in SPLITS)
+        if task.course_rows and counts != task.course_rows:
+            line += "   the course has " + " / ".join(f"{task.course_rows[split]:,}" for split in SPLITS)
         lines.append(line)
     return "\n".join(lines)
 

@@ -74,6 +74,8 @@ class RunFolder:
         if name != "last":
             if not Path(name, "trainer_state.json").is_file():
                 raise InputError(f"--resume_from_checkpoint {name}: no checkpoint; expected a folder checkpoint-N")
+            if Path(name).resolve().parent != self.path.resolve():
+                raise InputError(f"--resume_from_checkpoint {name}: not a checkpoint of the run in {self.path}")
             return name
         whole = [state.parent for state in self.path.glob("checkpoint-*/trainer_state.json")]
         if not whole:
@@ -126,8 +128,6 @@ class RunFolder:
 
     def compare(self, decides: dict, file: Path) -> None:
         """Refuse to resume a run with settings that would have given it other weights."""
-        if not file.exists():
-            raise InputError(f"--output_dir {self.path} has no run.json: the checkpoint is not one of this run")
         before = json.loads(file.read_text(encoding="utf-8"))["decides"]
         now = json.loads(json.dumps(decides, default=str))
         for name in sorted(before.keys() | now.keys()):

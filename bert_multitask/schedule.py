@@ -2,7 +2,8 @@
 
 A plan is a list of task names, one for each optimizer step. A step works on one batch of that task; a batch is cut
 into shares, one for each process and accumulation step, which together are all its rows. Plan and rows are functions of
-the sizes and the seed alone: neither the number of processes nor any global random state changes them.
+the sizes, the rows of a step and the seed alone: no global random state changes them, and neither does the number of
+processes that share a step.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -122,6 +123,6 @@ def describe(plan: list[str], rows: Mapping[str, int], epochs: Mapping[str, int]
     for task, count in rows.items():
         batches = plan.count(task)
         seen = batches / -(-count // batch_size)
-        full = "" if seen == epochs[task] else f" of {epochs[task]}"
-        lines.append(f"{task:12} {count:9,} {seen:7.4g}{full} {batches:8,} {batches / len(plan):7.1%}")
+        cut = "" if seen == epochs[task] else f"   of {epochs[task]} epochs"
+        lines.append(f"{task:12} {count:9,} {seen:7.3g} {batches:8,} {batches / len(plan):7.1%}{cut}")
     return "\n".join(lines + [f"{len(plan):,} steps of up to {batch_size} rows"])

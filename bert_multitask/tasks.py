@@ -48,7 +48,7 @@ class Task:
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
         files: {"train": file name, "dev": …, "test": …} in a data folder; tab-separated with a header.
         hub: the same rows on the Hub.
-        paper_rows: {split: rows} in the paper (section 5.1), said beside the rows a run has where they differ.
+        course_rows: {split: rows} of the course's own files (the paper's section 5.1), said where a run has others.
         prediction_column: header of the predictions in the course's file form.
     """
 
@@ -65,7 +65,7 @@ class Task:
     dropout: float = 0.3
     files: dict | None = None
     hub: HubSource | None = None
-    paper_rows: dict | None = None
+    course_rows: dict | None = None
     prediction_column: str = "Prediction"
 
     def __post_init__(self):
@@ -78,6 +78,10 @@ class Task:
             low, high = self.score_range or (0.0, 0.0)
             if not low < high:
                 raise InputError(f"{where}: a similarity task needs score_range: [lowest, highest]")
+        elif any(isinstance(name, bool) for name in self.label_names or ()):
+            raise InputError(
+                f"{where}: label_names has true or false; YAML reads a bare yes or no so: write 'yes', 'no'"
+            )
         elif len(self.label_names or ()) < 2 or (self.kind == "binary" and len(self.label_names) != 2):
             count = "two" if self.kind == "binary" else "two or more"
             raise InputError(f"{where}: a {self.kind} task needs {count} label_names")
@@ -100,7 +104,7 @@ class Task:
 
     def to_config(self) -> dict:
         """The fields a model needs, as plain data for `config.json`: all but where the rows come from."""
-        fields = {key: value for key, value in vars(self).items() if key not in ("files", "hub", "paper_rows")}
+        fields = {key: value for key, value in vars(self).items() if key not in ("files", "hub", "course_rows")}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
 
@@ -116,13 +120,11 @@ def load_task(spec: "str | dict | Task") -> Task:
         if spec not in TASKS:
             raise InputError(f"unknown task {spec!r}; choose from {', '.join(TASKS)}, or define it in the YAML")
         return TASKS[spec]
+    if missing := sorted({"name", "kind"} - set(spec)):
+        raise InputError(f"a task in tasks has no field {missing[0]!r}: {spec}; tasks is a list, each with its fields")
     known = {field.name for field in dataclasses.fields(Task)}
     if unknown := sorted(set(spec) - known):
-        raise InputError(
-            f"task {spec.get('name')!r}: unknown field {unknown[0]!r}; a task has {', '.join(sorted(known))}"
-        )
-    if missing := sorted({"name", "kind"} - set(spec)):
-        raise InputError(f"task {spec.get('name')!r}: field {missing[0]!r} is missing")
+        raise InputError(f"task {spec['name']!r}: unknown field {unknown[0]!r}; a task has {', '.join(sorted(known))}")
     try:
         return Task(**spec)
     except InputError:
@@ -146,7 +148,7 @@ TASKS = {
             label_names=("negative", "somewhat negative", "neutral", "somewhat positive", "positive"),
             files=course_files("ids-sst"),
             hub=HubSource("SetFit/sst5"),
-            paper_rows={"train": 8544, "dev": 1101, "test": 2210},
+            course_rows={"train": 8544, "dev": 1101, "test": 2210},
             prediction_column="Predicted_Sentiment",
         ),
         Task(
@@ -160,7 +162,7 @@ TASKS = {
             files=course_files("quora"),
             # The labels of GLUE's test splits are hidden (-1).
             hub=HubSource("nyu-mll/glue", "qqp", text="question1", text_pair="question2"),
-            paper_rows={"train": 283_010, "dev": 40_429, "test": 80_859},
+            course_rows={"train": 283_010, "dev": 40_429, "test": 80_859},
             prediction_column="Predicted_Is_Paraphrase",
         ),
         Task(
@@ -172,7 +174,7 @@ TASKS = {
             score_range=(0.0, 5.0),
             files=course_files("sts"),
             hub=HubSource("nyu-mll/glue", "stsb", text="sentence1", text_pair="sentence2"),
-            paper_rows={"train": 6040, "dev": 863, "test": 1725},
+            course_rows={"train": 6040, "dev": 863, "test": 1725},
             prediction_column="Predicted_Similiary",  # the course's spelling, which its graders read
         ),
         Task(
@@ -182,7 +184,7 @@ TASKS = {
             label_names=("negative", "positive"),
             files=course_files("ids-cfimdb"),
             hub=HubSource("tasksource/counterfactually-augmented-imdb", text="Text", label="Sentiment"),
-            paper_rows={"train": 1707, "dev": 245, "test": 488},
+            course_rows={"train": 1707, "dev": 245, "test": 488},
             prediction_column="Predicted_Sentiment",
         ),
     )

@@ -30,7 +30,7 @@ class MultitaskTrainer(Trainer):
         model: whose tasks say the epochs of each.
         args: the schedule, its budget, and everything `TrainingArguments` has.
         train_dataset: {task: tokenised rows} of every task of the model.
-        eval_dataset: the same of the dev rows.
+        eval_dataset: the same of the dev rows; needed for evaluation.
         processing_class: the tokenizer; it is saved with every checkpoint.
         kwargs: other arguments of `transformers.Trainer`.
     """
@@ -40,10 +40,14 @@ class MultitaskTrainer(Trainer):
         model: MultitaskBertModel,
         args: MultitaskTrainingArguments,
         train_dataset: Mapping[str, Dataset],
-        eval_dataset: Mapping[str, Dataset],
+        eval_dataset: Mapping[str, Dataset] | None = None,
         processing_class=None,
         **kwargs,
     ):
+        if not isinstance(args, MultitaskTrainingArguments):
+            raise InputError(f"args is a {type(args).__name__}; expected MultitaskTrainingArguments")
+        if missing := [name for name in model.tasks if name not in train_dataset]:
+            raise InputError(f"train_dataset has no rows of task {missing[0]!r}, which the model has")
         self.rows = {name: len(train_dataset[name]) for name in model.tasks}
         self.epochs = {name: task.epochs for name, task in model.tasks.items()}
         self.batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -61,7 +65,7 @@ class MultitaskTrainer(Trainer):
             args=args,
             data_collator=Collator(model.config.pad_token_id or 0),
             train_dataset=TaskRows(train_dataset),
-            eval_dataset=dict(eval_dataset),
+            eval_dataset=dict(eval_dataset or {}),
             processing_class=processing_class,
             **kwargs,
         )
@@ -127,10 +131,11 @@ class MultitaskTrainer(Trainer):
         start = time.perf_counter()
         # Of the trainer's own datasets Trainer wants the names, under which it keeps persistent loaders.
         loaders = {name: name for name in self.eval_dataset} if eval_dataset is None else eval_dataset
-        outputs = {
-            name: self.evaluation_loop(self.get_eval_dataloader(rows), f"Evaluation of {name}", False, ignore_keys)
-            for name, rows in loaders.items()
-        }
+        outputs = {}
+        for name, rows in loaders.items():
+            loader = self.get_eval_dataloader(rows)
+            outputs[name] = self.evaluation_loop(loader, f"Evaluation of {name}", False, ignore_keys)
+            self.callback_handler.on_predict(self.args, self.state, self.control, {})  # ends this task's progress bar
         metrics = self.score(outputs, metric_key_prefix)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
         self.log(metrics)

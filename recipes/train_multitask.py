@@ -6,6 +6,7 @@ Leaves in RUN the model and tokenizer, metrics.json, history.jsonl, predictions/
 Exit code 2 and one line of explanation for whatever is wrong with the input.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -91,5 +92,9 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume_from_checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -81,8 +81,31 @@ def test_processes_that_are_no_group_are_refused(tmp_path, monkeypatch):
         check_launch(args)
 
 
+def test_tasks_can_be_chosen_from_a_configuration_with_settings_for_more(tmp_path):
+    run, *_ = parse(tmp_path, "task_epochs: {sst: 2, quora: 1}\n", "--tasks", "quora", "cfimdb")
+    assert [(task.name, task.epochs) for task in run.load_tasks()] == [("quora", 1), ("cfimdb", 10)]
+
+
+def test_help_is_short_at_the_top(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, "", "--help")
+    top = capsys.readouterr().out[:300]
+    assert "[CONFIG.yaml] [--flag value ...]\n\na test\n" in top
+
+
+def test_an_output_folder_is_needed():
+    with pytest.raises(InputError, match="--output_dir is missing"):
+        MultitaskTrainingArguments()
+
+
+def test_saving_follows_evaluation(tmp_path):
+    args = parse(tmp_path, "", "--eval_steps", "8")[1]
+    assert args.save_steps == args.eval_steps == 8
+
+
 def test_without_evaluation_there_is_no_best_model(tmp_path):
     assert not parse(tmp_path, "", "--eval_strategy", "no")[1].load_best_model_at_end
+    assert parse(tmp_path, "eval_strategy: no")[1].eval_strategy == "no"
 
 
 def test_tensorboard_is_used_where_installed(tmp_path):
@@ -132,7 +155,7 @@ def test_mistakes_are_named(tmp_path, yaml, flags, message):
     [
         (["--tasks", "sentiment"], "unknown task 'sentiment'; choose from sst, quora, sts, cfimdb"),
         (["--tasks", "sst", "sst"], "names 'sst' twice"),
-        (["--task_epochs", '{"cfimdb": 3}'], "--task_epochs names 'cfimdb', but the tasks of this run are"),
+        (["--task_epochs", '{"stt": 3}'], "--task_epochs names 'stt', but the tasks of this run are"),
         (["--head_dropout", '{"sst": 1.0}'], "dropout is 1.0"),
         (["--head_dropout", '{"sst": "high"}'], "task 'sst': .*see the fields' types"),
     ],

@@ -115,9 +115,27 @@ def test_texts_reach_the_tokenizer_as_they_are(tmp_path):
     assert load_rows(TASKS["sst"], str(tmp_path))["train"]["text"][:] == texts
 
 
-def test_a_missing_test_file_is_no_error(course_folder):
+def test_a_missing_test_file_is_said(course_folder, caplog, propagated_logs):
     (course_folder / "sts-test-student.csv").unlink()
     assert sorted(load_rows(TASKS["sts"], str(course_folder))) == ["dev", "train"]
+    assert "sts-test-student.csv: no such file; task 'sts' has no test rows" in caplog.text
+
+
+def test_a_row_that_a_stray_quote_swallowed_is_pointed_out(course_folder, caplog, propagated_logs):
+    path = course_folder / "ids-sst-dev.csv"
+    path.write_text('\tid\tsentence\tsentiment\n0\ta\t"fine\t2\n1\tb\tgood\t3\n2\tc\t"bad"\t1\n')
+    assert len(load_rows(TASKS["sst"], str(course_folder))["dev"]) == 1
+    assert "row 1 spans several lines; is that a stray quote?" in caplog.text
+    path.write_text('\tid\tsentence\tsentiment\n0\ta\t"fine\t2\n1\tb\tgood\t3\n')
+    with pytest.raises(InputError, match="a stray quote"):
+        load_rows(TASKS["sst"], str(course_folder))
+
+
+def test_many_gaps_are_counted(course_folder, caplog, propagated_logs):
+    header = ["", "id", "sentence", "sentiment"]
+    write_table(course_folder / "ids-sst-dev.csv", header, [[i, i, "x", "" if i else 1] for i in range(20)])
+    usable_rows(TASKS["sst"], load_rows(TASKS["sst"], str(course_folder))["dev"], "dev")
+    assert len(caplog.messages) == 11 and "9 more rows" in caplog.messages[-1]
 
 
 def test_gaps_are_left_out_of_training_and_predicted(course_folder, caplog, propagated_logs):
@@ -164,7 +182,7 @@ def test_any_text_survives_and_no_row_is_lost(tmp_path, rows):
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1.5\n", "row 1: sentiment is '1.5'"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\tnan\n", "row 1: sentiment is 'nan'"),
         ("sts", "sts-dev.csv", "\tid\tsentence1\tsentence2\tsimilarity\n0\ta\tb\tc\t5.1\n", "a score from 0 to 5"),
-        ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\n", "row 1 has not the header's 4"),
+        ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\n", "row 1 has not the 4"),
         ("sst", "ids-sst-train.csv", "", "no column 'id'"),
     ],
 )  # fmt: skip
@@ -264,11 +282,11 @@ def test_long_rows_are_cut_and_counted(course_folder, tokenizer, caplog, propaga
 
 def test_both_sizes_are_said_where_they_differ_from_the_papers(course_folder):
     rows = {"sst": load_rows(TASKS["sst"], str(course_folder))}
-    assert "sst                11        6        3   the paper has 8,544 / 1,101 / 2,210" in describe_rows(
+    assert "sst                11        6        3   the course has 8,544 / 1,101 / 2,210" in describe_rows(
         [TASKS["sst"]], rows
     )
-    task = dataclasses.replace(TASKS["sst"], paper_rows={"train": 11, "dev": 6, "test": 3})
-    assert "paper" not in describe_rows([task], rows)
+    task = dataclasses.replace(TASKS["sst"], course_rows={"train": 11, "dev": 6, "test": 3})
+    assert "course" not in describe_rows([task], rows)
 
 
 def test_fingerprints_follow_the_content(course_folder):

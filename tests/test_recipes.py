@@ -189,7 +189,10 @@ def test_a_run_resumes_only_with_its_own_settings(monkeypatch, config, capsys):
         assert run_here(monkeypatch, config, *flags, "--resume_from_checkpoint", *other) == 2
         assert f"cannot be resumed with other settings: {name}" in capsys.readouterr().err
     elsewhere = ["--output_dir", config.parent / "new", "--resume_from_checkpoint", folder / "checkpoint-2"]
-    assert run_here(monkeypatch, config, *flags, *elsewhere) == 2 and "has no run.json" in capsys.readouterr().err
+    assert (
+        run_here(monkeypatch, config, *flags, *elsewhere) == 2
+        and "not a checkpoint of the run in" in capsys.readouterr().err
+    )
     assert run_here(monkeypatch, config, *flags, "--resume_from_checkpoint", "--logging_steps", 1) == 0
 
 

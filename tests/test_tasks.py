@@ -27,7 +27,7 @@ def test_presets_hold_the_papers_values():
     assert TASKS["sts"].score_range == (0, 5)
     assert [TASKS[name].epochs for name in ("sst", "quora", "sts")] == [10, 3, 10]
     assert {task.dropout for task in TASKS.values()} == {0.3}
-    assert TASKS["quora"].paper_rows == {"train": 283_010, "dev": 40_429, "test": 80_859}
+    assert TASKS["quora"].course_rows == {"train": 283_010, "dev": 40_429, "test": 80_859}
 
 
 def test_a_task_is_ten_lines_of_yaml():
@@ -40,7 +40,7 @@ def test_a_task_is_ten_lines_of_yaml():
 @pytest.mark.parametrize("task", [*TASKS.values(), load_task(yaml.safe_load(NLI))], ids=lambda task: task.name)
 def test_round_trip_through_a_checkpoints_json(task):
     restored = load_task(json.loads(json.dumps(task.to_config())))
-    assert restored == dataclasses.replace(task, files=None, hub=None, paper_rows=None)
+    assert restored == dataclasses.replace(task, files=None, hub=None, course_rows=None)
 
 
 def test_load_task_passes_tasks_and_names():
@@ -53,9 +53,10 @@ def test_load_task_passes_tasks_and_names():
     [
         ("sentiment", "unknown task 'sentiment'; choose from sst, quora, sts, cfimdb"),
         ({"name": "x", "kind": "classification", "colour": 1}, "unknown field 'colour'"),
-        ({"name": "x"}, "field 'kind' is missing"),
+        ({"name": "x"}, "no field 'kind'"),
         ({"name": "x", "kind": "regression"}, "kind is 'regression'; choose one of"),
         ({"name": "a b", "kind": "binary", "label_names": ["n", "y"]}, "identifier"),
+        ({"name": "x", "kind": "binary", "label_names": [False, True]}, "YAML reads a bare yes or no so"),
         ({"name": "x", "kind": "classification"}, "two or more label_names"),
         ({"name": "x", "kind": "binary", "label_names": ["a", "b", "c"]}, "two label_names"),
         ({"name": "x", "kind": "similarity"}, "score_range"),
