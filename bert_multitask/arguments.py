@@ -126,6 +126,8 @@ class MultitaskTrainingArguments(TrainingArguments):
     it is installed; without an accelerator the CPU is used without further flags.
     """
 
+    _argument_group_name = "training"
+
     schedule: str = field(
         default="round_robin", metadata={"help": "which task comes next", "choices": sorted(SCHEDULES)}
     )
