@@ -1,0 +1,39 @@
+"""The README's Python, run as it stands but for the folders and the number of steps."""
+
+import re
+
+from conftest import MINILM, ROOT
+
+from bert_multitask import MultitaskBertModel
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+USE, TRAIN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_using_a_trained_model(tmp_path, tokenizer, capsys):
+    model = MultitaskBertModel.from_pretrained(MINILM, tasks=["sst", "quora", "sts"])
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    names = {}
+    exec(USE.replace("runs/quickstart", str(tmp_path)), names)
+    assert len(names["table"]) == 2 and names["logits"].shape == (1,)
+    assert capsys.readouterr().out.count("[") >= 3
+
+
+def test_training_from_python(tmp_path, capsys):
+    few = 'max_steps=2, eval_strategy="no", save_strategy="no", report_to="none"'
+    assert "max_steps=50" in TRAIN
+    exec(TRAIN.replace("runs/mine", str(tmp_path)).replace("max_steps=50", few), {})
+    assert "2 steps of up to 32 rows" in capsys.readouterr().out
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(r"^[A-Z]{4,}$|TODO|XXX", README, re.MULTILINE)
+
+
+def test_flags_named_in_the_readme_exist():
+    arguments = (ROOT / "bert_multitask" / "arguments.py").read_text()
+    launcher = {"config_file", "num_processes", "num_cpu_threads_per_process", "quiet", "help", "logdir"}
+    inherited = {"output_dir", "bf16"}
+    for flag in set(re.findall(r"--([a-z0-9_]+)", README)) - launcher - inherited:
+        assert f"    {flag}:" in arguments, flag
