@@ -182,7 +182,7 @@ class MultitaskTrainingArguments(TrainingArguments):
                 raise InputError(f"--{name} is {getattr(self, name)}; expected {expected}")
         if self.output_dir is None:
             raise InputError("--output_dir is missing: name the folder that the run shall leave")
-        if self.eval_steps >= 1 > self.save_steps:
+        if (self.eval_steps or 0) >= 1 > self.save_steps:
             self.save_steps = self.eval_steps  # Transformers refuses a number of steps beside a share of the plan
         if str(self.eval_strategy) == "no":
             self.load_best_model_at_end = False  # without scores there is no best
