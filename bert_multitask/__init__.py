@@ -18,6 +18,8 @@ _MODULES = {
     "tokenise_splits": "data",
     "MultitaskTrainingArguments": "arguments",
     "MultitaskTrainer": "trainer",
+    "PaperAdamW": "optim",
+    "smart_penalty": "smart",
     "predict": "prediction",
 }
 

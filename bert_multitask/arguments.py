@@ -15,12 +15,21 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import logging
 
-from .configuration import InputError
+from .configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING, InputError
 from .data import HANDOUT, SAMPLE
 from .schedule import SCHEDULES
+from .smart import PROJECTIONS
 from .tasks import TASKS, Task, load_task
 
 logger = logging.get_logger(__name__)
+
+# Flags that take a value for each task -> the field of `Task` that they set.
+TASK_FIELDS = {
+    "task_epochs": "epochs",
+    "head_dropout": "dropout",
+    "smart_weight": "smart_weight",
+    "bregman_weight": "bregman_weight",
+}
 
 
 @dataclass
@@ -52,12 +61,32 @@ class RunArguments:
     encoder_dropout: float | None = field(
         default=None, metadata={"help": "both of BERT's dropout probabilities; by default the checkpoint's"}
     )
+    encoder_sharing: str = field(
+        default="shared",
+        metadata={"help": "one encoder for all tasks, or one per task (3-BERT)", "choices": list(ENCODER_SHARING)},
+    )
+    pair_encoding: str = field(
+        default="joint",
+        metadata={"help": "a pair's texts as one sequence (TPE), or each on its own", "choices": list(PAIR_ENCODING)},
+    )
+    pooling: str = field(
+        default="cls", metadata={"help": "what the encoder gives the heads of a sequence", "choices": list(POOLING)}
+    )
+    freeze_encoder: bool = field(default=False, metadata={"help": "train the heads alone"})
+    smart_weight: dict | str | float | None = field(
+        default=None,
+        metadata={"help": "SMART's λ, one factor or JSON by task: '{\"sst\": 1}'; by default the task's own, 0 (off)"},
+    )
+    bregman_weight: dict | str | float | None = field(
+        default=None, metadata={"help": "the same of SMART's Bregman proximal term, its μ"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the run in --output_dir"})
 
     def __post_init__(self):
-        for name, example in (("task_epochs", '{"sst": 3}'), ("head_dropout", '0.1 or {"sst": 0.2}')):
+        for name in TASK_FIELDS:
             value = parse_json(f"--{name}", getattr(self, name))
             if not isinstance(value, (dict, NoneType) if name == "task_epochs" else (dict, int, float, NoneType)):
+                example = '{"sst": 3}' if name == "task_epochs" else '0.1 or {"sst": 0.2}'
                 raise InputError(f"--{name} is {value!r}; expected, for example, {example}")
             setattr(self, name, value)
         if self.max_length < 8:
@@ -77,18 +106,15 @@ class RunArguments:
             if task.name in tasks:
                 raise InputError(f"--tasks names {task.name!r} twice")
             tasks[task.name] = task
-        dropout = self.head_dropout
-        if isinstance(dropout, (int, float)):
-            dropout = dict.fromkeys(tasks, float(dropout))
-        for flag, key, values in (
-            ("--task_epochs", "epochs", self.task_epochs),
-            ("--head_dropout", "dropout", dropout),
-        ):
+        for flag, key in TASK_FIELDS.items():
+            values = getattr(self, flag)
+            if isinstance(values, (int, float)):
+                values = dict.fromkeys(tasks, float(values))
             for name, value in (values or {}).items():
                 if name in TASKS and name not in tasks:
                     continue  # a setting of the YAML for a preset that --tasks left out
                 if name not in tasks:
-                    raise InputError(f"{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
+                    raise InputError(f"--{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
                 tasks[name] = load_task(vars(tasks[name]) | {key: value})
         return list(tasks.values())
 
@@ -111,6 +137,11 @@ RANGES = {
     "gradient_accumulation_steps": ("at least 1", lambda value: value >= 1),
     "learning_rate": ("0 or more", lambda value: value >= 0),
     "seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
+    "smart_radius": ("above 0", lambda value: value > 0),
+    "smart_step_size": ("above 0", lambda value: value > 0),
+    "smart_noise_std": ("above 0", lambda value: value > 0),
+    "smart_steps": ("at least 1", lambda value: value >= 1),
+    "bregman_momentum": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "adam_beta1": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "adam_beta2": ("from 0 to below 1", lambda value: 0 <= value < 1),
 }
@@ -133,6 +164,27 @@ class MultitaskTrainingArguments(TrainingArguments):
     )
     budget: float = field(
         default=1.0, metadata={"help": "share of each task's batches to train on, in (0, 1]; small for smoke runs"}
+    )
+    smart_projection: str = field(
+        default="ball",
+        metadata={
+            "help": "how SMART bounds its perturbation: ball, each component within smart_radius (the formula); unit, "
+            "each token's largest component near 1 (what smart-pytorch does)",
+            "choices": sorted(PROJECTIONS),
+        },
+    )
+    smart_radius: float = field(default=1e-5, metadata={"help": "SMART's ε, in units of the word embeddings"})
+    smart_step_size: float = field(default=1e-3, metadata={"help": "SMART's η, length of an ascent step"})
+    smart_noise_std: float = field(default=1e-5, metadata={"help": "SMART's σ, of the noise the ascent begins with"})
+    smart_steps: int = field(default=1, metadata={"help": "SMART's ascent steps, each a forward and half a backward"})
+    smart_share_dropout: bool = field(
+        default=False, metadata={"help": "perturbed passes drop what the clean pass dropped, not other components"}
+    )
+    bregman_momentum: float = field(
+        default=0.99, metadata={"help": "β of the running mean of weights that --bregman_weight compares with"}
+    )
+    paper_optimizer: bool = field(
+        default=False, metadata={"help": "Adam exactly as in the paper, slower, in the place of --optim"}
     )
     resume_from_checkpoint: str | None = field(
         default=None,
@@ -177,6 +229,8 @@ class MultitaskTrainingArguments(TrainingArguments):
         for name, (allowed, why) in FIXED.items():
             if getattr(self, name, allowed) != allowed:
                 raise InputError(f"--{name} is {getattr(self, name)!r}; only {allowed!r} works here: {why}")
+        if self.smart_projection not in PROJECTIONS:
+            raise InputError(f"--smart_projection is {self.smart_projection!r}; choose one of {', '.join(PROJECTIONS)}")
         for name, (expected, is_fine) in RANGES.items():
             if not is_fine(getattr(self, name)):
                 raise InputError(f"--{name} is {getattr(self, name)}; expected {expected}")

@@ -47,8 +47,9 @@ class Collator:
         """Args: rows of `tokenise`, B of them, all of one task.
 
         Returns:
-            `task`, its name; `input_ids`, `attention_mask` and `token_type_ids`, integer (B, L); `labels` (B,), integer
-            classes or fp32 scores. For example rows of 3 and 2 tokens give attention_mask [[1, 1, 1], [1, 1, 0]].
+            `task`, its name; `input_ids`, `attention_mask` and `token_type_ids`, integer (B, L), or (B, 2, L) where a
+            row is two sequences; `labels` (B,), integer classes or fp32 scores. For example rows of 3 and 2 tokens give
+            attention_mask [[1, 1, 1], [1, 1, 0]].
 
         Raises:
             ValueError: the rows are of several tasks.
@@ -56,11 +57,20 @@ class Collator:
         tasks = {row["task"] for row in rows}
         if len(tasks) != 1:
             raise ValueError(f"a batch has rows of one task, not of {', '.join(sorted(tasks))}")
-        ids = [torch.tensor(row["input_ids"]) for row in rows]
+        separate = isinstance(rows[0]["input_ids"][0], Sequence)
+
+        def pad(column: str, value: int) -> Tensor:
+            values = [row[column] for row in rows]
+            sequences = [sequence for pair in values for sequence in pair] if separate else values
+            padded = pad_sequence([torch.tensor(sequence) for sequence in sequences], True, value)
+            return padded.unflatten(0, (-1, 2)) if separate else padded
+
+        input_ids = pad("input_ids", -1)
+        real = input_ids >= 0
         return {
             "task": tasks.pop(),
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            "token_type_ids": pad_sequence([torch.tensor(row["token_type_ids"]) for row in rows], batch_first=True),
+            "input_ids": input_ids.where(real, self.pad_token_id),
+            "attention_mask": real.long(),
+            "token_type_ids": pad("token_type_ids", 0),
             "labels": torch.tensor([row["labels"] for row in rows]),
         }

@@ -18,18 +18,39 @@ class InputError(ValueError):
     """
 
 
-class MultitaskBertConfig(BertConfig):
-    """A `BertConfig` that also says which heads sit on the encoder.
+ENCODER_SHARING = ("shared", "per_task")
+PAIR_ENCODING = ("joint", "separate")
+POOLING = ("cls", "pooler", "mean")
 
-    `model_type` stays "bert", and the encoder keeps Hugging Face's parameter names, so that a saved multitask model is
-    also a checkpoint that a stock `transformers.BertModel` reads.
+
+class MultitaskBertConfig(BertConfig):
+    """A `BertConfig` that also says which heads sit on which encoder.
+
+    With a shared encoder `model_type` stays "bert", and the encoder keeps Hugging Face's parameter names, so that a
+    saved multitask model is also a checkpoint that a stock `transformers.BertModel` reads.
 
     Args:
         tasks: the fields of each `Task`, as plain data, one dictionary a task. None, the default, is an encoder
             without heads.
+        pair_encoding: "joint", a pair's texts as one sequence (TPE, section 4.3), or "separate", each on its own
+            (section 4.1).
+        pooling: what embeds a sequence: "cls", the last hidden state of [CLS] (section 4.1); "pooler", BERT's
+            pre-trained tanh(linear([CLS])); "mean", over the tokens that are not padding (section 7).
+
+    Raises:
+        InputError: a layout has another value.
     """
 
     tasks: list | None = None  # a list, because JSON configurations sort the keys of dictionaries
+    pair_encoding: str = "joint"
+    pooling: str = "cls"
+    encoder_sharing = "shared"  # no field: the model type says it
+
+    def __post_init__(self, **kwargs):
+        for name, choices in (("pair_encoding", PAIR_ENCODING), ("pooling", POOLING)):
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -43,14 +64,22 @@ class MultitaskBertConfig(BertConfig):
         fields = cls.get_config_dict(folder_or_id, **kwargs)[0]
         if not fields:
             raise InputError(f"{pretrained_model_name_or_path} has no config.json; expected a BERT checkpoint's folder")
-        model_type = fields.get("model_type")
-        if model_type != cls.model_type:
-            raise InputError(
-                f"{pretrained_model_name_or_path} is a checkpoint of type {model_type!r}, not {cls.model_type!r}: "
-                'choose a BERT checkpoint (its config.json says "model_type": "bert"), '
-                "for example google-bert/bert-base-uncased"
-            )
-        return super().from_pretrained(folder_or_id, **kwargs)
+        for config_class in (MultitaskBertConfig, PerTaskBertConfig):
+            if fields.get("model_type") == config_class.model_type:
+                return super(MultitaskBertConfig, config_class).from_pretrained(folder_or_id, **kwargs)
+        raise InputError(
+            f"{pretrained_model_name_or_path} is a checkpoint of type {fields.get('model_type')!r}, not "
+            f"{MultitaskBertConfig.model_type!r}: choose a BERT checkpoint (its config.json says "
+            '"model_type": "bert"), for example google-bert/bert-base-uncased'
+        )
+
+
+class PerTaskBertConfig(MultitaskBertConfig):
+    """The configuration of a model with one encoder for each task (the paper's 3-BERT, section 4.2.1). Its type is its
+    own, because a stock `BertModel` would find none of its weights in such a checkpoint, and begin at random."""
+
+    model_type = "multitask_bert"
+    encoder_sharing = "per_task"
 
 
 def resolve_folder(name: str | os.PathLike) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets.utils.file_utils import cached_path
+from pyarrow import ArrowException, parquet
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -34,8 +35,9 @@ def load_rows(task: Task, data_dir: str = HANDOUT) -> DatasetDict:
 
     Args:
         task: whose rows.
-        data_dir: a folder in the course's layout, the same under an http(s) URL, `package:NAME/PATH` (the shipped
-            sample is `SAMPLE`), or "hub" for the task's datasets on the Hub.
+        data_dir: the folder of the task's files (for the presets, in the course's layout), the same under an http(s)
+            URL, `package:NAME/PATH` (the shipped sample is `SAMPLE`), or "hub" for the task's datasets on the Hub. A
+            task that has only files, or only Hub datasets, reads those; files may have absolute paths.
 
     Returns:
         The splits that exist, of train, dev and test; a test split needs no labels.
@@ -43,29 +45,28 @@ def load_rows(task: Task, data_dir: str = HANDOUT) -> DatasetDict:
     Raises:
         InputError: a file, column or dataset is missing, or a label is out of range; the message names the place.
     """
-    if data_dir == "hub":
+    if not task.files or (data_dir == "hub" and task.hub):
         return DatasetDict(read_hub(task))
-    if not task.files:
-        raise InputError(f"task {task.name!r} names no files to read from {data_dir}; add files to the task")
-    folder = resolve_folder(data_dir).rstrip("/")
+    folder = "." if data_dir == "hub" else resolve_folder(data_dir).rstrip("/")
     is_url = folder.startswith(("http://", "https://"))
     if not is_url and not Path(folder).is_dir():
         raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {task.files['train']}")
-    test = task.files.get("test")
-    if test and not is_url and not Path(folder, test).exists():
-        logger.warning(f"{folder}/{test}: no such file; task {task.name!r} has no test rows to predict")
-    return DatasetDict(
-        {
-            split: clean(task, read_file(f"{folder}/{name}", task, labelled=split != "test"), source=name, absent=("",))
-            for split, name in task.files.items()
-            if is_url or split != "test" or Path(folder, name).exists()
-        }
-    )
+    rows = {}
+    for split, name in task.files.items():
+        path = f"{folder}/{name}" if is_url else str(Path(folder, name))
+        if split == "test" and not is_url and not Path(path).exists():
+            logger.warning(f"{path}: no such file; task {task.name!r} has no test rows to predict")
+        else:
+            raw = read_file(path, task, labelled=split != "test")
+            rows[split] = clean(task, raw, source=name, absent=("", None))
+    return DatasetDict(rows)
 
 
 def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
-    """Yield the rows of a tab-separated file with a header, local or remote: `id` and the task's columns, as strings.
+    """Yield the rows of a file, local or remote, under our column names.
 
+    The name's ending says the form: .jsonl, .parquet, or else a table with a header, whose columns are set apart by
+    tabs if the header has one, and by commas otherwise. A row without a column `id` is called by its number, from 0.
     `labelled` says that the label's column must be there; every other column must anyway.
     """
     try:
@@ -77,37 +78,71 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
             f"{path}: cannot be fetched ({error}); name a local folder with --data_dir, or try `make quickstart`, "
             "which needs no download"
         ) from error
+    read = {".jsonl": read_json_lines, ".parquet": read_parquet}.get(Path(path).suffix, read_table)
+    needed = [column for column in (task.text, task.text_pair, task.label if labelled else None) if column]
+    for number, row in enumerate(read(local, path)):
+        for column in needed:
+            if column not in row:
+                raise InputError(f"{path}: no column {column!r} in row {number + 1}; its columns are {', '.join(row)}")
+        yield {
+            "id": str(row.get("id", number)),
+            "text": as_text(row[task.text]),
+            "text_pair": as_text(row[task.text_pair]) if task.text_pair else None,
+            "label": row.get(task.label),
+        }
+
+
+def as_text(value) -> str:
+    """A text as its source gives it; one that is missing (None) is empty."""
+    return "" if value is None else str(value)
+
+
+def read_table(local: str, path: str) -> Iterator[dict]:
+    """Yield the rows of a table with a header, all values strings."""
     with open(local, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
+        header = file.readline()
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter="\t" if "\t" in header else ",")
         try:
             columns = reader.fieldnames or []
-            for column in ("id", task.text, task.text_pair, task.label if labelled else None):
-                if column and column not in columns:
-                    raise InputError(
-                        f"{path}: no column {column!r}; its columns are {', '.join(filter(None, columns))}"
-                    )
             for number, row in enumerate(reader, start=1):
                 if None in row or None in row.values():
-                    raise InputError(
-                        f"{path}: row {number} has not the {len(columns)} tab-separated fields: a stray quote?"
-                    )
+                    raise InputError(f"{path}: row {number} has not the header's {len(columns)} fields: a stray quote?")
                 if any("\n" in value for value in row.values()):
                     logger.warning(f"{path}: row {number} spans several lines; is that a stray quote?")
-                yield {
-                    "id": row["id"],
-                    "text": row[task.text],
-                    "text_pair": row[task.text_pair] if task.text_pair else None,
-                    "label": row.get(task.label, ""),
-                }
+                yield row
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"{path}: line {reader.line_num + 1} or soon after cannot be read: {error}") from error
+
+
+def read_json_lines(local: str, path: str) -> Iterator[dict]:
+    """Yield the objects of a file of one JSON object a line."""
+    with open(local, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # UnicodeDecodeError is one
+                raise InputError(f"{path}: line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: line {number} is not a JSON object: {line.strip()[:60]!r}")
+            yield row
+
+
+def read_parquet(local: str, path: str) -> Iterator[dict]:
+    """Yield the rows of a Parquet file."""
+    try:
+        with parquet.ParquetFile(local) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except ArrowException as error:
+        raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
 def read_hub(task: Task) -> dict[str, Dataset]:
     """Download a task's datasets from the Hub: {split: clean rows}. A label of -1 means unlabelled there."""
     source = task.hub
     if source is None:
-        raise InputError(f"task {task.name!r} names no Hub dataset; add one to the task, or give --data_dir a folder")
+        raise InputError(f"task {task.name!r} says nowhere where its rows are; add files or hub to the task")
     try:
         remote = datasets.load_dataset(source.path, source.name)
     except Exception as error:  # the Hub client and the dataset builders share no base class
@@ -133,8 +168,8 @@ def read_hub_split(remote: Dataset, source: HubSource, where: str) -> Iterator[d
     for number, row in enumerate(remote):
         yield {
             "id": str(row.get("idx", number)),
-            "text": row[source.text] or "",
-            "text_pair": (row[source.text_pair] or "") if source.text_pair else None,
+            "text": as_text(row[source.text]),
+            "text_pair": as_text(row[source.text_pair]) if source.text_pair else None,
             "label": row[source.label],
         }
 
@@ -264,47 +299,59 @@ def load_tokenizer(name: str, vocab_size: int):
     return tokenizer
 
 
-def tokenise_splits(task: Task, rows: DatasetDict, tokenizer, max_length: int) -> dict[str, Dataset]:
+def tokenise_splits(
+    task: Task, rows: DatasetDict, tokenizer, max_length: int, pair_encoding: str = "joint"
+) -> dict[str, Dataset]:
     """The model inputs of every split: of its `usable_rows`, by `tokenise`."""
     return {
-        split: tokenise(task, usable_rows(task, part, split), tokenizer, max_length) for split, part in rows.items()
+        split: tokenise(task, usable_rows(task, part, split), tokenizer, max_length, pair_encoding)
+        for split, part in rows.items()
     }
 
 
-def tokenise(task: Task, rows: Dataset, tokenizer, max_length: int) -> Dataset:
+def tokenise(task: Task, rows: Dataset, tokenizer, max_length: int, pair_encoding: str = "joint") -> Dataset:
     """Turn clean rows into model inputs, once: the result is cached on disk and memory-mapped.
 
-    Texts reach the tokenizer as they are. A pair becomes one sequence, [CLS] a [SEP] b [SEP]; what is longer than
-    `max_length` loses tokens from the end of the longer text, and how many rows did is logged.
+    Texts reach the tokenizer as they are. A jointly encoded pair becomes one sequence, [CLS] a [SEP] b [SEP]; a
+    separately encoded one becomes two, [CLS] a [SEP] and [CLS] b [SEP]. What is longer than `max_length` loses tokens
+    from the end of the longer text, and how many rows did is logged.
 
     Args:
         task: whose rows.
         rows: clean rows.
         tokenizer: a fast tokenizer; its truncation and padding are switched off afterwards, as a saved tokenizer's
             should be.
-        max_length: tokens a row may have, special tokens included.
+        max_length: tokens a sequence may have, special tokens included.
+        pair_encoding: "joint" or "separate", as the model's.
 
     Returns:
-        Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool).
+        Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool). The tokens of
+        a separately encoded pair are two lists.
     """
+    separate = task.text_pair is not None and pair_encoding == "separate"
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    settings = (task.name, fingerprint(rows), backend.to_str(), max_length, "v1")
+    settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, "v2")
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE, "bert_multitask")
     folder.mkdir(parents=True, exist_ok=True)
+    ids, segments = datasets.List(Value("int32")), datasets.List(Value("int8"))
+    texts = ["text", "text_pair"] if task.text_pair else ["text"]
     tokens = rows.map(
-        encode,
+        lambda batch: {
+            "task": [task.name] * len(batch["id"]),
+            "labels": batch["label"],
+            **encode(tokenizer, [batch[column] for column in texts], max_length, separate),
+        },
         batched=True,
-        fn_kwargs={"task": task, "tokenizer": tokenizer, "max_length": max_length},
         remove_columns=[name for name in rows.column_names if name != "id"],
         features=Features(
             {
                 "id": Value("string"),
                 "task": Value("string"),
-                "input_ids": datasets.List(Value("int32")),
-                "token_type_ids": datasets.List(Value("int8")),
+                "input_ids": datasets.List(ids) if separate else ids,
+                "token_type_ids": datasets.List(segments) if separate else segments,
                 "labels": rows.features["label"],
                 "truncated": Value("bool"),
             }
@@ -319,14 +366,25 @@ def tokenise(task: Task, rows: Dataset, tokenizer, max_length: int) -> Dataset:
     return tokens
 
 
-def encode(batch: dict[str, list], task: Task, tokenizer, max_length: int) -> dict[str, list]:
-    """Tokenise a batch of clean rows, for `tokenise`."""
-    texts = [batch["text"], batch["text_pair"]] if task.text_pair else [batch["text"]]
+def encode(tokenizer, texts: list[list[str]], max_length: int, separate: bool) -> dict[str, list]:
+    """Tokenise a batch of rows.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        texts: the rows' texts, and for pairs their second texts.
+        max_length: tokens a sequence may have.
+        separate: whether a pair becomes two sequences and not one.
+
+    Returns:
+        `input_ids` and `token_type_ids`, one list a row, or two where it is two sequences; `truncated`, one bool a row.
+    """
+    if separate:
+        first, second = (encode(tokenizer, [column], max_length, separate=False) for column in texts)
+        pairs = {key: [list(pair) for pair in zip(first[key], second[key], strict=True)] for key in first}
+        return pairs | {"truncated": [any(pair) for pair in pairs["truncated"]]}
     encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
     return {
-        "task": [task.name] * len(batch["id"]),
         "input_ids": encoded["input_ids"],
         "token_type_ids": encoded["token_type_ids"],
-        "labels": batch["label"],
         "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
     }

@@ -1,16 +1,18 @@
-"""The multitask model: one BERT encoder and a head per task.
+"""The multitask model: a shared BERT encoder, or one for each task, and a head per task.
 
-The layout here is the paper's round-robin system: the encoder is shared by all tasks, and the two texts of a pair are
-encoded jointly (TPE, section 4.3). One encoder per task (3-BERT) and separate encoding are the layouts that join it:
-they replace `MultitaskBertModel.bert` and the choice of class in `HEADS`.
+The texts of a pair are encoded jointly, as one sequence (TPE, paper section 4.3), or separately, as two (section 4.1).
+A separately encoded pair has one more axis of length 2, as the choices of Hugging Face's multiple-choice models have:
+tokens (B, 2, L), embeddings (B, 2, H).
 """
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration import InputError, MultitaskBertConfig
-from .losses import LOSSES
+from .configuration import ENCODER_SHARING, InputError, MultitaskBertConfig, PerTaskBertConfig
+from .losses import DIVERGENCES, LOSSES
 from .modeling import MinBertModel, MinBertPreTrainedModel
 from .tasks import Task, load_task
 
@@ -20,50 +22,74 @@ class HeadLinear(nn.Linear):
     two layers in a row are so small that a pair task learns next to nothing in its first hundred steps."""
 
 
-class ClassificationHead(nn.Module):
-    """Dropout and one linear layer: H x C (paper, section 4.1, SA)."""
+class LinearHead(nn.Module):
+    """Dropout and one linear layer: H x C for the classes of one text (paper, section 4.1, SA); 2H x 1 for "yes" to two
+    texts (section 4.1, PD); and, in the same way, 2H x C for the classes of two texts."""
 
-    def __init__(self, hidden_size: int, task: Task):
+    def __init__(self, hidden_size: int, task: Task, texts: int):
         super().__init__()
         self.dropout = nn.Dropout(task.dropout)
-        self.classifier = HeadLinear(hidden_size, len(task.label_names))
+        classes = 1 if task.kind == "binary" else len(task.label_names)
+        self.classifier = HeadLinear(texts * hidden_size, classes)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Sentence embeddings (B, H) -> unnormalised class scores (B, C)."""
-        return self.classifier(self.dropout(embedding))
+        """Embeddings (B, H) or (B, 2, H) -> class scores (B, C), or logits of "yes" (B,) where there is one."""
+        logits = self.classifier(self.dropout(embedding).flatten(1))
+        return logits.squeeze(-1) if self.classifier.out_features == 1 else logits
 
 
 class BinaryHead(nn.Module):
     """Dropout and two linear layers, H x 32 and 32 x 1, with nothing between them (section 4.3, PD)."""
 
-    def __init__(self, hidden_size: int, task: Task):
+    def __init__(self, hidden_size: int, task: Task, texts: int = 1):
         super().__init__()
         self.dropout = nn.Dropout(task.dropout)
         self.hidden = HeadLinear(hidden_size, 32)
         self.output = HeadLinear(32, 1)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Sentence embeddings (B, H) -> logits of "yes" (B,)."""
+        """Embeddings (B, H) -> logits of "yes" (B,)."""
         return self.output(self.hidden(self.dropout(embedding))).squeeze(-1)
 
 
 class SimilarityHead(BinaryHead):
     """The same two layers, then a sigmoid scaled to the score range (section 4.3, STS)."""
 
-    def __init__(self, hidden_size: int, task: Task):
+    def __init__(self, hidden_size: int, task: Task, texts: int = 1):
         super().__init__(hidden_size, task)
         self.low, self.high = task.score_range
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Sentence embeddings (B, H) -> scores within the score range (B,)."""
+        """Embeddings (B, H) -> scores within the score range (B,)."""
         return self.low + (self.high - self.low) * super().forward(embedding).sigmoid()
 
 
-HEADS = {"classification": ClassificationHead, "binary": BinaryHead, "similarity": SimilarityHead}
+class CosineHead(nn.Module):
+    """Dropout and one H x H layer for both texts; their cosine, scaled from [-1, 1] to the score range (section 4.1,
+    STS)."""
+
+    def __init__(self, hidden_size: int, task: Task, texts: int = 2):
+        super().__init__()
+        self.dropout = nn.Dropout(task.dropout)
+        self.projection = HeadLinear(hidden_size, hidden_size)
+        self.low, self.high = task.score_range
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Embeddings (B, 2, H) -> scores within the score range (B,)."""
+        first, second = self.projection(self.dropout(embedding)).unbind(1)
+        return self.low + (self.high - self.low) * (functional.cosine_similarity(first, second) + 1) / 2
+
+
+# kind of task -> its head on one sequence, and on two.
+HEADS = {
+    "classification": (LinearHead, LinearHead),
+    "binary": (BinaryHead, LinearHead),
+    "similarity": (SimilarityHead, CosineHead),
+}
 
 
 class MultitaskBertModel(MinBertPreTrainedModel):
-    """A shared BERT encoder with one head per task of `config.tasks`.
+    """One BERT encoder for all tasks, or one for each, with one head per task of `config.tasks`.
 
     `MultitaskBertModel.from_pretrained(BERT, tasks=["sst", "quora", "sts"])` puts new heads on a BERT checkpoint;
     `from_pretrained(RUN)` gives back a trained model with its heads.
@@ -79,13 +105,30 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         for name, task in self.tasks.items():
             if task.loss not in LOSSES:
                 raise InputError(f"task {name!r}: loss is {task.loss!r}; choose one of {', '.join(LOSSES)}")
+            if task.divergence not in DIVERGENCES:
+                choices = ", ".join(DIVERGENCES)
+                raise InputError(f"task {name!r}: divergence is {task.divergence!r}; choose one of {choices}")
             if hasattr(nn.ModuleDict(), name):
                 raise InputError(f"task {name!r}: PyTorch keeps this name for itself; choose another")
-        self.bert = MinBertModel(config)
+        if config.encoder_sharing == "shared":
+            self.bert = MinBertModel(config)
+        else:
+            self.encoders = nn.ModuleDict({name: MinBertModel(config) for name in self.tasks})
         self.heads = nn.ModuleDict(
-            {name: HEADS[task.kind](config.hidden_size, task) for name, task in self.tasks.items()}
+            {
+                name: HEADS[task.kind][self.is_separate(task)](config.hidden_size, task, 1 + self.is_separate(task))
+                for name, task in self.tasks.items()
+            }
         )
         self.post_init()
+
+    def is_separate(self, task: Task) -> bool:
+        """Whether a row of the task is two sequences, each encoded on its own."""
+        return task.text_pair is not None and self.config.pair_encoding == "separate"
+
+    def encoder(self, task: str) -> MinBertModel:
+        """The encoder that a task uses."""
+        return self.bert if self.config.encoder_sharing == "shared" else self.encoders[task]
 
     def _init_weights(self, module: nn.Module) -> None:
         """New heads begin as `HeadLinear` says, everything else as in BERT."""
@@ -96,7 +139,13 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path, *args, tasks=None, output_loading_info: bool = False, **kwargs
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        tasks=None,
+        encoder_sharing: str | None = None,
+        output_loading_info: bool = False,
+        **kwargs,
     ):
         """Load a BERT checkpoint or a trained run (see `MinBertPreTrainedModel.from_pretrained`).
 
@@ -105,18 +154,46 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             tasks: presets' names, dictionaries of `Task` fields, or `Task`s. Needed on a checkpoint without heads,
                 whose new heads are random until trained; a trained run brings its own. A task that the run already
                 has keeps its weights.
+            encoder_sharing: "shared" or "per_task"; by default as in the checkpoint. With "per_task" a checkpoint's one
+                encoder is copied for each task.
             output_loading_info: also return Transformers' report of missing and unexpected weights.
+            kwargs: fields of the configuration, `pair_encoding` and `pooling` among them, and what
+                `PreTrainedModel.from_pretrained` takes.
 
         Raises:
-            InputError: as `MinBertPreTrainedModel.from_pretrained`, or a trained run lacks weights of its heads.
+            InputError: as `MinBertPreTrainedModel.from_pretrained`; or a trained run lacks weights of its heads, an
+                encoder for each task cannot become one, or the pooler that is asked for is not in the checkpoint.
         """
+        if encoder_sharing not in (None, *ENCODER_SHARING):
+            raise InputError(f"encoder_sharing is {encoder_sharing!r}; choose one of {', '.join(ENCODER_SHARING)}")
         if tasks is not None:
             kwargs["tasks"] = [load_task(task).to_config() for task in tasks]
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        missing = sorted(key for key in info["missing_keys"] if key.startswith("heads."))
-        if missing and tasks is None:
-            raise InputError(f"{pretrained_model_name_or_path} names tasks but lacks their weights, {missing[0]} first")
+        name, missing = pretrained_model_name_or_path, sorted(info["missing_keys"])
+        if tasks is None and (gone := [key for key in missing if key.startswith("heads.")]):
+            raise InputError(f"{name} names tasks but lacks their weights, {gone[0]} first")
+        if model.config.pooling == "pooler" and (gone := [key for key in missing if ".pooler." in key]):
+            raise InputError(f"{name} lacks {gone[0]}, which pooling='pooler' needs; choose 'cls' or 'mean'")
+        if encoder_sharing == "shared" != model.config.encoder_sharing:
+            raise InputError(f"{name} has an encoder for each task; they cannot become one shared encoder")
+        if encoder_sharing == "per_task" != model.config.encoder_sharing:
+            model = model.split()
         return (model, info) if output_loading_info else model
+
+    def split(self) -> "MultitaskBertModel":
+        """A copy of a model with a shared encoder in which each task has that encoder for its own."""
+        fields = {key: value for key, value in self.config.to_dict().items() if key != "model_type"}
+        config = PerTaskBertConfig(**fields)
+        config._attn_implementation = self.config._attn_implementation
+        weights = {}
+        for key, value in self.state_dict().items():
+            owner, _, rest = key.partition(".")
+            keys = [f"encoders.{task}.{rest}" for task in self.tasks] if owner == "bert" else [key]
+            weights |= {key: value.clone() for key in keys}
+        with torch.device("meta"):  # no time and memory for weights that are replaced
+            model = type(self)(config)
+        model.load_state_dict(weights, assign=True)
+        return model.train(self.training)
 
     @can_return_tuple
     def forward(
@@ -131,26 +208,42 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> SequenceClassifierOutput:
-        """Run one task on a batch of its rows; a pair's two texts are one sequence with segment ids.
+        """Run one task on a batch of its rows.
 
         Args:
             task: name of the task.
-            input_ids, attention_mask, token_type_ids, inputs_embeds: as for `MinBertModel`, (B, L[, H]).
+            input_ids, attention_mask, token_type_ids, inputs_embeds: as for `MinBertModel`, (B, L[, H]); for a
+                separately encoded pair (B, 2, L[, H]).
             labels: (B,); classes (integer), 0 or 1 (integer), or scores (float); -100 for rows without a label.
             num_items_in_batch: divisor of the summed loss where this batch is one share of a larger one; by default
                 the number of labelled rows.
-            output_attentions, output_hidden_states: as for `MinBertModel`.
+            output_attentions, output_hidden_states: as for `MinBertModel`, and with its shapes; a separately encoded
+                pair counts as two rows there.
 
         Returns:
             `logits`: (B, C) unnormalised class scores, (B,) logits of "yes", or (B,) scores; `loss`, a scalar, if
             `labels` are given.
 
         Raises:
-            InputError: the model has no such task.
+            InputError: the model has no such task, or the inputs are one sequence a row where the task takes two, or
+                the other way round.
         """
         if task not in self.tasks:
             raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
-        encoded = self.bert(
+        separate = self.is_separate(self.tasks[task])
+        inputs = [input_ids, attention_mask, token_type_ids, inputs_embeds]
+        if separate:
+            for given, dimensions in zip(inputs, (3, 3, 3, 4), strict=True):
+                if given is not None and (given.dim() != dimensions or given.shape[1] != 2):
+                    raise InputError(
+                        f"task {task!r} encodes a pair's texts separately: expected inputs of shape (B, 2, L), not "
+                        f"{tuple(given.shape)}; tokenise its rows with pair_encoding='separate'"
+                    )
+            inputs = [None if given is None else given.flatten(0, 1) for given in inputs]
+        elif input_ids is not None and input_ids.dim() != 2:
+            raise InputError(f"task {task!r} takes one sequence a row, (B, L), not {tuple(input_ids.shape)}")
+        input_ids, attention_mask, token_type_ids, inputs_embeds = inputs
+        encoded = self.encoder(task)(
             input_ids,
             attention_mask,
             token_type_ids,
@@ -158,10 +251,23 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        logits = self.heads[task](encoded.last_hidden_state[:, 0])
+        embedding = self.pool(encoded, attention_mask)
+        logits = self.heads[task](embedding.unflatten(0, (-1, 2)) if separate else embedding)
         loss = None
         if labels is not None:
             loss = LOSSES[self.tasks[task].loss](logits=logits, labels=labels, num_items=num_items_in_batch)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
+
+    def pool(self, encoded, attention_mask: Tensor | None) -> Tensor:
+        """What the encoder returned, and the mask (B, L) -> the embedding of each sequence (B, H)."""
+        hidden = encoded.last_hidden_state
+        if self.config.pooling == "pooler":
+            return encoded.pooler_output
+        if self.config.pooling == "cls":
+            return hidden[:, 0]
+        if attention_mask is None:
+            return hidden.mean(1)
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)

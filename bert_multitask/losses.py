@@ -1,6 +1,6 @@
-"""The tasks' losses: pure functions of logits and labels.
+"""The tasks' losses, pure functions of logits and labels, and the divergences by which SMART compares two predictions.
 
-Each sums over the labelled rows and divides by `num_items`: the number of labelled rows of the whole optimizer step
+A loss sums over the labelled rows and divides by `num_items`: the number of labelled rows of the whole optimizer step
 where a batch is one share of it (gradient accumulation, several processes), so that the shares add up to the mean over
 the step, and the batch's own number otherwise.
 """
@@ -72,4 +72,40 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
     "mean_squared_error": mean_squared_error,
+}
+
+
+def symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
+    """KL(p || q) + KL(q || p) of the class probabilities, in nats (paper, section 4.4, ℓ_s).
+
+    Args:
+        perturbed, clean: unnormalised class scores, float (B, C).
+
+    Returns:
+        One divergence a row, (B,), at least fp32.
+    """
+    p, q = (functional.log_softmax(at_least_fp32(logits), dim=-1) for logits in (perturbed, clean))
+    return ((p.exp() - q.exp()) * (p - q)).sum(-1)
+
+
+def binary_symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
+    """`symmetric_kl` of the two answers' probabilities under sigmoid(logit): logits (B,) -> (B,), at least fp32."""
+    p, q = at_least_fp32(perturbed), at_least_fp32(clean)
+    return (p.sigmoid() - q.sigmoid()) * (p - q)
+
+
+def squared_error(perturbed: Tensor, clean: Tensor) -> Tensor:
+    """Squared difference of two predicted scores: (B,) -> (B,), at least fp32."""
+    return (at_least_fp32(perturbed) - at_least_fp32(clean)).square()
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Half-precision logits as fp32: a divergence is a small difference of nearly equal numbers."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "symmetric_kl": symmetric_kl,
+    "binary_symmetric_kl": binary_symmetric_kl,
+    "squared_error": squared_error,
 }

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from .collate import Collator
 from .configuration import InputError
+from .data import encode
 from .heads import MultitaskBertModel
 from .losses import UNLABELLED
 from .metrics import decide
@@ -87,12 +88,11 @@ def predict(
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         texts = list(map(list, zip(*batch, strict=True))) if pairs else [list(batch)]
-        encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length, padding=False)
-        keys = ("input_ids", "token_type_ids")
+        encoded = encode(tokenizer, texts, max_length, model.is_separate(spec))
         inputs = collate(
             [
-                {"task": task, "labels": UNLABELLED} | {key: encoded[key][number] for key in keys}
-                for number in range(len(batch))
+                {"task": task, "labels": UNLABELLED, "input_ids": ids, "token_type_ids": segments}
+                for ids, segments in zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
             ]
         )
         inputs = {key: value.to(model.device) for key, value in inputs.items() if isinstance(value, torch.Tensor)}

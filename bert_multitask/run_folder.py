@@ -20,11 +20,15 @@ from .tasks import Task
 
 logger = logging.get_logger(__name__)
 
-# Training arguments that decide the weights; a resumed run must have the same.
+# Arguments that decide the weights, of training and of the run; a resumed run must have the same.
 DECIDES = (
     "seed data_seed schedule budget max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim "
-    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16"
+    "paper_optimizer weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 smart_projection "
+    "smart_radius smart_step_size smart_noise_std smart_steps smart_share_dropout bregman_momentum"
 ).split()
+DECIDES_RUN = (
+    "model_name_or_path max_length encoder_dropout encoder_sharing pair_encoding pooling freeze_encoder".split()
+)
 PACKAGES = ("bert_multitask", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
 
 
@@ -104,7 +108,7 @@ class RunFolder:
         }
         record = {
             "decides": {name: training[name] for name in DECIDES}
-            | {name: getattr(run, name) for name in ("model_name_or_path", "max_length", "encoder_dropout")}
+            | {name: getattr(run, name) for name in DECIDES_RUN}
             | {"tasks": [task.name for task in tasks]}
             | {f"task {task.name}": task.to_config() for task in tasks}
             | {f"rows of {name}": splits for name, splits in data.items()}

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from .configuration import InputError
 
-# kind -> (loss, metric) a task of that kind has unless it names others.
+# kind -> (loss, divergence, metric) a task of that kind has unless it names others.
 KINDS = {
-    "classification": ("cross_entropy", "accuracy"),
-    "binary": ("binary_cross_entropy", "accuracy"),
-    "similarity": ("mean_squared_error", "pearson"),
+    "classification": ("cross_entropy", "symmetric_kl", "accuracy"),
+    "binary": ("binary_cross_entropy", "binary_symmetric_kl", "accuracy"),
+    "similarity": ("mean_squared_error", "squared_error", "pearson"),
 }
 
 
@@ -43,10 +43,14 @@ class Task:
         label_names: what the labels 0, 1, … mean; for classification and binary.
         score_range: lowest and highest score; for similarity.
         loss: key of `losses.LOSSES`; by default the kind's.
+        divergence: key of `losses.DIVERGENCES`, by which SMART compares two predictions; by default the kind's.
         metric: key of `metrics.METRICS`; by default the kind's.
         epochs: how often training sees each row (paper, section 4.2.2).
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
-        files: {"train": file name, "dev": …, "test": …} in a data folder; tab-separated with a header.
+        smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
+        bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
+        files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
+            (tabs or commas), .jsonl or .parquet.
         hub: the same rows on the Hub.
         course_rows: {split: rows} of the course's own files (the paper's section 5.1), said where a run has others.
         prediction_column: header of the predictions in the course's file form.
@@ -60,9 +64,12 @@ class Task:
     label_names: tuple[str, ...] | None = None
     score_range: tuple[float, float] | None = None
     loss: str | None = None
+    divergence: str | None = None
     metric: str | None = None
     epochs: int = 10
     dropout: float = 0.3
+    smart_weight: float = 0.0
+    bregman_weight: float = 0.0
     files: dict | None = None
     hub: HubSource | None = None
     course_rows: dict | None = None
@@ -87,14 +94,16 @@ class Task:
             raise InputError(f"{where}: a {self.kind} task needs {count} label_names")
         if not 0 <= self.dropout < 1:
             raise InputError(f"{where}: dropout is {self.dropout}; expected a probability in [0, 1)")
+        for key in ("smart_weight", "bregman_weight"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
         if not isinstance(self.epochs, int) or self.epochs < 1:
             raise InputError(f"{where}: epochs is {self.epochs!r}; expected a whole number of at least 1")
         if self.files is not None and not {"train", "dev"} <= set(self.files) <= {"train", "dev", "test"}:
             raise InputError(f"{where}: files has {', '.join(self.files)}; expected train, dev and perhaps test")
         # Defaults of the kind, and the types that YAML and JSON cannot write; frozen needs the long way.
-        loss, metric = KINDS[self.kind]
-        object.__setattr__(self, "loss", self.loss or loss)
-        object.__setattr__(self, "metric", self.metric or metric)
+        for key, default in zip(("loss", "divergence", "metric"), KINDS[self.kind], strict=True):
+            object.__setattr__(self, key, getattr(self, key) or default)
         if self.label_names is not None:
             object.__setattr__(self, "label_names", tuple(str(name) for name in self.label_names))
         if self.score_range is not None:

@@ -1,26 +1,25 @@
 """The one place where tasks, model, schedule and loss meet: a thin subclass of `transformers.Trainer`."""
 
 import copy
-import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from statistics import mean
 
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
-from transformers.utils import logging
+from transformers import Trainer
 
 from .arguments import MultitaskTrainingArguments
+from .callbacks import BestOfEachTask, EpochEnds, TimeEstimate
 from .collate import Collator, TaskRows
 from .configuration import InputError
 from .heads import MultitaskBertModel
+from .losses import DIVERGENCES, UNLABELLED
 from .metrics import METRICS, overall_score, task_scores
+from .optim import PaperAdamW
 from .schedule import SCHEDULES, PlanSampler, count_batches, describe
+from .smart import DropoutMasks, MomentumTeacher, smart_penalty
 from .tasks import Task
-
-logger = logging.get_logger(__name__)
 
 
 class MultitaskTrainer(Trainer):
@@ -59,7 +58,10 @@ class MultitaskTrainer(Trainer):
         # Trainer repeats a data loader that is shorter than max_steps; the plan is all there is.
         args.max_steps = len(self.plan)
         check_metrics(model.tasks, args)
-        self.step_losses: dict[str, list] = {}
+        self.sums: dict[str, tuple] = {}
+        if args.paper_optimizer:
+            adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+            kwargs["optimizer_cls_and_kwargs"] = (PaperAdamW, {"lr": args.learning_rate} | adam)
         super().__init__(
             model=model,
             args=args,
@@ -72,6 +74,12 @@ class MultitaskTrainer(Trainer):
         self.add_callback(TimeEstimate())
         if args.schedule == "sequential":
             self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
+        if model.config.encoder_sharing == "per_task" and args.load_best_model_at_end:
+            self.add_callback(BestOfEachTask())
+        self.teacher = None
+        if any(task.bregman_weight for task in model.tasks.values()):
+            self.teacher = MomentumTeacher(model, args.bregman_momentum)
+            self.add_callback(self.teacher)
 
     def describe_plan(self) -> str:
         """The plan as a table: rows, epochs, batches and share of the steps by task."""
@@ -100,21 +108,73 @@ class MultitaskTrainer(Trainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Overridden to keep each task's training loss for the log. Scaling is Trainer's: the model divides by the
-        labelled rows of the whole step, all processes and accumulation steps together."""
+        """Overridden to add SMART's terms to a training step's loss, and to keep each task's losses for the log.
+
+        Scaling is as Trainer's: the model divides by the labelled rows of the whole step, all processes and
+        accumulation steps together.
+        """
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        task = self.model.tasks[inputs["task"]]
+        masks = DropoutMasks(inputs["labels"]) if task.smart_weight else None
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training:
-            total, count = self.step_losses.get(inputs["task"], (0.0, 0))
-            self.step_losses[inputs["task"]] = [total + loss.detach(), count + 1]
+        self.keep(f"loss_{task.name}", loss)
+        rows = (inputs["labels"] != UNLABELLED).sum()
+        share = rows if num_items_in_batch is None else rows / num_items_in_batch
+        if self.args.average_tokens_across_devices:
+            share = share * self.accelerator.num_processes  # as Trainer scales the loss: DDP takes the processes' mean
+        for name, weight, penalty in self.penalties(task, inputs, outputs["logits"], masks):
+            self.keep(f"{name}_{task.name}", share * penalty)
+            loss = loss + weight * share * penalty
         return (loss, outputs) if return_outputs else loss
 
+    def penalties(self, task: Task, inputs: Mapping, logits: Tensor, masks: DropoutMasks | None):
+        """Yield (name, weight, mean over the rows) of each of SMART's terms that the task has.
+
+        Args:
+            task: of the batch.
+            inputs: the batch.
+            logits: the clean predictions.
+            masks: the dropout masks that gave them.
+        """
+        args, divergence = self.args, DIVERGENCES[task.divergence]
+        batch = {key: inputs[key] for key in ("task", "attention_mask", "token_type_ids")}
+        if task.smart_weight:
+            # Through the bare model: DistributedDataParallel allows one forward for each backward.
+            def predict(embeddings: Tensor) -> Tensor:
+                return self.model(inputs_embeds=embeddings, **batch).logits
+
+            embeddings = self.model.encoder(task.name).embeddings.word_embeddings(inputs["input_ids"])
+            penalty = smart_penalty(
+                masks.share(predict) if args.smart_share_dropout else predict,
+                embeddings,
+                inputs["attention_mask"],
+                logits,
+                divergence,
+                radius=args.smart_radius,
+                step_size=args.smart_step_size,
+                noise_std=args.smart_noise_std,
+                steps=args.smart_steps,
+                projection=args.smart_projection,
+            )
+            yield "smart", task.smart_weight, penalty
+        if task.bregman_weight:
+            teacher = self.teacher.logits(input_ids=inputs["input_ids"], **batch)
+            yield "bregman", task.bregman_weight, divergence(logits, teacher).mean()
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Add a micro-batch's value to what the next log entry is the mean of."""
+        total, count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = (total + value.detach(), count + 1)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Overridden to add `loss_{task}`, the mean over that task's steps since the last entry, to training logs."""
+        """Overridden to add to training logs, as means over a task's steps since the last entry: `loss_{task}` without
+        SMART's terms, `smart_{task}` and `bregman_{task}` without their weights."""
         if "loss" in logs:
-            for task, (total, count) in sorted(self.step_losses.items()):
+            for name, (total, count) in sorted(self.sums.items()):
                 steps = count / self.args.gradient_accumulation_steps
-                logs[f"loss_{task}"] = self.accelerator.gather(total).mean().item() / steps
-            self.step_losses.clear()
+                logs[name] = self.accelerator.gather(total).mean().item() / steps
+            self.sums.clear()
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -160,62 +220,3 @@ def check_metrics(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -
     keys = [f"{name}_{key}" for name, task in tasks.items() for key in (task.metric, "loss")] + ["overall"]
     if args.load_best_model_at_end and args.metric_for_best_model.removeprefix("eval_") not in keys:
         raise InputError(f"--metric_for_best_model is {args.metric_for_best_model!r}; choose one of {', '.join(keys)}")
-
-
-class EpochEnds(TrainerCallback):
-    """Evaluates and saves where a task of a sequential plan ends an epoch."""
-
-    def __init__(self, plan: list[str], rows: Mapping[str, int], batch_size: int):
-        self.steps, seen = set(), dict.fromkeys(rows, 0)
-        for step, task in enumerate(plan, start=1):
-            seen[task] += 1
-            if seen[task] % -(-rows[task] // batch_size) == 0:
-                self.steps.add(step)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step in self.steps:
-            control.should_evaluate = args.eval_strategy != "no"
-            control.should_save = args.save_strategy != "no"
-        return control
-
-
-class TimeEstimate(TrainerCallback):
-    """Says after the first steps how long the rest will take, evaluation not counted."""
-
-    first, last = 3, 13  # the first steps warm up
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.seconds = []
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.start = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if len(self.seconds) == self.last:
-            return
-        self.seconds.append(time.perf_counter() - self.start)
-        if len(self.seconds) == self.last and state.is_world_process_zero:
-            step = mean(self.seconds[self.first :])
-            left = step * (state.max_steps - state.global_step)
-            amount = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
-            logger.warning(f"{step:.2f} s a step: about {amount} for the steps left, evaluation not counted")
-
-
-class HistoryFile(TrainerCallback):
-    """Writes every log entry to a JSON-lines file as it comes; a resumed run rewrites what its checkpoint remembers.
-
-    Args:
-        path: of the file.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
-
-    def on_log(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(state.log_history[-1]) + "\n")

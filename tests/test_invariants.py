@@ -13,11 +13,12 @@ PACKAGE = ROOT / "bert_multitask"
 LAYERS = [
     {"configuration"},
     {"tasks", "losses"},
-    {"modeling", "schedule"},
+    {"modeling", "schedule", "smart", "optim"},
     {"heads", "collate", "metrics"},
-    {"data", "prediction"},
-    {"arguments"},
+    {"data", "callbacks"},
+    {"arguments", "prediction"},
     {"run_folder", "trainer"},
+    {"training"},
 ]
 MODEL_FILES = {"configuration", "tasks", "losses", "modeling", "heads"}
 

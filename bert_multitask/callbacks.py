@@ -1,0 +1,136 @@
+"""What happens around training: evaluation at epoch ends, the best weights of each task, an estimate of the time left,
+and the history file."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from .heads import MultitaskBertModel
+
+logger = logging.get_logger(__name__)
+
+
+class EpochEnds(TrainerCallback):
+    """Evaluates and saves where a task of a sequential plan ends an epoch."""
+
+    def __init__(self, plan: list[str], rows: Mapping[str, int], batch_size: int):
+        self.steps, seen = set(), dict.fromkeys(rows, 0)
+        for step, task in enumerate(plan, start=1):
+            seen[task] += 1
+            if seen[task] % -(-rows[task] // batch_size) == 0:
+                self.steps.add(step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in self.steps:
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save = args.save_strategy != "no"
+        return control
+
+
+class BestOfEachTask(TrainerCallback):
+    """Keeps the weights of each task from the evaluation that scored it best, and ends training with those.
+
+    For a model with an encoder for each task (paper, section 4.2.1), whose tasks have no weights in common, so that the
+    best of each make one model. The weights lie in `best/{task}.safetensors` in the output folder.
+    """
+
+    def __init__(self):
+        self.best: dict[str, float] = {}  # of the tasks in training
+
+    def on_train_begin(self, args, state, control, model: MultitaskBertModel, **kwargs):
+        self.best = dict.fromkeys(model.tasks, float("-inf"))
+        for task in model.tasks:
+            file = self.file(args, task)
+            if not file.exists():
+                continue
+            with safe_open(file, "pt") as weights:
+                about = weights.metadata()
+            # An unfinished run may have got beyond the checkpoint that this one goes on from.
+            if 0 < int(about["step"]) <= state.global_step:
+                self.best[task] = float(about["score"])
+            elif state.is_world_process_zero:
+                file.unlink(missing_ok=True)
+
+    def on_evaluate(self, args, state, control, metrics: dict, model: MultitaskBertModel, **kwargs):
+        for name, task in model.tasks.items():
+            score = metrics.get(f"eval_{name}_{task.metric}", float("-inf"))
+            if not score > self.best.get(name, float("inf")):
+                continue
+            self.best[name] = score
+            if state.is_world_process_zero:
+                file = self.file(args, name)
+                file.parent.mkdir(exist_ok=True)
+                about = {"step": str(state.global_step), "score": repr(score)}
+                save_file(task_weights(model, name), file.with_suffix(".tmp"), about)
+                os.replace(file.with_suffix(".tmp"), file)
+
+    def on_train_end(self, args, state, control, model: MultitaskBertModel, **kwargs):
+        for name in model.tasks:
+            if self.best[name] > float("-inf"):
+                with safe_open(self.file(args, name), "pt") as weights:
+                    own = task_weights(model, name)
+                    for key in own:
+                        own[key].copy_(weights.get_tensor(key))
+                    step = weights.metadata()["step"]
+                logger.info(f"{name}: weights of step {step}, dev score {self.best[name]:.4f}")
+        self.best = {}
+
+    def file(self, args, task: str) -> Path:
+        """Where the best weights of a task lie."""
+        return Path(args.output_dir, "best", f"{task}.safetensors")
+
+
+def task_weights(model: MultitaskBertModel, task: str) -> dict:
+    """The weights that one task alone uses, by name: its encoder's and its head's; they share the model's memory."""
+    prefixes = (f"encoders.{task}.", f"heads.{task}.")
+    return {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+
+
+class TimeEstimate(TrainerCallback):
+    """Says after the first steps how long the rest will take, evaluation not counted."""
+
+    first, last = 3, 13  # the first steps warm up
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.seconds = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if len(self.seconds) == self.last:
+            return
+        self.seconds.append(time.perf_counter() - self.start)
+        if len(self.seconds) == self.last and state.is_world_process_zero:
+            step = mean(self.seconds[self.first :])
+            left = step * (state.max_steps - state.global_step)
+            amount = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+            logger.warning(f"{step:.2f} s a step: about {amount} for the steps left, evaluation not counted")
+
+
+class HistoryFile(TrainerCallback):
+    """Writes every log entry to a JSON-lines file as it comes; a resumed run rewrites what its checkpoint remembers.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(state.log_history[-1]) + "\n")

@@ -1,0 +1,114 @@
+"""A training run from its arguments to its folder: what the training recipes do once the command line is read."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import set_seed
+
+from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
+from .callbacks import HistoryFile
+from .configuration import InputError
+from .data import describe_rows, load_rows, load_tokenizer, tokenise_splits
+from .heads import MultitaskBertModel
+from .prediction import prediction_table, write_predictions
+from .run_folder import RunFolder
+from .tasks import Task
+from .trainer import MultitaskTrainer
+
+
+def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, float]:
+    """Train, and leave the run folder `args.output_dir` (docs/architecture.md).
+
+    Args:
+        run: which checkpoint, tasks and rows.
+        args: how to train.
+
+    Returns:
+        The dev scores, as in `metrics.json`.
+
+    Raises:
+        InputError: something is wrong with the input; nothing is computed then.
+    """
+    check_launch(args)
+    folder = RunFolder(args, overwrite=run.overwrite)
+    set_seed(args.seed)
+
+    # All input is checked before anything is computed.
+    tasks = run.load_tasks()
+    rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
+    model = load_model(run, tasks)
+    tokenizer = load_tokenizer(run.model_name_or_path, model.config.vocab_size)
+    max_length = min(run.max_length, model.config.max_position_embeddings)
+    with args.main_process_first(desc="tokenising"):
+        tokens = {
+            task.name: tokenise_splits(task, rows[task.name], tokenizer, max_length, run.pair_encoding)
+            for task in tasks
+        }
+
+    trainer = MultitaskTrainer(
+        model,
+        args,
+        train_dataset={name: splits["train"] for name, splits in tokens.items()},
+        eval_dataset={name: splits["dev"] for name, splits in tokens.items()},
+        processing_class=tokenizer,
+        callbacks=[HistoryFile(folder.path / "history.jsonl")],
+    )
+    folder.begin(run, tasks, rows, trainer.batch_size)
+    if args.process_index == 0:
+        print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
+
+    trainer.train(resume_from_checkpoint=folder.checkpoint)
+    trainer.save_model()
+    metrics = predict_splits(trainer, tokens, folder.path / "predictions") if args.do_predict else trainer.evaluate()
+    folder.finish(metrics, tasks)
+    return metrics
+
+
+def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
+    """The checkpoint in the run's layout, with new heads for the tasks."""
+    fields = {name: getattr(run, name) for name in ("encoder_sharing", "pair_encoding", "pooling")}
+    if run.encoder_dropout is not None:
+        fields |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), run.encoder_dropout)
+    try:
+        model = MultitaskBertModel.from_pretrained(run.model_name_or_path, tasks=tasks, **fields)
+    except InputError:
+        raise
+    except Exception as error:  # a broken checkpoint fails in a dozen ways
+        raise InputError(
+            f"{run.model_name_or_path}: cannot be loaded ({error}); name a BERT checkpoint with --model_name_or_path, "
+            "or try `make quickstart`, which needs no download"
+        ) from error
+    if run.freeze_encoder:
+        model.requires_grad_(False)
+        model.heads.requires_grad_(True)
+    return model
+
+
+def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dict[str, float]:
+    """Write the predictions of every dev and test row; return the dev scores, as `evaluate` would give them."""
+    dev = {}
+    for name, splits in tokens.items():
+        for split in [split for split in splits if split != "train"]:
+            output = trainer.predict(splits[split])
+            if split == "dev":
+                dev[name] = output
+            if trainer.is_world_process_zero():
+                task = trainer.model.tasks[name]
+                table = prediction_table(task, splits[split]["id"], output.predictions)
+                write_predictions(task, table, folder / f"{name}-{split}")
+    return trainer.score(dev)
+
+
+def run_recipe(main: Callable[[list[str]], object]) -> None:
+    """Run a recipe's `main` on the command line; what is wrong with the input is one line, and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume_from_checkpoint", file=sys.stderr)
+        sys.exit(130)
