@@ -83,7 +83,9 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
     for number, row in enumerate(read(local, path)):
         for column in needed:
             if column not in row:
-                raise InputError(f"{path}: no column {column!r} in row {number + 1}; its columns are {', '.join(row)}")
+                raise InputError(
+                    f"{path}: no column {column!r} in row {number + 1}; its columns are {', '.join(filter(None, row))}"
+                )
         yield {
             "id": str(row.get("id", number)),
             "text": as_text(row[task.text]),
@@ -100,19 +102,25 @@ def as_text(value) -> str:
 def read_table(local: str, path: str) -> Iterator[dict]:
     """Yield the rows of a table with a header, all values strings."""
     with open(local, encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter="\t" if "\t" in header else ",")
+        line = 0
         try:
-            columns = reader.fieldnames or []
+            delimiter = "\t" if "\t" in file.readline() else ","
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=delimiter)
+            columns = reader.fieldnames
+            if not columns:
+                raise InputError(f"{path}: is empty; expected a line of column names and then rows")
             for number, row in enumerate(reader, start=1):
                 if None in row or None in row.values():
-                    raise InputError(f"{path}: row {number} has not the header's {len(columns)} fields: a stray quote?")
+                    raise InputError(
+                        f"{path}: row {number} has not the {len(columns)} fields of the header: a stray quote?"
+                    )
                 if any("\n" in value for value in row.values()):
                     logger.warning(f"{path}: row {number} spans several lines; is that a stray quote?")
+                line = reader.line_num
                 yield row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: line {reader.line_num + 1} or soon after cannot be read: {error}") from error
+            raise InputError(f"{path}: line {line + 1} or soon after cannot be read: {error}") from error
 
 
 def read_json_lines(local: str, path: str) -> Iterator[dict]:

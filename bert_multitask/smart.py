@@ -106,16 +106,12 @@ class DropoutMasks:
         self.cpu = torch.get_rng_state()
         self.devices, self.states = get_device_states(*inputs)
 
-    def share(self, function: Callable) -> Callable:
-        """The function, run with the masks of the first pass; the generators stay as they were before the call."""
-
-        def with_shared_masks(*args):
-            with torch.random.fork_rng(self.devices):
-                torch.set_rng_state(self.cpu)
-                set_device_states(self.devices, self.states)
-                return function(*args)
-
-        return with_shared_masks
+    def replay(self, function: Callable, *args):
+        """Call the function with the masks of the first pass; the generators stay as they were before the call."""
+        with torch.random.fork_rng(self.devices):
+            torch.set_rng_state(self.cpu)
+            set_device_states(self.devices, self.states)
+            return function(*args)
 
 
 class MomentumTeacher(TrainerCallback):

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping
+from functools import partial
 
 from datasets import Dataset
 from torch import Tensor
@@ -146,7 +147,7 @@ class MultitaskTrainer(Trainer):
 
             embeddings = self.model.encoder(task.name).embeddings.word_embeddings(inputs["input_ids"])
             penalty = smart_penalty(
-                masks.share(predict) if args.smart_share_dropout else predict,
+                partial(masks.replay, predict) if args.smart_share_dropout else predict,
                 embeddings,
                 inputs["attention_mask"],
                 logits,

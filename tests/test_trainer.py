@@ -11,11 +11,12 @@ from sklearn.metrics import accuracy_score
 from transformers import EarlyStoppingCallback, set_seed
 
 from bert_multitask.arguments import MultitaskTrainingArguments
+from bert_multitask.callbacks import HistoryFile
 from bert_multitask.configuration import InputError
 from bert_multitask.data import load_rows, tokenise, usable_rows
 from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.tasks import TASKS
-from bert_multitask.trainer import HistoryFile, MultitaskTrainer
+from bert_multitask.trainer import MultitaskTrainer
 
 ROWS = {"sst": 11, "quora": 14, "sts": 9}
 
@@ -210,11 +211,15 @@ def test_arguments_can_be_used_again(make_trainer):
 
 
 def test_the_time_estimate_counts_steps_only(make_trainer, monkeypatch, caplog, propagated_logs):
+    clock = [0.0]  # a step takes a second, an evaluation a hundred
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     trainer = make_trainer(eval_strategy="steps", eval_steps=2, metric_for_best_model=None)
-    monkeypatch.setattr(trainer, "evaluate", lambda **kwargs: time.sleep(0.5) or {})
+    step = trainer.training_step
+    monkeypatch.setattr(trainer, "training_step", lambda *args: clock.append(clock.pop() + 1) or step(*args))
+    monkeypatch.setattr(trainer, "evaluate", lambda **kwargs: clock.append(clock.pop() + 100) or {})
     trainer.train()
     (message,) = [message for message in caplog.messages if "s a step" in message]
-    assert float(message.split()[0]) < 0.25 and "for the steps left" in message
+    assert message.startswith("1.00 s a step") and "for the steps left" in message
 
 
 @pytest.mark.parametrize("field", ["metric", "metric_for_best_model"])
