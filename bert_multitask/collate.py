@@ -60,6 +60,7 @@ class Collator:
         separate = isinstance(rows[0]["input_ids"][0], Sequence)
 
         def pad(column: str, value: int) -> Tensor:
+            """A column as a tensor, its sequences filled up with the value."""
             values = [row[column] for row in rows]
             sequences = [sequence for pair in values for sequence in pair] if separate else values
             padded = pad_sequence([torch.tensor(sequence) for sequence in sequences], True, value)

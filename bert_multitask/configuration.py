@@ -36,21 +36,12 @@ class MultitaskBertConfig(BertConfig):
             (section 4.1).
         pooling: what embeds a sequence: "cls", the last hidden state of [CLS] (section 4.1); "pooler", BERT's
             pre-trained tanh(linear([CLS])); "mean", over the tokens that are not padding (section 7).
-
-    Raises:
-        InputError: a layout has another value.
     """
 
     tasks: list | None = None  # a list, because JSON configurations sort the keys of dictionaries
     pair_encoding: str = "joint"
     pooling: str = "cls"
     encoder_sharing = "shared"  # no field: the model type says it
-
-    def __post_init__(self, **kwargs):
-        for name, choices in (("pair_encoding", PAIR_ENCODING), ("pooling", POOLING)):
-            if (value := getattr(self, name)) not in choices:
-                raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-        super().__post_init__(**kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

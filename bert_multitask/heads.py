@@ -11,7 +11,14 @@ from torch.nn import functional
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration import ENCODER_SHARING, InputError, MultitaskBertConfig, PerTaskBertConfig
+from .configuration import (
+    ENCODER_SHARING,
+    PAIR_ENCODING,
+    POOLING,
+    InputError,
+    MultitaskBertConfig,
+    PerTaskBertConfig,
+)
 from .losses import DIVERGENCES, LOSSES
 from .modeling import MinBertModel, MinBertPreTrainedModel
 from .tasks import Task, load_task
@@ -101,6 +108,9 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         super().__init__(config)
         if not config.tasks:
             raise InputError("a MultitaskBertModel needs tasks, for example tasks=['sst', 'quora', 'sts']")
+        for field, choices in (("pair_encoding", PAIR_ENCODING), ("pooling", POOLING)):
+            if (value := getattr(config, field)) not in choices:
+                raise InputError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
         self.tasks = {task.name: task for task in map(load_task, config.tasks)}
         for name, task in self.tasks.items():
             if task.loss not in LOSSES:

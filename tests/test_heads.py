@@ -138,3 +138,109 @@ def test_mistakes_are_named(model, tiny_bert):
         MultitaskBertModel.from_pretrained(tiny_bert, tasks=[binary | {"name": "keys"}])
     with pytest.raises(InputError, match="needs tasks"):
         MultitaskBertModel.from_pretrained(tiny_bert)
+
+
+PAIRS = {"input_ids": torch.tensor([[[101, 7, 8, 102], [101, 9, 102, 0]], [[101, 5, 102, 0], [101, 6, 102, 0]]])}
+PAIRS |= {"attention_mask": (PAIRS["input_ids"] != 0).long()}
+
+
+def load(folder, **settings) -> MultitaskBertModel:
+    torch.manual_seed(0)
+    return MultitaskBertModel.from_pretrained(folder, tasks=["sst", "quora", "sts"], **settings).eval()
+
+
+@torch.inference_mode()
+def test_separate_encoding_is_the_papers_formulas(tiny_bert):
+    """Section 4.1: PD concatenates the two embeddings into 2H x 1; STS projects both with one H x H layer, and scales
+    their cosine. SA is the same in both encodings."""
+    model = load(tiny_bert, pair_encoding="separate")
+    assert linear_shapes(model.heads["quora"]) == [(1, 64)] and linear_shapes(model.heads["sts"]) == [(32, 32)]
+    stock = BertModel.from_pretrained(tiny_bert).eval()
+    first, second = (
+        stock(PAIRS["input_ids"][:, text], PAIRS["attention_mask"][:, text]).last_hidden_state[:, 0].double()
+        for text in (0, 1)
+    )
+    weights = {name: weight.double() for name, weight in model.heads.state_dict().items()}
+    paraphrase = torch.cat([first, second], 1) @ weights["quora.classifier.weight"].T + weights["quora.classifier.bias"]
+    torch.testing.assert_close(model("quora", **PAIRS).logits.double(), paraphrase[:, 0], atol=1e-5, rtol=0)
+    a, b = (x @ weights["sts.projection.weight"].T + weights["sts.projection.bias"] for x in (first, second))
+    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    torch.testing.assert_close(model("sts", **PAIRS).logits.double(), 2.5 * (cosine + 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(model("sst", **BATCH).logits, load(tiny_bert)("sst", **BATCH).logits)
+
+
+def test_classes_of_separately_encoded_pairs(tiny_bert):
+    nli = Task(name="nli", kind="classification", text_pair="hypothesis", label_names=("yes", "maybe", "no"))
+    model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=[nli], pair_encoding="separate")
+    assert linear_shapes(model.heads["nli"]) == [(3, 64)]
+    assert model("nli", **PAIRS).logits.shape == (2, 3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("pooling", ["cls", "pooler", "mean"])
+def test_pooling(tiny_bert, pooling):
+    stock = BertModel.from_pretrained(tiny_bert).eval()(**BATCH)
+    mask = BATCH["attention_mask"].unsqueeze(-1)
+    expected = {
+        "cls": stock.last_hidden_state[:, 0],
+        "pooler": stock.pooler_output,
+        "mean": (stock.last_hidden_state * mask).sum(1) / mask.sum(1),
+    }
+    model = load(tiny_bert, pooling=pooling)
+    head = model.heads["sst"].classifier
+    torch.testing.assert_close(model("sst", **BATCH).logits, head(expected[pooling]), atol=1e-5, rtol=0)
+    whole = {name: BATCH[name][:1] for name in ("input_ids", "token_type_ids")}  # no mask: no padding
+    torch.testing.assert_close(model("sst", **whole).logits, model("sst", **BATCH).logits[:1], atol=1e-5, rtol=0)
+
+
+def test_the_pooler_must_be_in_the_checkpoint(tiny_bert, tmp_path):
+    BertModel.from_pretrained(tiny_bert, add_pooling_layer=False).save_pretrained(tmp_path)
+    load(tmp_path)
+    with pytest.raises(InputError, match="lacks bert.pooler.dense.bias, which pooling='pooler' needs"):
+        load(tmp_path, pooling="pooler")
+
+
+def test_encoders_of_their_own_begin_as_the_checkpoint(tiny_bert):
+    model = load(tiny_bert, encoder_sharing="per_task")
+    expected = BertModel.from_pretrained(tiny_bert).state_dict()
+    memory = set()
+    for task in model.tasks:
+        got = model.encoder(task).state_dict()
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[name], weight) for name, weight in expected.items()), task
+        memory |= {weight.data_ptr() for weight in got.values()}
+    assert len(memory) == 3 * len(expected), "copies, not one encoder under three names"
+    torch.testing.assert_close(model("sst", **BATCH).logits, load(tiny_bert)("sst", **BATCH).logits)
+    model("sst", **BATCH, labels=torch.tensor([0, 1])).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (".sst." in name and ".pooler." not in name), name
+
+
+def test_encoders_of_their_own_save_and_load(tiny_bert, tmp_path):
+    model = load(tiny_bert, encoder_sharing="per_task", pair_encoding="separate", pooling="mean")
+    model.encoders["sts"].embeddings.word_embeddings.weight.data += 1
+    model.save_pretrained(tmp_path)
+    loaded = MultitaskBertModel.from_pretrained(tmp_path).eval()
+    assert loaded.config.encoder_sharing == "per_task" and loaded.config.pair_encoding == "separate"
+    assert loaded.config.pooling == "mean" and loaded.config.model_type == "multitask_bert"
+    torch.testing.assert_close(loaded("sts", **PAIRS).logits, model("sts", **PAIRS).logits, atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="they cannot become one shared encoder"):
+        MultitaskBertModel.from_pretrained(tmp_path, encoder_sharing="shared")
+    with pytest.raises(ValueError, match="multitask_bert"):
+        AutoModel.from_pretrained(tmp_path)  # a stock BertModel would begin at random
+
+
+def test_layouts_are_checked(tiny_bert):
+    with pytest.raises(InputError, match="pair_encoding is 'tpe'; choose one of joint, separate"):
+        load(tiny_bert, pair_encoding="tpe")
+    with pytest.raises(InputError, match="pooling is 'max'; choose one of cls, pooler, mean"):
+        load(tiny_bert, pooling="max")
+    with pytest.raises(InputError, match="encoder_sharing is 'both'; choose one of shared, per_task"):
+        load(tiny_bert, encoder_sharing="both")
+    with pytest.raises(InputError, match=r"expected inputs of shape \(B, 2, L\), not \(2, 4\)"):
+        load(tiny_bert, pair_encoding="separate")("sts", **BATCH)
+    with pytest.raises(InputError, match=r"takes one sequence a row, \(B, L\), not \(2, 2, 4\)"):
+        load(tiny_bert)("sts", **PAIRS)
+    with pytest.raises(InputError, match="divergence is 'l1'; choose one of symmetric_kl"):
+        nli = {"name": "x", "kind": "binary", "label_names": ["n", "y"], "divergence": "l1"}
+        MultitaskBertModel.from_pretrained(tiny_bert, tasks=[nli])

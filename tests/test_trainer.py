@@ -7,66 +7,20 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import NO_DROPOUT, weights
 from sklearn.metrics import accuracy_score
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback
 
 from bert_multitask.arguments import MultitaskTrainingArguments
 from bert_multitask.callbacks import HistoryFile
 from bert_multitask.configuration import InputError
-from bert_multitask.data import load_rows, tokenise, usable_rows
-from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.tasks import TASKS
 from bert_multitask.trainer import MultitaskTrainer
 
 ROWS = {"sst": 11, "quora": 14, "sts": 9}
 
 
-@pytest.fixture
-def make_trainer(tiny_bert, tokenizer, course_folder, tmp_path):
-    """A trainer of two epochs of sst, one of quora and two of sts, with keyword arguments for the rest."""
-
-    def make(model_settings=None, callbacks=None, **settings) -> MultitaskTrainer:
-        set_seed(0)
-        tasks = [
-            dataclasses.replace(TASKS[name], epochs=epochs, dropout=0.0)
-            for name, epochs in (("sst", 2), ("quora", 1), ("sts", 2))
-        ]
-        model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=tasks, **(model_settings or {}))
-        tokens = {
-            task.name: {
-                split: tokenise(task, usable_rows(task, rows, split), tokenizer, 64)
-                for split, rows in load_rows(task, str(course_folder)).items()
-            }
-            for task in tasks
-        }
-        defaults = {
-            "output_dir": str(tmp_path / "run"),
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-3,
-            "report_to": "none",
-            "eval_strategy": "no",
-            "save_strategy": "no",
-            "load_best_model_at_end": False,
-            "disable_tqdm": True,
-        }
-        return MultitaskTrainer(
-            model,
-            MultitaskTrainingArguments(**(defaults | settings)),
-            train_dataset={name: splits["train"] for name, splits in tokens.items()},
-            eval_dataset={name: splits["dev"] for name, splits in tokens.items()},
-            processing_class=tokenizer,
-            callbacks=callbacks,
-        )
-
-    return make
-
-
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 STEPS = 2 * 3 + 4 + 2 * 3  # batches of 4 of ROWS, by epochs
-
-
-def weights(trainer: MultitaskTrainer) -> dict[str, torch.Tensor]:
-    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
 
 
 def test_every_parameter_but_the_poolers_moves(make_trainer):
