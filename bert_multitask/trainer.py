@@ -141,8 +141,9 @@ class MultitaskTrainer(Trainer):
         args, divergence = self.args, DIVERGENCES[task.divergence]
         batch = {key: inputs[key] for key in ("task", "attention_mask", "token_type_ids")}
         if task.smart_weight:
-            # Through the bare model: DistributedDataParallel allows one forward for each backward.
+
             def predict(embeddings: Tensor) -> Tensor:
+                """By the bare model: DistributedDataParallel allows one forward for each backward."""
                 return self.model(inputs_embeds=embeddings, **batch).logits
 
             embeddings = self.model.encoder(task.name).embeddings.word_embeddings(inputs["input_ids"])

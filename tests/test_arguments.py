@@ -44,6 +44,16 @@ def test_dropout_for_all_tasks_or_by_task(tmp_path):
     assert dropouts("--head_dropout", '{"sst": 0.2, "sts": 0}') == [0.2, 0.3, 0]
 
 
+def test_smart_for_all_tasks_or_by_task(tmp_path):
+    run, args, _ = parse(tmp_path, "smart_weight: {sst: 1.0, sts: 2}\nsmart_radius: 1e-3", "--bregman_weight", "0.5")
+    assert {task.name: task.smart_weight for task in run.load_tasks()} == {"sst": 1.0, "quora": 0.0, "sts": 2}
+    assert {task.bregman_weight for task in run.load_tasks()} == {0.5}
+    assert args.smart_radius == 1e-3 and args.smart_projection == "ball" and not args.smart_share_dropout
+    run, args, _ = parse(tmp_path, "")
+    assert {task.smart_weight for task in run.load_tasks()} == {0.0}, "off unless asked for"
+    assert (args.smart_radius, args.smart_step_size, args.smart_noise_std, args.smart_steps) == (1e-5, 1e-3, 1e-5, 1)
+
+
 def test_a_task_written_in_the_yaml(tmp_path):
     yaml = "tasks: [sst, {name: nli, kind: classification, label_names: [a, b, c], text_pair: other}]\n"
     run, *_ = parse(tmp_path, yaml)
@@ -142,6 +152,16 @@ def test_tensorboard_is_used_where_installed(tmp_path):
         ("", ["--task_epochs", "sst=3"], "--task_epochs is 'sst=3', which is not JSON"),
         ("", ["--max_length", "2"], "--max_length is 2"),
         ("", ["--encoder_dropout", "1.2"], "--encoder_dropout is 1.2"),
+        ("", ["--smart_projection", "cube"], "--smart_projection.*invalid choice: 'cube'"),
+        ("", ["--smart_radius", "0"], "--smart_radius is 0.0; expected above 0"),
+        ("", ["--smart_step_size", "-1"], "--smart_step_size is -1.0"),
+        ("", ["--smart_noise_std", "0"], "--smart_noise_std is 0.0"),
+        ("", ["--smart_steps", "0"], "--smart_steps is 0; expected at least 1"),
+        ("", ["--bregman_momentum", "1"], "--bregman_momentum is 1.0; expected from 0 to below 1"),
+        ("", ["--smart_weight", "[1]"], r"--smart_weight is \[1\]; expected, for example"),
+        ("", ["--encoder_sharing", "both"], "--encoder_sharing.*invalid choice: 'both'"),
+        ("", ["--pair_encoding", "tpe"], "--pair_encoding.*invalid choice"),
+        ("", ["--pooling", "max"], "--pooling.*invalid choice"),
         ("", ["--eval_strategy", "epoch"], "save and eval strategy to match"),
     ],
 )
@@ -157,6 +177,8 @@ def test_mistakes_are_named(tmp_path, yaml, flags, message):
         (["--tasks", "sst", "sst"], "names 'sst' twice"),
         (["--task_epochs", '{"stt": 3}'], "--task_epochs names 'stt', but the tasks of this run are"),
         (["--head_dropout", '{"sst": 1.0}'], "dropout is 1.0"),
+        (["--smart_weight", "-1"], "task 'sst': smart_weight is -1.0; expected a factor of at least 0"),
+        (["--bregman_weight", '{"sts": -2}'], "task 'sts': bregman_weight is -2"),
         (["--head_dropout", '{"sst": "high"}'], "task 'sst': .*see the fields' types"),
     ],
 )

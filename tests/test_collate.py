@@ -23,6 +23,15 @@ def test_padding():
     assert Collator(0)([row("a", 3, 1.5)])["labels"].dtype == torch.float32
 
 
+def test_separate_pairs_have_an_axis_of_two():
+    first, second = row("a", 3, 1), row("a", 1, 0)
+    pair = {name: [first[name], second[name]] for name in ("input_ids", "token_type_ids")}
+    batch = Collator(pad_token_id=9)([first | pair, first | pair | {"labels": 0}])
+    assert batch["input_ids"].tolist() == 2 * [[[5, 6, 7], [5, 9, 9]]]
+    assert batch["attention_mask"].tolist() == 2 * [[[1, 1, 1], [1, 0, 0]]]
+    assert batch["token_type_ids"].shape == (2, 2, 3) and batch["labels"].tolist() == [1, 0]
+
+
 def test_tasks_are_never_mixed():
     with pytest.raises(ValueError, match="a, b"):
         Collator(0)([row("a", 3, 1), row("b", 2, 0)])

@@ -13,6 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import ROOT, write_table
+from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -326,3 +327,89 @@ def test_hub_source_of_a_preset_names_our_splits():
     assert all(set(task.hub.splits) == set(SPLITS) for task in TASKS.values())
     assert HubSource("a/b").splits["dev"] == "validation"
     assert resolve_folder(SAMPLE).endswith("sample")
+
+
+NLI_ROWS = [
+    {"premise": "A man, asleep.", "hypothesis": 'He "rests".', "gold": "entailment"},
+    {"premise": "Ein Hund läuft.", "hypothesis": "Eine Katze läuft.", "gold": "neutral"},
+    {"premise": "NA", "hypothesis": "It rains.\tA lot.", "gold": "contradiction"},
+]
+NLI = {
+    "name": "nli",
+    "kind": "classification",
+    "text": "premise",
+    "text_pair": "hypothesis",
+    "label": "gold",
+    "label_names": ["entailment", "neutral", "contradiction"],
+}
+
+
+def write_rows(path, rows: list[dict]) -> None:
+    """A file of the form that its name says."""
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter="," if path.suffix == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_every_file_form_gives_the_same_rows(tmp_path, form):
+    for split in ("train", "dev"):
+        write_rows(tmp_path / f"nli-{split}.{form}", NLI_ROWS)
+    task = load_task(NLI | {"files": {split: f"nli-{split}.{form}" for split in ("train", "dev")}})
+    rows = load_rows(task, str(tmp_path))["train"]
+    assert rows["text"][:] == [row["premise"] for row in NLI_ROWS]
+    assert rows["text_pair"][:] == [row["hypothesis"] for row in NLI_ROWS]
+    assert rows["label"][:] == [0, 1, 2] and rows["id"][:] == ["0", "1", "2"], "rows without ids are numbered"
+    absolute = load_task(NLI | {"files": {split: str(tmp_path / f"nli-{split}.{form}") for split in ("train", "dev")}})
+    assert fingerprint(load_rows(absolute, SAMPLE)["train"]) == fingerprint(rows), "absolute paths, another data folder"
+    assert fingerprint(load_rows(absolute, "hub")["train"]) == fingerprint(rows), "a task that is not on the Hub"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("train.jsonl", b'{"premise": "a"}\n', "train.jsonl: no column 'hypothesis' in row 1; its columns are premise"),
+        ("train.jsonl", b'{"premise": "a"\n', "train.jsonl: line 1 is not JSON"),
+        ("train.jsonl", b"\n[1]\n", "train.jsonl: line 1 is not JSON"),
+        ("train.jsonl", b"[1]\n", "line 1 is not a JSON object"),
+        ("train.jsonl", b'{"premise": "\xff"}\n', "line 1 is not JSON"),
+        ("train.parquet", b"PAR", "train.parquet: cannot be read as Parquet"),
+        ("train.csv", b"premise,hypothesis,gold\na,b,maybe\n", "row 1: gold is 'maybe'; expected a class from 0 to 2"),
+        ("train.csv", b"premise,hypothesis,gold\na,b\n", "row 1 has not the 3 fields"),
+    ],
+)
+def test_bad_files_of_other_forms_are_named(tmp_path, file, content, message):
+    (tmp_path / file).write_bytes(content)
+    task = load_task(NLI | {"files": {"train": file, "dev": file}})
+    with pytest.raises(InputError, match=message):
+        load_rows(task, str(tmp_path))
+
+
+def test_missing_values_are_empty_texts_and_no_labels(tmp_path):
+    write_rows(tmp_path / "nli.jsonl", [*NLI_ROWS, {"premise": None, "hypothesis": 7, "gold": None}])
+    task = load_task(NLI | {"files": {"train": "nli.jsonl", "dev": "nli.jsonl"}})
+    rows = load_rows(task, str(tmp_path))["train"]
+    assert rows[3] == {"id": "3", "text": "", "text_pair": "7", "label": UNLABELLED}
+
+
+@pytest.mark.parametrize("max_length", [512, 6])
+def test_separately_encoded_pairs(tmp_path, tokenizer, max_length):
+    write_rows(tmp_path / "nli.jsonl", NLI_ROWS)
+    task = load_task(NLI | {"files": {"train": "nli.jsonl", "dev": "nli.jsonl"}})
+    rows = load_rows(task, str(tmp_path))["train"]
+    tokens = tokenise(task, rows, tokenizer, max_length, "separate")
+    for row, source in zip(tokens, NLI_ROWS, strict=True):
+        for ids, segments, column in zip(
+            row["input_ids"], row["token_type_ids"], ("premise", "hypothesis"), strict=True
+        ):
+            assert ids == tokenizer(source[column], truncation=True, max_length=max_length)["input_ids"]
+            assert segments == [0] * len(ids)
+    assert tokens["truncated"][:] == ([False] * 3 if max_length == 512 else [True, True, True])
+    joint = tokenise(task, rows, tokenizer, max_length)
+    assert isinstance(joint[0]["input_ids"][0], int), "each encoding has its cache"

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, write_table
 from safetensors.torch import load_file
 
 from bert_multitask.data import load_rows
@@ -21,14 +21,16 @@ from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.tasks import TASKS
 
 RECIPE = ROOT / "recipes" / "train_multitask.py"
+SINGLE = ROOT / "recipes" / "train_single.py"
+PAPER = sorted((ROOT / "recipes" / "configs" / "paper").glob("*.yaml"))
 TASK_NAMES = ("sst", "quora", "sts")
 
 
-def run_here(monkeypatch, *argv) -> int:
-    """Run the recipe in this process, as `python recipes/train_multitask.py …` does; its exit code."""
-    monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, argv)])
+def run_here(monkeypatch, *argv, recipe: Path = RECIPE) -> int:
+    """Run a recipe in this process, as `python recipes/train_multitask.py …` does; its exit code."""
+    monkeypatch.setattr(sys, "argv", [str(recipe), *map(str, argv)])
     try:
-        runpy.run_path(str(RECIPE), run_name="__main__")
+        runpy.run_path(str(recipe), run_name="__main__")
     except SystemExit as stop:
         return stop.code
     return 0
@@ -142,8 +144,100 @@ def test_mistakes_end_with_code_2_and_one_line(monkeypatch, config, course_folde
     assert (other / "thesis.txt").read_text() == "keep me"
 
 
-def launch(config: Path, *flags: str, processes: int = 1) -> subprocess.Popen:
-    """Start the recipe with the project's Accelerate configuration."""
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_papers_systems(monkeypatch, tmp_path, tiny_bert, course_folder, path):
+    """Each trains, with the paper's values (DESIGN: sections 4 and 5.3) and the layout that its name says."""
+    folder, name = tmp_path / "run", path.stem
+    flags = ["--model_name_or_path", tiny_bert, "--data_dir", course_folder, "--output_dir", folder]
+    quick = ["--budget", 0.1, "--report_to", "none", "--disable_tqdm", "true"]
+    assert run_here(monkeypatch, path, *flags, *quick) == 0
+    model = MultitaskBertModel.from_pretrained(folder)
+    assert model.config.encoder_sharing == ("per_task" if "3bert" in name else "shared")
+    assert model.config.pair_encoding == ("joint" if "tpe" in name else "separate")
+    tasks, smart = model.tasks.values(), float("smart" in name)
+    in_order = ["sst", "quora", "sts"] if "rr" in name else ["sst", "sts", "quora"]
+    assert list(model.tasks) == in_order
+    assert {task.name: task.smart_weight for task in tasks} == {"sst": smart, "sts": smart, "quora": 0.0}
+    tuned = {"sst": 0.2, "quora": 0.1, "sts": 0.1}
+    assert {task.name: task.dropout for task in tasks} == (tuned if "df" in name else dict.fromkeys(tuned, 0.3))
+    epochs = {"sst": 10, "quora": 3 if "rr" in name else 10, "sts": 10}
+    assert {task.name: task.epochs for task in tasks} == epochs
+    decides = json.loads((folder / "run.json").read_text())["decides"]
+    assert decides["schedule"] == ("round_robin" if "rr" in name else "sequential")
+    assert (decides["learning_rate"], decides["lr_scheduler_type"], decides["rows of a step"]) == (1e-5, "constant", 32)
+    assert decides["weight_decay"] == decides["max_grad_norm"] == 0
+    assert (decides["adam_beta1"], decides["adam_beta2"]) == (0.9, 0.999)
+    if smart:
+        assert (decides["smart_steps"], decides["smart_radius"], decides["smart_projection"]) == (1, 1e-5, "unit")
+
+
+def test_the_paper_has_nine_systems():
+    names = (
+        "baseline baseline_tpe 3bert 3bert_tpe 3bert_tpe_smart 3bert_tpe_smart_df rr_tpe rr_tpe_smart rr_tpe_smart_df"
+    )
+    assert {path.stem for path in PAPER} == set(names.split())
+
+
+def test_one_task_alone(monkeypatch, config, tiny_bert):
+    folder = config.parent / "run"
+    start = load_file(Path(tiny_bert) / "model.safetensors")
+    flags = ["--tasks", "sst", "--max_steps", 3]
+    for option, learning_rate in (("pretrain", 1e-3), ("finetune", 1e-5)):
+        assert run_here(monkeypatch, config, *flags, "--option", option, "--overwrite", recipe=SINGLE) == 0
+        decides = json.loads((folder / "run.json").read_text())["decides"]
+        assert decides["learning_rate"] == learning_rate and decides["freeze_encoder"] == (option == "pretrain")
+        trained = load_file(folder / "model.safetensors")
+        same = [torch.equal(trained[f"bert.{name}"], weight) for name, weight in start.items() if "pooler" not in name]
+        assert all(same) if option == "pretrain" else not any(same), option
+        assert list(MultitaskBertModel.from_pretrained(folder).tasks) == ["sst"]
+    assert run_here(monkeypatch, config, *flags, "--learning_rate", 0.5, "--overwrite", recipe=SINGLE) == 0
+    assert json.loads((folder / "run.json").read_text())["decides"]["learning_rate"] == 0.5
+
+
+def test_one_task_alone_is_one(monkeypatch, config, capsys):
+    assert run_here(monkeypatch, config, "--tasks", "sst", "sts", recipe=SINGLE) == 2
+    assert "--tasks names 2 tasks; this recipe trains one" in capsys.readouterr().err
+
+
+def test_long_reviews_are_cut_and_counted(monkeypatch, config, course_folder, caplog, propagated_logs):
+    header, long = ["", "id", "sentence", "sentiment"], "a long and winding review " * 200
+    for split, labelled in (("train", True), ("dev", True), ("test-student", False)):
+        rows = [[i, f"c{i}", long if i else "short", *[i % 2] * labelled] for i in range(4)]
+        write_table(course_folder / f"ids-cfimdb-{split}.csv", header[: 3 + labelled], rows)
+    flags = ["--tasks", "cfimdb", "--task_epochs", "{}", "--max_steps", 1, "--max_length", 512]
+    assert run_here(monkeypatch, config, *flags, recipe=SINGLE) == 0
+    assert caplog.text.count("cfimdb: 3 of 4 rows were cut to 512 tokens") == 3
+
+
+def test_a_fifth_task_needs_no_python(monkeypatch, config, capsys):
+    """Of the user's own, in a CSV file of its own, in the YAML alone, together with two of the presets."""
+    labels = ["entailment", "neutral", "contradiction"]
+    for split, count in (("train", 12), ("dev", 6)):
+        rows = [f'"A dog, asleep {i}.",It rests.,{labels[i % 3]}' for i in range(count)]
+        (config.parent / f"nli-{split}.csv").write_text("\n".join(["premise,hypothesis,gold", *rows]) + "\n")
+    nli = {
+        "name": "nli",
+        "kind": "classification",
+        "text": "premise",
+        "text_pair": "hypothesis",
+        "label": "gold",
+        "label_names": labels,
+        "epochs": 2,
+        "files": {split: str(config.parent / f"nli-{split}.csv") for split in ("train", "dev")},
+    }
+    settings = yaml.safe_load(config.read_text()) | {"tasks": ["sst", "sts", nli], "smart_weight": {"nli": 1.0}}
+    config.write_text(yaml.safe_dump(settings))
+    for layout in ("joint", "separate"):
+        assert run_here(monkeypatch, config, "--pair_encoding", layout, "--overwrite") == 0
+        assert "nli          accuracy" in capsys.readouterr().out
+        folder = config.parent / "run"
+        assert {"eval_nli_accuracy", "eval_sst_accuracy"} <= set(json.loads((folder / "metrics.json").read_text()))
+        assert MultitaskBertModel.from_pretrained(folder).tasks["nli"].label_names == tuple(labels)
+        assert len((folder / "predictions" / "nli-dev.csv").read_text().splitlines()) == 7
+
+
+def launch(config: Path, *flags: str, processes: int = 1, recipe: Path = RECIPE) -> subprocess.Popen:
+    """Start a recipe with the project's Accelerate configuration."""
     command = [
         sys.executable,
         "-m",
@@ -154,7 +248,7 @@ def launch(config: Path, *flags: str, processes: int = 1) -> subprocess.Popen:
         str(processes),
     ]
     return subprocess.Popen(
-        [*command, str(RECIPE), str(config), *flags],
+        [*command, str(recipe), str(config), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -196,15 +290,24 @@ def test_a_run_resumes_only_with_its_own_settings(monkeypatch, config, capsys):
     assert run_here(monkeypatch, config, *flags, "--resume_from_checkpoint", "--logging_steps", 1) == 0
 
 
-def test_two_processes_train_as_one(config):
+@pytest.mark.parametrize("smart", [False, True], ids=["plain", "smart"])
+def test_two_processes_train_as_one(config, smart):
     """The same batches of 4 rows: on one process, and as two shares; dropout off. Losses, weights and predictions
-    are the same."""
-    same = ("--encoder_dropout", "0", "--head_dropout", "0", "--max_steps", "6", "--logging_steps", "1")
-    flags = (*same, "--optim", "sgd", "--learning_rate", "0.1", "--eval_steps", "3", "--save_steps", "3", "--use_cpu")
+    are the same; with SMART too, where the noise that a perturbation begins as is made a function of the embeddings."""
+    same = ["--encoder_dropout", "0", "--head_dropout", "0", "--max_steps", "6", "--logging_steps", "1"]
+    same += ["--optim", "sgd", "--learning_rate", "0.1", "--eval_steps", "3", "--save_steps", "3", "--use_cpu"]
+    recipe = RECIPE
+    if smart:
+        same += ["--smart_weight", '{"sst": 1, "sts": 1}', "--smart_radius", "0.02", "--smart_step_size", "0.02"]
+        same += ["--encoder_sharing", "per_task", "--bregman_weight", "1", "--learning_rate", "1e-3"]
+        recipe = config.parent / "smart.py"
+        noise = "torch.randn_like = lambda x: torch.sin(50 * x.detach())"
+        recipe.write_text(f"import runpy, torch\n{noise}\nrunpy.run_path({str(RECIPE)!r}, run_name='__main__')\n")
     one, two = config.parent / "one", config.parent / "two"
+    half = ["--per_device_train_batch_size", "2"]
     runs = [
-        launch(config, *flags, "--output_dir", str(one)),
-        launch(config, *flags, "--output_dir", str(two), "--per_device_train_batch_size", "2", processes=2),
+        launch(config, *same, "--output_dir", str(one), recipe=recipe),
+        launch(config, *same, "--output_dir", str(two), *half, processes=2, recipe=recipe),
     ]
     for run in runs:
         assert run.wait(timeout=240) == 0, run.stdout.read()
