@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments
 from .callbacks import BestOfEachTask, EpochEnds, TimeEstimate
@@ -21,6 +22,8 @@ from .optim import PaperAdamW
 from .schedule import SCHEDULES, PlanSampler, count_batches, describe
 from .smart import DropoutMasks, MomentumTeacher, smart_penalty
 from .tasks import Task
+
+logger = logging.get_logger(__name__)
 
 
 class MultitaskTrainer(Trainer):
@@ -77,6 +80,8 @@ class MultitaskTrainer(Trainer):
             self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
         if model.config.encoder_sharing == "per_task" and args.load_best_model_at_end:
             self.add_callback(BestOfEachTask())
+        if any(task.smart_weight for task in model.tasks.values()):
+            check_resolution(args)
         self.teacher = None
         if any(task.bregman_weight for task in model.tasks.values()):
             self.teacher = MomentumTeacher(model, args.bregman_momentum)
@@ -222,3 +227,12 @@ def check_metrics(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -
     keys = [f"{name}_{key}" for name, task in tasks.items() for key in (task.metric, "loss")] + ["overall"]
     if args.load_best_model_at_end and args.metric_for_best_model.removeprefix("eval_") not in keys:
         raise InputError(f"--metric_for_best_model is {args.metric_for_best_model!r}; choose one of {', '.join(keys)}")
+
+
+def check_resolution(args: MultitaskTrainingArguments) -> None:
+    """Point out a perturbation that half precision rounds away: it keeps 8 to 11 bits of hidden states near 1."""
+    if (args.bf16 or args.fp16) and args.smart_projection == "ball" and args.smart_radius < 1e-3:
+        logger.warning(
+            f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares little "
+            "more than dropout masks; a radius from 1e-3 up is kept (docs/results.md)"
+        )

@@ -61,7 +61,11 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
 
     trainer.train(resume_from_checkpoint=folder.checkpoint)
     trainer.save_model()
-    metrics = predict_splits(trainer, tokens, folder.path / "predictions") if args.do_predict else trainer.evaluate()
+    if args.do_predict:
+        metrics = predict_splits(trainer, tokens, folder.path / "predictions")
+    else:
+        scores = trainer.evaluate()
+        metrics = {key: scores[key] for key in scores if key not in ("eval_runtime", "epoch")}
     folder.finish(metrics, tasks)
     return metrics
 

@@ -382,3 +382,17 @@ def test_the_penalty_of_a_real_bert_in_both_encodings(tiny_bert):
         step_size=0.1,
     )
     assert penalty.shape == () and penalty > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "lost"),
+    [
+        ({"bf16": True}, True),
+        ({}, False),
+        ({"bf16": True, "smart_radius": 1e-3}, False),
+        ({"bf16": True, "smart_projection": "unit"}, False),
+    ],
+)
+def test_a_radius_that_rounding_takes_is_pointed_out(make_trainer, caplog, propagated_logs, settings, lost):
+    make_trainer(task_settings=SMART_ON, **settings)
+    assert ("is lost in the rounding" in caplog.text) == lost
