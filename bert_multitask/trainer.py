@@ -233,6 +233,6 @@ def check_resolution(args: MultitaskTrainingArguments) -> None:
     """Point out a perturbation that half precision rounds away: it keeps 8 to 11 bits of hidden states near 1."""
     if (args.bf16 or args.fp16) and args.smart_projection == "ball" and args.smart_radius < 1e-3:
         logger.warning(
-            f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares little "
-            "more than dropout masks; a radius from 1e-3 up is kept (docs/results.md)"
+            f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares "
+            "little more than dropout masks; a radius from 1e-3 up is kept (docs/results.md)"
         )

@@ -1,14 +1,17 @@
-"""The README's Python, run as it stands but for the folders and the number of steps."""
+"""The README's Python, run as it stands but for the folders and the number of steps; flags and YAML of all pages."""
 
 import re
 from dataclasses import fields
 
+import pytest
+import yaml
 from conftest import MINILM, ROOT
 
-from bert_multitask import MultitaskBertModel, MultitaskTrainingArguments
+from bert_multitask import MultitaskBertModel, MultitaskTrainingArguments, load_task
 from bert_multitask.arguments import RunArguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 USE, TRAIN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -33,7 +36,14 @@ def test_nothing_is_left_to_fill_in():
     assert not re.search(r"^[A-Z]{4,}$|TODO|XXX", README, re.MULTILINE)
 
 
-def test_flags_named_in_the_readme_exist():
-    launcher = {"config_file", "num_processes", "num_cpu_threads_per_process", "quiet", "help", "logdir"}
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_flags_named_in_the_pages_exist(page):
+    other = {"config_file", "num_processes", "num_cpu_threads_per_process", "quiet", "help", "logdir", "option"}
     flags = {field.name for arguments in (RunArguments, MultitaskTrainingArguments) for field in fields(arguments)}
-    assert set(re.findall(r"--([a-z0-9_]+)", README)) <= flags | launcher
+    assert set(re.findall(r"--([a-z0-9_]+)", page.read_text(encoding="utf-8"))) <= flags | other
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tasks_in_the_pages_are_tasks(page):
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        assert all(load_task(task).name for task in yaml.safe_load(block)["tasks"])
