@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     run, args, _ = RecipeParser((RunArguments, SingleTaskArguments), DEFAULT_CONFIG, __doc__).parse(argv)
     if len(run.tasks) != 1:
         raise InputError(f"--tasks names {len(run.tasks)} tasks; this recipe trains one, train_multitask.py several")
-    run.freeze_encoder = args.option == "pretrain"
+    run.freeze_encoder |= args.option == "pretrain"
     train(run, args)
 
 

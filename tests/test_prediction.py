@@ -94,3 +94,19 @@ def test_mistakes_are_named(model, tokenizer):
         predict(model, tokenizer, "sst", ["a", ("a", "b")])
     with pytest.raises(InputError, match=r"rows\[0\] is 'ab'; task 'sts' takes a pair"):
         predict(model, tokenizer, "sts", ["ab"])
+
+
+def test_separately_encoded_pairs_in_any_batch_size(tiny_bert, tokenizer):
+    """The scores of one pair, whatever it is batched with, and by the model's own tensors."""
+    tasks = ["sst", "quora", "sts"]
+    model = MultitaskBertModel.from_pretrained(
+        tiny_bert, tasks=tasks, pair_encoding="separate", encoder_sharing="per_task"
+    )
+    pairs = [("a good film", "a film"), ("dull", "a dull and very long story of a cast"), ("", "fine")]
+    together = predict(model, tokenizer, "sts", pairs)["score"][:]
+    for pair, score in zip(pairs, together, strict=True):
+        assert predict(model, tokenizer, "sts", [pair], batch_size=1)["score"][0] == pytest.approx(score, abs=1e-4)
+        encoded = tokenizer(list(pair), padding=True, return_tensors="pt")
+        logits = model("sts", **{name: value.unsqueeze(0) for name, value in encoded.items()}).logits
+        assert logits.item() == pytest.approx(score, abs=1e-4)
+    assert len(predict(model, tokenizer, "sst", ["fine"])) == 1
