@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 
+from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback
@@ -39,25 +40,22 @@ class BestOfEachTask(TrainerCallback):
     """Keeps the weights of each task from the evaluation that scored it best, and ends training with those.
 
     For a model with an encoder for each task (paper, section 4.2.1), whose tasks have no weights in common, so that the
-    best of each make one model. The weights lie in `best/{task}.safetensors` in the output folder.
+    best of each make one model. The weights lie in `_best/{task}-{step}.safetensors` in the output folder, a file for
+    each rise of the score; those that no checkpoint could need are removed.
     """
 
     def __init__(self):
         self.best: dict[str, float] = {}  # of the tasks in training
 
     def on_train_begin(self, args, state, control, model: MultitaskBertModel, **kwargs):
-        self.best = dict.fromkeys(model.tasks, float("-inf"))
         for task in model.tasks:
-            file = self.file(args, task)
-            if not file.exists():
-                continue
-            with safe_open(file, "pt") as weights:
-                about = weights.metadata()
-            # An unfinished run may have got beyond the checkpoint that this one goes on from.
-            if 0 < int(about["step"]) <= state.global_step:
-                self.best[task] = float(about["score"])
-            elif state.is_world_process_zero:
-                file.unlink(missing_ok=True)
+            self.best[task] = float("-inf")
+            for step, file in self.files(args, task).items():
+                if state.global_step and step <= state.global_step:
+                    with safe_open(file, "pt") as weights:
+                        self.best[task] = float(weights.metadata()["score"])
+                elif state.is_world_process_zero:
+                    file.unlink()  # a stopped run had got beyond the checkpoint that this one goes on from
 
     def on_evaluate(self, args, state, control, metrics: dict, model: MultitaskBertModel, **kwargs):
         for name, task in model.tasks.items():
@@ -66,26 +64,36 @@ class BestOfEachTask(TrainerCallback):
                 continue
             self.best[name] = score
             if state.is_world_process_zero:
-                file = self.file(args, name)
+                file = Path(args.output_dir, "_best", f"{name}-{state.global_step}.safetensors")
                 file.parent.mkdir(exist_ok=True)
-                about = {"step": str(state.global_step), "score": repr(score)}
-                save_file(task_weights(model, name), file.with_suffix(".tmp"), about)
+                save_file(task_weights(model, name), file.with_suffix(".tmp"), {"score": repr(score)})
                 os.replace(file.with_suffix(".tmp"), file)
 
+    def on_save(self, args, state, control, model: MultitaskBertModel, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        checkpoints = [int(folder.name.rpartition("-")[2]) for folder in Path(args.output_dir).glob("checkpoint-*")]
+        for task in model.tasks:
+            files = self.files(args, task)
+            needed = {max((step for step in files if step <= checkpoint), default=None) for checkpoint in checkpoints}
+            for step in files.keys() - needed:
+                files[step].unlink()
+
     def on_train_end(self, args, state, control, model: MultitaskBertModel, **kwargs):
+        PartialState().wait_for_everyone()  # process 0 may still be writing
         for name in model.tasks:
-            if self.best[name] > float("-inf"):
-                with safe_open(self.file(args, name), "pt") as weights:
-                    own = task_weights(model, name)
-                    for key in own:
-                        own[key].copy_(weights.get_tensor(key))
-                    step = weights.metadata()["step"]
+            if files := self.files(args, name):
+                step, file = max(files.items())
+                with safe_open(file, "pt") as weights:
+                    for key, weight in task_weights(model, name).items():
+                        weight.copy_(weights.get_tensor(key))
                 logger.info(f"{name}: weights of step {step}, dev score {self.best[name]:.4f}")
         self.best = {}
 
-    def file(self, args, task: str) -> Path:
-        """Where the best weights of a task lie."""
-        return Path(args.output_dir, "best", f"{task}.safetensors")
+    def files(self, args, task: str) -> dict[int, Path]:
+        """{step: file} of a task's weights, in the order of steps, so that scores rise."""
+        files = Path(args.output_dir, "_best").glob(f"{task}-*.safetensors")
+        return dict(sorted((int(file.stem.rpartition("-")[2]), file) for file in files))
 
 
 def task_weights(model: MultitaskBertModel, task: str) -> dict:

@@ -5,7 +5,6 @@ UNLABELLED where the source has none). Rows keep the source's order and number, 
 of them; what is left out of training or scoring, and why, is said by `usable_rows`.
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +12,11 @@ from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, Features, Value
-from datasets.utils.file_utils import cached_path
-from pyarrow import ArrowException, parquet
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from .configuration import InputError, resolve_folder
+from .files import as_text, is_url, read_file
 from .losses import UNLABELLED
 from .tasks import HubSource, Task
 
@@ -48,102 +46,17 @@ def load_rows(task: Task, data_dir: str = HANDOUT) -> DatasetDict:
     if not task.files or (data_dir == "hub" and task.hub):
         return DatasetDict(read_hub(task))
     folder = "." if data_dir == "hub" else resolve_folder(data_dir).rstrip("/")
-    is_url = folder.startswith(("http://", "https://"))
-    if not is_url and not Path(folder).is_dir():
-        raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {task.files['train']}")
     rows = {}
     for split, name in task.files.items():
-        path = f"{folder}/{name}" if is_url else str(Path(folder, name))
-        if split == "test" and not is_url and not Path(path).exists():
+        path = name if is_url(name) or Path(name).is_absolute() else f"{folder}/{name}"
+        if path != name and not is_url(folder) and not Path(folder).is_dir():
+            raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {name}")
+        if split == "test" and not is_url(path) and not Path(path).exists():
             logger.warning(f"{path}: no such file; task {task.name!r} has no test rows to predict")
         else:
             raw = read_file(path, task, labelled=split != "test")
             rows[split] = clean(task, raw, source=name, absent=("", None))
     return DatasetDict(rows)
-
-
-def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
-    """Yield the rows of a file, local or remote, under our column names.
-
-    The name's ending says the form: .jsonl, .parquet, or else a table with a header, whose columns are set apart by
-    tabs if the header has one, and by commas otherwise. A row without a column `id` is called by its number, from 0.
-    `labelled` says that the label's column must be there; every other column must anyway.
-    """
-    try:
-        local = cached_path(path)
-    except Exception as error:  # no network, a refused connection, a server's error: the client has a dozen types
-        if "://" not in path:
-            raise InputError(f"{path}: no such file; task {task.name!r} reads it (see --data_dir)") from error
-        raise InputError(
-            f"{path}: cannot be fetched ({error}); name a local folder with --data_dir, or try `make quickstart`, "
-            "which needs no download"
-        ) from error
-    read = {".jsonl": read_json_lines, ".parquet": read_parquet}.get(Path(path).suffix, read_table)
-    needed = [column for column in (task.text, task.text_pair, task.label if labelled else None) if column]
-    for number, row in enumerate(read(local, path)):
-        for column in needed:
-            if column not in row:
-                raise InputError(
-                    f"{path}: no column {column!r} in row {number + 1}; its columns are {', '.join(filter(None, row))}"
-                )
-        yield {
-            "id": str(row.get("id", number)),
-            "text": as_text(row[task.text]),
-            "text_pair": as_text(row[task.text_pair]) if task.text_pair else None,
-            "label": row.get(task.label),
-        }
-
-
-def as_text(value) -> str:
-    """A text as its source gives it; one that is missing (None) is empty."""
-    return "" if value is None else str(value)
-
-
-def read_table(local: str, path: str) -> Iterator[dict]:
-    """Yield the rows of a table with a header, all values strings."""
-    with open(local, encoding="utf-8-sig", newline="") as file:
-        line = 0
-        try:
-            delimiter = "\t" if "\t" in file.readline() else ","
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=delimiter)
-            columns = reader.fieldnames
-            if not columns:
-                raise InputError(f"{path}: is empty; expected a line of column names and then rows")
-            for number, row in enumerate(reader, start=1):
-                if None in row or None in row.values():
-                    raise InputError(
-                        f"{path}: row {number} has not the {len(columns)} fields of the header: a stray quote?"
-                    )
-                if any("\n" in value for value in row.values()):
-                    logger.warning(f"{path}: row {number} spans several lines; is that a stray quote?")
-                line = reader.line_num
-                yield row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: line {line + 1} or soon after cannot be read: {error}") from error
-
-
-def read_json_lines(local: str, path: str) -> Iterator[dict]:
-    """Yield the objects of a file of one JSON object a line."""
-    with open(local, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # UnicodeDecodeError is one
-                raise InputError(f"{path}: line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path}: line {number} is not a JSON object: {line.strip()[:60]!r}")
-            yield row
-
-
-def read_parquet(local: str, path: str) -> Iterator[dict]:
-    """Yield the rows of a Parquet file."""
-    try:
-        with parquet.ParquetFile(local) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except ArrowException as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
 def read_hub(task: Task) -> dict[str, Dataset]:

@@ -163,7 +163,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             pretrained_model_name_or_path: folder, Hub id or `package:NAME/PATH`.
             tasks: presets' names, dictionaries of `Task` fields, or `Task`s. Needed on a checkpoint without heads,
                 whose new heads are random until trained; a trained run brings its own. A task that the run already
-                has keeps its weights.
+                has keeps its weights; a run with an encoder for each task can take no other tasks.
             encoder_sharing: "shared" or "per_task"; by default as in the checkpoint. With "per_task" a checkpoint's one
                 encoder is copied for each task.
             output_loading_info: also return Transformers' report of missing and unexpected weights.
@@ -174,12 +174,13 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             InputError: as `MinBertPreTrainedModel.from_pretrained`; or a trained run lacks weights of its heads, an
                 encoder for each task cannot become one, or the pooler that is asked for is not in the checkpoint.
         """
+        name = pretrained_model_name_or_path
         if encoder_sharing not in (None, *ENCODER_SHARING):
             raise InputError(f"encoder_sharing is {encoder_sharing!r}; choose one of {', '.join(ENCODER_SHARING)}")
         if tasks is not None:
             kwargs["tasks"] = [load_task(task).to_config() for task in tasks]
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        name, missing = pretrained_model_name_or_path, sorted(info["missing_keys"])
+        missing = sorted(info["missing_keys"])
         if tasks is None and (gone := [key for key in missing if key.startswith("heads.")]):
             raise InputError(f"{name} names tasks but lacks their weights, {gone[0]} first")
         if model.config.pooling == "pooler" and (gone := [key for key in missing if ".pooler." in key]):
@@ -262,7 +263,12 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         embedding = self.pool(encoded, attention_mask)
-        logits = self.heads[task](embedding.unflatten(0, (-1, 2)) if separate else embedding)
+        if separate:
+            embedding = embedding.unflatten(0, (-1, 2))
+        head = self.heads[task]
+        # In full precision: bfloat16 has steps of 1/32 near a score of 5, and SMART's perturbations move it less.
+        with torch.autocast(embedding.device.type, enabled=False):
+            logits = head(embedding.to(next(head.parameters()).dtype))
         loss = None
         if labels is not None:
             loss = LOSSES[self.tasks[task].loss](logits=logits, labels=labels, num_items=num_items_in_batch)

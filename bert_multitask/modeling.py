@@ -207,7 +207,8 @@ class MinBertPreTrainedModel(PreTrainedModel):
         if missing:
             raise InputError(
                 f"{pretrained_model_name_or_path} lacks {len(missing)} encoder weights, {missing[0]} first: "
-                "its config.json does not describe its weights, or the weights are not those of a BERT"
+                "its config.json or the tasks asked for do not describe its weights (a run with an encoder for each "
+                "task takes no others), or the weights are not those of a BERT"
             )
         return (model, info) if output_loading_info else model
 

@@ -146,6 +146,7 @@ class RunFolder:
         if self.args.process_index != 0:
             return
         write_json(self.path / "metrics.json", metrics)
+        shutil.rmtree(self.path / "_best", ignore_errors=True)  # the model holds these weights now
         print(f"\n{'dev score':24}")
         for task in tasks:
             print(f"{task.name:12} {task.metric:10} {metrics[f'eval_{task.name}_{task.metric}']:.4f}")

@@ -59,6 +59,7 @@ def smart_penalty(
     for _ in range(steps):
         delta.requires_grad_()
         (gradient,) = torch.autograd.grad(divergence(logits_fn(fixed + delta), target).sum(), delta)
+        gradient = gradient.where(real, 0)  # padding has no part in the length of a row's gradient
         delta = project(delta.detach(), gradient, radius=radius, step_size=step_size).where(real, 0)
     return divergence(logits_fn(embeddings + delta), clean_logits).mean()
 
@@ -125,6 +126,7 @@ class MomentumTeacher(TrainerCallback):
 
     def __init__(self, model: nn.Module, momentum: float):
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(momentum)).requires_grad_(False).eval()
+        self.saved: int | None = None  # step of the last file
         self.average.n_averaged.fill_(1)  # at 0, PyTorch's would take the weights after the first step whole
 
     @torch.no_grad()
@@ -134,7 +136,9 @@ class MomentumTeacher(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model: nn.Module, **kwargs):
         self.average.to(model.device)
-        if state.global_step:
+        if not state.global_step:
+            self.average.module.load_state_dict(model.state_dict())
+        else:
             file = self.file(args, state)
             if not file.exists():
                 raise InputError(f"{file}: no such file, but --bregman_weight needs it; use a checkpoint that has one")
@@ -142,10 +146,18 @@ class MomentumTeacher(TrainerCallback):
 
     def on_step_end(self, args, state, control, model: nn.Module, **kwargs):
         self.average.update_parameters(model)
-        # Before the rest of the checkpoint, whose last file says that it is whole.
-        if control.should_save and state.is_world_process_zero:
+        if control.should_save:
+            self.save(args, state)  # before the rest of the checkpoint, whose last file says that it is whole
+
+    def on_save(self, args, state, control, **kwargs):
+        self.save(args, state)  # with `--save_strategy best`, which is decided after the step
+
+    def save(self, args, state) -> None:
+        """Write the teacher's file in the checkpoint of the present step, once."""
+        if state.is_world_process_zero and self.saved != state.global_step:
             self.file(args, state).parent.mkdir(parents=True, exist_ok=True)
             save_model(self.average.module, self.file(args, state))
+            self.saved = state.global_step
 
     def file(self, args, state) -> Path:
         """The teacher's file in the checkpoint of the present step."""

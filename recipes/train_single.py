@@ -43,7 +43,9 @@ def main(argv: list[str]) -> None:
     run, args, _ = RecipeParser((RunArguments, SingleTaskArguments), DEFAULT_CONFIG, __doc__).parse(argv)
     if len(run.tasks) != 1:
         raise InputError(f"--tasks names {len(run.tasks)} tasks; this recipe trains one, train_multitask.py several")
-    run.freeze_encoder |= args.option == "pretrain"
+    if run.freeze_encoder:
+        raise InputError("--freeze_encoder is called --option pretrain here, which also raises the learning rate")
+    run.freeze_encoder = args.option == "pretrain"
     train(run, args)
 
 

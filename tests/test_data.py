@@ -369,6 +369,7 @@ def test_every_file_form_gives_the_same_rows(tmp_path, form):
     absolute = load_task(NLI | {"files": {split: str(tmp_path / f"nli-{split}.{form}") for split in ("train", "dev")}})
     assert fingerprint(load_rows(absolute, SAMPLE)["train"]) == fingerprint(rows), "absolute paths, another data folder"
     assert fingerprint(load_rows(absolute, "hub")["train"]) == fingerprint(rows), "a task that is not on the Hub"
+    assert fingerprint(load_rows(absolute)["train"]) == fingerprint(rows), "the default data folder is an address"
 
 
 @pytest.mark.parametrize(
@@ -376,8 +377,8 @@ def test_every_file_form_gives_the_same_rows(tmp_path, form):
     [
         ("train.jsonl", b'{"premise": "a"}\n', "train.jsonl: no column 'hypothesis' in row 1; its columns are premise"),
         ("train.jsonl", b'{"premise": "a"\n', "train.jsonl: line 1 is not JSON"),
-        ("train.jsonl", b"\n[1]\n", "train.jsonl: line 1 is not JSON"),
-        ("train.jsonl", b"[1]\n", "line 1 is not a JSON object"),
+        ("train.jsonl", b"\n[1]\n", "train.jsonl: line 2 is not a JSON object"),
+        ("train.json", b"[]", "train.json: task 'nli' reads files that end in .csv, .tsv, .txt, .jsonl, .parquet"),
         ("train.jsonl", b'{"premise": "\xff"}\n', "line 1 is not JSON"),
         ("train.parquet", b"PAR", "train.parquet: cannot be read as Parquet"),
         ("train.csv", b"premise,hypothesis,gold\na,b,maybe\n", "row 1: gold is 'maybe'; expected a class from 0 to 2"),
@@ -413,3 +414,29 @@ def test_separately_encoded_pairs(tmp_path, tokenizer, max_length):
     assert tokens["truncated"][:] == ([False] * 3 if max_length == 512 else [True, True, True])
     joint = tokenise(task, rows, tokenizer, max_length)
     assert isinstance(joint[0]["input_ids"][0], int), "each encoding has its cache"
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_numbers_as_label_names_mean_the_same_in_every_form(tmp_path, form):
+    stars = {
+        "name": "stars",
+        "kind": "classification",
+        "text": "text",
+        "label": "stars",
+        "label_names": ["1", "2", "3"],
+    }
+    write_rows(
+        tmp_path / f"a.{form}", [{"id": None, "text": "fine", "stars": 1}, {"id": None, "text": "ok", "stars": 3}]
+    )
+    task = load_task(stars | {"files": {"train": f"a.{form}", "dev": f"a.{form}"}})
+    rows = load_rows(task, str(tmp_path))["train"]
+    assert rows["label"][:] == [0, 2]
+    assert rows["id"][:] == (["", ""] if form == "csv" else ["0", "1"]), "a missing id is the row's number"
+
+
+def test_a_file_under_an_address_beside_a_local_folder(course_folder, server):
+    task = TASKS["sst"]
+    there = dataclasses.replace(task, files={split: f"{server}/{name}" for split, name in task.files.items()})
+    assert fingerprint(load_rows(there, str(course_folder))["dev"]) == fingerprint(
+        load_rows(task, str(course_folder))["dev"]
+    )

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "bert_multitask"
 LAYERS = [
     {"configuration"},
     {"tasks", "losses"},
-    {"modeling", "schedule", "smart", "optim"},
+    {"modeling", "schedule", "smart", "optim", "files"},
     {"heads", "collate", "metrics"},
     {"data", "callbacks"},
     {"arguments", "prediction"},

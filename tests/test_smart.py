@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import NO_DROPOUT, weights
+from conftest import MINILM, NO_DROPOUT, weights
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,7 +14,7 @@ from bert_multitask import smart
 from bert_multitask.configuration import InputError
 from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.losses import DIVERGENCES
-from bert_multitask.smart import PROJECTIONS, DropoutMasks, smart_penalty
+from bert_multitask.smart import PROJECTIONS, DropoutMasks, MomentumTeacher, smart_penalty
 
 ROWS, TOKENS, WIDTH, CLASSES = 3, 4, 5, 3
 SETTINGS = {"radius": 1e-2, "step_size": 3e-2, "noise_std": 5e-3}
@@ -86,6 +86,7 @@ def reference_penalty(model, x, mask, noise, divergence, projection, steps):
                     moved[place] += sign * 1e-6
                     values.append(reference_divergence(divergence, predict(moved, row), clean))
                 gradient[place] = (values[0] - values[1]) / 2e-6
+            gradient = gradient * mask[row][:, None]  # padding is no part of the model's input
             if projection == "ball":
                 step = delta + SETTINGS["step_size"] * gradient / np.abs(gradient).max()
                 delta = np.clip(step, -SETTINGS["radius"], SETTINGS["radius"])
@@ -103,7 +104,6 @@ def reference_penalty(model, x, mask, noise, divergence, projection, steps):
 def test_the_penalty_is_the_formula(embeddings, monkeypatch, divergence, projection, steps):
     noise = SETTINGS["noise_std"] * torch.randn(embeddings.shape, dtype=torch.float64)
     monkeypatch.setattr(torch, "randn_like", lambda like: noise / SETTINGS["noise_std"])
-    # Padding takes no part in the reference's gradient either: it is masked after each step.
     model = Toy(scores=divergence == "squared_error")
     got = smart_penalty(
         model,
@@ -115,9 +115,8 @@ def test_the_penalty_is_the_formula(embeddings, monkeypatch, divergence, project
         steps=steps,
         **SETTINGS,
     )
-    # The ball's step is scaled by the row's largest component, which must not lie in the padding.
-    mask_gradient = reference_penalty(model, embeddings, MASK, noise.numpy(), divergence, projection, steps)
-    assert got.item() == pytest.approx(mask_gradient, rel=1e-5)
+    expected = reference_penalty(model, embeddings, MASK, noise.numpy(), divergence, projection, steps)
+    assert got.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -270,6 +269,7 @@ def test_smart_under_accumulation(make_trainer, monkeypatch, pair_encoding):
             learning_rate=1e-3,
             smart_radius=0.02,
             smart_step_size=0.02,
+            smart_noise_std=0.01,
         )
         trainer.train()
         runs[rows] = weights(trainer), logged(trainer, "loss"), logged(trainer, "smart_sst")
@@ -284,7 +284,7 @@ def test_smart_under_accumulation(make_trainer, monkeypatch, pair_encoding):
     ("flag", "value"),
     [
         ("smart_radius", 0.2),
-        ("smart_step_size", 0.02),
+        ("smart_step_size", 0.004),
         ("smart_noise_std", 0.05),
         ("smart_steps", 3),
         ("smart_projection", "unit"),
@@ -292,7 +292,7 @@ def test_smart_under_accumulation(make_trainer, monkeypatch, pair_encoding):
     ],
 )
 def test_each_flag_changes_the_penalty(make_trainer, flag, value):
-    settings = {"smart_radius": 0.1, "smart_step_size": 0.05, "smart_noise_std": 0.01, "max_steps": 3}
+    settings = {"smart_radius": 0.01, "smart_step_size": 0.02, "smart_noise_std": 0.005, "max_steps": 3}
     penalties = []
     for changed in ({}, {flag: value}):
         trainer = make_trainer(task_settings=SMART_ON, logging_steps=3, schedule="sequential", **settings | changed)
@@ -349,7 +349,8 @@ def test_the_teacher_is_the_running_mean(make_trainer):
 def test_the_momentum_changes_the_penalty(make_trainer):
     penalties = []
     for momentum in (0.5, 0.99):
-        trainer = make_trainer(NO_DROPOUT, None, BREGMAN, bregman_momentum=momentum, logging_steps=1, max_steps=4)
+        once = {"logging_steps": 1, "max_steps": 4, "schedule": "sequential"}
+        trainer = make_trainer(NO_DROPOUT, None, BREGMAN, bregman_momentum=momentum, **once)
         trainer.train()
         penalties.append(logged(trainer, "bregman_sst")[-1])
     assert penalties[0] < penalties[1], "a slow teacher is farther behind"
@@ -357,9 +358,10 @@ def test_the_momentum_changes_the_penalty(make_trainer):
 
 def test_the_teacher_survives_a_stop(make_trainer, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 5, "save_total_limit": None}
-    straight = make_trainer(task_settings=BREGMAN | SMART_ON, **settings)
+    both = {"sst": {"smart_weight": 1.0, "bregman_weight": 1.0}, "sts": {"smart_weight": 0.5}}
+    straight = make_trainer(task_settings=both, **settings)
     straight.train()
-    resumed = make_trainer(task_settings=BREGMAN | SMART_ON, **settings)
+    resumed = make_trainer(task_settings=both, **settings)
     resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-5")
     assert all(torch.equal(weights(resumed)[name], weight) for name, weight in weights(straight).items())
 
@@ -411,3 +413,77 @@ def test_a_smart_step_costs_eight_passes_where_a_plain_one_costs_three(make_trai
         return counter.get_total_flops()
 
     assert operations(SMART_ON) / operations(None) == pytest.approx(8 / 3, rel=0.05)
+
+
+def by_hand(trainer, model, batch, task) -> torch.Tensor:
+    """The penalties' model, called in full."""
+    keys = ("input_ids", "attention_mask", "token_type_ids")
+    return model(task, **{key: batch[key] for key in keys}).logits
+
+
+@pytest.mark.parametrize(("pair_encoding", "name"), [("joint", "sts"), ("separate", "quora")])
+def test_the_trainers_passes_see_the_whole_batch(make_trainer, monkeypatch, pair_encoding, name):
+    """With noise of 0 and a step of 0, both predictions are the clean one: segments and mask are given. And the teacher
+    predicts without dropout."""
+    settings = {name: {"smart_weight": 1.0, "bregman_weight": 1.0, "dropout": 0.5}}
+    trainer = make_trainer({"pair_encoding": pair_encoding}, task_settings=settings)
+    batch = next(batch for batch in trainer.get_train_dataloader() if batch["task"] == name)
+    assert batch["attention_mask"].min() == 0
+    model = trainer.model.eval()  # no dropout in the student, so that passes can be compared
+    with torch.no_grad():
+        for parameter in model.heads.parameters():
+            parameter.add_(torch.randn_like(parameter))  # apart from the teacher
+    monkeypatch.setattr(smart.torch, "randn_like", torch.zeros_like)
+    monkeypatch.setitem(PROJECTIONS, "ball", lambda delta, gradient, **_: delta)
+    clean = by_hand(trainer, model, batch, name)
+    task = model.tasks[name]
+    terms = {term: value for term, _, value in trainer.penalties(task, batch, clean, None)}
+    assert terms["smart"].item() == pytest.approx(0, abs=1e-9)
+    teacher = by_hand(trainer, trainer.teacher.average.module.eval(), batch, name)
+    assert terms["bregman"].item() == pytest.approx(
+        DIVERGENCES[task.divergence](clean, teacher).mean().item(), rel=1e-5
+    ) and (terms["bregman"] > 1e-3)
+    trainer.teacher.average.module.train()
+    assert not torch.equal(by_hand(trainer, trainer.teacher.average.module, batch, name), teacher), "dropout matters"
+    assert not MomentumTeacher(model.train(), 0.9).average.training
+
+
+@pytest.mark.parametrize("radius", [1e-3, 1e-2])
+def test_bf16_keeps_the_perturbation_of_scores(real_bert_batch, radius):
+    """SMART on a score under autocast is within a few percent of fp32: heads are not in half precision."""
+    model, batch = real_bert_batch
+    penalties = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+
+            def predict(x):
+                return model("sts", inputs_embeds=x, attention_mask=batch["attention_mask"]).logits
+
+            embeddings = model.encoder("sts").embeddings.word_embeddings(batch["input_ids"])
+            penalty = smart_penalty(
+                predict,
+                embeddings,
+                batch["attention_mask"],
+                predict(embeddings),
+                DIVERGENCES["squared_error"],
+                radius=radius,
+                step_size=radius,
+            )
+        penalties.append(penalty.item())
+    assert penalties[1] == pytest.approx(penalties[0], rel=0.3) and penalties[0] > 1e-6
+
+
+@pytest.fixture(scope="module")
+def real_bert_batch(tokenizer):
+    torch.manual_seed(0)
+    model = MultitaskBertModel.from_pretrained(MINILM, tasks=["sts"]).eval()
+    texts = ["A man is playing a guitar.", "Two dogs run through the snow towards a house."] * 4
+    return model, tokenizer(texts, padding=True, return_tensors="pt")
+
+
+def test_a_teacher_of_save_strategy_best_is_in_its_checkpoint(make_trainer, tmp_path):
+    best = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "best", "load_best_model_at_end": True}
+    make_trainer(task_settings=BREGMAN, **best).train()
+    checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
+    assert checkpoints and all((folder / "momentum_teacher.safetensors").exists() for folder in checkpoints)
