@@ -1,6 +1,7 @@
 """The one place where tasks, model, schedule and loss meet: a thin subclass of `transformers.Trainer`."""
 
 import copy
+import dataclasses
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -62,6 +63,7 @@ class MultitaskTrainer(Trainer):
         # Trainer repeats a data loader that is shorter than max_steps; the plan is all there is.
         args.max_steps = len(self.plan)
         check_metrics(model.tasks, args)
+        check_smart(model.tasks, args)
         self.sums: dict[str, tuple] = {}
         if args.paper_optimizer:
             adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
@@ -80,8 +82,6 @@ class MultitaskTrainer(Trainer):
             self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
         if model.config.encoder_sharing == "per_task" and args.load_best_model_at_end:
             self.add_callback(BestOfEachTask())
-        if any(task.smart_weight for task in model.tasks.values()):
-            check_resolution(args)
         self.teacher = None
         if any(task.bregman_weight for task in model.tasks.values()):
             self.teacher = MomentumTeacher(model, args.bregman_momentum)
@@ -229,9 +229,15 @@ def check_metrics(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -
         raise InputError(f"--metric_for_best_model is {args.metric_for_best_model!r}; choose one of {', '.join(keys)}")
 
 
-def check_resolution(args: MultitaskTrainingArguments) -> None:
-    """Point out a perturbation that half precision rounds away: it keeps 8 to 11 bits of hidden states near 1."""
-    if (args.bf16 or args.fp16) and args.smart_projection == "ball" and args.smart_radius < 1e-3:
+def check_smart(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> None:
+    """Point out SMART's flags where no task has SMART, and a perturbation that half precision rounds away: it keeps 8
+    to 11 bits of hidden states near 1."""
+    flags = {field.name: field.default for field in dataclasses.fields(args) if field.name.startswith("smart_")}
+    if not any(task.smart_weight for task in tasks.values()):
+        for name, default in flags.items():
+            if getattr(args, name) != default:
+                logger.warning(f"--{name} does nothing: no task has a --smart_weight")
+    elif (args.bf16 or args.fp16) and args.smart_projection == "ball" and args.smart_radius < 1e-3:
         logger.warning(
             f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares "
             "little more than dropout masks; a radius from 1e-3 up is kept (docs/results.md)"

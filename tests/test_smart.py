@@ -399,6 +399,12 @@ def test_the_penalty_of_a_real_bert_in_both_encodings(tiny_bert):
 def test_a_radius_that_rounding_takes_is_pointed_out(make_trainer, caplog, propagated_logs, settings, lost):
     make_trainer(task_settings=SMART_ON, **settings)
     assert ("is lost in the rounding" in caplog.text) == lost
+    assert "does nothing" not in caplog.text
+
+
+def test_flags_of_smart_without_smart_are_pointed_out(make_trainer, caplog, propagated_logs):
+    make_trainer(smart_radius=0.1)
+    assert "--smart_radius does nothing: no task has a --smart_weight" in caplog.text
 
 
 def test_a_smart_step_costs_eight_passes_where_a_plain_one_costs_three(make_trainer):
