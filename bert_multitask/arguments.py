@@ -285,6 +285,15 @@ def parse_json(flag: str, value):
         raise InputError(f"{flag} is {value!r}, which is not JSON ({error}); for example '{{\"sst\": 3}}'") from error
 
 
+def read_task(argument: str) -> dict | None:
+    """The fields of a task, of an argument that is one as JSON; None of any other argument."""
+    try:
+        spec = json.loads(argument)
+    except json.JSONDecodeError:
+        return None
+    return spec if isinstance(spec, dict) and {"name", "kind"} <= set(spec) else None
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and the recipe's description as it is written."""
 
@@ -317,10 +326,16 @@ class RecipeParser(HfArgumentParser):
         """
         given = bool(argv) and not argv[0].startswith("-")
         config = Path(argv[0]) if given else self.get_default("config")
-        *parsed, _, unknown = self.parse_checked([str(config), *self.read_yaml(config), *argv[given:]])
+        from_yaml = self.read_yaml(config)
+        *parsed, _, unknown = self.parse_checked([str(config), *from_yaml, *argv[given:]])
         if unknown:
             hint = self.suggest(unknown[0]) if unknown[0].startswith("-") else " (a configuration file comes first)"
             raise InputError(f"unknown flag {unknown[0]}{hint}; --help lists the flags")
+        # `--tasks NAME` may name a task that the YAML defines.
+        defined = {spec["name"]: spec for spec in map(read_task, from_yaml) if spec}
+        for arguments in parsed:
+            if isinstance(arguments, RunArguments):
+                arguments.tasks = [defined.get(name, name) for name in arguments.tasks]
         return (*parsed, config)
 
     def parse_checked(self, argv: list[str]) -> tuple:

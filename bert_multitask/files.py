@@ -76,7 +76,7 @@ def read_table(local: str, path: str) -> Iterator[dict]:
             for number, row in enumerate(reader, start=1):
                 if None in row or None in row.values():
                     raise InputError(
-                        f"{path}: row {number} has not the {len(columns)} fields of the header: a stray quote?"
+                        f"{path}: row {number} has not the header's {len(columns)} fields: a missing or a stray quote?"
                     )
                 if any("\n" in value for value in row.values()):
                     logger.warning(f"{path}: row {number} spans several lines; is that a stray quote?")
@@ -97,7 +97,7 @@ def read_json_lines(local: str, path: str) -> Iterator[dict]:
             except ValueError as error:  # UnicodeDecodeError is one
                 raise InputError(f"{path}: line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
-                raise InputError(f"{path}: line {number} is not a JSON object: {line.strip()[:60]!r}")
+                raise InputError(f"{path}: line {number} is not a JSON object: {line.strip()[:60].decode()}")
             yield row
 
 

@@ -248,7 +248,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                 if given is not None and (given.dim() != dimensions or given.shape[1] != 2):
                     raise InputError(
                         f"task {task!r} encodes a pair's texts separately: expected inputs of shape (B, 2, L), not "
-                        f"{tuple(given.shape)}; tokenise its rows with pair_encoding='separate'"
+                        f"{tuple(given.shape)}: of each row the first text's tokens, and the second's"
                     )
             inputs = [None if given is None else given.flatten(0, 1) for given in inputs]
         elif input_ids is not None and input_ids.dim() != 2:

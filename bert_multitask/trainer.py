@@ -64,6 +64,8 @@ class MultitaskTrainer(Trainer):
         args.max_steps = len(self.plan)
         check_metrics(model.tasks, args)
         check_smart(model.tasks, args)
+        for name in self.rows.keys() - set(self.plan):
+            logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
         self.sums: dict[str, tuple] = {}
         if args.paper_optimizer:
             adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}

@@ -183,7 +183,7 @@ def test_any_text_survives_and_no_row_is_lost(tmp_path, rows):
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1.5\n", "row 1: sentiment is '1.5'"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\tnan\n", "row 1: sentiment is 'nan'"),
         ("sts", "sts-dev.csv", "\tid\tsentence1\tsentence2\tsimilarity\n0\ta\tb\tc\t5.1\n", "a score from 0 to 5"),
-        ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\n", "row 1 has not the 4"),
+        ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\n", "row 1 has not the header's 4"),
         ("sst", "ids-sst-train.csv", "", "is empty"),
     ],
 )  # fmt: skip
@@ -382,7 +382,7 @@ def test_every_file_form_gives_the_same_rows(tmp_path, form):
         ("train.jsonl", b'{"premise": "\xff"}\n', "line 1 is not JSON"),
         ("train.parquet", b"PAR", "train.parquet: cannot be read as Parquet"),
         ("train.csv", b"premise,hypothesis,gold\na,b,maybe\n", "row 1: gold is 'maybe'; expected a class from 0 to 2"),
-        ("train.csv", b"premise,hypothesis,gold\na,b\n", "row 1 has not the 3 fields"),
+        ("train.csv", b"premise,hypothesis,gold\na,b\n", "row 1 has not the header's 3 fields"),
     ],
 )
 def test_bad_files_of_other_forms_are_named(tmp_path, file, content, message):

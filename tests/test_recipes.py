@@ -234,6 +234,8 @@ def test_a_fifth_task_needs_no_python(monkeypatch, config, capsys):
         assert {"eval_nli_accuracy", "eval_sst_accuracy"} <= set(json.loads((folder / "metrics.json").read_text()))
         assert MultitaskBertModel.from_pretrained(folder).tasks["nli"].label_names == tuple(labels)
         assert len((folder / "predictions" / "nli-dev.csv").read_text().splitlines()) == 7
+    assert run_here(monkeypatch, config, "--tasks", "nli", "--overwrite", recipe=SINGLE) == 0
+    assert list(MultitaskBertModel.from_pretrained(folder).tasks) == ["nli"], "named on the command line"
 
 
 def launch(config: Path, *flags: str, processes: int = 1, recipe: Path = RECIPE) -> subprocess.Popen:

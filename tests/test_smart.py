@@ -493,3 +493,9 @@ def test_a_teacher_of_save_strategy_best_is_in_its_checkpoint(make_trainer, tmp_
     make_trainer(task_settings=BREGMAN, **best).train()
     checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
     assert checkpoints and all((folder / "momentum_teacher.safetensors").exists() for folder in checkpoints)
+
+
+@pytest.mark.parametrize("wrong", [{"projection": "l2"}, {"steps": 0}])
+def test_mistakes_are_named(embeddings, wrong):
+    with pytest.raises(InputError, match="expected ball or unit, at least 1 step"):
+        smart_penalty(Toy(), embeddings, MASK, Toy()(embeddings), DIVERGENCES["symmetric_kl"], **wrong)

@@ -122,6 +122,11 @@ def test_max_steps_keeps_the_start_of_the_plan(make_trainer):
     assert make_trainer(max_steps=1000).train().global_step == len(whole), "a plan is not repeated"
 
 
+def test_a_task_without_a_batch_is_pointed_out(make_trainer, caplog, propagated_logs):
+    make_trainer(schedule="sequential", max_steps=7)
+    assert "sts gets no batch of this plan" in caplog.text and "quora gets" not in caplog.text
+
+
 def test_budget(make_trainer):
     assert len(make_trainer(budget=0.5).plan) == 3 + 2 + 3
     assert "of 2" in make_trainer(budget=0.5).describe_plan()
