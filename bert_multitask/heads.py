@@ -261,6 +261,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            first_token_only=self.config.pooling != "mean",
         )
         embedding = self.pool(encoded, attention_mask)
         if separate:

@@ -1,11 +1,13 @@
 """minBERT: a BERT encoder (Devlin et al., 2019; the paper's section 4.1) with Hugging Face's parameter names.
 
-A padded batch of these tasks is about half padding, so the model drops it once at the door: `Packing` lists the real
-tokens, every linear layer, LayerNorm and dropout runs on those alone, and only attention, which needs to see the rows,
-is given padded tensors.
+A padded batch of these tasks is more than half padding, so the model drops it once at the door: `Packing` lists the
+real tokens, every linear layer, LayerNorm and dropout runs on those alone, and only attention, which needs to see the
+rows, is given padded tensors, one for each bucket of rows of similar length.
 
 Shapes: B rows, L padded length, T real tokens of the batch, H hidden size, A heads, D = H / A head size.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,31 +20,33 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
 
 from .configuration import InputError, MultitaskBertConfig, resolve_folder
+from .packing import Bucket, Packing
 
 
-class Packing:
-    """Where the real tokens lie in a padded batch.
-
-    The first token of a row counts as real even when the mask hides it (padding on the left): the [CLS] embedding is
-    read there. No other token attends to it then.
+def drop(values: Tensor, probability: float, training: bool) -> Tensor:
+    """`torch.nn.functional.dropout`, several times faster on a CPU: PyTorch draws a random number for each value there,
+    which took a fifth of a training step; here 64 random bits serve four.
 
     Args:
-        attention_mask: 1 or True for real tokens, shape (B, L).
+        values: of any shape.
+        probability: of dropping a value; on a CPU rounded to a multiple of 2**-16.
+        training: whether to drop at all.
     """
+    dropped = round(probability * 2**16)
+    if not training or values.device.type != "cpu" or not 0 < dropped < 2**16:
+        return nn.functional.dropout(values, probability, training)
+    words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: values.numel()].view(values.shape)
+    keep = torch.ge(bits, dropped - 2**15, out=values.new_empty(values.shape))
+    return values * keep.mul_(2**16 / (2**16 - dropped))
 
-    def __init__(self, attention_mask: Tensor):
-        real = attention_mask.bool()
-        self.shape = real.shape
-        self.index = (real | (torch.arange(real.shape[1], device=real.device) == 0)).flatten().nonzero().squeeze(1)
 
-    def pack(self, padded: Tensor) -> Tensor:
-        """(B, L, ...) -> (T, ...), the real tokens in row order."""
-        return padded.flatten(0, 1).index_select(0, self.index)
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout` by `drop`."""
 
-    def pad(self, packed: Tensor) -> Tensor:
-        """(T, ...) -> (B, L, ...), zero where there is no real token."""
-        flat = packed.new_zeros(self.shape.numel(), *packed.shape[1:]).index_copy(0, self.index, packed)
-        return flat.unflatten(0, self.shape)
+    def forward(self, values: Tensor) -> Tensor:
+        """Values of any shape, some of them dropped."""
+        return drop(values, self.p, self.training)
 
 
 class Embeddings(nn.Module):
@@ -55,7 +59,7 @@ class Embeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         # Named as TensorFlow's BERT named it, because checkpoints do.
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, words: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """Args: words, word embeddings (T, H); position_ids and token_type_ids, integer (T,). Returns (T, H)."""
@@ -81,27 +85,37 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None, packing: Packing) -> tuple[Tensor, Tensor | None]:
-        """Args: hidden (T, H); attention_mask as the attention implementation wants it.
+    def forward(
+        self, hidden: Tensor, packing: Packing, masks: Sequence, first_token_only: bool
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Args: hidden (T, H); masks, one a bucket, as the attention implementation wants them.
 
         Returns:
-            The attended values (T, H), and the attention weights (B, A, L, L) where the implementation keeps them.
+            The attended values (T, H), or (B, H) where the first token of each row alone attends; and each bucket's
+            attention weights (b, A, l, l), where the implementation keeps them.
         """
-        query, key, value = (
-            packing.pad(project(hidden)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)  # (B, A, L, D)
-            for project in (self.query, self.key, self.value)
-        )
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        attended, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            scaling=self.head_size**-0.5,
-        )
-        return packing.pack(attended.flatten(2)), weights
+        rate = self.config.attention_probs_dropout_prob if self.training else 0.0
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa" and rate and hidden.device.type == "cpu":
+            implementation = "eager"  # with dropout PyTorch has no kernel of its own here, and its way is slower
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+
+        sizes = [bucket.tokens for bucket in packing.buckets]
+        if first_token_only:
+            queries = self.query(hidden[packing.first]).unsqueeze(1)  # (B, 1, H)
+            queries = queries.split([len(bucket.attention_mask) for bucket in packing.buckets])
+        else:
+            queries = map(Bucket.pad, packing.buckets, self.query(hidden).split(sizes))
+        keys = map(Bucket.pad, packing.buckets, self.key(hidden).split(sizes))
+        values = map(Bucket.pad, packing.buckets, self.value(hidden).split(sizes))
+        attended, weights = [], []
+        for bucket, mask, *inputs in zip(packing.buckets, masks, queries, keys, values, strict=True):
+            heads = (padded.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for padded in inputs)  # (b, A, l, D)
+            output, kept = attend(self, *heads, mask, dropout=rate, scaling=self.head_size**-0.5)
+            output = output.flatten(2)
+            attended.append(output.squeeze(1) if first_token_only else bucket.pack(output))
+            weights.append(kept)
+        return torch.cat(attended), weights
 
 
 def eager_attention(
@@ -117,18 +131,22 @@ def eager_attention(
 
     Args:
         module: the calling layer, whose `training` flag switches dropout.
-        query, key, value: (B, A, L, D).
-        attention_mask: added to the scores, broadcastable to (B, A, L, L); 0 where attention is allowed.
+        query, key, value: (B, A, L, D); there may be fewer queries than keys.
+        attention_mask: broadcastable to (B, A, L, L); True where attention is allowed, or added to the scores.
         dropout: probability of dropping an attention weight.
         scaling: factor of the scores.
 
     Returns:
         Attended values (B, L, A, D) and weights (B, A, L, L).
     """
-    scores = query @ key.transpose(2, 3) * scaling
+    scores = (query * scaling) @ key.transpose(2, 3)
     if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.dropout(scores.softmax(-1), dropout, module.training)
+        if attention_mask.dtype == torch.bool:
+            lowest = torch.finfo(scores.dtype).min
+            attention_mask = scores.new_zeros(attention_mask.shape).masked_fill_(~attention_mask, lowest)
+        scores += attention_mask
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    weights = drop(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2), weights
 
 
@@ -139,7 +157,7 @@ class AddNorm(nn.Module):
         super().__init__()
         self.dense = nn.Linear(in_features, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
         """Args: hidden (T, in_features); residual (T, H). Returns (T, H)."""
@@ -156,10 +174,13 @@ class Layer(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.hidden_act]
         self.output = AddNorm(config, config.intermediate_size)
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None, packing: Packing) -> tuple[Tensor, Tensor | None]:
-        """Args: hidden (T, H). Returns: hidden (T, H) and the attention weights, if any."""
-        attended, weights = self.attention["self"](hidden, attention_mask, packing)
-        hidden = self.attention["output"](attended, hidden)
+    def forward(
+        self, hidden: Tensor, packing: Packing, masks: Sequence, first_token_only: bool = False
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Args: as for `SelfAttention`. Returns: hidden (T, H), or (B, H) of the rows' first tokens; their weights."""
+        attended, weights = self.attention["self"](hidden, packing, masks, first_token_only)
+        residual = hidden[packing.first] if first_token_only else hidden
+        hidden = self.attention["output"](attended, residual)
         return self.output(self.activation(self.intermediate["dense"](hidden)), hidden), weights
 
 
@@ -241,6 +262,7 @@ class MinBertModel(MinBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        first_token_only: bool = False,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a batch of token sequences.
 
@@ -252,6 +274,8 @@ class MinBertModel(MinBertPreTrainedModel):
             inputs_embeds: word embeddings in place of `input_ids`, float (B, L, H).
             output_attentions: also return every layer's attention weights; needs `attn_implementation="eager"`.
             output_hidden_states: also return the embeddings and every layer's output.
+            first_token_only: run the last layer for the first token of each row alone, which is all that a head on
+                [CLS] reads; `last_hidden_state` is then (B, 1, H). No effect with either of the two above.
 
         Returns:
             `last_hidden_state` (B, L, H), zero at padding; `pooler_output` (B, H); on request `hidden_states`, layers
@@ -285,21 +309,41 @@ class MinBertModel(MinBertPreTrainedModel):
         hidden = self.embeddings(
             words, packing.pack(position_ids.expand(shape)), packing.pack(token_type_ids.expand(shape))
         )
-        attention_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden.new_empty(*shape, 0),  # read for its shape, dtype and device only
-            attention_mask=attention_mask,
-        )
+        first_token_only = first_token_only and not (output_hidden_states or output_attentions)
+        masks = self.masks(packing, hidden)
         states, attentions = [hidden], []
-        for layer in self.encoder["layer"]:
-            hidden, weights = layer(hidden, attention_mask, packing)
+        *layers, last = self.encoder["layer"]
+        for layer in layers:
+            hidden, weights = layer(hidden, packing, masks)
             states.append(hidden)
             attentions.append(weights)
-
-        last_hidden_state = packing.pad(hidden)
+        if first_token_only:
+            hidden, _ = last(hidden, packing, self.masks(packing, hidden, queries=1), True)
+            last_hidden_state = packing.unsort(hidden).unsqueeze(1)
+        else:
+            hidden, weights = last(hidden, packing, masks)
+            states.append(hidden)
+            attentions.append(weights)
+            last_hidden_state = packing.pad(hidden)
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=last_hidden_state,
             pooler_output=self.pooler(last_hidden_state[:, 0]),
-            hidden_states=tuple(packing.pad(state) for state in states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            hidden_states=tuple(map(packing.pad, states)) if output_hidden_states else None,
+            attentions=tuple(map(packing.pad_weights, attentions)) if output_attentions else None,
         )
+
+    def masks(self, packing: Packing, hidden: Tensor, queries: int | None = None) -> list:
+        """Each bucket's mask, as the attention implementation wants it, for so many queries a row; by default all."""
+        masks = []
+        for bucket in packing.buckets:
+            rows, length = bucket.attention_mask.shape
+            masks.append(
+                create_bidirectional_mask(
+                    config=self.config,
+                    # Both are read for their shapes, dtype and device only.
+                    inputs_embeds=hidden.new_empty(rows, queries or length, 0),
+                    encoder_hidden_states=hidden.new_empty(rows, length, 0),
+                    attention_mask=bucket.attention_mask,
+                )
+            )
+        return masks

