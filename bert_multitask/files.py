@@ -97,7 +97,7 @@ def read_json_lines(local: str, path: str) -> Iterator[dict]:
             except ValueError as error:  # UnicodeDecodeError is one
                 raise InputError(f"{path}: line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
-                raise InputError(f"{path}: line {number} is not a JSON object: {line.strip()[:60].decode()}")
+                raise InputError(f"{path}: line {number} is not a JSON object: {line.decode().strip()[:60]}")
             yield row
 
 

@@ -124,7 +124,7 @@ class MultitaskTrainer(Trainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         task = self.model.tasks[inputs["task"]]
-        masks = DropoutMasks(inputs["labels"]) if task.smart_weight else None
+        masks = DropoutMasks(inputs["labels"]) if task.smart_weight and self.args.smart_share_dropout else None
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.keep(f"loss_{task.name}", loss)
         rows = (inputs["labels"] != UNLABELLED).sum()
@@ -143,7 +143,7 @@ class MultitaskTrainer(Trainer):
             task: of the batch.
             inputs: the batch.
             logits: the clean predictions.
-            masks: the dropout masks that gave them.
+            masks: the dropout masks that gave them, for SMART's passes to drop the same; None to draw others.
         """
         args, divergence = self.args, DIVERGENCES[task.divergence]
         batch = {key: inputs[key] for key in ("task", "attention_mask", "token_type_ids")}
@@ -155,7 +155,7 @@ class MultitaskTrainer(Trainer):
 
             embeddings = self.model.encoder(task.name).embeddings.word_embeddings(inputs["input_ids"])
             penalty = smart_penalty(
-                partial(masks.replay, predict) if args.smart_share_dropout else predict,
+                partial(masks.replay, predict) if masks else predict,
                 embeddings,
                 inputs["attention_mask"],
                 logits,
