@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 
@@ -67,6 +68,7 @@ class MultitaskTrainer(Trainer):
         for name in self.rows.keys() - set(self.plan):
             logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
         self.sums: dict[str, tuple] = {}
+        self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
         if args.paper_optimizer:
             adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
             kwargs["optimizer_cls_and_kwargs"] = (PaperAdamW, {"lr": args.learning_rate} | adam)
@@ -200,11 +202,18 @@ class MultitaskTrainer(Trainer):
         start = time.perf_counter()
         # Of the trainer's own datasets Trainer wants the names, under which it keeps persistent loaders.
         loaders = {name: name for name in self.eval_dataset} if eval_dataset is None else eval_dataset
+        steps = Counter(self.plan[: self.state.global_step])
+        # With an encoder for each task a step changes one task; the others predict what they did before.
+        reuse = self.is_in_train and eval_dataset is None and self.model.config.encoder_sharing == "per_task"
         outputs = {}
         for name, rows in loaders.items():
-            loader = self.get_eval_dataloader(rows)
-            outputs[name] = self.evaluation_loop(loader, f"Evaluation of {name}", False, ignore_keys)
-            self.callback_handler.on_predict(self.args, self.state, self.control, {})  # ends this task's progress bar
+            before, outputs[name] = self.evaluated.get(name, (None, None))
+            if not reuse or before != steps[name]:
+                loader = self.get_eval_dataloader(rows)
+                outputs[name] = self.evaluation_loop(loader, f"Evaluation of {name}", False, ignore_keys)
+                self.callback_handler.on_predict(self.args, self.state, self.control, {})  # ends its progress bar
+            if reuse:
+                self.evaluated[name] = (steps[name], outputs[name])
         metrics = self.score(outputs, metric_key_prefix)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
         self.log(metrics)

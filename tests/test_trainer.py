@@ -223,3 +223,18 @@ def test_bf16_learns_the_same_first_loss(make_trainer):
         trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[1] != losses[0]
+
+
+def test_only_changed_tasks_are_evaluated_again(make_trainer, monkeypatch):
+    """With an encoder for each task, and with the scores that evaluating all of them gives."""
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "schedule": "sequential", "max_steps": 5}
+    trainer = make_trainer({"encoder_sharing": "per_task"}, **settings)
+    loop, evaluated = trainer.evaluation_loop, []
+    monkeypatch.setattr(trainer, "evaluation_loop", lambda *args: evaluated.append(args[1]) or loop(*args))
+    trainer.train()
+    assert trainer.plan == ["sst"] * 5
+    assert evaluated == [f"Evaluation of {name}" for name in ("sst", "quora", "sts", *["sst"] * 4)]
+    last = [entry for entry in trainer.state.log_history if "eval_overall" in entry][-1]
+    again = trainer.evaluate()
+    assert len(evaluated) == 10, "after training nothing is taken from before"
+    assert all(again[key] == last[key] for key in again if key not in ("eval_runtime", "epoch"))
