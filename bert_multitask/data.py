@@ -283,7 +283,7 @@ def tokenise(task: Task, rows: Dataset, tokenizer, max_length: int, pair_encodin
         desc=f"tokenising {task.name}",
     )
     backend.no_truncation()
-    if truncated := sum(tokens["truncated"][:]):
+    if truncated := sum(tokens["truncated"][:]) if len(tokens) else 0:
         logger.warning(f"{task.name}: {truncated} of {len(tokens)} rows were cut to {max_length} tokens")
     return tokens
 
