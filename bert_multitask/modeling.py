@@ -175,7 +175,7 @@ class Layer(GradientCheckpointingLayer):
         self.output = AddNorm(config, config.intermediate_size)
 
     def forward(
-        self, hidden: Tensor, packing: Packing, masks: Sequence, first_token_only: bool = False
+        self, hidden: Tensor, packing: Packing, masks: Sequence, first_token_only: bool
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Args: as for `SelfAttention`. Returns: hidden (T, H), or (B, H) of the rows' first tokens; their weights."""
         attended, weights = self.attention["self"](hidden, packing, masks, first_token_only)
@@ -312,19 +312,12 @@ class MinBertModel(MinBertPreTrainedModel):
         first_token_only = first_token_only and not (output_hidden_states or output_attentions)
         masks = self.masks(packing, hidden)
         states, attentions = [hidden], []
-        *layers, last = self.encoder["layer"]
-        for layer in layers:
-            hidden, weights = layer(hidden, packing, masks)
+        for layer in self.encoder["layer"]:
+            alone = first_token_only and layer is self.encoder["layer"][-1]
+            hidden, weights = layer(hidden, packing, self.masks(packing, hidden, 1) if alone else masks, alone)
             states.append(hidden)
             attentions.append(weights)
-        if first_token_only:
-            hidden, _ = last(hidden, packing, self.masks(packing, hidden, queries=1), True)
-            last_hidden_state = packing.unsort(hidden).unsqueeze(1)
-        else:
-            hidden, weights = last(hidden, packing, masks)
-            states.append(hidden)
-            attentions.append(weights)
-            last_hidden_state = packing.pad(hidden)
+        last_hidden_state = packing.unsort(hidden).unsqueeze(1) if first_token_only else packing.pad(hidden)
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=last_hidden_state,
             pooler_output=self.pooler(last_hidden_state[:, 0]),

@@ -1,4 +1,4 @@
-"""Measure this package against what people use today, on the machine at hand.
+"""Measure this package against what people use today, on the CPU at hand.
 
     python recipes/benchmark.py train --data_dir DATA          # against Trainer + BertForSequenceClassification
     python recipes/benchmark.py train --data_dir DATA --bf16
@@ -25,10 +25,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from bert_multitask import MultitaskBertModel, MultitaskTrainer, MultitaskTrainingArguments, predict
+from bert_multitask import InputError, MultitaskBertModel, MultitaskTrainer, MultitaskTrainingArguments, predict
 from bert_multitask.data import SAMPLE, load_rows, load_tokenizer, tokenise_splits
 from bert_multitask.losses import DIVERGENCES, LOSSES
-from bert_multitask.tasks import TASKS
+from bert_multitask.tasks import TASKS, Task
 
 NAMES = ("sst", "quora", "sts")
 FULL_QUORA = 283_010  # rows of the course's training file
@@ -98,7 +98,7 @@ class Rig:
             "report_to": "none",
             "disable_tqdm": True,
             "bf16": self.options.bf16,
-            "use_cpu": not torch.accelerator.is_available(),
+            "use_cpu": True,
         }
 
     def train(self, seed: int) -> Clock:
@@ -200,7 +200,10 @@ def smart(options) -> dict:
     divergences = {name: DIVERGENCES[task.divergence] for name, task in plain.model.tasks.items()}
 
     def batches(seed: int) -> list[dict]:
-        return [batch for batch in plain.batches(seed) if batch["task"] != "quora"]  # the paper's SMART leaves it out
+        found = [batch for batch in plain.batches(seed) if batch["task"] != "quora"]  # the paper's SMART leaves it out
+        if len(found) <= WARM_UP:
+            raise InputError(f"--steps {options.steps} gives {len(found)} batches of sst and sts; expected more")
+        return found
 
     def seconds(rig: Rig, step: Callable[[dict], torch.Tensor], model: nn.Module, seed: int) -> float:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -247,18 +250,12 @@ def predict_rows(options) -> dict:
 
     rig = Rig(options)
     rig.model.eval(), rig.stock.model.eval()
-    texts = {}
-    for name in NAMES:
-        columns = ["text", "text_pair"] if TASKS[name].text_pair else ["text"]
-        parts = [rig.rows[name][split] for split in ("dev", "test") if split in rig.rows[name]]
-        rows = [row for part in parts for row in zip(*(part[column] for column in columns), strict=True)]
-        texts[name] = [row if len(row) == 2 else row[0] for row in rows][: options.rows]
-    device = str(rig.model.device)
+    texts = {name: dev_and_test(rig.rows[name], TASKS[name], options.rows) for name in NAMES}
     with tempfile.TemporaryDirectory() as folder:
         rig.stock.model.save_pretrained(folder)
         rig.tokenizer.save_pretrained(folder)
-        encoder = CrossEncoder(folder, device=device, activation_fn=nn.Identity())
-        pipe = pipeline("text-classification", model=folder, tokenizer=folder, device=device, top_k=None)
+        encoder = CrossEncoder(folder, device="cpu", activation_fn=nn.Identity())
+        pipe = pipeline("text-classification", model=folder, tokenizer=folder, device="cpu", top_k=None)
 
     pairs = {name: rows for name, rows in texts.items() if TASKS[name].text_pair}  # CrossEncoder takes nothing else
 
@@ -293,6 +290,14 @@ def predict_rows(options) -> dict:
         "times faster than pipeline": median(side[1] / side[0] for side in seconds),
         "times faster than CrossEncoder.predict, pairs only": median(side[3] / side[2] for side in seconds),
     }
+
+
+def dev_and_test(rows: datasets.DatasetDict, task: Task, limit: int) -> list:
+    """The first texts, or (text, text) pairs, of a task's dev and test rows together."""
+    columns = ["text", "text_pair"] if task.text_pair else ["text"]
+    parts = [rows[split] for split in ("dev", "test") if split in rows]
+    texts = [row for part in parts for row in zip(*(part[column][:] for column in columns), strict=True)]
+    return [row if task.text_pair else row[0] for row in texts[:limit]]
 
 
 def tokenize(options) -> dict:
@@ -330,7 +335,10 @@ def main() -> None:
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
-    result = COMMANDS[options.what](options)
+    try:
+        result = COMMANDS[options.what](options)
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
     if options.json:
         print(json.dumps(result))
     else:

@@ -25,3 +25,10 @@ def test_benchmark(tiny_bert, what):
         assert 0 < result["share of our step outside forward, backward and optimizer"] < 1
     if what == "smart":
         assert 1 < result["seconds of a SMART step by a plain one"]
+
+
+def test_wrong_input_is_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "recipes" / "benchmark.py"), "tokenize", "--data_dir", str(tmp_path / "none")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].startswith("error: ") and "no such folder" in run.stderr
