@@ -21,6 +21,8 @@ _MODULES = {
     "PaperAdamW": "optim",
     "smart_penalty": "smart",
     "predict": "prediction",
+    "export_classifier": "export",
+    "export_encoder": "export",
 }
 
 __all__ = list(_MODULES)

@@ -73,6 +73,11 @@ class PerTaskBertConfig(MultitaskBertConfig):
     encoder_sharing = "per_task"
 
 
+# A saved configuration names and carries its code, for `trust_remote_code=True`.
+MultitaskBertConfig.register_for_auto_class()
+PerTaskBertConfig.register_for_auto_class()
+
+
 def resolve_folder(name: str | os.PathLike) -> str:
     """Turn `package:NAME/PATH` into the folder PATH inside the installed Python package NAME.
 

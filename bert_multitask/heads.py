@@ -8,6 +8,7 @@ tokens (B, 2, L), embeddings (B, 2, H).
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -104,6 +105,11 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so Trainer must count the step's rows
 
+    def __new__(cls, config: MultitaskBertConfig | None = None, *args, **kwargs):
+        """The class follows the configuration; a copy is made without one."""
+        per_task = cls is MultitaskBertModel and getattr(config, "encoder_sharing", None) == "per_task"
+        return super().__new__(PerTaskBertModel if per_task else cls)
+
     def __init__(self, config: MultitaskBertConfig):
         super().__init__(config)
         if not config.tasks:
@@ -111,6 +117,9 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         for field, choices in (("pair_encoding", PAIR_ENCODING), ("pooling", POOLING)):
             if (value := getattr(config, field)) not in choices:
                 raise InputError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
+        # No labels of one task: a stock BertForSequenceClassification made of this would have no outputs, which fails
+        # when it is used, where two random ones would not.
+        config.num_labels = 0
         self.tasks = {task.name: task for task in map(load_task, config.tasks)}
         for name, task in self.tasks.items():
             if task.loss not in LOSSES:
@@ -135,6 +144,11 @@ class MultitaskBertModel(MinBertPreTrainedModel):
     def is_separate(self, task: Task) -> bool:
         """Whether a row of the task is two sequences, each encoded on its own."""
         return task.text_pair is not None and self.config.pair_encoding == "separate"
+
+    def check_task(self, task: str) -> None:
+        """Raise InputError for a task that the model does not have."""
+        if task not in self.tasks:
+            raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
 
     def encoder(self, task: str) -> MinBertModel:
         """The encoder that a task uses."""
@@ -239,8 +253,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             InputError: the model has no such task, or the inputs are one sequence a row where the task takes two, or
                 the other way round.
         """
-        if task not in self.tasks:
-            raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
+        self.check_task(task)
         separate = self.is_separate(self.tasks[task])
         inputs = [input_ids, attention_mask, token_type_ids, inputs_embeds]
         if separate:
@@ -288,3 +301,17 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             return hidden.mean(1)
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+class PerTaskBertModel(MultitaskBertModel):
+    """A `MultitaskBertModel` with an encoder for each task. The Auto classes want a model class for each configuration
+    class; this is the one of `PerTaskBertConfig`."""
+
+    config_class = PerTaskBertConfig
+
+
+# With the package imported, the Auto classes know the type of our own. Not where a checkpoint brought this file along
+# as remote code: that is trusted for that checkpoint alone.
+if __package__ == "bert_multitask":
+    AutoConfig.register(PerTaskBertConfig.model_type, PerTaskBertConfig)
+    AutoModel.register(PerTaskBertConfig, PerTaskBertModel)

@@ -217,13 +217,24 @@ class MinBertPreTrainedModel(PreTrainedModel):
         Keyword arguments are those of `PreTrainedModel.from_pretrained`. Weights of the checkpoint that this model has
         no place for (a language-model head, say) are listed in Transformers' load report.
 
+        Weights are read from safetensors files alone: a pickle can run code of whoever wrote it.
+
         Raises:
-            InputError: the checkpoint is of another architecture, or lacks an encoder weight, which would then be
-                random. The pooler may be missing, as it is from masked-language-model checkpoints: it is reported.
+            InputError: the checkpoint is missing, broken or of another architecture, or it lacks an encoder weight,
+                which would then be random. The pooler may be missing, as it is from masked-language-model checkpoints:
+                it is reported.
         """
-        model, info = super().from_pretrained(
-            resolve_folder(pretrained_model_name_or_path), *args, output_loading_info=True, **kwargs
-        )
+        folder_or_id = resolve_folder(pretrained_model_name_or_path)
+        try:
+            model, info = super().from_pretrained(
+                folder_or_id, *args, output_loading_info=True, use_safetensors=True, **kwargs
+            )
+        except InputError:
+            raise
+        except Exception as error:  # a broken checkpoint fails in a dozen ways
+            raise InputError(
+                f"{pretrained_model_name_or_path}: cannot be loaded as a BERT checkpoint in safetensors form ({error})"
+            ) from error
         missing = sorted(key for key in info["missing_keys"] if ".encoder." in f".{key}" or ".embeddings." in f".{key}")
         if missing:
             raise InputError(
@@ -340,3 +351,7 @@ class MinBertModel(MinBertPreTrainedModel):
                 )
             )
         return masks
+
+
+# A saved model names and carries its code, for `AutoModel.from_pretrained(folder, trust_remote_code=True)`.
+MinBertPreTrainedModel.register_for_auto_class("AutoModel")

@@ -77,12 +77,9 @@ def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
         fields |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), run.encoder_dropout)
     try:
         model = MultitaskBertModel.from_pretrained(run.model_name_or_path, tasks=tasks, **fields)
-    except InputError:
-        raise
-    except Exception as error:  # a broken checkpoint fails in a dozen ways
+    except InputError as error:
         raise InputError(
-            f"{run.model_name_or_path}: cannot be loaded ({error}); name a BERT checkpoint with --model_name_or_path, "
-            "or try `make quickstart`, which needs no download"
+            f"{error}; see --model_name_or_path, or try `make quickstart`, which needs no download"
         ) from error
     if run.freeze_encoder:
         model.requires_grad_(False)

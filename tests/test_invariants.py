@@ -15,12 +15,13 @@ LAYERS = [
     {"tasks", "losses", "packing"},
     {"modeling", "schedule", "smart", "optim", "files"},
     {"heads", "collate", "metrics"},
-    {"data", "callbacks"},
+    {"data", "callbacks", "classifier"},
+    {"export"},
     {"arguments", "prediction"},
     {"run_folder", "trainer"},
     {"training"},
 ]
-MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "heads"}
+MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "heads", "classifier"}
 
 
 def imports(module: str) -> set[str]:

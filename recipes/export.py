@@ -1,0 +1,44 @@
+"""Take one task out of a trained run, as a model that Transformers knows by itself.
+
+    python recipes/export.py RUN --task sst --output_dir OUT              # for pipeline("text-classification", OUT)
+    python recipes/export.py RUN --task sst --encoder --output_dir OUT    # for AutoModel.from_pretrained(OUT)
+
+RUN is a run folder, a Hub id or package:NAME/PATH. docs/reuse.md says which way of reuse is for what.
+"""
+
+import argparse
+from pathlib import Path
+
+from bert_multitask.arguments import HelpFormatter
+from bert_multitask.configuration import InputError
+from bert_multitask.data import load_tokenizer
+from bert_multitask.export import export_classifier, export_encoder
+from bert_multitask.heads import MultitaskBertModel
+from bert_multitask.training import run_recipe
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="run folder, Hub id or package:NAME/PATH")
+    parser.add_argument("--task", required=True, help="one of the run's tasks")
+    parser.add_argument("--encoder", action="store_true", help="its encoder alone, without the head")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist or be empty")
+    options = parser.parse_args(argv)
+    if options.output_dir.exists() and any(options.output_dir.iterdir()):
+        raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")
+    model = MultitaskBertModel.from_pretrained(options.run)
+    tokenizer = load_tokenizer(options.run, model.config.vocab_size)
+    exported = (export_encoder if options.encoder else export_classifier)(model, options.task)
+    exported.save_pretrained(options.output_dir)
+    tokenizer.save_pretrained(options.output_dir)
+
+    trust = ", trust_remote_code=True" if hasattr(exported.config, "auto_map") else ""
+    if options.encoder:
+        print(f'AutoModel.from_pretrained("{options.output_dir}")')
+    else:
+        row = '{"text": "…", "text_pair": "…"}' if model.tasks[options.task].text_pair else '"…"'
+        print(f'pipeline("text-classification", "{options.output_dir}"{trust})({row})')
+
+
+if __name__ == "__main__":
+    run_recipe(main)

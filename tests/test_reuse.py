@@ -1,0 +1,176 @@
+"""Checkpoints in a process without the package, exports, and checkpoints that nobody should trust."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MINILM
+from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
+
+from bert_multitask.classifier import TaskClassifier, split_pairs
+from bert_multitask.configuration import InputError
+from bert_multitask.export import export_classifier, export_encoder
+from bert_multitask.heads import MultitaskBertModel, PerTaskBertModel
+from bert_multitask.prediction import predict
+
+TASKS = ["sst", "quora", "sts"]
+# (task, pair encoding, pooling) of exports, and whether a stock model can be one.
+EXPORTS = {
+    ("sst", "joint", "cls"): True,
+    ("quora", "joint", "cls"): True,
+    ("sts", "joint", "cls"): True,
+    ("sst", "joint", "pooler"): True,
+    ("sst", "separate", "cls"): True,
+    ("quora", "separate", "cls"): False,
+    ("sts", "separate", "cls"): False,
+    ("quora", "joint", "mean"): False,
+}
+ROWS = {
+    "sst": "Is it far?",
+    "quora": ("Is it far?", "How far is it, then?"),
+    "sts": ("Is it far?", "How far is it, then?"),
+}
+
+
+def make_model(folder: str, **settings) -> MultitaskBertModel:
+    """A model whose encoders differ, so that mixing them up shows."""
+    torch.manual_seed(0)
+    model = MultitaskBertModel.from_pretrained(folder, tasks=TASKS, **settings).eval()
+    if model.config.encoder_sharing == "per_task":
+        for number, encoder in enumerate(model.encoders.values()):
+            encoder.embeddings.LayerNorm.bias.data += 0.1 * (number + 1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_bert, tokenizer, tmp_path_factory) -> dict:
+    """A run of each encoder sharing, and every export of every layout; with the models."""
+    root = tmp_path_factory.mktemp("reuse")
+    models = {sharing: make_model(tiny_bert, encoder_sharing=sharing) for sharing in ("shared", "per_task")}
+    for sharing, model in models.items():
+        model.save_pretrained(root / sharing)
+        tokenizer.save_pretrained(root / sharing)
+    for task, pair_encoding, pooling in EXPORTS:
+        layout = {"pair_encoding": pair_encoding, "pooling": pooling}
+        model = models[pair_encoding, pooling] = make_model(tiny_bert, encoder_sharing="per_task", **layout)
+        folder = root / "exports" / f"{task}-{pair_encoding}-{pooling}"
+        export_classifier(model, task).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    export_encoder(models["per_task"], "quora").save_pretrained(root / "exports" / "encoder")
+    return {"root": root, "models": models}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folders) -> dict:
+    """What a process that cannot import the package gets from them."""
+    root = folders["root"]
+    script = Path(__file__).with_name("without_package.py")
+    run = subprocess.run(
+        [sys.executable, script, root / "shared", root / "per_task", root / "exports"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd=root,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(root / "hf")},
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@torch.inference_mode()
+def logits(model: MultitaskBertModel, tokenizer, task: str) -> list:
+    return model(task, **tokenizer(*PAIR, return_tensors="pt")).logits[0].tolist()
+
+
+@torch.inference_mode()
+def test_auto_model_is_a_stock_bert_with_the_trained_encoder(folders, elsewhere, tokenizer):
+    model = folders["models"]["shared"]
+    module, hidden = elsewhere["encoder"]
+    assert module == "transformers.models.bert.modeling_bert"
+    expected = model.bert(**tokenizer(*PAIR, return_tensors="pt")).last_hidden_state[0]
+    torch.testing.assert_close(torch.tensor(hidden), expected, atol=1e-5, rtol=0)
+    expected = model.bert(**tokenizer(ROWS["sst"], return_tensors="pt")).last_hidden_state[0]
+    torch.testing.assert_close(torch.tensor(elsewhere["sentence"]), expected, atol=1e-5, rtol=0)
+
+
+def test_remote_code_gives_every_head_bit_for_bit(folders, elsewhere, tokenizer):
+    assert elsewhere["whole"][0] == "MultitaskBertModel"
+    for sharing, got in (("shared", elsewhere["whole"][1]), ("per_task", elsewhere["whole, per task"])):
+        model = MultitaskBertModel.from_pretrained(folders["root"] / sharing).eval()
+        assert got == {task: logits(model, tokenizer, task) for task in TASKS}
+    assert elsewhere["again"] == elsewhere["whole, per task"]["sts"], "saved once more by the process itself"
+
+
+def test_nothing_random_comes_without_a_word(elsewhere):
+    """An encoder for each task needs its code; a stock classifier of several tasks has no outputs."""
+    for way in ("no encoder", "no encoder of sentences"):
+        assert "trust_remote_code=True" in elsewhere[way], way
+    assert elsewhere["no head"] == 0 and "empty" in elsewhere["no head, piped"]
+
+
+def test_with_the_package_the_auto_classes_know_its_type(folders):
+    for load in (AutoModel.from_pretrained, MultitaskBertModel.from_pretrained):
+        assert type(load(folders["root"] / "per_task")) is PerTaskBertModel
+    assert AutoTokenizer.from_pretrained(folders["root"] / "per_task").is_fast
+
+
+@pytest.mark.parametrize("export", EXPORTS, ids="-".join)
+def test_pipelines_of_exported_tasks(folders, elsewhere, tokenizer, export):
+    """With the probabilities of `predict`; a score as its place in the score range."""
+    task, *layout = export
+    model, name = folders["models"][tuple(layout)], "-".join(export)
+    (row,) = predict(model, tokenizer, task, [ROWS[task]])
+    spec = model.tasks[task]
+    expected = (
+        {task: row["score"] / 5} if task == "sts" else dict(zip(spec.label_names, row["probabilities"], strict=True))
+    )
+    assert elsewhere[name] == pytest.approx(expected, abs=1e-5)
+    if EXPORTS[export]:
+        assert json.loads((folders["root"] / "exports" / name / "config.json").read_text())["model_type"] == "bert"
+    else:
+        assert "trust_remote_code=True" in elsewhere[f"{name} untrusted"]
+
+
+def test_cross_encoder_reads_an_exported_score(folders, elsewhere, tokenizer):
+    (row,) = predict(folders["models"]["joint", "cls"], tokenizer, "sts", [ROWS["sts"]])
+    assert elsewhere["cross-encoder"] == pytest.approx([row["score"] / 5], abs=1e-5)
+
+
+@torch.inference_mode()
+def test_an_exported_encoder_is_its_tasks(folders, elsewhere, tokenizer):
+    encoder = folders["models"]["per_task"].encoder("quora")
+    expected = encoder(**tokenizer(*PAIR, return_tensors="pt")).last_hidden_state[0]
+    torch.testing.assert_close(torch.tensor(elsewhere["exported encoder"]), expected, atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="no task 'nli'; it has sst, quora, sts"):
+        export_encoder(folders["models"]["shared"], "nli")
+
+
+def test_exports_of_a_pretrained_bert(tokenizer):
+    """Whose hidden states are larger than a random one's, as the pooler made an identity must bear."""
+    model = make_model(MINILM)
+    (row,) = predict(model, tokenizer, "sst", [ROWS["sst"]])
+    stock = export_classifier(model, "sst")
+    assert type(stock) is BertForSequenceClassification
+    with torch.inference_mode():
+        got = stock(**tokenizer(ROWS["sst"], return_tensors="pt")).logits.softmax(-1)[0]
+        half = stock.bfloat16()(**tokenizer(ROWS["sst"], return_tensors="pt")).logits.float().softmax(-1)[0]
+    assert got.tolist() == pytest.approx(row["probabilities"], abs=2e-6)
+    assert half.tolist() == pytest.approx(row["probabilities"], abs=2e-2)
+
+
+def test_split_pairs_is_what_the_tokenizer_gives_apart(tokenizer):
+    pairs = [("a b c", "d"), ("a", "b c d e"), ("", "x")]
+    joint = tokenizer([list(pair) for pair in pairs], padding=True, return_tensors="pt")
+    ids, mask = split_pairs(joint["input_ids"], joint["attention_mask"], joint["token_type_ids"])
+    for row, pair in enumerate(pairs):
+        for side, text in enumerate(pair):
+            assert ids[row, side][mask[row, side].bool()].tolist() == tokenizer(text)["input_ids"]
+
+
+def test_a_classifier_has_one_task(tiny_bert):
+    with pytest.raises(InputError, match="a TaskClassifier has one task, not sst, quora, sts"):
+        TaskClassifier(make_model(tiny_bert, encoder_sharing="per_task").config)
