@@ -29,11 +29,8 @@ EXPORTS = {
     ("sts", "separate", "cls"): False,
     ("quora", "joint", "mean"): False,
 }
-ROWS = {
-    "sst": "Is it far?",
-    "quora": ("Is it far?", "How far is it, then?"),
-    "sts": ("Is it far?", "How far is it, then?"),
-}
+PAIR = ("Is it far?", "How far is it, then?")
+ROWS = {"sst": PAIR[0], "quora": PAIR, "sts": PAIR}
 
 
 def make_model(folder: str, **settings) -> MultitaskBertModel:
