@@ -78,7 +78,7 @@ class HubServer(ThreadingHTTPServer):
 
     def break_on(self, method: str, path: str = "", after: int = 0) -> None:
         """From now on cut the connection, without an answer, `after` bytes into the body of each request of this method
-        whose path contains `path`. The client repeats most requests five times, with waits of 23 s altogether."""
+        whose path contains `path`. The client repeats most requests five times; in a fresh process that takes 23 s."""
         self.cut = Break(method, path, after)
 
     def mend(self) -> None:
@@ -90,7 +90,8 @@ class HubServer(ThreadingHTTPServer):
 
         The client reads `HF_ENDPOINT` as it is imported, so `from_pretrained` and the like need a fresh process.
         """
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "TRANSF"))}
+        ours = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         switches = ("DISABLE_XET", "DISABLE_TELEMETRY", "DISABLE_UPDATE_CHECK", "DISABLE_PROGRESS_BARS")
         settings = {f"HF_HUB_{switch}": "1" for switch in switches}
         settings |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(cache)} | ({"HF_TOKEN": token} if token else {})
@@ -187,10 +188,8 @@ class Handler(BaseHTTPRequestHandler):
     def create(self) -> dict:
         self.require_token()
         wanted = json.loads(self.body)
-        repo_type, repo_id = (
-            wanted.get("type") or "model",
-            f"{wanted['organization'] or self.server.user}/{wanted['name']}",
-        )
+        repo_type = wanted.get("type") or "model"
+        repo_id = f"{wanted['organization'] or self.server.user}/{wanted['name']}"
         url = f"{self.server.endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}"
         if (repo_type, repo_id) in self.server.repositories:
             raise Refusal(409, f"You already created this {repo_type} repo", url=url)
@@ -275,9 +274,10 @@ class Handler(BaseHTTPRequestHandler):
         return {}
 
 
-REPO = "(?P<kind>models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
+# No repository here has an id without a namespace, but clients ask for such ones too.
+REPO = "(?P<kind>models|datasets)/(?P<repo_id>[^/]+(/[^/]+)??)"
 # The address of files has no "models/"; an empty kind is a model there.
-FILES = "/((?P<kind>datasets)/)?(?P<repo_id>[^/]+/[^/]+?)"
+FILES = "/((?P<kind>datasets)/)?(?P<repo_id>[^/]+(/[^/]+)??)"
 ROUTES = [
     (methods.split(), re.compile(pattern), view)
     for methods, pattern, view in (

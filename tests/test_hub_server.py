@@ -99,8 +99,10 @@ def test_branches(hub, api, anonymous):
     assert hub.files(REPO, "try/one") == FILES | {"new.txt": b"new"} and hub.files(REPO) == FILES
     path = anonymous.hf_hub_download(REPO, "new.txt", revision="try/one")
     assert Path(path).read_bytes() == b"new"
+    api.create_branch(REPO, branch="two", revision="try/one")
+    assert hub.files(REPO, "two") == hub.files(REPO, "try/one")
     heads = {branch.name: branch.target_commit for branch in anonymous.list_repo_refs(REPO).branches}
-    assert heads == {name: anonymous.model_info(REPO, revision=name).sha for name in ("main", "try/one")}
+    assert heads == {name: anonymous.model_info(REPO, revision=name).sha for name in ("main", "try/one", "two")}
 
 
 def test_listings(hub, api, anonymous):
@@ -122,6 +124,8 @@ def test_listings(hub, api, anonymous):
     [
         (lambda api: api.model_info("me/nothing"), RepositoryNotFoundError),
         (lambda api: api.dataset_info(REPO), RepositoryNotFoundError),
+        (lambda api: api.model_info("model"), RepositoryNotFoundError),
+        (lambda api: api.hf_hub_download("model", "README.md"), RepositoryNotFoundError),
         (lambda api: api.hf_hub_download("me/nothing", "README.md"), RepositoryNotFoundError),
         (lambda api: api.upload_file(path_or_fileobj=b"", path_in_repo="a", repo_id="me/no"), RepositoryNotFoundError),
         (lambda api: api.model_info(REPO, revision="v2"), RevisionNotFoundError),
