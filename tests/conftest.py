@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer
+from huggingface_hub.utils import http_backoff
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 from transformers.utils import logging
 
@@ -61,6 +63,16 @@ def propagated_logs():
     logging.enable_propagation()
     yield
     logging.disable_propagation()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path_factory):
+    """An empty Hub on loopback. The client in this process has an empty cache, and repeats requests without waiting."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub_cache")))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setitem(http_backoff.__kwdefaults__, "base_wait_time", 0.001)
+    with HubServer() as server:
+        yield server
 
 
 def write_table(path: Path, header: list[str], rows: list[list]) -> None:

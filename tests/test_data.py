@@ -3,19 +3,20 @@
 import csv
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, write_table
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from load_from_hub import DATASETS
 from safetensors.torch import load_file
 
 from bert_multitask.configuration import InputError, resolve_folder
@@ -298,11 +299,14 @@ def test_fingerprints_follow_the_content(course_folder):
     assert before != fingerprint(load_rows(TASKS["sst"], str(course_folder))["dev"])
 
 
-def test_the_hub(tmp_path, tiny_bert):
+def test_the_hub(hub, tmp_path, tiny_bert):
     """Datasets and a checkpoint, in a fresh process that is pointed at a hub on loopback, as `HF_ENDPOINT` does."""
+    hub.add("someone/bert", {path.name: path.read_bytes() for path in Path(tiny_bert).iterdir()})
+    for repo_id, files in DATASETS.items():
+        hub.add(repo_id, files, repo_type="dataset")
     result = subprocess.run(
-        [sys.executable, ROOT / "tests" / "hub_server.py", tiny_bert],
-        env=os.environ | {"HF_HOME": str(tmp_path)},
+        [sys.executable, ROOT / "tests" / "load_from_hub.py"],
+        env=hub.env(tmp_path),
         capture_output=True,
         text=True,
     )

@@ -1,0 +1,81 @@
+"""Load a checkpoint and the presets' datasets from the Hub that `HF_ENDPOINT` names, and print what came.
+
+Tests serve `DATASETS` and a checkpoint "someone/bert" with `hub_server.py` and run this file in a fresh process.
+"""
+
+import json
+
+
+def lines(*rows: dict) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def card(name: str) -> bytes:
+    """A dataset card that lists one configuration's files, as GLUE's does."""
+    files = "".join(
+        f"  - split: {split}\n    path: {name}/{split}.jsonl\n" for split in ("train", "validation", "test")
+    )
+    return f"- config_name: {name}\n  data_files:\n{files}".encode()
+
+
+DATASETS = {
+    "SetFit/sst5": {
+        "train.jsonl": lines(
+            {"text": "good", "label": 4, "label_text": "very positive"},
+            {"text": "dull", "label": 1, "label_text": "negative"},
+        ),
+        "dev.jsonl": lines({"text": "fine", "label": 2, "label_text": "neutral"}),
+        "test.jsonl": lines({"text": "x", "label": 0, "label_text": "very negative"}),
+    },
+    "nyu-mll/glue": {
+        "README.md": b"---\nconfigs:\n" + card("qqp") + card("stsb") + b"---\n",
+        "qqp/train.jsonl": lines({"question1": "a ?", "question2": "b ?", "label": 0, "idx": 9}),
+        "qqp/validation.jsonl": lines({"question1": "a ?", "question2": "b ?", "label": 1, "idx": 7}),
+        "qqp/test.jsonl": lines({"question1": "c ?", "question2": "d ?", "label": -1, "idx": 3}),
+        "stsb/train.jsonl": lines({"sentence1": "a", "sentence2": "b", "label": 2.5, "idx": 5}),
+        "stsb/validation.jsonl": lines({"sentence1": "a", "sentence2": "b", "label": 0.0, "idx": 5}),
+        "stsb/test.jsonl": lines({"sentence1": "a", "sentence2": "b", "label": -1.0, "idx": 5}),
+    },
+    "tasksource/counterfactually-augmented-imdb": {
+        "train.tsv": b"Sentiment\tText\nPositive\tlong\nNegative\tshort\n",
+        "dev.tsv": b"Sentiment\tText\nPositive\tlong\n",
+        "test.tsv": b"Sentiment\tText\nNegative\tshort\n",
+    },
+}
+
+
+def load_everything() -> dict:
+    """Load a checkpoint, the presets' datasets, and three that fail, with the package as a user would."""
+    import dataclasses
+
+    from transformers import AutoTokenizer
+
+    from bert_multitask.configuration import InputError
+    from bert_multitask.data import load_rows
+    from bert_multitask.heads import MultitaskBertModel
+    from bert_multitask.prediction import predict
+    from bert_multitask.tasks import TASKS, HubSource
+
+    results = {
+        name: {split: [list(row.values()) for row in rows] for split, rows in load_rows(task, "hub").items()}
+        for name, task in TASKS.items()
+    }
+    broken = {
+        "wrong split": HubSource("SetFit/sst5", splits={"train": "training"}),
+        "wrong column": HubSource("SetFit/sst5", text="sentence"),
+        "absent": HubSource("nobody/nothing"),
+    }
+    for name, source in broken.items():
+        try:
+            load_rows(dataclasses.replace(TASKS["sst"], hub=source), "hub")
+        except InputError as error:
+            results[name] = str(error)
+    model = MultitaskBertModel.from_pretrained("someone/bert", tasks=["sst"])
+    tokenizer = AutoTokenizer.from_pretrained("someone/bert")
+    results["predicted"] = predict(model, tokenizer, "sst", ["fine"])["label"][:]
+    results["weights"] = float(model.bert.encoder["layer"][0].output.dense.weight.detach().double().sum())
+    return results
+
+
+if __name__ == "__main__":
+    print(json.dumps(load_everything()))
