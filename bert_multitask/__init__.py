@@ -21,6 +21,7 @@ _MODULES = {
     "PaperAdamW": "optim",
     "smart_penalty": "smart",
     "predict": "prediction",
+    "write_report": "report",
 }
 
 __all__ = list(_MODULES)

@@ -10,6 +10,7 @@ from scipy.stats import binomtest, norm
 from sklearn.metrics import confusion_matrix
 
 from .configuration import InputError
+from .files import read_parquet
 from .losses import UNLABELLED
 from .statistics import LEVEL, Estimate
 from .tasks import Task
@@ -37,6 +38,17 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def select(self, indices: np.ndarray) -> "Predictions":
+        """The rows of these indices, in their order."""
+        return replace(
+            self,
+            ids=[self.ids[index] for index in indices],
+            texts=[self.texts[index] for index in indices],
+            labels=self.labels[indices],
+            predicted=self.predicted[indices],
+            probabilities=None if self.probabilities is None else self.probabilities[indices],
+        )
 
     @property
     def errors(self) -> np.ndarray:
@@ -76,31 +88,33 @@ def read_predictions(path: Path, task: Task, rows: Dataset) -> Predictions:
         InputError: the table has not these columns, is of other rows, or has classes that the task has not.
     """
     value = "score" if task.kind == "similarity" else "label"
-    table = Dataset.from_parquet(str(path), keep_in_memory=True)
-    if not {"id", value} <= set(table.column_names):
-        raise InputError(f"{path}: its columns are {', '.join(table.column_names)}; expected id and {value}")
-    ids, expected = table["id"][:], rows["id"][:]
+    table = list(read_parquet(str(path), str(path)))
+    columns = set(table[0]) if table else set()
+    if not {"id", value} <= columns:
+        raise InputError(f"{path}: its columns are {', '.join(sorted(columns))}; expected id and {value}")
+    check_ids(path, [row["id"] for row in table], rows["id"][:])
+    predicted = np.array([row[value] for row in table])
+    if task.kind != "similarity" and not set(predicted.tolist()) <= set(range(len(task.label_names))):
+        raise InputError(f"{path}: has classes beyond {len(task.label_names) - 1}, the last of task {task.name!r}")
+    labels = np.array(rows["label"][:])
+    texts = [rows[name][:] for name in ("text", "text_pair") if name in rows.column_names]
+    return Predictions(
+        task=task,
+        ids=rows["id"][:],
+        texts=list(zip(*texts, strict=True)),
+        labels=labels,
+        predicted=predicted,
+        probabilities=np.array([row["probabilities"] for row in table]) if "probabilities" in columns else None,
+    ).select(np.flatnonzero(labels != UNLABELLED))
+
+
+def check_ids(path: Path, ids: list[str], expected: list[str]) -> None:
+    """Refuse a table whose predictions are not the rows' own, in their order."""
     if len(ids) != len(expected):
         raise InputError(f"{path}: has {len(ids)} predictions for {len(expected)} rows; is it of other data?")
     for number, (got, want) in enumerate(zip(ids, expected, strict=True), start=1):
         if got != want:
             raise InputError(f"{path}: prediction {number} is of id {got!r}, row {number} has id {want!r}: other data?")
-    labels = np.array(rows["label"][:])
-    kept = np.flatnonzero(labels != UNLABELLED)
-    predicted = np.array(table[value][:])
-    if task.kind != "similarity" and not set(predicted.tolist()) <= set(range(len(task.label_names))):
-        raise InputError(f"{path}: has classes beyond {len(task.label_names) - 1}, the last of task {task.name!r}")
-    columns = [rows[name][:] for name in ("text", "text_pair") if name in rows.column_names]
-    texts = list(zip(*columns, strict=True))
-    probabilities = np.array(table["probabilities"][:]) if "probabilities" in table.column_names else None
-    return Predictions(
-        task=task,
-        ids=[ids[index] for index in kept],
-        texts=[texts[index] for index in kept],
-        labels=labels[kept],
-        predicted=predicted[kept],
-        probabilities=probabilities[kept] if probabilities is not None else None,
-    )
 
 
 def confusion(predictions: Predictions) -> np.ndarray:
@@ -155,13 +169,4 @@ def has_neighbours(task: Task) -> bool:
 def worst(predictions: Predictions, count: int) -> Predictions:
     """The wrong rows with the highest `losses`, worst first."""
     order = np.argsort(-predictions.losses, kind="stable")
-    order = order[predictions.errors[order] > 0][:count]
-    probabilities = predictions.probabilities
-    return replace(
-        predictions,
-        ids=[predictions.ids[index] for index in order],
-        texts=[predictions.texts[index] for index in order],
-        labels=predictions.labels[order],
-        predicted=predictions.predicted[order],
-        probabilities=probabilities[order] if probabilities is not None else None,
-    )
+    return predictions.select(order[predictions.errors[order] > 0][:count])

@@ -31,6 +31,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 SHOWN_STEPS = 300  # of the plan, one by one
+UNITS = {"accuracy": "share of rows right", "pearson": "Pearson's r"}
 MANY_CLASSES = 12  # from which on a matrix has no room for figures in its cells
 
 
@@ -44,7 +45,7 @@ def to_png(figure: Figure) -> bytes:
 
 @rc_context(STYLE)
 def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Figure:
-    """Loss of training and dev rows, and the dev metric, over the steps; a row a task, and one overall (Figure 2).
+    """Loss and metric of training and dev rows over the steps; a row a task, and one overall (Figure 2).
 
     Args:
         history: the entries of `history.jsonl`.
@@ -53,14 +54,16 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
     figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1)))
     axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
     for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
-        draw_curve(left, history, f"loss_{name}", "train (with dropout)", TRAIN)
+        draw_curve(left, history, f"loss_{name}", "train, with dropout", TRAIN)
         draw_curve(left, history, f"eval_{name}_loss", "dev", DEV, marker="o")
+        draw_curve(right, history, f"{task.metric}_{name}", "train, with dropout", TRAIN)
         draw_curve(right, history, f"eval_{name}_{task.metric}", "dev", DEV, marker="o", best=True)
         units = "squared score" if task.kind == "similarity" else "nats"
         left.set(title=f"{name}: loss", ylabel=f"loss ({units})")
-        right.set(title=f"{name}: {task.metric}", ylabel=f"{task.metric} (share)" if task.metric == "accuracy" else "r")
-    draw_curve(axes[-1, 0], history, "loss", "train (with dropout, SMART)", TRAIN)
-    axes[-1, 0].set(title="all tasks: loss of a step", ylabel="loss", xlabel="step")
+        right.set(title=f"{name}: {task.metric}", ylabel=UNITS[task.metric])
+    smart = any(key.startswith(("smart_", "bregman_")) for entry in history for key in entry)
+    draw_curve(axes[-1, 0], history, "loss", "train, SMART's terms added" if smart else "train", TRAIN)
+    axes[-1, 0].set(title="all tasks: loss of a step", ylabel="loss (mixed units)", xlabel="step")
     draw_curve(axes[-1, 1], history, "eval_overall", "dev", DEV, marker="o", best=True)
     axes[-1, 1].set(title="overall score", ylabel="score (0 to 1)", xlabel="step")
     for axis in axes.flat:
@@ -100,7 +103,7 @@ def confusion_matrix(predictions: Predictions) -> Figure:
         axis.tick_params("x", rotation=90)
     else:
         for (row, column), value in np.ndenumerate(percent):
-            axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="black" if value > 50 else "white")
+            axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="black" if value > 45 else "white")
     figure.colorbar(image, label="share of the true label's rows (%)")
     return figure
 
@@ -109,7 +112,7 @@ def confusion_matrix(predictions: Predictions) -> Figure:
 def scatter(predictions: Predictions) -> Figure:
     """Predicted over true scores, with the line on which they are equal (Figure 4)."""
     low, high = predictions.task.score_range
-    figure = Figure(figsize=(6, 6))
+    figure = Figure(figsize=(WIDTH, 6))
     axis = figure.subplots()
     # The more points, the fainter: about as much ink for any number of rows.
     faint = float(np.clip(300 / len(predictions), 0.05, 0.6))
@@ -126,7 +129,7 @@ def scatter(predictions: Predictions) -> Figure:
 def length_errors(predictions: Sequence[Predictions]) -> Figure:
     """Mean error of rows by length, a panel a task, with 95 % intervals."""
     figure = Figure(figsize=(WIDTH, 2.8 * -(-len(predictions) // 2)))
-    axes = figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat
+    axes = list(figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat)
     for axis, part in zip(axes, predictions, strict=False):
         scores = part.task.kind == "similarity"
         bins = error_by_length(part)
@@ -139,7 +142,7 @@ def length_errors(predictions: Sequence[Predictions]) -> Figure:
         axis.set(title=f"{part.task.name}: about {len(part) // len(bins):,} rows a bin", xlabel="length (words)")
         axis.set(ylabel="mean |predicted − true|" if scores else "wrong rows (%)", ylim=(0, None))
         axis.margins(x=0.1)
-    for axis in list(axes)[len(predictions) :]:
+    for axis in axes[len(predictions) :]:
         axis.remove()
     return figure
 
@@ -186,7 +189,8 @@ def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
     top.invert_yaxis()
     top.set(xlim=(0.5, len(shown) + 0.5), xlabel="step")
     top.set_title("every step" if len(shown) == len(plan) else f"the first {SHOWN_STEPS} of {len(plan):,} steps")
-    edges = np.unique(np.linspace(0, len(plan), 51).round().astype(int))
+    bars = min(50, -(-len(plan) // 10))
+    edges = np.linspace(0, len(plan), bars + 1).round().astype(int)
     counts = [Counter(plan[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
     widths, floor = np.diff(edges), np.zeros(len(counts))
     for name in tasks:
@@ -194,6 +198,6 @@ def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
         bottom.bar(edges[:-1] + 0.5, share, widths, floor, align="edge", color=colours[name], label=name)
         floor += share
     bottom.set(xlim=(0.5, len(plan) + 0.5), ylim=(0, 100), xlabel="step", ylabel="share of steps (%)")
-    bottom.set_title(f"the whole plan, {widths.max()} steps a bar")
+    bottom.set_title(f"the whole plan, about {round(len(plan) / bars):,} steps a bar")
     bottom.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure

@@ -10,14 +10,23 @@ from pathlib import Path
 
 import numpy as np
 from datasets import DatasetDict
+from matplotlib.figure import Figure
 
-from . import plots
 from .analysis import Predictions, has_neighbours, read_predictions, worst
 from .arguments import RunArguments
 from .configuration import InputError
 from .data import load_rows, usable_rows
 from .document import Document, Picture, Table
 from .losses import UNLABELLED
+from .plots import (
+    confusion_matrix,
+    distance_shares,
+    length_errors,
+    scatter,
+    task_order,
+    to_png,
+    training_curves,
+)
 from .schedule import SCHEDULES, count_batches
 from .statistics import LEVEL, RESAMPLES, Estimate, Scores, mcnemar
 from .tasks import TASKS, Task
@@ -108,8 +117,10 @@ def write_report(
     document = Document(f"Report of {path}" + (f", compared with {other}" if other else ""))
     add_scores(document, source, predictions, gaps(source, specs, rows))
     if compared:
-        add_comparison(document, source, compared, predictions, compared.predictions(specs, rows))
-    add_training(document, source, specs, rows)
+        theirs = compared.predictions(specs, rows)
+        add_comparison(document, source, compared, predictions, theirs, gaps(compared, specs, rows))
+    add_training(document, source, specs)
+    add_task_order(document, source, specs, rows)
     add_errors(document, predictions)
     add_worst(document, predictions)
     add_settings(document, source, specs)
@@ -182,7 +193,9 @@ def add_scores(document: Document, source: Source, predictions: Mapping[str, Pre
     )
 
 
-def add_comparison(document: Document, source: Source, compared: Source, first: Mapping, second: Mapping) -> None:
+def add_comparison(
+    document: Document, source: Source, compared: Source, first: Mapping, second: Mapping, unscored: list[str]
+) -> None:
     """Differences of two runs on the same rows, with the paired bootstrap's intervals and McNemar's exact test."""
     common = {name: part for name, part in first.items() if name in second}
     if not common:
@@ -202,39 +215,55 @@ def add_comparison(document: Document, source: Source, compared: Source, first: 
         "Comparison",
         f"A is {source.path}, B is {compared.path}.",
         Table(columns, lines),
+        *(f"B: {gap}" for gap in unscored),
         "Both are scored on the same resamples of the rows (paired bootstrap): where the interval leaves out 0, the "
         "difference is more than the choice of rows explains. McNemar's exact test asks how probable so uneven a "
-        "split of the rows that one alone has right is if both are equally good. Neither knows of other training seeds.",
+        "split of the rows that one alone has right is if both are equally good. Neither sees other seeds.",
     )
 
 
-def add_training(document: Document, source: Source, tasks: Mapping[str, Task], rows: Mapping) -> None:
-    """The curves of training (the paper's Figure 2) and the order of the tasks; nothing where there is no run."""
-    history, record = source.history, source.record
-    if any("loss" in entry for entry in history):
-        best = max((entry["eval_overall"], entry["step"]) for entry in history if "eval_overall" in entry)
-        alt = f"Curves of {', '.join(tasks)}: loss and metric over {history[-1]['step']:,} steps"
-        document.add(
-            "Training",
-            Picture("training-curves", plots.to_png(plots.training_curves(history, tasks)), alt),
-            f"The overall dev score was highest, {best[0]:.4f}, at step {best[1]:,}. A point of a training loss is "
-            "the mean since the last log entry, over the steps of that task.",
-        )
+def picture(name: str, figure: Figure, alt: str) -> Picture:
+    """A figure as a block of the document."""
+    return Picture(name, to_png(figure), alt)
+
+
+def add_training(document: Document, source: Source, tasks: Mapping[str, Task]) -> None:
+    """The curves of training (the paper's Figure 2); nothing where there is no history."""
+    history = source.history
+    if not any("loss" in entry for entry in history):
+        return
+    alt = f"Curves of {', '.join(tasks)}: loss and metric over {history[-1]['step']:,} steps"
+    evaluations = [(entry["eval_overall"], entry["step"]) for entry in history if "eval_overall" in entry]
+    best = "The overall dev score was highest, {:.4f}, at step {:,}. ".format(*max(evaluations)) if evaluations else ""
+    document.add(
+        "Training",
+        picture("training-curves", training_curves(history, tasks), alt),
+        f"{best}A point of a training curve is of the task's rows since the last log entry, as predicted in training, "
+        "with dropout: while a model learns fast that is worse than the weights at the end of them would do.",
+    )
+
+
+def add_task_order(document: Document, source: Source, tasks: Mapping[str, Task], rows: Mapping) -> None:
+    """The order of the tasks; nothing where there is no run."""
+    record = source.record
     if record is None:
         return
-    plan = recompute_plan(record, tasks, rows)
+    plan = recompute_plan(record["decides"], tasks, rows)
     if plan is None:
-        document.add("Order of the tasks", "Unknown: these are not the training rows that run.json counts.")
+        document.add("Order of the tasks", "Unknown: the training rows are not those that run.json counts.")
         return
     counts = ", ".join(f"{plan.count(name):,} of {name}" for name in tasks)
     words = f"{len(plan):,} steps of up to {record['decides']['rows of a step']} rows: {counts}"
-    picture = Picture("task-order", plots.to_png(plots.task_order(plan, list(tasks))), f"Task of each step; {words}")
-    document.add("Order of the tasks", f"Schedule {record['decides']['schedule']}, {words}.", picture)
+    document.add(
+        "Order of the tasks",
+        f"Schedule {record['decides']['schedule']}, {words}.",
+        picture("task-order", task_order(plan, list(tasks)), f"Task of each step; {words}"),
+    )
 
 
-def recompute_plan(record: Mapping, tasks: Mapping[str, Task], rows: Mapping[str, DatasetDict]) -> list[str] | None:
-    """The task of each step of a run; None if the training rows are not as many as the run's."""
-    decides = record["decides"]
+def recompute_plan(decides: Mapping, tasks: Mapping[str, Task], rows: Mapping[str, DatasetDict]) -> list[str] | None:
+    """The task of each step of a run, of what `run.json` says decides it; None if the training rows are not as many as
+    the run's."""
     for name in tasks:
         if len(rows[name].get("train", ())) != decides.get(f"rows of {name}", {}).get("train", {}).get("rows"):
             return None
@@ -248,41 +277,36 @@ def recompute_plan(record: Mapping, tasks: Mapping[str, Task], rows: Mapping[str
 
 def add_errors(document: Document, predictions: Mapping[str, Predictions]) -> None:
     """Confusion (Figure 3), scatter (Figure 4), error by length, and how far off predictions are."""
-    classes = [part for part in predictions.values() if part.task.kind != "similarity"]
-    similarities = [part for part in predictions.values() if part.task.kind == "similarity"]
-    if classes:
-        pictures = [
-            Picture(
-                f"confusion-{part.task.name}",
-                plots.to_png(plots.confusion_matrix(part)),
-                f"Confusion matrix of {part.task.name}: percent of each true label's rows by predicted label",
-            )
-            for part in classes
-        ]
-        document.add("Confusion", "Each true label is a column, which sums to 100 %.", *pictures)
-    if similarities:
-        pictures = [
-            Picture(
-                f"scatter-{part.task.name}",
-                plots.to_png(plots.scatter(part)),
-                f"Predicted over true scores of {part.task.name}, with the line on which they are equal",
-            )
-            for part in similarities
-        ]
-        document.add("Predicted and true scores", *pictures)
-    alt = f"Mean error by length of {', '.join(predictions)}"
+    everything = list(predictions.values())
+    if classes := [part for part in everything if part.task.kind != "similarity"]:
+        alt = "Confusion matrix of {}: percent of each true label's rows by predicted label"
+        document.add(
+            "Confusion",
+            "Each true label is a column, which sums to 100 %.",
+            *(
+                picture(f"confusion-{part.task.name}", confusion_matrix(part), alt.format(part.task.name))
+                for part in classes
+            ),
+        )
+    if similarities := [part for part in everything if part.task.kind == "similarity"]:
+        alt = "Predicted over true scores of {}, with the line on which they are equal"
+        document.add(
+            "Predicted and true scores",
+            *(picture(f"scatter-{part.task.name}", scatter(part), alt.format(part.task.name)) for part in similarities),
+        )
     document.add(
         "Error by length",
         "Bins hold about as many rows each; a row's length is that of all its texts. Bars are 95 % intervals: Wilson's "
         "of a share of wrong rows, 1.96 standard errors of a mean.",
-        Picture("error-by-length", plots.to_png(plots.length_errors(list(predictions.values()))), alt),
+        picture("error-by-length", length_errors(everything), f"Mean error by length of {', '.join(predictions)}"),
     )
-    if neighbours := [part for part in predictions.values() if has_neighbours(part.task)]:
+    if neighbours := [part for part in everything if has_neighbours(part.task)]:
         alt = f"Distribution of |predicted - true| of {', '.join(part.task.name for part in neighbours)}"
         document.add(
             "How far off",
-            Picture("distances", plots.to_png(plots.distance_shares(neighbours)), alt),
+            picture("distances", distance_shares(neighbours), alt),
             *map(neighbour_table, neighbours),
+            "Of classes that have no order, how far off says nothing.",
         )
 
 

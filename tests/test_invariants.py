@@ -15,10 +15,10 @@ LAYERS = [
     {"tasks", "losses", "packing"},
     {"modeling", "schedule", "smart", "optim", "files"},
     {"heads", "collate", "metrics"},
-    {"data", "callbacks"},
-    {"arguments", "prediction"},
-    {"run_folder", "trainer"},
-    {"training"},
+    {"data", "callbacks", "statistics", "document"},
+    {"arguments", "prediction", "analysis"},
+    {"run_folder", "trainer", "plots"},
+    {"training", "report"},
 ]
 MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "heads"}
 
