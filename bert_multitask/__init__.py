@@ -23,6 +23,7 @@ _MODULES = {
     "predict": "prediction",
     "export_classifier": "export",
     "export_encoder": "export",
+    "write_report": "report",
 }
 
 __all__ = list(_MODULES)

@@ -86,12 +86,9 @@ def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, f
         tasks: {name: task}.
         scores: {name: the task's `task_scores`}.
     """
-    values = [scores[name][task.metric] for name, task in tasks.items()]
-    return float(
-        np.mean(
-            [
-                (value + 1) / 2 if task.metric == "pearson" else value
-                for task, value in zip(tasks.values(), values, strict=True)
-            ]
-        )
-    )
+    return float(np.mean([unit_score(task.metric, scores[name][task.metric]) for name, task in tasks.items()]))
+
+
+def unit_score(metric: str, value: float | np.ndarray) -> float | np.ndarray:
+    """A metric's value as the overall score takes it, in [0, 1]: accuracy as it is, Pearson as (r + 1) / 2."""
+    return (value + 1) / 2 if metric == "pearson" else value

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 
+import numpy as np
+import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -19,10 +21,11 @@ from .collate import Collator, TaskRows
 from .configuration import InputError
 from .heads import MultitaskBertModel
 from .losses import DIVERGENCES, UNLABELLED
-from .metrics import METRICS, overall_score, task_scores
+from .metrics import METRICS, decide, overall_score, task_scores
 from .optim import PaperAdamW
 from .schedule import SCHEDULES, PlanSampler, count_batches, describe
 from .smart import DropoutMasks, MomentumTeacher, smart_penalty
+from .statistics import VECTORISED
 from .tasks import Task
 
 logger = logging.get_logger(__name__)
@@ -68,6 +71,7 @@ class MultitaskTrainer(Trainer):
         for name in self.rows.keys() - set(self.plan):
             logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
         self.sums: dict[str, tuple] = {}
+        self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # task -> logits and labels since the last log entry
         self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
         if args.paper_optimizer:
             adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
@@ -118,7 +122,8 @@ class MultitaskTrainer(Trainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Overridden to add SMART's terms to a training step's loss, and to keep each task's losses for the log.
+        """Overridden to add SMART's terms to a training step's loss, and to keep each task's losses and predictions for
+        the log.
 
         Scaling is as Trainer's: the model divides by the labelled rows of the whole step, all processes and
         accumulation steps together.
@@ -129,6 +134,7 @@ class MultitaskTrainer(Trainer):
         masks = DropoutMasks(inputs["labels"]) if task.smart_weight and self.args.smart_share_dropout else None
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.keep(f"loss_{task.name}", loss)
+        self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"]))
         rows = (inputs["labels"] != UNLABELLED).sum()
         share = rows if num_items_in_batch is None else rows / num_items_in_batch
         if self.args.average_tokens_across_devices:
@@ -180,13 +186,25 @@ class MultitaskTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Overridden to add to training logs, as means over a task's steps since the last entry: `loss_{task}` without
-        SMART's terms, `smart_{task}` and `bregman_{task}` without their weights."""
+        SMART's terms, `smart_{task}` and `bregman_{task}` without their weights; and `{metric}_{task}` of the rows
+        trained on since, as predicted in training, with dropout."""
         if "loss" in logs:
             for name, (total, count) in sorted(self.sums.items()):
                 steps = count / self.args.gradient_accumulation_steps
                 logs[name] = self.accelerator.gather(total).mean().item() / steps
+            for name, batches in sorted(self.seen.items()):
+                logits, labels = (self.gather_rows(torch.cat(column)) for column in zip(*batches, strict=True))
+                task, labelled = self.model.tasks[name], labels != UNLABELLED
+                predicted = decide(task, logits)
+                logs[f"{task.metric}_{name}"] = float(VECTORISED[task.metric](predicted[labelled], labels[labelled]))
             self.sums.clear()
+            self.seen.clear()
         super().log(logs, start_time)
+
+    def gather_rows(self, values: Tensor) -> np.ndarray:
+        """The rows of all processes, which may have different numbers of them: filled up with unlabelled ones."""
+        padded = self.accelerator.pad_across_processes(values, pad_index=UNLABELLED)
+        return self.accelerator.gather(padded).cpu().numpy()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Overridden because Trainer scores several datasets apart, so that no overall score could pick the best.

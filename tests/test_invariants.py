@@ -15,11 +15,10 @@ LAYERS = [
     {"tasks", "losses", "packing"},
     {"modeling", "schedule", "smart", "optim", "files"},
     {"heads", "collate", "metrics"},
-    {"data", "callbacks", "classifier"},
-    {"export"},
-    {"arguments", "prediction"},
-    {"run_folder", "trainer"},
-    {"training"},
+    {"data", "callbacks", "classifier", "statistics", "document"},
+    {"arguments", "prediction", "analysis", "export"},
+    {"run_folder", "trainer", "plots"},
+    {"training", "report"},
 ]
 MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "heads", "classifier"}
 

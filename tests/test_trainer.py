@@ -77,6 +77,22 @@ def test_task_losses_are_means_over_their_steps(make_trainer, accumulation):
         assert together[f"loss_{task}"] == pytest.approx(np.mean(steps), rel=1e-4)
 
 
+def test_training_scores_are_those_of_the_rows_trained_on(make_trainer):
+    """Without dropout and with a learning rate of 0, what training logs is the metric of the training rows."""
+    trainer = make_trainer(
+        NO_DROPOUT,
+        logging_steps=STEPS,
+        learning_rate=0.0,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+    )
+    trainer.train()
+    (log,) = [log for log in trainer.state.log_history if "loss" in log]
+    scores = trainer.evaluate(trainer.train_dataset.tasks)
+    for name, task in trainer.model.tasks.items():
+        assert log[f"{task.metric}_{name}"] == pytest.approx(scores[f"eval_{name}_{task.metric}"], abs=1e-5)
+
+
 def test_evaluate_gives_every_metric_and_the_overall_score(make_trainer):
     trainer = make_trainer()
     metrics = trainer.evaluate()

@@ -1,0 +1,203 @@
+"""The report's pictures: numbers -> matplotlib figures, to be read at a page's width of 800 px.
+
+A figure's inch is 100 px of the page, so that its smallest letters (9 pt) are 12.5 px high there. Colours are those of
+Okabe and Ito, and cividis for matrices: both can be told apart without red or green.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .analysis import Predictions, confusion, error_by_length
+from .tasks import Task
+
+WIDTH = 8  # inches
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+TRAIN, DEV, IDENTITY = "#0072B2", "#D55E00", "#D55E00"
+STYLE = {
+    "font.size": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "savefig.dpi": 200,  # sharp on screens of two dots a pixel
+    "figure.constrained_layout.use": True,
+}
+SHOWN_STEPS = 300  # of the plan, one by one
+UNITS = {"accuracy": "share of rows right", "pearson": "Pearson's r"}
+MANY_CLASSES = 12  # from which on a matrix has no room for figures in its cells
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG of 200 dots an inch."""
+    file = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+@rc_context(STYLE)
+def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Figure:
+    """Loss and metric of training and dev rows over the steps; a row a task, and one overall (Figure 2).
+
+    Args:
+        history: the entries of `history.jsonl`.
+        tasks: {name: task}.
+    """
+    figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1)))
+    axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
+    for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
+        draw_curve(left, history, f"loss_{name}", "train, with dropout", TRAIN)
+        draw_curve(left, history, f"eval_{name}_loss", "dev", DEV, marker="o")
+        draw_curve(right, history, f"{task.metric}_{name}", "train, with dropout", TRAIN)
+        draw_curve(right, history, f"eval_{name}_{task.metric}", "dev", DEV, marker="o", best=True)
+        units = "squared score" if task.kind == "similarity" else "nats"
+        left.set(title=f"{name}: loss", ylabel=f"loss ({units})")
+        right.set(title=f"{name}: {task.metric}", ylabel=UNITS[task.metric])
+    smart = any(key.startswith(("smart_", "bregman_")) for entry in history for key in entry)
+    draw_curve(axes[-1, 0], history, "loss", "train, SMART's terms added" if smart else "train", TRAIN)
+    axes[-1, 0].set(title="all tasks: loss of a step", ylabel="loss (mixed units)", xlabel="step")
+    draw_curve(axes[-1, 1], history, "eval_overall", "dev", DEV, marker="o", best=True)
+    axes[-1, 1].set(title="overall score", ylabel="score (0 to 1)", xlabel="step")
+    for axis in axes.flat:
+        if axis.lines:
+            axis.legend(frameon=False)
+    return figure
+
+
+def draw_curve(axis, history: Sequence[Mapping], key: str, label: str, colour: str, marker="", best=False) -> None:
+    """One key of the history over its steps, the highest point named if `best`; nothing where no entry has the key."""
+    points = [(entry["step"], entry[key]) for entry in history if key in entry]
+    if not points:
+        return
+    steps, values = zip(*points, strict=True)
+    axis.plot(steps, values, color=colour, marker=marker, markersize=3, linewidth=1.2, label=label)
+    axis.margins(y=0.15)
+    if best:
+        top = int(np.argmax(values))
+        axis.plot(steps[top], values[top], "o", color=colour, markersize=7, fillstyle="none")
+        axis.lines[-1].set_label(f"best: {values[top]:.3f} at step {steps[top]:,}")
+
+
+@rc_context(STYLE)
+def confusion_matrix(predictions: Predictions) -> Figure:
+    """Percent of each true class's rows by predicted class; a true class is a column, which sums to 100 (Figure 3)."""
+    names, percent = predictions.task.label_names, confusion(predictions)
+    counts = [int((predictions.labels == index).sum()) for index in range(len(names))]
+    figure = Figure(figsize=(WIDTH, min(2.6 + 0.75 * len(names), WIDTH)))
+    axis = figure.subplots()
+    image = axis.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows", xlabel="true label (rows)")
+    axis.set_ylabel("predicted label")
+    axis.set_xticks(range(len(names)), [f"{name}\n({count:,})" for name, count in zip(names, counts, strict=True)])
+    axis.set_yticks(range(len(names)), names)
+    axis.spines[:].set_visible(False)
+    if len(names) > MANY_CLASSES:
+        axis.tick_params("x", rotation=90)
+    else:
+        for (row, column), value in np.ndenumerate(percent):
+            axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="black" if value > 45 else "white")
+    figure.colorbar(image, label="share of the true label's rows (%)")
+    return figure
+
+
+@rc_context(STYLE)
+def scatter(predictions: Predictions) -> Figure:
+    """Predicted over true scores, with the line on which they are equal (Figure 4)."""
+    low, high = predictions.task.score_range
+    figure = Figure(figsize=(WIDTH, 6))
+    axis = figure.subplots()
+    # The more points, the fainter: about as much ink for any number of rows.
+    faint = float(np.clip(300 / len(predictions), 0.05, 0.6))
+    axis.scatter(predictions.labels, predictions.predicted, s=14, alpha=faint, color=TRAIN, linewidths=0, label="a row")
+    axis.plot([low, high], [low, high], color=IDENTITY, label="predicted = true")
+    axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows", aspect="equal")
+    axis.set(xlabel=f"true score ({low:g} to {high:g})", ylabel=f"predicted score ({low:g} to {high:g})")
+    for handle in axis.legend(frameon=False, loc="upper left").legend_handles:
+        handle.set_alpha(1)
+    return figure
+
+
+@rc_context(STYLE)
+def length_errors(predictions: Sequence[Predictions]) -> Figure:
+    """Mean error of rows by length, a panel a task, with 95 % intervals."""
+    figure = Figure(figsize=(WIDTH, 2.8 * -(-len(predictions) // 2)))
+    axes = list(figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat)
+    for axis, part in zip(axes, predictions, strict=False):
+        scores = part.task.kind == "similarity"
+        bins = error_by_length(part)
+        factor = 1 if scores else 100
+        means = factor * np.array([bin.error for bin in bins])
+        places = range(len(bins))
+        below_above = np.abs(means[:, 1:] - means[:, :1]).T
+        axis.errorbar(places, means[:, 0], below_above, fmt="o", color=TRAIN, capsize=3)
+        axis.set_xticks(places, [f"{bin.low}–{bin.high}" if bin.low < bin.high else f"{bin.low}" for bin in bins])
+        axis.set(title=f"{part.task.name}: about {len(part) // len(bins):,} rows a bin", xlabel="length (words)")
+        axis.set(ylabel="mean |predicted − true|" if scores else "wrong rows (%)", ylim=(0, None))
+        axis.margins(x=0.1)
+    for axis in axes[len(predictions) :]:
+        axis.remove()
+    return figure
+
+
+@rc_context(STYLE)
+def distance_shares(predictions: Sequence[Predictions]) -> Figure:
+    """How far off predictions are: of classes the number of classes, of scores |predicted - true|; a panel a task."""
+    figure = Figure(figsize=(WIDTH, 2.8 * -(-len(predictions) // 2)))
+    axes = list(figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat)
+    for axis, part in zip(axes, predictions, strict=False):
+        weights = np.full(len(part), 100 / len(part))
+        if part.task.kind == "similarity":
+            low, high = part.task.score_range
+            axis.hist(part.distances, np.linspace(0, high - low, 21), weights=weights, color=TRAIN)
+            axis.set_xlabel("|predicted − true| (score)")
+        else:
+            classes = range(len(part.task.label_names))
+            bars = axis.bar(classes, np.bincount(part.distances, weights, minlength=len(classes)), color=TRAIN)
+            axis.bar_label(bars, fmt="%.1f", fontsize=9)
+            axis.set_xlabel("|predicted − true| (classes; 0 is right)")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(title=part.task.name, ylabel="rows (%)")
+    for axis in axes[len(predictions) :]:
+        axis.remove()
+    return figure
+
+
+@rc_context(STYLE)
+def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
+    """Which task each step has: the first steps one by one, and the tasks' shares over the whole plan.
+
+    Args:
+        plan: task of each step.
+        tasks: their names, in the order of the run.
+    """
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(tasks)}
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(tasks) + 2.4))
+    top, bottom = figure.subplots(2, 1, height_ratios=[0.3 + 0.3 * len(tasks), 2.4])
+    shown = plan[:SHOWN_STEPS]
+    for row, name in enumerate(tasks):
+        steps = [step for step, task in enumerate(shown, start=1) if task == name]
+        top.eventplot(steps, lineoffsets=row, linelengths=0.8, linewidths=450 / len(shown), colors=colours[name])
+    top.set_yticks(range(len(tasks)), tasks)
+    top.invert_yaxis()
+    top.set(xlim=(0.5, len(shown) + 0.5), xlabel="step")
+    top.set_title("every step" if len(shown) == len(plan) else f"the first {SHOWN_STEPS} of {len(plan):,} steps")
+    bars = min(50, -(-len(plan) // 10))
+    edges = np.linspace(0, len(plan), bars + 1).round().astype(int)
+    counts = [Counter(plan[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+    widths, floor = np.diff(edges), np.zeros(len(counts))
+    for name in tasks:
+        share = 100 * np.array([count[name] for count in counts]) / widths
+        bottom.bar(edges[:-1] + 0.5, share, widths, floor, align="edge", color=colours[name], label=name)
+        floor += share
+    bottom.set(xlim=(0.5, len(plan) + 0.5), ylim=(0, 100), xlabel="step", ylabel="share of steps (%)")
+    bottom.set_title(f"the whole plan, about {round(len(plan) / bars):,} steps a bar")
+    bottom.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
