@@ -128,6 +128,7 @@ FIXED = {
     "prediction_loss_only": (False, "predictions are what is scored"),
     "eval_do_concat_batches": (True, "predictions are one table"),
     "remove_unused_columns": (False, "the collator picks the columns"),
+    "hub_strategy": ("end", "a push in mid-training would carry what belongs to this machine, and no code"),
 }
 RANGES = {
     "budget": ("a share in (0, 1]", lambda value: 0 < value <= 1),
@@ -214,6 +215,7 @@ class MultitaskTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "end with the best checkpoint"})
     metric_for_best_model: str | None = field(default="eval_overall", metadata={"help": "what the best has most of"})
     do_predict: bool = field(default=True, metadata={"help": "write predictions for every dev and test row at the end"})
+    hub_strategy: str = field(default="end", metadata={"help": "end: --push_to_hub pushes the finished run"})
     report_to: None | str | list[str] = field(
         default=None,
         metadata={"help": "where logs go: tensorboard, wandb, none …; by default TensorBoard if installed"},

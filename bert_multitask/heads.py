@@ -6,12 +6,14 @@ tokens (B, 2, L), embeddings (B, 2, H).
 """
 
 import torch
+from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
+from .card import model_card
 from .configuration import (
     ENCODER_SHARING,
     PAIR_ENCODING,
@@ -204,6 +206,18 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         if encoder_sharing == "per_task" != model.config.encoder_sharing:
             model = model.split()
         return (model, info) if output_loading_info else model
+
+    def push_to_hub(
+        self, repo_id: str, *, token: bool | str | None = None, private: bool | None = None, **kwargs
+    ) -> str:
+        """As `PreTrainedModel.push_to_hub`, with a card that names the tasks where the repository has none.
+
+        The tokenizer has a `push_to_hub` of its own; `MultitaskTrainer.push_to_hub` pushes both, and the scores.
+        """
+        repo_id = create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
+        if not file_exists(repo_id, "README.md", token=token):
+            ModelCard(model_card(self.tasks, self.config, repo_id, self.name_or_path)).push_to_hub(repo_id, token=token)
+        return super().push_to_hub(repo_id, token=token, private=private, **kwargs)
 
     def split(self) -> "MultitaskBertModel":
         """A copy of a model with a shared encoder in which each task has that encoder for its own."""

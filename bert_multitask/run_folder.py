@@ -50,6 +50,7 @@ class RunFolder:
         self.path = Path(args.output_dir)
         self.checkpoint = None
         self.overwrite = overwrite
+        self.data: dict[str, dict] = {}  # {task: {split: rows and fingerprint}}, on the first process
         if args.resume_from_checkpoint:
             if overwrite:
                 raise InputError("--overwrite and --resume_from_checkpoint exclude each other")
@@ -102,7 +103,7 @@ class RunFolder:
         if self.args.process_index != 0:
             return
         training = self.args.to_dict()  # Transformers blanks the tokens
-        data = {
+        self.data = {
             name: {split: {"rows": len(part), "sha256": fingerprint(part)} for split, part in splits.items()}
             for name, splits in rows.items()
         }
@@ -111,7 +112,7 @@ class RunFolder:
             | {name: getattr(run, name) for name in DECIDES_RUN}
             | {"tasks": [task.name for task in tasks]}
             | {f"task {task.name}": task.to_config() for task in tasks}
-            | {f"rows of {name}": splits for name, splits in data.items()}
+            | {f"rows of {name}": splits for name, splits in self.data.items()}
             | {"rows of a step": batch_size},
             "run": dataclasses.asdict(run),
             "training": training,

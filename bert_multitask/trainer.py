@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments
@@ -20,6 +19,7 @@ from .callbacks import BestOfEachTask, EpochEnds, TimeEstimate
 from .collate import Collator, TaskRows
 from .configuration import InputError
 from .heads import MultitaskBertModel
+from .hub import HubTrainer
 from .losses import DIVERGENCES, UNLABELLED
 from .metrics import METRICS, decide, overall_score, task_scores
 from .optim import PaperAdamW
@@ -31,7 +31,7 @@ from .tasks import Task
 logger = logging.get_logger(__name__)
 
 
-class MultitaskTrainer(Trainer):
+class MultitaskTrainer(HubTrainer):
     """Trains a `MultitaskBertModel` on a plan of its tasks' batches, one task a step.
 
     Args:

@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from transformers import set_seed
+from transformers.trainer_utils import PredictionOutput
 
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
 from .configuration import InputError
 from .data import describe_rows, load_rows, load_tokenizer, tokenise_splits
 from .heads import MultitaskBertModel
+from .losses import UNLABELLED
+from .metrics import decide
 from .prediction import prediction_table, write_predictions
 from .run_folder import RunFolder
+from .statistics import Estimate, Scores
 from .tasks import Task
 from .trainer import MultitaskTrainer
 
@@ -60,13 +64,20 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
         print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
 
     trainer.train(resume_from_checkpoint=folder.checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # else it would push before there are scores
     if args.do_predict:
-        metrics = predict_splits(trainer, tokens, folder.path / "predictions")
+        outputs = predict_splits(trainer, tokens, folder.path / "predictions")
+        metrics, scores = trainer.score(outputs), estimate_scores(trainer.model.tasks, outputs)
     else:
-        scores = trainer.evaluate()
-        metrics = {key: scores[key] for key in scores if key not in ("eval_runtime", "epoch")}
+        metrics, scores = trainer.evaluate(), None
+        metrics = {key: metrics[key] for key in metrics if key not in ("eval_runtime", "epoch")}
+    card = {"scores": scores, "base_model": run.model_name_or_path, "data": folder.data}
+    trainer.create_model_card(**card)
     folder.finish(metrics, tasks)
+    if args.push_to_hub:
+        url = trainer.push_to_hub(**card)
+        if args.process_index == 0:
+            print(f"pushed: {url}", flush=True)
     return metrics
 
 
@@ -87,8 +98,8 @@ def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
     return model
 
 
-def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dict[str, float]:
-    """Write the predictions of every dev and test row; return the dev scores, as `evaluate` would give them."""
+def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dict[str, PredictionOutput]:
+    """Write the predictions of every dev and test row; return those of the dev rows."""
     dev = {}
     for name, splits in tokens.items():
         for split in [split for split in splits if split != "train"]:
@@ -99,7 +110,16 @@ def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dic
                 task = trainer.model.tasks[name]
                 table = prediction_table(task, splits[split]["id"], output.predictions)
                 write_predictions(task, table, folder / f"{name}-{split}")
-    return trainer.score(dev)
+    return dev
+
+
+def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]) -> dict[str, Estimate]:
+    """{task: its score and the bounds of its 95 % interval}, and the overall score's, of predictions with labels."""
+    labelled = {name: output.label_ids != UNLABELLED for name, output in outputs.items()}
+    predicted = {name: decide(tasks[name], output.predictions)[labelled[name]] for name, output in outputs.items()}
+    labels = {name: output.label_ids[labelled[name]] for name, output in outputs.items()}
+    scores = Scores(tasks, predicted, labels)
+    return {name: scores[name] for name in (*tasks, "overall")}
 
 
 def run_recipe(main: Callable[[list[str]], object]) -> None:

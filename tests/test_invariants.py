@@ -13,14 +13,14 @@ PACKAGE = ROOT / "bert_multitask"
 LAYERS = [
     {"configuration"},
     {"tasks", "losses", "packing"},
-    {"modeling", "schedule", "smart", "optim", "files"},
+    {"modeling", "schedule", "smart", "optim", "files", "card"},
     {"heads", "collate", "metrics"},
     {"data", "callbacks", "classifier", "statistics", "document"},
-    {"arguments", "prediction", "analysis", "export"},
+    {"arguments", "prediction", "analysis", "export", "hub"},
     {"run_folder", "trainer", "plots"},
     {"training", "report"},
 ]
-MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "heads", "classifier"}
+MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "card", "heads", "classifier"}
 
 
 def imports(module: str) -> set[str]:

@@ -1,0 +1,189 @@
+"""The model card: what a checkpoint can do, how well, how it came about, and how it is used."""
+
+import os
+from collections.abc import Mapping
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from .tasks import TASKS, Task
+
+TAGS = ["bert", "multi-task-learning", "bert_multitask"]
+# From the paper's ethics statement (section 8).
+COURSE_LIMITS = """\
+The rows that `sst`, `quora`, `sts` and `cfimdb` name are English, and so is what this model understands. They come from
+film reviews, news and questions on the web: people who write little there, or in other languages, are hardly in them.
+Quora asks its members to be 13 or older, and its questions are those of people who like to ask. Sentiment and "the same
+question" are theirs; elsewhere they may be others'. More languages (a multilingual BERT) and more varied pairs, such as
+PAWS-Wiki, would help."""
+LIMITS = """\
+The model repeats what its training rows and the texts that BERT was pre-trained on contain, their prejudices included.
+Its probabilities are not calibrated. Where training kept the best of several checkpoints, it was the best on the dev
+rows, which flatters their scores a little. Do not let it decide about people on its own."""
+
+
+def model_card(
+    tasks: Mapping[str, Task],
+    config,
+    repo_id: str | None = None,
+    base_model: str | None = None,
+    scores: Mapping[str, tuple[float, float | None, float | None]] | None = None,
+    settings: Mapping[str, object] | None = None,
+    plan: str | None = None,
+    data: Mapping[str, Mapping[str, Mapping]] | None = None,
+) -> str:
+    """Write a card, with metadata that the Hub reads (`model-index`); what is not given is left out.
+
+    Args:
+        tasks: {name: task}.
+        config: the model's.
+        repo_id: where it will be; by default the card says PATH.
+        base_model: what training started from. A Hub id is named; a local path is nobody's business.
+        scores: {task: (dev score, lower and upper bound of its 95 % interval or None)}; also of "overall".
+        settings: of the training, for a table; `seed` is among them.
+        plan: the schedule as a table.
+        data: {task: {split: {"rows": …, "sha256": …}}}.
+
+    Returns:
+        Markdown below YAML.
+    """
+    is_local = base_model is None or os.path.exists(base_model) or base_model.startswith("package:")
+    metadata = ModelCardData(
+        model_name=(repo_id or "multitask BERT").split("/")[-1],
+        library_name="transformers",
+        base_model=None if is_local else base_model,
+        tags=TAGS,
+        eval_results=model_index(tasks, scores or {}, settings or {}) or None,
+    )
+    parts = [
+        "# " + ", ".join(tasks) + ": one model",
+        describe_model(tasks, config, base_model if not is_local else None),
+        "## Use\n\n" + describe_use(tasks, config, repo_id or "PATH"),
+    ]
+    if scores:
+        parts.append("## Scores on the dev rows\n\n" + score_table(tasks, scores, settings or {}))
+    if settings:
+        parts.append("## Training\n\n" + table(("setting", "value"), settings.items()))
+    if plan:
+        parts.append(f"The schedule, in optimizer steps:\n\n```text\n{plan}\n```")
+    if data:
+        parts.append("## Data\n\n" + data_table(data))
+    limits = [COURSE_LIMITS, LIMITS] if TASKS.keys() & tasks.keys() else [LIMITS]
+    parts += ["## Limits and bias", *limits]
+    return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def model_index(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -> list[EvalResult]:
+    """The scores of the tasks, as the Hub's leaderboards read them."""
+    results = []
+    for name in tasks.keys() & scores.keys():
+        value, low, high = scores[name]
+        interval = {} if low is None else {"confidence_interval_95": [round(low, 4), round(high, 4)]}
+        seed = {"seed": settings["seed"]} if "seed" in settings else {}
+        results.append(
+            EvalResult(
+                task_type="sentence-similarity" if tasks[name].kind == "similarity" else "text-classification",
+                dataset_type=name,
+                dataset_name=name,
+                dataset_split="dev",
+                metric_type=tasks[name].metric,
+                metric_value=round(value, 4),
+                metric_args=(interval | seed) or None,
+            )
+        )
+    return sorted(results, key=lambda result: list(tasks).index(result.dataset_name))
+
+
+def describe_model(tasks: Mapping[str, Task], config, base_model: str | None) -> str:
+    """What the model is, in a sentence or two, and its tasks."""
+    encoders = (
+        "One BERT encoder for all tasks" if config.encoder_sharing == "shared" else "A BERT encoder for each task"
+    )
+    start = f", fine-tuned from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
+    pairs = " as one sequence" if config.pair_encoding == "joint" else " each on its own"
+    size = f"{config.num_hidden_layers} layers, {config.hidden_size} wide"
+    rows = [
+        (
+            name,
+            task.kind,
+            "two texts" if task.text_pair else "one text",
+            ", ".join(task.label_names) if task.label_names else "a score from {:g} to {:g}".format(*task.score_range),
+        )
+        for name, task in tasks.items()
+    ]
+    text = f"{encoders} ({size}){start}, with a head for each task; the texts of a pair are encoded{pairs}."
+    return f"{text}\n\n{table(('task', 'kind', 'input', 'output'), rows)}"
+
+
+def describe_use(tasks: Mapping[str, Task], config, name: str) -> str:
+    """The lines that use it, without the package and with it."""
+    task = next(iter(tasks.values()))
+    texts = '"one text", "another"' if task.text_pair else '"a text"'
+    inputs = f'tokenizer({texts}, return_tensors="pt")'
+    if task.text_pair and config.pair_encoding == "separate":
+        pair = f'tokenizer([{texts}], padding=True, return_tensors="pt")'
+        inputs = f"{{key: value[None] for key, value in {pair}.items()}}"
+    encoder, trust = f'AutoModel.from_pretrained("{name}")` is a stock `BertModel`', ""
+    if config.encoder_sharing == "per_task":
+        encoder, trust = f'model.encoder("{task.name}")` is one', ", trust_remote_code=True"
+    return f"""\
+Every head, by the code that lies beside the weights:
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
+logits = model("{task.name}", **{inputs}).logits
+```
+
+With the package `bert_multitask`, no remote code:
+
+```python
+from bert_multitask import MultitaskBertModel, predict
+
+model = MultitaskBertModel.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+table = predict(model, tokenizer, "{task.name}", [{f"({texts})" if task.text_pair else texts}])
+```
+
+The encoder alone: `{encoder}."""
+
+
+def score_table(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -> str:
+    """The scores with their intervals, and what the intervals mean."""
+    rows = [
+        (name, tasks[name].metric if name in tasks else "mean", f"{value:.4f}", interval(low, high))
+        for name, (value, low, high) in scores.items()
+    ]
+    seed = f"One run, seed {settings['seed']}. " if "seed" in settings else ""
+    note = (
+        "The intervals are percentiles of bootstrap resamples of the rows: they say how sure the score of this model "
+        "is, not how much another seed would change. "
+    )
+    bounds = note if any(low is not None for _, low, _ in scores.values()) else ""
+    overall = "Overall is the mean of accuracies and (Pearson + 1) / 2."
+    return f"{table(('task', 'metric', 'score', '95 % interval'), rows)}\n\n{seed}{bounds}{overall}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """The bounds of a score, or nothing."""
+    return "" if low is None else f"{low:.4f} – {high:.4f}"
+
+
+def data_table(data: Mapping[str, Mapping[str, Mapping]]) -> str:
+    """Rows and fingerprint of each split."""
+    rows = [
+        (name, split, f"{part['rows']:,}", f"`{part['sha256']}`")
+        for name, splits in data.items()
+        for split, part in splits.items()
+    ]
+    return table(("task", "split", "rows", "SHA-256 of texts and labels, its first 16 digits"), rows)
+
+
+def table(header: tuple, rows) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(getattr(cell, "value", cell)).replace("|", "\\|") for cell in line) + " |"
+        for line in lines
+    )

@@ -1,0 +1,168 @@
+"""What of a run goes to the Hub, and the methods of a trainer that push it."""
+
+from pathlib import Path
+
+from huggingface_hub import create_branch, create_repo, upload_folder
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from .card import model_card
+from .configuration import InputError
+
+# All that others need to use and judge a model. Nothing else of the folder: run.json, TensorBoard's files and Trainer's
+# know paths and names of the machine.
+PUBLIC = ["README.md", "config.json", "model*.safetensors*", "tokenizer*", "vocab.txt", "*.py", "metrics.json"]
+# What a model card says of the training arguments.
+CARD_SETTINGS = (
+    "seed schedule budget learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm bf16 fp16"
+).split()
+
+
+def open_repo(repo_id: str, token: str | None = None, private: bool | None = None) -> str:
+    """Make the repository if it is not there; returns its full id.
+
+    Raises:
+        InputError: the Hub cannot be reached, or refuses the token or the name.
+    """
+    try:
+        return create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
+    except Exception as error:  # the client's errors and its network library's share no base class
+        raise InputError(
+            f"--hub_model_id {repo_id}: the Hub gives no repository of that name to write to ({error}); is the token "
+            "one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"
+        ) from error
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Push a run",
+) -> str:
+    """Upload the PUBLIC files of a run folder, in one commit.
+
+    Args:
+        folder: of the run.
+        repo_id: of a repository that exists (`open_repo`).
+        revision: branch; made if it is not there. By default main.
+        token: with write access; by default the one of this machine.
+        commit_message: of the commit.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        InputError: nothing was committed; the folder is as it was.
+    """
+    try:
+        if revision is not None:
+            create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+        return upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=PUBLIC,
+            ignore_patterns=["*/*"],
+            revision=revision,
+            token=token,
+            commit_message=commit_message,
+        ).commit_url
+    except Exception as error:  # as above
+        where = f" --hub_revision {revision}" if revision else ""
+        raise InputError(
+            f"the run in {folder} is whole, but it could not be pushed to {repo_id} ({error}); try again with "
+            f"`python recipes/push_to_hub.py {folder} --hub_model_id {repo_id}{where}`"
+        ) from error
+
+
+class HubTrainer(Trainer):
+    """`transformers.Trainer` that leaves no pickle of its arguments, writes our card, and pushes the PUBLIC files.
+
+    A subclass has `describe_plan`, the schedule as a table, and `batch_size`, the rows of an optimizer step.
+    """
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Overridden to leave no training_args.bin: a pickle, which is unsafe to read and which nothing here reads."""
+        super()._save(output_dir, state_dict)
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Overridden for one clear error, before training begins."""
+        if not self.is_world_process_zero():
+            return
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        private = self.args.hub_private_repo if private is None else private
+        self.hub_model_id = open_repo(name, token or self.args.hub_token, private)
+        self.push_in_progress = None  # which Trainer asks for
+
+    def create_model_card(self, scores=None, base_model=None, data=None, **kwargs) -> None:
+        """Overridden to write a card that tells of all tasks, `README.md` in the output folder.
+
+        Args:
+            scores: {task: (dev score, lower, upper bound)}; by default those of the last evaluation, without bounds.
+            base_model: name of the checkpoint that training started from; by default the model's.
+            data: {task: {split: rows and fingerprint}}.
+            kwargs: of Trainer's card; they have no place in this one.
+        """
+        if not self.is_world_process_zero():
+            return
+        card = model_card(
+            self.model.tasks,
+            self.model.config,
+            self.hub_model_id or self.args.hub_model_id,
+            base_model or self.model.name_or_path,
+            scores or self.last_scores(),
+            self.card_settings(),
+            self.describe_plan(),
+            data,
+        )
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
+
+    def card_settings(self) -> dict[str, object]:
+        """What the card says of the training."""
+        settings = {name: getattr(self.args, name) for name in CARD_SETTINGS} | {"rows of a step": self.batch_size}
+        smart = {name: task.smart_weight for name, task in self.model.tasks.items() if task.smart_weight}
+        if smart:
+            settings["smart_weight"] = ", ".join(f"{name} {weight:g}" for name, weight in smart.items())
+            settings |= {name: getattr(self.args, name) for name in ("smart_projection", "smart_radius", "smart_steps")}
+        return settings
+
+    def last_scores(self) -> dict[str, tuple]:
+        """The scores of the last evaluation, {task: (score, None, None)}, or nothing."""
+        for entry in reversed(self.state.log_history):
+            if "eval_overall" in entry:
+                keys = {name: f"eval_{name}_{task.metric}" for name, task in self.model.tasks.items()}
+                return {name: (entry[key], None, None) for name, key in (keys | {"overall": "eval_overall"}).items()}
+        return {}
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> str | None:
+        """Overridden to push what others need and no more (`hub.PUBLIC`), with our card.
+
+        Args:
+            commit_message, token, revision, private: as Trainer's; by default those of the arguments.
+            blocking: True; an error must not come after the run has ended.
+            kwargs: of `create_model_card`.
+
+        Returns:
+            The commit's address, on the first process.
+
+        Raises:
+            InputError: it could not be pushed.
+        """
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)  # else it would push by itself
+        self.create_model_card(**kwargs)
+        if self.is_world_process_zero():
+            revision = revision or self.args.hub_revision
+            return push_folder(self.args.output_dir, self.hub_model_id, revision, token, commit_message)
