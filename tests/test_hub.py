@@ -1,0 +1,145 @@
+"""Pushing a run over HTTP with the real client, and loading it in a fresh process with an empty cache."""
+
+import getpass
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer
+
+from bert_multitask.card import model_card
+from bert_multitask.configuration import InputError, MultitaskBertConfig
+from bert_multitask.heads import MultitaskBertModel
+from bert_multitask.tasks import TASKS, Task
+
+LOAD = """
+import json, sys
+sys.modules["bert_multitask"] = None
+import torch
+from transformers import AutoModel, AutoTokenizer
+out = {}
+for revision in ("main", "second"):
+    model = AutoModel.from_pretrained("me/run", trust_remote_code=True, revision=revision).eval()
+    tokenizer = AutoTokenizer.from_pretrained("me/run", revision=revision)
+    with torch.inference_mode():
+        out[revision] = model("sst", **tokenizer("a good film", return_tensors="pt")).logits[0].tolist()
+out["encoder"] = type(AutoModel.from_pretrained("me/run")).__name__
+out["alone"] = type(AutoModel.from_pretrained("me/alone", trust_remote_code=True)).__name__
+print("\\n" + json.dumps(out))
+"""
+
+
+def in_fresh_process(hub, cache: Path, *arguments, token: str | None = None) -> dict:
+    """Run Python with this hub and an empty cache; the JSON of its last line."""
+    run = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=hub.env(cache, token) | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def config(tmp_path, tiny_bert, course_folder) -> Path:
+    path = tmp_path / "tiny.yaml"
+    settings = {"model_name_or_path": tiny_bert, "data_dir": str(course_folder), "report_to": "none"}
+    settings |= {"per_device_train_batch_size": 4, "max_length": 32, "disable_tqdm": True, "seed": 7}
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_a_run_on_the_hub(hub, config, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    hub.break_on("POST", "/api/models/me/broken/commit")
+    script = Path(__file__).with_name("push_everything.py")
+    results = in_fresh_process(hub, tmp_path / "cache", script, config, run, other, token=hub.token)
+    assert results["refused"]["code"] == 2 and not results["begun"], "before anything is computed"
+    assert "refused" not in results["refused"]["printed"] and "--hub_token" in results["refused"]["printed"]
+    for way in ("trained", "branch", "private"):
+        assert results[way]["code"] == 0 and "pushed: " in results[way]["printed"], results[way]
+    assert results["unfinished"]["code"] == 2 and "holds no finished run" in results["unfinished"]["printed"]
+
+    files = hub.files("me/run")
+    code = "card configuration heads losses modeling packing tasks".split()
+    others = [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "metrics.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert set(files) - {".gitattributes"} == {*others, *(f"{name}.py" for name in code)}
+    assert hub.files("me/run", "second") == files
+    for name in ("README.md", "config.json", "model.safetensors", "metrics.json"):
+        assert files[name] == (run / name).read_bytes(), name
+    check_nothing_leaks(files, tmp_path, hub.token)
+    assert [request for request in hub.requests if "me/secret" in request.path and not request.token] == []
+
+    # A connection that broke in mid-push: one message, and the run is whole.
+    assert results["broken"]["code"] == 2 and "Traceback" not in results["broken"]["printed"]
+    assert f"the run in {other} is whole" in results["broken"]["printed"]
+    assert f"push_to_hub.py {other} --hub_model_id me/broken" in results["broken"]["printed"]
+    assert json.loads((other / "metrics.json").read_text()) == json.loads((run / "metrics.json").read_text())
+    assert "model.safetensors" not in hub.files("me/broken"), "no half commit"
+
+    loaded = in_fresh_process(hub, tmp_path / "empty", "-c", LOAD)
+    model, tokenizer = MultitaskBertModel.from_pretrained(run).eval(), AutoTokenizer.from_pretrained(run)
+    expected = model("sst", **tokenizer("a good film", return_tensors="pt")).logits[0].tolist()
+    assert loaded == {"main": expected, "second": expected, "encoder": "BertModel", "alone": "MultitaskBertModel"}
+    card = ModelCard(hub.files("me/alone")["README.md"].decode())
+    assert 'AutoModel.from_pretrained("me/alone", trust_remote_code=True)' in card.text and "| sst |" in card.text
+
+
+def check_nothing_leaks(files: dict[str, bytes], tmp_path: Path, token: str) -> None:
+    """No path, user, host or token of this machine in what was pushed."""
+    local = [str(tmp_path), tmp_path.parent.name, os.path.expanduser("~"), str(Path.cwd()), token, platform.node()]
+    local += [f"{getpass.getuser()}@", f"/{getpass.getuser()}/"]
+    for name, content in files.items():
+        for secret in local:
+            # A short host name is also a word of the vocabulary.
+            assert len(secret) < 5 or secret.encode() not in content, (name, secret)
+
+
+def test_the_card_of_a_run(hub, config, tmp_path):
+    """Its metadata are what the Hub reads: scores with seed and interval, and the base model where it has a name."""
+    tasks = {name: TASKS[name] for name in ("sst", "sts")}
+    scores = {"sst": (0.51234, 0.48, 0.54), "sts": (0.87, None, None), "overall": (0.72, None, None)}
+    data = {"sst": {"train": {"rows": 8544, "sha256": "0123456789abcdef"}}}
+    text = model_card(
+        tasks, MultitaskBertConfig(), "me/run", "google-bert/bert-base-uncased", scores, {"seed": 3}, "the plan", data
+    )
+    card = ModelCard(text)
+    assert card.data.base_model == "google-bert/bert-base-uncased" and card.data.model_name == "run"
+    sst, sts = card.data.eval_results
+    assert (sst.dataset_name, sst.metric_type, sst.metric_value) == ("sst", "accuracy", 0.5123)
+    assert sst.metric_args == {"confidence_interval_95": [0.48, 0.54], "seed": 3} and sts.metric_args == {"seed": 3}
+    for part in ("0.4800 – 0.5400", "seed 3", "the plan", "| sst | train | 8,544 |", "Limits and bias", "PAWS-Wiki"):
+        assert part in text, part
+    own = {"nli": Task(name="nli", kind="classification", text_pair="b", label_names=("yes", "no"))}
+    text = model_card(own, MultitaskBertConfig(), base_model=str(tmp_path))
+    assert ModelCard(text).data.base_model is None and str(tmp_path) not in text and "Quora" not in text
+    assert "model-index" not in text and "Limits and bias" in text
+
+
+def test_a_trainers_card_has_its_last_scores(make_trainer):
+    trainer = make_trainer(max_steps=2)
+    metrics = trainer.evaluate()
+    trainer.create_model_card()
+    card = ModelCard.load(Path(trainer.args.output_dir, "README.md"))
+    values = {result.dataset_name: result.metric_value for result in card.data.eval_results}
+    assert values["sst"] == pytest.approx(metrics["eval_sst_accuracy"], abs=1e-4) and set(values) == set(trainer.rows)
+
+
+def test_pushes_in_mid_training_are_refused(make_trainer):
+    with pytest.raises(InputError, match="--hub_strategy is 'every_save'; only 'end' works here"):
+        make_trainer(hub_strategy="every_save")
