@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from datasets import DatasetDict
+from safetensors import safe_open
+from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments
@@ -55,6 +58,8 @@ class RunFolder:
             if overwrite:
                 raise InputError("--overwrite and --resume_from_checkpoint exclude each other")
             self.checkpoint = self.find_checkpoint(args.resume_from_checkpoint)
+            if self.checkpoint:
+                check_checkpoint(Path(self.checkpoint))
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not (self.path / "run.json").exists():
@@ -152,6 +157,28 @@ class RunFolder:
         for task in tasks:
             print(f"{task.name:12} {task.metric:10} {metrics[f'eval_{task.name}_{task.metric}']:.4f}")
         print(f"{'overall':23} {metrics['eval_overall']:.4f}\n\nrun folder: {self.path}", flush=True)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a checkpoint with a file that is cut off, or that holds more than tensors and plain data: unpickling
+    anything else could run code.
+
+    Raises:
+        InputError: names the file.
+    """
+    for file in sorted(folder.iterdir()):
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):
+                    pass
+            elif file.suffix in (".pt", ".pth", ".bin"):
+                with safe_globals():  # NumPy's arrays, which the random states have
+                    torch.load(file, map_location="cpu", mmap=True, weights_only=True)  # mapped, so nothing is copied
+        except Exception as error:  # damage shows in a dozen ways
+            raise InputError(
+                f"--resume_from_checkpoint {folder}: {file.name} is damaged, or not to be trusted "
+                f"({str(error).splitlines()[0]}); name another checkpoint of the run"
+            ) from error
 
 
 def write_json(path: Path, content: dict) -> None:

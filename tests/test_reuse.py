@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import MINILM
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
 from bert_multitask.classifier import TaskClassifier, split_pairs
@@ -16,6 +19,7 @@ from bert_multitask.configuration import InputError
 from bert_multitask.export import export_classifier, export_encoder
 from bert_multitask.heads import MultitaskBertModel, PerTaskBertModel
 from bert_multitask.prediction import predict
+from bert_multitask.run_folder import check_checkpoint
 
 TASKS = ["sst", "quora", "sts"]
 # (task, pair encoding, pooling) of exports, and whether a stock model can be one.
@@ -171,3 +175,88 @@ def test_split_pairs_is_what_the_tokenizer_gives_apart(tokenizer):
 def test_a_classifier_has_one_task(tiny_bert):
     with pytest.raises(InputError, match="a TaskClassifier has one task, not sst, quora, sts"):
         TaskClassifier(make_model(tiny_bert, encoder_sharing="per_task").config)
+
+
+class Hostile:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_pickled_weights_are_not_read(tiny_bert, tmp_path):
+    folder, made = tmp_path / "bert", tmp_path / "made"
+    shutil.copytree(tiny_bert, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for content in ({"weight": Hostile(made)}, weights):  # harmless ones are not read either
+        torch.save(content, folder / "pytorch_model.bin")
+        with pytest.raises(InputError, match="safetensors"):
+            MultitaskBertModel.from_pretrained(folder, tasks=["sst"])
+    assert not made.exists()
+
+
+def write_config(folder: Path, **fields) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def cut(folder: Path) -> None:
+    """Leave the first half of the weights' file."""
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64), "cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
+        (lambda folder: write_config(folder, hidden_size=64), "cannot be loaded"),
+        (lambda folder: write_config(folder, hidden_size="many"), "cannot be loaded"),
+        (lambda folder: write_config(folder, num_hidden_layers=3), "lacks 16 encoder weights"),
+        (lambda folder: write_config(folder, tasks=[{"name": "../../etc", "kind": "binary"}]), "Python identifier"),
+        (lambda folder: write_config(folder, tasks=[{"name": "sst", "kind": "binary", "run": 1}]), "unknown field"),
+        (lambda folder: write_config(folder, tasks="sst"), "unknown task 's'"),
+    ],
+)
+def test_damaged_and_hostile_checkpoints(folders, tmp_path, damage, message):
+    folder = tmp_path / "run"
+    shutil.copytree(folders["root"] / "shared", folder)
+    damage(folder)
+    with pytest.raises(InputError, match=message):
+        MultitaskBertModel.from_pretrained(folder)
+
+
+def test_code_beside_the_weights_is_not_run_unasked(folders, tmp_path):
+    folder, made = tmp_path / "run", tmp_path / "made"
+    shutil.copytree(folders["root"] / "shared", folder)
+    for file in folder.glob("*.py"):
+        file.write_text(f"open({str(made)!r}, 'w')\n")
+    MultitaskBertModel.from_pretrained(folder)
+    AutoModel.from_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder)
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "scheduler.pt", "model.safetensors"])
+def test_resume_reads_no_damaged_or_hostile_file(make_trainer, tmp_path, file):
+    trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    checkpoint, made = Path(trainer.args.output_dir, "checkpoint-1"), tmp_path / "made"
+    check_checkpoint(checkpoint)
+    whole = (checkpoint / file).read_bytes()
+    (checkpoint / file).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=f"{file} is damaged"):
+        check_checkpoint(checkpoint)
+    if not file.endswith("safetensors"):
+        torch.save({"state": Hostile(made)}, checkpoint / file)
+        with pytest.raises(InputError, match=f"{file} is damaged, or not to be trusted"):
+            check_checkpoint(checkpoint)
+        with pytest.raises(pickle.UnpicklingError):  # Trainer's own way is as safe
+            make_trainer(max_steps=2, save_strategy="no").train(resume_from_checkpoint=str(checkpoint))
+    assert not made.exists() and not (checkpoint / "training_args.bin").exists()
