@@ -7,7 +7,9 @@ rows, is given padded tensors, one for each bucket of rows of similar length.
 Shapes: B rows, L padded length, T real tokens of the batch, H hidden size, A heads, D = H / A head size.
 """
 
+import os
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +133,9 @@ def eager_attention(
 
     Args:
         module: the calling layer, whose `training` flag switches dropout.
-        query, key, value: (B, A, L, D); there may be fewer queries than keys.
+        query: (B, A, L, D); there may be fewer queries than keys.
+        key: (B, A, L, D).
+        value: (B, A, L, D).
         attention_mask: broadcastable to (B, A, L, L); True where attention is allowed, or added to the scores.
         dropout: probability of dropping an attention weight.
         scaling: factor of the scores.
@@ -211,7 +215,13 @@ class MinBertPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"embeddings\.position_ids$"]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Self:
         """Load any `model_type: bert` checkpoint: a folder, a Hub id, or `package:NAME/PATH` (`resolve_folder`).
 
         Keyword arguments are those of `PreTrainedModel.from_pretrained`. Weights of the checkpoint that this model has

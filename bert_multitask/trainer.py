@@ -4,13 +4,14 @@ import copy
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments
@@ -37,7 +38,7 @@ class MultitaskTrainer(Trainer):
         train_dataset: {task: tokenised rows} of every task of the model.
         eval_dataset: the same of the dev rows; needed for evaluation.
         processing_class: the tokenizer; it is saved with every checkpoint.
-        kwargs: other arguments of `transformers.Trainer`.
+        **kwargs: other arguments of `transformers.Trainer`.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class MultitaskTrainer(Trainer):
         args: MultitaskTrainingArguments,
         train_dataset: Mapping[str, Dataset],
         eval_dataset: Mapping[str, Dataset] | None = None,
-        processing_class=None,
-        **kwargs,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
     ):
         if not isinstance(args, MultitaskTrainingArguments):
             raise InputError(f"args is a {type(args).__name__}; expected MultitaskTrainingArguments")
@@ -117,7 +118,13 @@ class MultitaskTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
         """Overridden to add SMART's terms to a training step's loss, and to keep each task's losses for the log.
 
         Scaling is as Trainer's: the model divides by the labelled rows of the whole step, all processes and
@@ -138,7 +145,9 @@ class MultitaskTrainer(Trainer):
             loss = loss + weight * share * penalty
         return (loss, outputs) if return_outputs else loss
 
-    def penalties(self, task: Task, inputs: Mapping, logits: Tensor, masks: DropoutMasks | None):
+    def penalties(
+        self, task: Task, inputs: Mapping, logits: Tensor, masks: DropoutMasks | None
+    ) -> Iterator[tuple[str, float, Tensor]]:
         """Yield (name, weight, mean over the rows) of each of SMART's terms that the task has.
 
         Args:
@@ -188,7 +197,12 @@ class MultitaskTrainer(Trainer):
             self.sums.clear()
         super().log(logs, start_time)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self,
+        eval_dataset: Mapping[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """Overridden because Trainer scores several datasets apart, so that no overall score could pick the best.
 
         Args:
