@@ -33,23 +33,18 @@ def flags_page() -> str:
         "`transformers.TrainingArguments` are flags too.",
     ]
     for arguments in (RunArguments, MultitaskTrainingArguments):
-        lines += [f"## {arguments.__name__}", "| flag | default | what it does |\n|---|---|---|"]
+        lines += [f"## {arguments.__name__}", "| flag | what it does |\n|---|---|"]
         own = [field for field in fields(arguments) if field.name in vars(arguments)["__annotations__"]]
-        lines[-1] += "".join(f"\n| `--{field.name}` | {default(field)} | {describe(field)} |" for field in own)
+        lines[-1] += "".join(f"\n| `--{field.name}` | {describe(field)} |" for field in own)
     return "\n\n".join(lines) + "\n"
 
 
-def default(field: Field) -> str:
-    """A flag's default, as its row shows it."""
-    value = field.default if field.default is not MISSING else field.default_factory()
-    if value is None:
-        return ""
-    return f"`{' '.join(value) if isinstance(value, list) else value}`"
-
-
 def describe(field: Field) -> str:
-    """A flag's help and choices, as its row shows them."""
+    """A flag's help, choices and default, as its row shows them."""
     text = field.metadata["help"]
     if choices := field.metadata.get("choices"):
-        text += f" ({', '.join(f'`{choice}`' for choice in choices)})"
+        text += f"; one of {', '.join(f'`{choice}`' for choice in choices)}"
+    value = field.default if field.default is not MISSING else field.default_factory()
+    if value is not None:
+        text += f"; default `{' '.join(value) if isinstance(value, list) else value}`"
     return text.replace("|", "\\|")
