@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration import (
@@ -283,7 +283,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
 
-    def pool(self, encoded, attention_mask: Tensor | None) -> Tensor:
+    def pool(self, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None) -> Tensor:
         """What the encoder returned, and the mask (B, L) -> the embedding of each sequence (B, H)."""
         hidden = encoded.last_hidden_state
         if self.config.pooling == "pooler":

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import set_seed
 
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
@@ -80,8 +81,11 @@ def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
     except InputError:
         raise
     except Exception as error:  # a broken checkpoint fails in a dozen ways
+        reason = error
+        if isinstance(error.__cause__, LocalEntryNotFoundError):
+            reason = "it is not in the Hub's cache, and the Hub is out of reach or HF_HUB_OFFLINE is set"
         raise InputError(
-            f"{run.model_name_or_path}: cannot be loaded ({error}); name a BERT checkpoint with --model_name_or_path, "
+            f"{run.model_name_or_path}: cannot be loaded ({reason}); name a BERT checkpoint with --model_name_or_path, "
             "or try `make quickstart`, which needs no download"
         ) from error
     if run.freeze_encoder:
