@@ -20,11 +20,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_) -> str:
-    """The same for links from docs/ to the pages above it."""
-    return markdown.replace("](../README.md", "](README.md")
-
-
 def flags_page() -> str:
     """The flags of the training recipes, as a table: those that are ours, or that have a default of ours."""
     lines = [
