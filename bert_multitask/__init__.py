@@ -4,6 +4,28 @@ Names are imported when they are first used, so that `import bert_multitask` is 
 """
 
 import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors; `as` says that a name is handed on
+    from .arguments import MultitaskTrainingArguments as MultitaskTrainingArguments
+    from .configuration import InputError as InputError
+    from .configuration import MultitaskBertConfig as MultitaskBertConfig
+    from .data import load_rows as load_rows
+    from .data import load_tokenizer as load_tokenizer
+    from .data import tokenise_splits as tokenise_splits
+    from .heads import MultitaskBertModel as MultitaskBertModel
+    from .modeling import MinBertModel as MinBertModel
+    from .optim import PaperAdamW as PaperAdamW
+    from .prediction import predict as predict
+    from .smart import smart_penalty as smart_penalty
+    from .tasks import TASKS as TASKS
+    from .tasks import Task as Task
+    from .tasks import load_task as load_task
+    from .trainer import MultitaskTrainer as MultitaskTrainer
+
+# So that the verbosity, the handlers and the propagation of `transformers.logging` are those of this package's log.
+logging.getLogger(__name__).parent = logging.getLogger("transformers")
 
 _MODULES = {
     "InputError": "configuration",
@@ -29,7 +51,7 @@ _MODULES = {
 __all__ = list(_MODULES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

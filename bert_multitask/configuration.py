@@ -7,6 +7,7 @@ so that a checkpoint can carry them.
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any, Self
 
 from transformers import BertConfig
 
@@ -29,7 +30,7 @@ class MultitaskBertConfig(BertConfig):
     With a shared encoder `model_type` stays "bert", and the encoder keeps Hugging Face's parameter names, so that a
     saved multitask model is also a checkpoint that a stock `transformers.BertModel` reads.
 
-    Args:
+    Attributes:
         tasks: the fields of each `Task`, as plain data, one dictionary a task. None, the default, is an encoder
             without heads.
         pair_encoding: "joint", a pair's texts as one sequence (TPE, section 4.3), or "separate", each on its own
@@ -44,7 +45,7 @@ class MultitaskBertConfig(BertConfig):
     encoder_sharing = "shared"  # no field: the model type says it
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """Read a configuration from a folder, a Hub id or a `package:` name (see `resolve_folder`).
 
         Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, Features, Value
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration import InputError, resolve_folder
@@ -198,7 +198,7 @@ def fingerprint(rows: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_tokenizer(name: str, vocab_size: int):
+def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint.
 
     Args:
@@ -222,7 +222,11 @@ def load_tokenizer(name: str, vocab_size: int):
 
 
 def tokenise_splits(
-    task: Task, rows: DatasetDict, tokenizer, max_length: int, pair_encoding: str = "joint"
+    task: Task,
+    rows: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    pair_encoding: str = "joint",
 ) -> dict[str, Dataset]:
     """The model inputs of every split: of its `usable_rows`, by `tokenise`."""
     return {
@@ -231,7 +235,9 @@ def tokenise_splits(
     }
 
 
-def tokenise(task: Task, rows: Dataset, tokenizer, max_length: int, pair_encoding: str = "joint") -> Dataset:
+def tokenise(
+    task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, pair_encoding: str = "joint"
+) -> Dataset:
     """Turn clean rows into model inputs, once: the result is cached on disk and memory-mapped.
 
     Texts reach the tokenizer as they are. A jointly encoded pair becomes one sequence, [CLS] a [SEP] b [SEP]; a
@@ -288,7 +294,9 @@ def tokenise(task: Task, rows: Dataset, tokenizer, max_length: int, pair_encodin
     return tokens
 
 
-def encode(tokenizer, texts: list[list[str]], max_length: int, separate: bool) -> dict[str, list]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[list[str]], max_length: int, separate: bool
+) -> dict[str, list]:
     """Tokenise a batch of rows.
 
     Args:

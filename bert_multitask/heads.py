@@ -5,12 +5,16 @@ A separately encoded pair has one more axis of length 2, as the choices of Huggi
 tokens (B, 2, L), embeddings (B, 2, H).
 """
 
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
 import torch
 from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .card import model_card
@@ -166,13 +170,13 @@ class MultitaskBertModel(MinBertPreTrainedModel):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path,
-        *args,
-        tasks=None,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        tasks: Sequence[str | dict | Task] | None = None,
         encoder_sharing: str | None = None,
         output_loading_info: bool = False,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> Self:
         """Load a BERT checkpoint or a trained run (see `MinBertPreTrainedModel.from_pretrained`).
 
         Args:
@@ -183,7 +187,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             encoder_sharing: "shared" or "per_task"; by default as in the checkpoint. With "per_task" a checkpoint's one
                 encoder is copied for each task.
             output_loading_info: also return Transformers' report of missing and unexpected weights.
-            kwargs: fields of the configuration, `pair_encoding` and `pooling` among them, and what
+            **kwargs: fields of the configuration, `pair_encoding` and `pooling` among them, and what
                 `PreTrainedModel.from_pretrained` takes.
 
         Raises:
@@ -251,13 +255,15 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
         Args:
             task: name of the task.
-            input_ids, attention_mask, token_type_ids, inputs_embeds: as for `MinBertModel`, (B, L[, H]); for a
-                separately encoded pair (B, 2, L[, H]).
+            input_ids: vocabulary indices, integer (B, L); for a separately encoded pair (B, 2, L).
+            attention_mask: 1 for real tokens and 0 for padding, of the same shape; all real by default.
+            token_type_ids: segment indices, of the same shape; all 0 by default.
+            inputs_embeds: word embeddings in place of `input_ids`, float, with one more axis, H.
             labels: (B,); classes (integer), 0 or 1 (integer), or scores (float); -100 for rows without a label.
             num_items_in_batch: divisor of the summed loss where this batch is one share of a larger one; by default
                 the number of labelled rows.
-            output_attentions, output_hidden_states: as for `MinBertModel`, and with its shapes; a separately encoded
-                pair counts as two rows there.
+            output_attentions: as for `MinBertModel`, and with its shapes; a separately encoded pair counts as two rows.
+            output_hidden_states: the same of the hidden states.
 
         Returns:
             `logits`: (B, C) unnormalised class scores, (B,) logits of "yes", or (B,) scores; `loss`, a scalar, if
@@ -304,7 +310,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
 
-    def pool(self, encoded, attention_mask: Tensor | None) -> Tensor:
+    def pool(self, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None) -> Tensor:
         """What the encoder returned, and the mask (B, L) -> the embedding of each sequence (B, H)."""
         hidden = encoded.last_hidden_state
         if self.config.pooling == "pooler":

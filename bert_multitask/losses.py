@@ -79,7 +79,8 @@ def symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
     """KL(p || q) + KL(q || p) of the class probabilities, in nats (paper, section 4.4, ℓ_s).
 
     Args:
-        perturbed, clean: unnormalised class scores, float (B, C).
+        perturbed: unnormalised class scores, float (B, C).
+        clean: the same.
 
     Returns:
         One divergence a row, (B,), at least fp32.

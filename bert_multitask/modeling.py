@@ -7,9 +7,12 @@ rows, is given padded tensors, one for each bucket of rows of similar length.
 Shapes: B rows, L padded length, T real tokens of the batch, H hidden size, A heads, D = H / A head size.
 """
 
+import os
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
@@ -131,7 +134,9 @@ def eager_attention(
 
     Args:
         module: the calling layer, whose `training` flag switches dropout.
-        query, key, value: (B, A, L, D); there may be fewer queries than keys.
+        query: (B, A, L, D); there may be fewer queries than keys.
+        key: (B, A, L, D).
+        value: (B, A, L, D).
         attention_mask: broadcastable to (B, A, L, L); True where attention is allowed, or added to the scores.
         dropout: probability of dropping an attention weight.
         scaling: factor of the scores.
@@ -211,7 +216,13 @@ class MinBertPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"embeddings\.position_ids$"]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Self:
         """Load any `model_type: bert` checkpoint: a folder, a Hub id, or `package:NAME/PATH` (`resolve_folder`).
 
         Keyword arguments are those of `PreTrainedModel.from_pretrained`. Weights of the checkpoint that this model has
@@ -232,8 +243,11 @@ class MinBertPreTrainedModel(PreTrainedModel):
         except InputError:
             raise
         except Exception as error:  # a broken checkpoint fails in a dozen ways
+            reason = error
+            if isinstance(error.__cause__, LocalEntryNotFoundError):
+                reason = "it is not in the Hub's cache, and the Hub is out of reach or HF_HUB_OFFLINE is set"
             raise InputError(
-                f"{pretrained_model_name_or_path}: cannot be loaded as a BERT checkpoint in safetensors form ({error})"
+                f"{pretrained_model_name_or_path}: cannot be loaded as a BERT checkpoint in safetensors form ({reason})"
             ) from error
         missing = sorted(key for key in info["missing_keys"] if ".encoder." in f".{key}" or ".embeddings." in f".{key}")
         if missing:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from .collate import Collator
 from .configuration import InputError
@@ -49,7 +50,7 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
 @torch.inference_mode()
 def predict(
     model: MultitaskBertModel,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     task: str,
     rows: Sequence[str] | Sequence[tuple[str, str]],
     batch_size: int = 64,

@@ -86,7 +86,8 @@ class PlanSampler:
         batch_size: rows of one optimizer step, all processes and accumulation steps together.
         seed: of the order of rows.
         accumulation: micro-batches a process runs for each optimizer step.
-        rank, processes: this process, of how many.
+        rank: number of this process, from 0.
+        processes: that share each step.
     """
 
     def __init__(

@@ -56,17 +56,19 @@ def smart_penalty(
     Raises:
         InputError: no such projection, or no step.
 
-    For a `MultitaskBertModel`:
-        inputs = {"attention_mask": mask, "token_type_ids": segments}
-        smart_penalty(
-            lambda x: model("sst", inputs_embeds=x, **inputs).logits,
-            model.encoder("sst").embeddings.word_embeddings(input_ids),
-            mask,
-            model("sst", input_ids, **inputs).logits,
-            DIVERGENCES["symmetric_kl"],
-            radius=1e-2,
-            step_size=1e-2,
-        )
+    Example:
+        For a `MultitaskBertModel`:
+
+            inputs = {"attention_mask": mask, "token_type_ids": segments}
+            smart_penalty(
+                lambda x: model("sst", inputs_embeds=x, **inputs).logits,
+                model.encoder("sst").embeddings.word_embeddings(input_ids),
+                mask,
+                model("sst", input_ids, **inputs).logits,
+                DIVERGENCES["symmetric_kl"],
+                radius=1e-2,
+                step_size=1e-2,
+            )
     """
     if projection not in PROJECTIONS or steps < 1:
         raise InputError(
@@ -88,7 +90,10 @@ def ball(delta: Tensor, gradient: Tensor, *, radius: float, step_size: float) ->
     """One step of SMART's Algorithm 1: δ + η g / ‖g‖∞, the norm over each row, projected onto ‖δ‖∞ ≤ ε.
 
     Args:
-        delta, gradient: (B, ..., H).
+        delta: δ, (B, ..., H).
+        gradient: g, (B, ..., H).
+        radius: ε.
+        step_size: η.
 
     Returns:
         The new δ, every component within [-ε, ε].
@@ -104,7 +109,10 @@ def unit(delta: Tensor, gradient: Tensor, *, radius: float, step_size: float) ->
     .05. The gradient is raw, and small beside the noise: with the default step size δ is close to random.
 
     Args:
-        delta, gradient: (B, ..., H).
+        delta: δ, (B, ..., H).
+        gradient: g, (B, ..., H).
+        radius: ε.
+        step_size: η.
 
     Returns:
         The new δ, every component within (-1, 1).

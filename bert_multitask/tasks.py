@@ -20,7 +20,9 @@ class HubSource:
     Args:
         path: dataset id on the Hub.
         name: its configuration, where it has several.
-        text, text_pair, label: its columns.
+        text: its column of texts.
+        text_pair: its column of second texts; None where a row has one.
+        label: its column of labels.
         splits: {our split: its split}.
     """
 
@@ -39,7 +41,9 @@ class Task:
     Args:
         name: what it is called in flags, logs and files; a Python identifier.
         kind: "classification" (one of several labels), "binary" (yes or no) or "similarity" (a score).
-        text, text_pair, label: the columns of its files; no `text_pair` means one text a row.
+        text: the column of texts in its files.
+        text_pair: the column of second texts; None, one text a row.
+        label: the column of labels.
         label_names: what the labels 0, 1, … mean; for classification and binary.
         score_range: lowest and highest score; for similarity.
         loss: key of `losses.LOSSES`; by default the kind's.
@@ -198,3 +202,4 @@ TASKS = {
         ),
     )
 }
+"""The presets, by name: sst, quora, sts (the paper's three) and cfimdb."""

@@ -4,14 +4,16 @@ import copy
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments
@@ -40,7 +42,7 @@ class MultitaskTrainer(HubTrainer):
         train_dataset: {task: tokenised rows} of every task of the model.
         eval_dataset: the same of the dev rows; needed for evaluation.
         processing_class: the tokenizer; it is saved with every checkpoint.
-        kwargs: other arguments of `transformers.Trainer`.
+        **kwargs: other arguments of `transformers.Trainer`.
     """
 
     def __init__(
@@ -49,8 +51,8 @@ class MultitaskTrainer(HubTrainer):
         args: MultitaskTrainingArguments,
         train_dataset: Mapping[str, Dataset],
         eval_dataset: Mapping[str, Dataset] | None = None,
-        processing_class=None,
-        **kwargs,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
     ):
         if not isinstance(args, MultitaskTrainingArguments):
             raise InputError(f"args is a {type(args).__name__}; expected MultitaskTrainingArguments")
@@ -121,7 +123,13 @@ class MultitaskTrainer(HubTrainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
         """Overridden to add SMART's terms to a training step's loss, and to keep each task's losses and predictions for
         the log.
 
@@ -144,7 +152,9 @@ class MultitaskTrainer(HubTrainer):
             loss = loss + weight * share * penalty
         return (loss, outputs) if return_outputs else loss
 
-    def penalties(self, task: Task, inputs: Mapping, logits: Tensor, masks: DropoutMasks | None):
+    def penalties(
+        self, task: Task, inputs: Mapping, logits: Tensor, masks: DropoutMasks | None
+    ) -> Iterator[tuple[str, float, Tensor]]:
         """Yield (name, weight, mean over the rows) of each of SMART's terms that the task has.
 
         Args:
@@ -206,7 +216,12 @@ class MultitaskTrainer(HubTrainer):
         padded = self.accelerator.pad_across_processes(values, pad_index=UNLABELLED)
         return self.accelerator.gather(padded).cpu().numpy()
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self,
+        eval_dataset: Mapping[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """Overridden because Trainer scores several datasets apart, so that no overall score could pick the best.
 
         Args:

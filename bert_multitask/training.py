@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import set_seed
 from transformers.trainer_utils import PredictionOutput
+from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
@@ -35,6 +36,7 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     Raises:
         InputError: something is wrong with the input; nothing is computed then.
     """
+    logging.set_verbosity(args.get_process_log_level())
     check_launch(args)
     folder = RunFolder(args, overwrite=run.overwrite)
     set_seed(args.seed)

@@ -1,0 +1,90 @@
+"""The documentation site: built as `make docs` does, with every public name in its reference."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from conftest import ROOT
+
+import bert_multitask
+
+pytest.importorskip("mkdocstrings_handlers.python", reason="the site needs the extra `docs`, which `test` includes")
+
+
+class Page(HTMLParser):
+    """The anchors of a page, and the tables of arguments by the anchor above them."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.anchors: list[str] = []
+        self.tables: dict[str, str] = {}
+        self.inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if attributes.get("id", "").startswith("bert_multitask."):
+            self.anchors.append(attributes["id"])
+        if tag == "table" and self.anchors:
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside &= tag != "table"
+
+    def handle_data(self, data):
+        if self.inside:
+            self.tables[self.anchors[-1]] = self.tables.get(self.anchors[-1], "") + data
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site's folder. The build is strict: a broken link, an anchor that is not there, and a documented parameter
+    that the signature lacks, or gives no type, are errors."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    folder = tmp_path_factory.mktemp("site")
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(site) -> Page:
+    return Page("".join(page.read_text() for page in sorted((site / "reference").rglob("index.html"))))
+
+
+def test_every_public_name_has_its_entry(reference):
+    for name, module in bert_multitask._MODULES.items():
+        assert f"bert_multitask.{module}.{name}" in reference.anchors
+    overview = (ROOT / "docs" / "reference.md").read_text()
+    assert set(re.findall(r"\[`(\w+)`\]\[", overview)) == set(bert_multitask.__all__)
+
+
+def test_every_module_has_its_entry(reference):
+    """A new module belongs on one of the pages docs/reference/*.md."""
+    modules = {f"bert_multitask.{path.stem}" for path in (ROOT / "bert_multitask").glob("*.py")}
+    assert modules - {"bert_multitask.__init__"} <= set(reference.anchors)
+
+
+def test_arguments_have_types_and_words(reference):
+    table = " ".join(reference.tables["bert_multitask.smart.smart_penalty"].split())
+    assert "embeddings Tensor word embeddings x, float (B, ..., H). required" in table
+    assert "radius float ε. Bound" in table and "1e-05" in table
+
+
+def test_the_readme_is_the_first_page(site):
+    text = (site / "index.html").read_text()
+    assert "make quickstart" in text and 'href="performance/"' in text
+
+
+def test_the_flags_are_listed(site):
+    text = (site / "reference" / "flags" / "index.html").read_text()
+    for flag in ("--encoder_sharing", "--smart_radius", "--learning_rate"):
+        assert f"<code>{flag}</code>" in text
+
+
+def test_no_page_asks_another_server(site):
+    """For scripts, styles, fonts and pictures; links that a reader may follow are another matter."""
+    for page in site.rglob("*.html"):
+        loaded = re.findall(r"<(?:script|img|link)\b[^>]*?\b(?:src|href)=[\"']?(https?:[^\"' >]+)", page.read_text())
+        assert not loaded, page
