@@ -14,10 +14,13 @@ if TYPE_CHECKING:  # for type checkers and editors; `as` says that a name is han
     from .data import load_rows as load_rows
     from .data import load_tokenizer as load_tokenizer
     from .data import tokenise_splits as tokenise_splits
+    from .export import export_classifier as export_classifier
+    from .export import export_encoder as export_encoder
     from .heads import MultitaskBertModel as MultitaskBertModel
     from .modeling import MinBertModel as MinBertModel
     from .optim import PaperAdamW as PaperAdamW
     from .prediction import predict as predict
+    from .report import write_report as write_report
     from .smart import smart_penalty as smart_penalty
     from .tasks import TASKS as TASKS
     from .tasks import Task as Task

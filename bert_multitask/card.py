@@ -1,10 +1,11 @@
 """The model card: what a checkpoint can do, how well, how it came about, and how it is used."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from .configuration import MultitaskBertConfig
 from .tasks import TASKS, Task
 
 TAGS = ["bert", "multi-task-learning", "bert_multitask"]
@@ -23,7 +24,7 @@ rows, which flatters their scores a little. Do not let it decide about people on
 
 def model_card(
     tasks: Mapping[str, Task],
-    config,
+    config: MultitaskBertConfig,
     repo_id: str | None = None,
     base_model: str | None = None,
     scores: Mapping[str, tuple[float, float | None, float | None]] | None = None,
@@ -93,7 +94,7 @@ def model_index(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -
     return sorted(results, key=lambda result: list(tasks).index(result.dataset_name))
 
 
-def describe_model(tasks: Mapping[str, Task], config, base_model: str | None) -> str:
+def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_model: str | None) -> str:
     """What the model is, in a sentence or two, and its tasks."""
     encoders = (
         "One BERT encoder for all tasks" if config.encoder_sharing == "shared" else "A BERT encoder for each task"
@@ -114,7 +115,7 @@ def describe_model(tasks: Mapping[str, Task], config, base_model: str | None) ->
     return f"{text}\n\n{table(('task', 'kind', 'input', 'output'), rows)}"
 
 
-def describe_use(tasks: Mapping[str, Task], config, name: str) -> str:
+def describe_use(tasks: Mapping[str, Task], config: MultitaskBertConfig, name: str) -> str:
     """The lines that use it, without the package and with it."""
     task = next(iter(tasks.values()))
     texts = '"one text", "another"' if task.text_pair else '"a text"'
@@ -180,7 +181,7 @@ def data_table(data: Mapping[str, Mapping[str, Mapping]]) -> str:
     return table(("task", "split", "rows", "SHA-256 of texts and labels, its first 16 digits"), rows)
 
 
-def table(header: tuple, rows) -> str:
+def table(header: Sequence, rows: Iterable[Sequence]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(

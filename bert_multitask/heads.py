@@ -212,7 +212,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def push_to_hub(
-        self, repo_id: str, *, token: bool | str | None = None, private: bool | None = None, **kwargs
+        self, repo_id: str, *, token: bool | str | None = None, private: bool | None = None, **kwargs: Any
     ) -> str:
         """As `PreTrainedModel.push_to_hub`, with a card that names the tasks where the repository has none.
 

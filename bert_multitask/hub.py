@@ -1,6 +1,8 @@
 """What of a run goes to the Hub, and the methods of a trainer that push it."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import create_branch, create_repo, upload_folder
 from transformers import Trainer
@@ -95,7 +97,13 @@ class HubTrainer(Trainer):
         self.hub_model_id = open_repo(name, token or self.args.hub_token, private)
         self.push_in_progress = None  # which Trainer asks for
 
-    def create_model_card(self, scores=None, base_model=None, data=None, **kwargs) -> None:
+    def create_model_card(
+        self,
+        scores: Mapping[str, tuple] | None = None,
+        base_model: str | None = None,
+        data: Mapping[str, Mapping] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Overridden to write a card that tells of all tasks, `README.md` in the output folder.
 
         Args:
@@ -143,7 +151,7 @@ class HubTrainer(Trainer):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> str | None:
         """Overridden to push what others need and no more (`hub.PUBLIC`), with our card.
 
