@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from transformers import set_seed
+from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
@@ -32,6 +33,9 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
         InputError: something is wrong with the input; nothing is computed then.
     """
     check_launch(args)
+    logging.set_verbosity(args.get_process_log_level())  # Trainer does so too, after the model is loaded
+    if args.process_index:
+        logging.disable_progress_bar()
     folder = RunFolder(args, overwrite=run.overwrite)
     set_seed(args.seed)
 
