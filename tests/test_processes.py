@@ -15,10 +15,14 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from conftest import finish, launch, losses, write_course
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import ROOT, finish, launch, losses, write_course
 from safetensors.torch import load_file
 
+from bert_multitask.configuration import InputError
+from bert_multitask.modeling import MinBertPreTrainedModel
 from bert_multitask.schedule import FILLER
+from bert_multitask.trainer import check_sharding
 
 CPU = "recipes/accelerate/cpu.yaml"
 ROWS = {"sst": 53, "quora": 62, "sts": 25}
@@ -134,6 +138,51 @@ def test_two_processes_train_as_one(rows_config, tmp_path):
         loss, weights = compare(tmp_path / "two" / name, tmp_path / "one" / name, 2, accumulation)
         assert loss < 1e-5 and weights < 1e-5, (name, loss, weights)
         compare_predictions(tmp_path / "two" / name, tmp_path / "one" / name)
+
+
+CONFIGURATIONS = {
+    "accelerate_config": {"distributed_type": "MULTI_GPU", "num_processes": 1, "use_cpu": False},
+    "cpu": {"distributed_type": "MULTI_GPU", "num_processes": 2, "use_cpu": True, "mixed_precision": "no"},
+    "multi_gpu": {"distributed_type": "MULTI_GPU", "num_processes": 8, "num_machines": 1, "mixed_precision": "bf16"},
+    "multi_machine": {"distributed_type": "MULTI_GPU", "num_processes": 16, "num_machines": 2},
+    "fsdp2": {"distributed_type": "FSDP", "num_processes": 8},
+    "deepspeed_zero2": {"distributed_type": "DEEPSPEED", "num_processes": 8},
+}
+
+
+def configurations() -> dict[str, Path]:
+    files = [ROOT / "accelerate_config.yaml", *(ROOT / "recipes" / "accelerate").glob("*.yaml")]
+    return {file.stem: file for file in files}
+
+
+def test_accelerate_reads_the_configurations():
+    assert set(configurations()) == set(CONFIGURATIONS)
+    read = {name: load_config_from_file(str(file)) for name, file in configurations().items()}
+    for name, expected in CONFIGURATIONS.items():
+        assert {key: getattr(read[name], key) for key in expected} == expected, name
+    sharding = read["fsdp2"].fsdp_config
+    assert sharding["fsdp_version"] == 2 and sharding["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+    assert sharding["fsdp_transformer_layer_cls_to_wrap"] in MinBertPreTrainedModel._no_split_modules
+    assert read["deepspeed_zero2"].deepspeed_config["zero_stage"] == 2
+
+
+@pytest.mark.parametrize(
+    ("library", "model", "tasks", "settings", "message"),
+    [
+        ("FSDP", {}, {"sst": {"smart_weight": 1.0}}, {}, "--smart_weight does not work with FSDP"),
+        ("FSDP", {}, {"sts": {"bregman_weight": 1.0}}, {}, "--bregman_weight does not work with FSDP"),
+        ("FSDP", {"encoder_sharing": "per_task"}, {}, {"load_best_model_at_end": True}, "per_task with --load_best"),
+        ("FSDP", {"encoder_sharing": "per_task"}, {}, {}, "a CPU, where Accelerate would leave the model whole"),
+        ("DEEPSPEED", {"encoder_sharing": "per_task"}, {}, {}, "per_task does not work with DeepSpeed"),
+    ],
+)
+def test_what_sharded_weights_do_not_allow(make_trainer, monkeypatch, library, model, tasks, settings, message):
+    """As `accelerate launch` asks for them, by the environment."""
+    trainer = make_trainer(model, task_settings=tasks, eval_strategy="steps", save_strategy="steps", **settings)
+    check_sharding(trainer.model, trainer.args)
+    monkeypatch.setenv(f"ACCELERATE_USE_{library}", "true")
+    with pytest.raises(InputError, match=message):
+        check_sharding(trainer.model, trainer.args)
 
 
 @pytest.mark.slow
