@@ -262,7 +262,7 @@ def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) 
     per_task = model.config.encoder_sharing == "per_task"
     if per_task and (args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")):
         raise InputError(
-            "--encoder_sharing per_task does not work with DeepSpeed: it gives the idle encoders gradients of zeros, by "
+            "--encoder_sharing per_task does not work with DeepSpeed: it gives idle encoders gradients of zeros, by "
             "which Adam would still move them; use recipes/accelerate/multi_gpu.yaml"
         )
     if not (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
