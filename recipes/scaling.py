@@ -9,14 +9,16 @@ A step of B rows on N processes, one CPU thread each, takes
     fixed + B / N · row + update + buckets · latency + 2 (N - 1) / N · gradients / bandwidth
 
 seconds. The first three are measured on process 0 while the others wait, on whole batches and on half ones; latency and
-bandwidth on all-reduces alone; the step itself as DistributedDataParallel takes it. Medians over steps and rounds.
+bandwidth on all-reduces alone; the step itself as DistributedDataParallel takes it, on the process that needs longest.
+Seconds are CPU time, which other programs on the machine do not lengthen much; of several rounds the least counts.
 """
 
 import argparse
+import copy
 import time
 from collections import defaultdict
-from statistics import median
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
@@ -38,15 +40,13 @@ WARM_UP = 2  # steps of a round that are not timed
 
 
 class Rig:
-    """The model with its optimizer, and the rows of the real mix, on each process."""
+    """The model and the rows of the real mix, on each process."""
 
     def __init__(self, options, state: PartialState):
         set_seed(0)
         name = options.model_name_or_path
         self.steps = WARM_UP + options.steps
         self.model = MultitaskBertModel.from_pretrained(name, tasks=NAMES, encoder_sharing=options.encoder_sharing)
-        self.parameters = [weight for key, weight in self.model.named_parameters() if ".pooler." not in key]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, weight_decay=0.0, fused=True)
         tokenizer = load_tokenizer(name, self.model.config.vocab_size)
         with state.main_process_first():
             rows = {task: load_rows(TASKS[task], options.data_dir) for task in NAMES}
@@ -62,80 +62,91 @@ class Rig:
         sampler = PlanSampler(plan, rows, BATCH, seed=0, rank=rank, processes=processes)
         return [self.collate(self.rows.__getitems__(keys)) for keys in sampler]
 
-    def time(self, model: torch.nn.Module, batches: list[dict]) -> tuple[float, float]:
-        """Seconds of forward and backward, and of clipping and the optimizer's step."""
-        model.train()
-        passes, updates = [], []
-        for batch in batches:
-            start = time.perf_counter()
-            model(**batch, num_items_in_batch=BATCH).loss.backward()
-            middle = time.perf_counter()
-            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            passes.append(middle - start)
-            updates.append(time.perf_counter() - middle)
-        return median(passes[WARM_UP:]), median(updates[WARM_UP:])
+
+def time_steps(model: torch.nn.Module, batches: list[dict]) -> np.ndarray:
+    """Seconds of forward and backward, and of clipping and the optimizer's step: (steps, 2)."""
+    parameters = [weight for key, weight in model.named_parameters() if ".pooler." not in key]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0, fused=True)
+    model.train()
+    seconds = []
+    for batch in batches:
+        start = time.process_time()
+        model(**batch, num_items_in_batch=BATCH).loss.backward()
+        middle = time.process_time()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append((middle - start, time.process_time() - middle))
+    return np.array(seconds[WARM_UP:])
 
 
-def count_bytes(sent: list[int], bucket: dist.GradBucket) -> torch.futures.Future:
+def count_bytes(sent: list[int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """DistributedDataParallel's own all-reduce of a bucket of gradients, with its size noted."""
     sent.append(bucket.buffer().nbytes)
     return allreduce_hook(None, bucket)
 
 
 def time_all_reduce(size: int) -> float:
-    """Seconds of an all-reduce of so many bytes."""
+    """Seconds of an all-reduce of so many bytes, the least of several."""
     tensor, seconds = torch.ones(size // 4), []
     for _ in range(5):
         dist.barrier()
-        start = time.perf_counter()
+        start = time.process_time()
         dist.all_reduce(tensor)
-        seconds.append(time.perf_counter() - start)
-    return median(seconds)
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+def slowest(seconds: np.ndarray) -> np.ndarray:
+    """Element by element, the most that any process needed."""
+    most = torch.from_numpy(seconds)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most.numpy()
 
 
 def measure(options, state: PartialState) -> dict[str, float]:
     """The model's constants, and what it says of a step against what a step takes."""
     rig, processes, sent = Rig(options, state), state.num_processes, []
+    alone = copy.deepcopy(rig.model)
     parallel = DistributedDataParallel(rig.model, find_unused_parameters=True)
     parallel.register_comm_hook(sent, count_bytes)
     whole, half, share = rig.batches(1, 0), rig.batches(2, 0), rig.batches(processes, state.process_index)
     seconds = defaultdict(list)
     for _ in range(options.rounds):
         if state.is_main_process:
-            for name, batches in (("whole", whole), ("half", half)):
-                passes, update = rig.time(rig.model, batches)
-                seconds[name].append(passes)
-                seconds["update"].append(update)
+            seconds["whole"].append(time_steps(alone, whole))
+            seconds["half"].append(time_steps(alone, half))
         dist.barrier()
         sent.clear()
-        seconds["step"].append(sum(rig.time(parallel, share)))
-        seconds["latency"].append(time_all_reduce(4))
-        seconds["all-reduce"].append(time_all_reduce(sum(sent) // rig.steps))
+        seconds["step"].append(slowest(time_steps(parallel, share)))
+        seconds["latency"].append([time_all_reduce(4)])
+        seconds["all-reduce"].append([time_all_reduce(sum(sent) // rig.steps)])
     if not state.is_main_process:
         return {}
-    took = {name: median(values) for name, values in seconds.items()}
+    took = {name: np.min(values, axis=0).sum(-1).mean() for name, values in seconds.items()}  # of each step the least
+    update = np.min(seconds["whole"], axis=0)[:, 1].mean()
+    took["whole"] -= update
+    took["half"] -= update
     gradients, buckets = sum(sent) / rig.steps, len(sent) / rig.steps
     row = (took["whole"] - took["half"]) / (BATCH / 2)
     fixed = took["whole"] - BATCH * row
     traffic = 2 * (processes - 1) / processes * gradients
     bandwidth = traffic / (took["all-reduce"] - took["latency"])
     result = {
-        "parameters that train, millions": sum(weight.numel() for weight in rig.parameters) / 1e6,
+        "parameters, millions": sum(weight.numel() for weight in rig.model.parameters()) / 1e6,
         "gradients that are all-reduced in a step, MB": gradients / 1e6,
         "sent by each process in a step, MB": traffic / 1e6,
         "buckets": buckets,
         "fixed, s": fixed,
         "row, s": row,
-        "update, s": took["update"],
+        "update, s": update,
         "latency, s": took["latency"],
         "bandwidth, MB/s": bandwidth / 1e6,
-        "a step of one process, s": took["whole"] + took["update"],
+        "a step of one process, s": took["whole"] + update,
         f"a step of {processes} processes, measured, s": took["step"],
     }
     for number in (processes, 4, 8):
-        compute = fixed + BATCH / number * row + took["update"]
+        compute = fixed + BATCH / number * row + update
         talk = buckets * took["latency"] + 2 * (number - 1) / number * gradients / bandwidth
         result[f"a step of {number} processes, predicted, s"] = compute + talk
     result["predicted / measured"] = result[f"a step of {processes} processes, predicted, s"] / took["step"]

@@ -1,6 +1,7 @@
 """Several processes train as one does: the same tasks and rows in each step, losses, weights and predictions; and a run
 goes on after one of them was killed."""
 
+import copy
 import itertools
 import json
 import re
@@ -14,13 +15,16 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, finish, launch, losses, write_course
 from safetensors.torch import load_file
+from torch.distributed.fsdp import fully_shard
 
+from bert_multitask import modeling
 from bert_multitask.configuration import InputError
-from bert_multitask.modeling import MinBertPreTrainedModel
+from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.schedule import FILLER
 from bert_multitask.trainer import check_sharding
 
@@ -162,8 +166,37 @@ def test_accelerate_reads_the_configurations():
         assert {key: getattr(read[name], key) for key in expected} == expected, name
     sharding = read["fsdp2"].fsdp_config
     assert sharding["fsdp_version"] == 2 and sharding["fsdp_state_dict_type"] == "FULL_STATE_DICT"
-    assert sharding["fsdp_transformer_layer_cls_to_wrap"] in MinBertPreTrainedModel._no_split_modules
     assert read["deepspeed_zero2"].deepspeed_config["zero_stage"] == 2
+
+
+@pytest.fixture
+def group_of_one():
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("sharing", ["shared", "per_task"])
+def test_fsdp2_on_the_layers_it_is_told_to_wrap(tiny_bert, group_of_one, sharing):
+    """PyTorch's `fully_shard`, which Accelerate calls on GPUs: the same gradients, and none of idle parameters."""
+    name = load_config_from_file(str(configurations()["fsdp2"])).fsdp_config["fsdp_transformer_layer_cls_to_wrap"]
+    torch.manual_seed(0)
+    model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=["sst", "sts"], encoder_sharing=sharing).eval()
+    sharded = copy.deepcopy(model)
+    for module in sharded.modules():
+        if isinstance(module, getattr(modeling, name)):
+            fully_shard(module, mesh=group_of_one, reshard_after_forward=True)
+    fully_shard(sharded, mesh=group_of_one, reshard_after_forward=True)
+    ids = torch.tensor([[101, 7592, 2088, 102], [101, 2204, 102, 0]])
+    for each in (model, sharded):
+        each("sst", ids, (ids > 0).long(), labels=torch.tensor([1, 4])).loss.backward()
+    expected = {key: weight.grad for key, weight in model.named_parameters()}
+    assert any(gradient is None for gradient in expected.values())
+    for key, weight in sharded.named_parameters():
+        assert (weight.grad is None) == (expected[key] is None), key
+        if weight.grad is not None:
+            torch.testing.assert_close(weight.grad.full_tensor(), expected[key], msg=key)
 
 
 @pytest.mark.parametrize(
