@@ -33,10 +33,11 @@ ROWS = {"sst": 53, "quora": 62, "sts": 25}
 EPOCHS = {"sst": 2, "quora": 1, "sts": 2}
 BATCH = 24  # so that the last batches of an epoch have 5, 14 and 1 row, for up to 12 shares
 STEPS = 2 * 3 + 3 + 2 * 2
-# Without what is random; SGD, because Adam divides a gradient that should be 0 by its own rounding.
+# Without what is random. By SGD weights differ as the gradients do; Adam takes steps of its own size.
 SAME = ["--encoder_dropout", 0, "--head_dropout", 0, "--optim", "sgd", "--learning_rate", 0.02, "--use_cpu"]
 SAME += ["--logging_steps", 1, "--eval_steps", 5, "--save_steps", 5, "--save_total_limit", 9]
-# A perturbation of about the size of the embeddings: with the paper's 1e-5 its direction is left to fp32's rounding.
+# A perturbation that matters, of about the size of the embeddings, and noise of that size to begin with: from noise of
+# 1e-5 its direction would be left to fp32's rounding.
 SMART = ["--smart_weight", '{"sst": 1, "sts": 1}', "--bregman_weight", 0.5]
 SMART += ["--smart_radius", 0.02, "--smart_step_size", 0.02, "--smart_noise_std", 0.02]
 SETTINGS = {
@@ -48,6 +49,10 @@ SETTINGS = {
     ]
     for sharing, smart, dtype in itertools.product(["shared", "per_task"], [False, True], ["fp32", "bf16"])
 }
+
+# The default optimizer, and SMART's default perturbation.
+SETTINGS["shared-adamw-fp32"] = ["--no_load_best_model_at_end", *SMART[:4], "--optim", "adamw_torch_fused"]
+SETTINGS["shared-adamw-fp32"] += ["--learning_rate", 1e-4]
 
 
 @pytest.fixture
@@ -97,7 +102,7 @@ def compare(run: Path, one: Path, processes: int, accumulation: int) -> tuple[fl
     (expected_steps, expected), (got_steps, got) = (zip(*losses(folder), strict=True) for folder in (one, run))
     assert got_steps == expected_steps == tuple(range(1, STEPS + 1))
     files = [*one.glob("checkpoint-*/*.safetensors"), one / "model.safetensors"]
-    assert len(files) == 4 + 3 * ("smart" in run.name), "after steps 5, 10 and 13, and in the end"
+    assert len(files) == 4 + 3 * ("plain" not in run.name), "after steps 5, 10 and 13, and in the end"
     differences = [
         (load_file(run / file.relative_to(one))[name] - weight).abs().max().item()
         for file in files
@@ -278,3 +283,19 @@ def test_a_killed_process_ends_the_run_which_resumes(rows_config, tmp_path, name
         assert [step for step, _ in losses(killed)] == [step for step, _ in losses(whole)]
         compare_predictions(killed, whole)
         shutil.rmtree(killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["shared", "per_task"])
+def test_scaling(tiny_bert, sharing):
+    """What docs/scaling.md says is sent: every gradient in fp32, also of what is idle."""
+    flags = ["--model_name_or_path", tiny_bert, "--encoder_sharing", sharing, "--rounds", 1, "--steps", 2]
+    run = launch(*flags, script=ROOT / "recipes" / "scaling.py", launcher=CPU)
+    printed = finish(run)
+    assert run.returncode == 0, printed
+    result = dict(re.findall(r"^(\S.*?) {2,}(-?[\d.]+(?:e[+-]\d+)?)$", printed, re.MULTILINE))
+    model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=["sst", "quora", "sts"], encoder_sharing=sharing)
+    size = 4 * sum(weight.numel() for weight in model.parameters()) / 1e6
+    assert float(result["gradients that are all-reduced in a step, MB"]) == pytest.approx(size, rel=1e-3)
+    assert float(result["sent by each process in a step, MB"]) == pytest.approx(size, rel=1e-3), "2 (N - 1) / N is 1"
+    assert float(result["a step of 2 processes, measured, s"]) > 0

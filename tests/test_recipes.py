@@ -245,6 +245,7 @@ def test_a_killed_run_resumes_to_the_same_weights(config):
     whole, killed = config.parent / "whole", config.parent / "killed"
     run = launch(config, *epochs, "--output_dir", str(whole))
     assert run.wait(timeout=240) == 0, run.stdout.read()
+    assert json.loads((whole / "run.json").read_text())["processes"] == 1
 
     run = launch(config, *epochs, "--output_dir", str(killed))
     deadline = time.monotonic() + 240
