@@ -9,7 +9,8 @@ A step of B rows on N processes, one CPU thread each, takes
     fixed + B / N · row + update + buckets · latency + 2 (N - 1) / N · gradients / bandwidth
 
 seconds. The first three are measured on process 0 while the others wait, on whole batches and on half ones; latency and
-bandwidth on all-reduces alone; the step itself as DistributedDataParallel takes it, on the process that needs longest.
+bandwidth on all-reduces alone, with a copy into a bucket and back; the step itself as DistributedDataParallel takes it,
+on the process that needs longest.
 Seconds are CPU time, which other programs on the machine do not lengthen much; of several rounds the least counts.
 """
 
@@ -87,12 +88,14 @@ def count_bytes(sent: list[int], bucket: dist.GradBucket) -> torch.futures.Futur
 
 
 def time_all_reduce(size: int) -> float:
-    """Seconds of an all-reduce of so many bytes, the least of several."""
-    tensor, seconds = torch.ones(size // 4), []
+    """Seconds of an all-reduce of so many bytes, copied to a bucket and back as gradients are; the least of several."""
+    gradient, bucket, seconds = torch.ones(size // 4), torch.zeros(size // 4), []
     for _ in range(5):
         dist.barrier()
         start = time.process_time()
-        dist.all_reduce(tensor)
+        torch.div(gradient, dist.get_world_size(), out=bucket)
+        dist.all_reduce(bucket)
+        gradient.copy_(bucket)
         seconds.append(time.process_time() - start)
     return min(seconds)
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -71,7 +72,7 @@ def flags_of(config: Path, name: str, processes: int = 1, accumulation: int = 1)
     return [str(flag) for flag in (config, *SAME, *SETTINGS[name], *share)]
 
 
-def start(runs: dict[Path, list[str]], processes: int, launcher: str = CPU):
+def start(runs: dict[Path, list[str]], processes: int | None, launcher: str = CPU) -> subprocess.Popen:
     """Launch `launched.py` on {output folder: flags}."""
     file = next(iter(runs)).with_suffix(".runs.json")
     file.parent.mkdir(exist_ok=True)
@@ -264,7 +265,9 @@ def test_a_killed_process_ends_the_run_which_resumes(rows_config, tmp_path, name
     group = psutil.Process(run.pid).children(recursive=True)
     (second,) = (process for process in group if process.environ().get("RANK") == "1")
     second.kill()
+    since = time.monotonic()
     printed = finish(run, timeout=60)
+    print(f"{name}: ended {time.monotonic() - since:.1f} s after one was killed")
     assert run.returncode != 0 and not any(process.is_running() for process in group), printed
     assert not (killed / "metrics.json").exists()
     assert json.loads((killed / "run.json").read_text())["processes"] == 2
