@@ -120,7 +120,9 @@ def predictions(file: Path) -> tuple[list[str], np.ndarray]:
 
 def compare_predictions(run: Path, one: Path) -> None:
     """Row for row and in the same order; and the metrics."""
-    for file in (one / "predictions").glob("*.parquet"):
+    files = list((one / "predictions").glob("*.parquet"))
+    assert len(files) == 6, "dev and test of three tasks"
+    for file in files:
         (ids, values), (expected_ids, expected) = predictions(run / "predictions" / file.name), predictions(file)
         assert ids == expected_ids and len(set(ids)) == len(ids) == len(values)
         np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5)
