@@ -220,6 +220,9 @@ class MultitaskTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "where logs go: tensorboard, wandb, none …; by default TensorBoard if installed"},
     )
+    log_level_replica: str | None = field(
+        default="error", metadata={"help": "what the other processes log: errors, since the first speaks for all"}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "False; the collator picks the columns"})
     ddp_find_unused_parameters: bool | None = field(
         default=True, metadata={"help": "True, because the heads of the other tasks are idle in a step"}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -70,6 +71,7 @@ class MultitaskTrainer(HubTrainer):
         args.max_steps = len(self.plan)
         check_metrics(model.tasks, args)
         check_smart(model.tasks, args)
+        check_sharding(model, args)
         for name in self.rows.keys() - set(self.plan):
             logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
         self.sums: dict[str, tuple] = {}
@@ -285,4 +287,27 @@ def check_smart(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> 
         logger.warning(
             f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares "
             "little more than dropout masks; a radius from 1e-3 up is kept (docs/results.md)"
+        )
+
+
+def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
+    """Refuse what would go wrong, mostly without a word, where processes share one model's weights or gradients."""
+    per_task = model.config.encoder_sharing == "per_task"
+    if per_task and (args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")):
+        raise InputError(
+            "--encoder_sharing per_task does not work with DeepSpeed: it gives idle encoders gradients of zeros, by "
+            "which Adam would still move them; use recipes/accelerate/multi_gpu.yaml"
+        )
+    if not (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        return
+    refused = {
+        "--smart_weight": any(task.smart_weight for task in model.tasks.values()),  # calls parts of the model by hand
+        "--bregman_weight": any(task.bregman_weight for task in model.tasks.values()),  # averages whole weights
+        "--encoder_sharing per_task with --load_best_model_at_end": per_task and args.load_best_model_at_end,
+        "a CPU, where Accelerate would leave the model whole,": args.device.type == "cpu",
+    }
+    if names := [name for name, asked in refused.items() if asked]:
+        raise InputError(
+            f"{names[0]} does not work with FSDP, which cuts the weights in pieces; leave it out, or use another "
+            "configuration of recipes/accelerate"
         )

