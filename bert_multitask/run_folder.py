@@ -14,7 +14,7 @@ from datasets import DatasetDict
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments
-from .configuration import InputError
+from .configuration import InputError, resolve_folder
 from .data import fingerprint
 from .tasks import Task
 
@@ -151,6 +151,21 @@ class RunFolder:
         for task in tasks:
             print(f"{task.name:12} {task.metric:10} {metrics[f'eval_{task.name}_{task.metric}']:.4f}")
         print(f"{'overall':23} {metrics['eval_overall']:.4f}\n\nrun folder: {self.path}", flush=True)
+
+
+def read_run(name: str) -> RunArguments | None:
+    """The arguments of the run that left a folder; None of a checkpoint without `run.json`, from the Hub for example.
+
+    Raises:
+        InputError: `run.json` is there and is not a run's.
+    """
+    path = Path(resolve_folder(name), "run.json")
+    if not path.is_file():
+        return None
+    try:
+        return RunArguments(**json.loads(path.read_text(encoding="utf-8"))["run"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is not the record of a run ({error}); did another version write it?") from error
 
 
 def write_json(path: Path, content: dict) -> None:
