@@ -1,4 +1,4 @@
-"""Trained runs to prediction tables: what `recipes/predict.py` does, and `recipes/ensemble.py` for runs without tables."""
+"""Trained runs → prediction tables and their scores: what `recipes/predict.py` does."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,10 +47,10 @@ class TrainedRun:
             raise InputError(f"{name}: no run folder, and it cannot be loaded from the Hub ({error})") from error
         if not self.config.tasks:
             raise InputError(f"{name} is a BERT without heads; expected a run of train_multitask.py")
-        record = read_run(name)
-        self.data_dir = data_dir or (record.data_dir if record else None)
-        self.max_length = min(record.max_length if record else 512, self.config.max_position_embeddings)
-        known = TASKS | {task.name: task for task in (record.load_tasks() if record else ())}
+        run, _ = read_run(name) or (None, None)
+        self.data_dir = data_dir or (run.data_dir if run else None)
+        self.max_length = min(run.max_length if run else 512, self.config.max_position_embeddings)
+        known = TASKS | {task.name: task for task in (run.load_tasks() if run else ())}
         trained = {fields["name"]: fields for fields in self.config.tasks}
         self.tasks = {}
         for spec in tasks or trained:

@@ -50,7 +50,7 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
 
     The Parquet file holds the table as it is, and the task in its metadata. The CSV file of a task with a
     `prediction_column` has the course's form: `id \\t Predicted_X`, then `id , value` lines, classes as numbers. Any
-    other task's is a plain table of `id`, and `score`, or the `label`'s name and, where there is one, its `probability`.
+    other task's is a plain table of `id`, and `score`, or the `label`'s name and its `probability` where there is one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     values = table[decision_column(task)]

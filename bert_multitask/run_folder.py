@@ -153,8 +153,9 @@ class RunFolder:
         print(f"{'overall':23} {metrics['eval_overall']:.4f}\n\nrun folder: {self.path}", flush=True)
 
 
-def read_run(name: str) -> RunArguments | None:
-    """The arguments of the run that left a folder; None of a checkpoint without `run.json`, from the Hub for example.
+def read_run(name: str) -> tuple[RunArguments, dict] | None:
+    """The arguments, and all of `run.json`, of the run that left a folder; None of a checkpoint without it, from the Hub
+    for example.
 
     Raises:
         InputError: `run.json` is there and is not a run's.
@@ -163,7 +164,8 @@ def read_run(name: str) -> RunArguments | None:
     if not path.is_file():
         return None
     try:
-        return RunArguments(**json.loads(path.read_text(encoding="utf-8"))["run"])
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return RunArguments(**record["run"]), record
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is not the record of a run ({error}); did another version write it?") from error
 
