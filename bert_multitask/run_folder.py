@@ -154,8 +154,7 @@ class RunFolder:
 
 
 def read_run(name: str) -> tuple[RunArguments, dict] | None:
-    """The arguments, and all of `run.json`, of the run that left a folder; None of a checkpoint without it, from the Hub
-    for example.
+    """The arguments, and all of `run.json`, of the run that left a folder; None of a checkpoint without that file.
 
     Raises:
         InputError: `run.json` is there and is not a run's.

@@ -113,9 +113,9 @@ def report(options: argparse.Namespace, members: list, labels: dict[str, ndarray
     parts = {"dev": {task: range(len(values)) for task, values in labels.items()}}
     if picks:
         predictions[f"selected, {options.vote}"] = vote(members, options.vote, picks)
-        halves = [halve(tasks[task], values) for task, values in labels.items()]
-        titles = "dev, the half selected on", "dev, the other half"
-        parts = {title: dict(zip(labels, rows, strict=True)) for title, rows in zip(titles, zip(*halves), strict=True)}
+        halves = {task: halve(tasks[task], values) for task, values in labels.items()}
+        titles = ("dev, the half selected on", "dev, the other half")
+        parts = {title: {task: halves[task][number] for task in labels} for number, title in enumerate(titles)}
     scores = {}
     for title, rows in parts.items():
         kept = {task: values[rows[task]] for task, values in labels.items()}
