@@ -63,7 +63,7 @@ class TrainedRun:
         name = given.get("name")
         if name not in trained:
             raise InputError(f"--tasks names {name!r}; the tasks of {self.name} are {', '.join(trained)}")
-        if other := sorted(set(given) - {"name", "kind", *SOURCE}):
+        if other := sorted(set(given) - {"name", *SOURCE}):
             raise InputError(f"--tasks: {other[0]!r} of {name!r} is the run's own; give {', '.join(SOURCE)} at most")
         source = {key: getattr(known[name], key) for key in SOURCE} if name in known else {}
         task = load_task(trained[name] | source | given)

@@ -120,7 +120,7 @@ class RunFolder:
             "commit": git_commit(),
         }
         file = self.path / "run.json"
-        if self.checkpoint:
+        if self.args.resume_from_checkpoint and file.exists():
             self.compare(record["decides"], file)
         try:
             if self.overwrite and self.path.exists():
