@@ -116,15 +116,18 @@ REPOS = {
 }
 
 
-def load_everything() -> dict:
-    """Load a checkpoint, the presets' datasets, and three that fail, with the package as a user would."""
+def load_everything(repos: dict[str, dict[str, bytes]]) -> dict:
+    """Load a checkpoint, the presets' datasets, three that fail, and a trained run, with the package as a user would."""
     import dataclasses
+    import tempfile
 
     from transformers import AutoTokenizer
 
+    from bert_multitask.arguments import MultitaskTrainingArguments
     from bert_multitask.configuration import InputError
     from bert_multitask.data import load_rows
     from bert_multitask.heads import MultitaskBertModel
+    from bert_multitask.inference import SplitReader, TrainedRun, predict_runs
     from bert_multitask.prediction import predict
     from bert_multitask.tasks import TASKS, HubSource
 
@@ -146,12 +149,20 @@ def load_everything() -> dict:
     tokenizer = AutoTokenizer.from_pretrained("someone/bert")
     results["predicted"] = predict(model, tokenizer, "sst", ["fine"])["label"][:]
     results["weights"] = float(model.bert.encoder["layer"][0].output.dense.weight.detach().double().sum())
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        repos["someone/run"] = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        run, args = TrainedRun("someone/run", data_dir="hub"), MultitaskTrainingArguments(output_dir=folder)
+        (tables,) = predict_runs([run], SplitReader("test"), args)
+    results["run"] = {name: table["id"][:] for name, table in tables.items()}
     return results
 
 
 if __name__ == "__main__":
     checkpoint = {path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(REPOS | {"someone/bert": checkpoint}))
+    repos = REPOS | {"someone/bert": checkpoint}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(repos))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1"}
-    print(json.dumps(load_everything()))
+    print(json.dumps(load_everything(repos)))

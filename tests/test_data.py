@@ -321,6 +321,7 @@ def test_the_hub(tmp_path, tiny_bert):
     assert got["weights"] == pytest.approx(weights.double().sum().item()) and len(got["predicted"]) == 1
     assert "no such split" in got["wrong split"] and "no column" in got["wrong column"]
     assert "cannot be loaded from the Hub" in got["absent"]
+    assert got["run"] == {"sst": ["0"]}, "predictions of a Hub id on Hub rows"
 
 
 def test_hub_source_of_a_preset_names_our_splits():

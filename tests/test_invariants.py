@@ -18,7 +18,8 @@ LAYERS = [
     {"data", "callbacks"},
     {"arguments", "prediction"},
     {"run_folder", "trainer"},
-    {"training"},
+    {"training", "inference", "soup"},
+    {"ensemble"},
 ]
 MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "heads"}
 
