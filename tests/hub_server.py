@@ -117,7 +117,7 @@ REPOS = {
 
 
 def load_everything(repos: dict[str, dict[str, bytes]]) -> dict:
-    """Load a checkpoint, the presets' datasets, three that fail, and a trained run, with the package as a user would."""
+    """Load a checkpoint, the presets' datasets, three that fail, and a trained run, with the package as users do."""
     import dataclasses
     import tempfile
 
