@@ -7,7 +7,7 @@ of them; what is left out of training or scoring, and why, is said by `usable_ro
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -28,7 +28,12 @@ SAMPLE = "package:bert_multitask/sample"
 HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-Student-Handout/main/data"
 
 
-def load_rows(task: Task, data_dir: str = HANDOUT) -> DatasetDict:
+def load_rows(
+    task: Task,
+    data_dir: str = HANDOUT,
+    splits: Collection[str] = SPLITS,
+    labelled: Collection[str] = ("train", "dev"),
+) -> DatasetDict:
     """Read a task's rows, with clean columns, in the source's order.
 
     Args:
@@ -36,30 +41,34 @@ def load_rows(task: Task, data_dir: str = HANDOUT) -> DatasetDict:
         data_dir: the folder of the task's files (for the presets, in the course's layout), the same under an http(s)
             URL, `package:NAME/PATH` (the shipped sample is `SAMPLE`), or "hub" for the task's datasets on the Hub. A
             task that has only files, or only Hub datasets, reads those; files may have absolute paths.
+        splits: which to read.
+        labelled: which of them must have a column of labels.
 
     Returns:
-        The splits that exist, of train, dev and test; a test split needs no labels.
+        The splits that exist, of those to read.
 
     Raises:
         InputError: a file, column or dataset is missing, or a label is out of range; the message names the place.
     """
     if not task.files or (data_dir == "hub" and task.hub):
-        return DatasetDict(read_hub(task))
+        return DatasetDict(read_hub(task, splits, labelled))
     folder = "." if data_dir == "hub" else resolve_folder(data_dir).rstrip("/")
     rows = {}
     for split, name in task.files.items():
+        if split not in splits:
+            continue
         path = name if is_url(name) or Path(name).is_absolute() else f"{folder}/{name}"
         if path != name and not is_url(folder) and not Path(folder).is_dir():
             raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {name}")
         if split == "test" and not is_url(path) and not Path(path).exists():
             logger.warning(f"{path}: no such file; task {task.name!r} has no test rows to predict")
         else:
-            raw = read_file(path, task, labelled=split != "test")
+            raw = read_file(path, task, labelled=split in labelled)
             rows[split] = clean(task, raw, source=name, absent=("", None))
     return DatasetDict(rows)
 
 
-def read_hub(task: Task) -> dict[str, Dataset]:
+def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> dict[str, Dataset]:
     """Download a task's datasets from the Hub: {split: clean rows}. A label of -1 means unlabelled there."""
     source = task.hub
     if source is None:
@@ -72,18 +81,22 @@ def read_hub(task: Task) -> dict[str, Dataset]:
         ) from error
     rows = {}
     for split, name in source.splits.items():
+        if split not in splits:
+            continue
         where = "/".join(filter(None, (source.path, source.name, name)))
         if name not in remote:
             raise InputError(f"{where}: no such split; the dataset has {', '.join(remote)}")
         low = task.score_range[0] if task.score_range else 0
         absent = ("", None, -1) if low > -1 else ("", None)
-        rows[split] = clean(task, read_hub_split(remote[name], source, where), source=where, absent=absent)
+        rows[split] = clean(
+            task, read_hub_split(remote[name], source, where, split in labelled), source=where, absent=absent
+        )
     return rows
 
 
-def read_hub_split(remote: Dataset, source: HubSource, where: str) -> Iterator[dict]:
+def read_hub_split(remote: Dataset, source: HubSource, where: str, labelled: bool) -> Iterator[dict]:
     """Yield one Hub split's rows under our column names; a row without `idx` is called by its number, from 0."""
-    for column in (source.text, source.text_pair, source.label):
+    for column in (source.text, source.text_pair, source.label if labelled else None):
         if column and column not in remote.column_names:
             raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
     for number, row in enumerate(remote):
@@ -91,7 +104,7 @@ def read_hub_split(remote: Dataset, source: HubSource, where: str) -> Iterator[d
             "id": str(row.get("idx", number)),
             "text": as_text(row[source.text]),
             "text_pair": as_text(row[source.text_pair]) if source.text_pair else None,
-            "label": row[source.label],
+            "label": row.get(source.label),
         }
 
 

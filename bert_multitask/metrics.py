@@ -72,11 +72,20 @@ def task_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str,
         {"loss": …, the metric's name: …}
     """
     loss = LOSSES[task.loss](logits=torch.from_numpy(logits), labels=torch.from_numpy(labels))
+    return {"loss": loss.item()} | score_decisions(task, decide(task, logits), labels)
+
+
+def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """A task's metric over its labelled rows: {its name: …}.
+
+    Args:
+        task: whose rows.
+        decisions: (B,), as `decide` gives them.
+        labels: (B,), UNLABELLED where a row has none.
+    """
     labelled = labels != UNLABELLED
     metric = METRICS[task.metric](keep_in_memory=True)
-    return {"loss": loss.item()} | metric.compute(
-        predictions=decide(task, logits)[labelled], references=labels[labelled]
-    )
+    return metric.compute(predictions=decisions[labelled], references=labels[labelled])
 
 
 def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, float]]) -> float:

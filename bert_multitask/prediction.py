@@ -1,20 +1,24 @@
-"""Predictions, in the rows' own order: as a table, and in the course's file form."""
+"""Predictions, in the rows' own order: as a table, in files, and of plain strings."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
+from pyarrow import ArrowException, parquet
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from .collate import Collator
 from .configuration import InputError
-from .data import encode
+from .data import encode, parse_label
 from .heads import MultitaskBertModel
 from .losses import UNLABELLED
 from .metrics import decide
-from .tasks import Task
+from .tasks import TASKS, Task, load_task
 
 
 def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray) -> Dataset:
@@ -37,17 +41,119 @@ def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray) -> Data
     return Dataset.from_dict({"id": list(ids), "label": decisions, "probabilities": logits.softmax(-1).tolist()})
 
 
+def decision_column(task: Task) -> str:
+    """The column of a prediction table that is scored."""
+    return "score" if task.kind == "similarity" else "label"
+
+
 def write_predictions(task: Task, table: Dataset, path: Path) -> None:
-    """Write `path`.parquet, and `path`.csv in the course's form: `id \\t Predicted_X`, then `id , value` lines."""
+    """Write a prediction table as `path`.parquet and `path`.csv.
+
+    The Parquet file holds the table as it is, and the task in its metadata. The CSV file of a task with a
+    `prediction_column` has the course's form: `id \\t Predicted_X`, then `id , value` lines, classes as numbers. Any
+    other task's is a plain table of `id`, and `score`, or the `label`'s name and its `probability` where there is one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = table["score" if task.kind == "similarity" else "label"]
-    with open(f"{path}.csv", "w", encoding="utf-8") as file:
-        file.write(f"id \t {task.prediction_column} \n")
-        file.writelines(f"{row_id} , {value} \n" for row_id, value in zip(table["id"], values, strict=True))
-    table.to_pandas().to_parquet(f"{path}.parquet", index=False)  # without the progress bar of Dataset.to_parquet
+    values = table[decision_column(task)]
+    if task.prediction_column:
+        with open(f"{path}.csv", "w", encoding="utf-8") as file:
+            file.write(f"id \t {task.prediction_column} \n")
+            file.writelines(f"{row_id} , {value} \n" for row_id, value in zip(table["id"], values, strict=True))
+    else:
+        frame = table.to_pandas()
+        if "probabilities" in frame:
+            frame["probability"] = [
+                p[label] for p, label in zip(frame.pop("probabilities"), frame["label"], strict=True)
+            ]
+        if "label" in frame:
+            frame["label"] = [task.label_names[label] for label in frame["label"]]
+        frame.to_csv(f"{path}.csv", index=False)
+    columns = table.with_format("arrow")[:]
+    parquet.write_table(columns.replace_schema_metadata({"task": json.dumps(task.to_config())}), f"{path}.parquet")
+
+
+class Predictions(NamedTuple):
+    """A task's prediction table, and what to call it in a message: its file, or the run that made it."""
+
+    task: Task
+    table: Dataset
+    source: str
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a file of `write_predictions`, or anybody's in the course's form, called `{task}-{split}.csv`.
+
+    Raises:
+        InputError: it cannot be read, or it is of a task of the user's own and not the Parquet file, which says what
+            the labels are.
+    """
+    name = path.stem.rpartition("-")[0]
+    if path.suffix == ".csv":
+        if name not in TASKS:
+            raise InputError(f"{path}: {name!r} is no task of the course; give {path.with_suffix('.parquet').name}")
+        return Predictions(TASKS[name], read_course_file(path, TASKS[name]), str(path))
+    try:
+        metadata = parquet.read_schema(path).metadata or {}
+        columns = parquet.read_table(path).to_pydict()
+    except (OSError, ArrowException) as error:
+        raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
+    if b"task" not in metadata and name not in TASKS:
+        raise InputError(f"{path}: does not say what its task is; expected a file that predict.py wrote")
+    task = load_task(json.loads(metadata[b"task"])) if b"task" in metadata else TASKS[name]
+    if missing := {"id", decision_column(task)} - set(columns):
+        raise InputError(f"{path}: no column {min(missing)!r}; its columns are {', '.join(columns)}")
+    return Predictions(task, Dataset.from_dict(columns), str(path))
+
+
+def read_course_file(path: Path, task: Task) -> Dataset:
+    """A prediction table without probabilities, from a file in the course's form."""
+    try:
+        header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if header.split() != ["id", task.prediction_column]:
+        raise InputError(f"{path}: begins with {header!r}; expected 'id \\t {task.prediction_column} '")
+    ids, values = [], []
+    for number, line in enumerate(lines, start=1):
+        row_id, comma, value = line.rpartition(",")
+        if not comma:
+            raise InputError(f"{path}: row {number} is {line!r}; expected 'id , value'")
+        ids.append(row_id.strip())
+        values.append(parse_label(task, value.strip(), f"{path}, row {number}"))
+    dtype = np.float32 if task.kind == "similarity" else np.int64
+    return Dataset.from_dict({"id": ids, decision_column(task): np.array(values, dtype)})
 
 
 @torch.inference_mode()
+def predict_logits(model: MultitaskBertModel, task: str, tokens: Dataset, batch_size: int) -> np.ndarray:
+    """Run a model on rows in batches of similar length.
+
+    Args:
+        model: on the device to use; it is put in evaluation mode.
+        task: name of one of its tasks.
+        tokens: rows of `tokenise`, N.
+        batch_size: rows at a time.
+
+    Returns:
+        Logits in the rows' own order, fp32, (N, C) or (N,).
+    """
+    spec = model.tasks[task]
+    logits = np.zeros(
+        (len(tokens), len(spec.label_names)) if spec.kind == "classification" else len(tokens), np.float32
+    )
+    separate = model.is_separate(spec)
+    lengths = [sum(map(len, row)) if separate else len(row) for row in tokens["input_ids"][:]]
+    order = np.argsort(lengths, kind="stable")[::-1]  # the longest first: what does not fit into memory fails at once
+    batches = BatchSampler(order.tolist(), batch_size, drop_last=False)
+    loader = DataLoader(tokens, batch_sampler=batches, collate_fn=Collator(model.config.pad_token_id or 0))
+    model.eval()
+    for rows, inputs in zip(batches, loader, strict=True):
+        del inputs["labels"]
+        inputs = {key: value.to(model.device) for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+        logits[rows] = model(task, **inputs).logits.float().cpu().numpy()
+    return logits
+
+
 def predict(
     model: MultitaskBertModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -83,21 +189,10 @@ def predict(
         if isinstance(row, str) == pairs or not (isinstance(row, str) or len(row) == 2):
             expected = "a pair of texts" if pairs else "a text"
             raise InputError(f"rows[{number}] is {row!r}; task {task!r} takes {expected}")
-    model.eval()
-    collate = Collator(model.config.pad_token_id or 0)
-    logits = []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        texts = list(map(list, zip(*batch, strict=True))) if pairs else [list(batch)]
+    columns = {"input_ids": [], "token_type_ids": []}
+    if len(rows):
+        texts = list(map(list, zip(*rows, strict=True))) if pairs else [list(rows)]
         encoded = encode(tokenizer, texts, max_length, model.is_separate(spec))
-        inputs = collate(
-            [
-                {"task": task, "labels": UNLABELLED, "input_ids": ids, "token_type_ids": segments}
-                for ids, segments in zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
-            ]
-        )
-        inputs = {key: value.to(model.device) for key, value in inputs.items() if isinstance(value, torch.Tensor)}
-        del inputs["labels"]
-        logits.append(model(task, **inputs).logits.float().cpu())
-    empty = np.zeros((0, len(spec.label_names)) if spec.kind == "classification" else 0)
-    return prediction_table(spec, list(map(str, range(len(rows)))), torch.cat(logits).numpy() if logits else empty)
+        columns = {name: encoded[name] for name in columns}
+    tokens = Dataset.from_dict({"task": [task] * len(rows), "labels": [UNLABELLED] * len(rows)} | columns)
+    return prediction_table(spec, list(map(str, range(len(rows)))), predict_logits(model, task, tokens, batch_size))

@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments
-from .configuration import InputError
+from .configuration import InputError, resolve_folder
 from .data import fingerprint
 from .tasks import Task
 
@@ -126,7 +126,7 @@ class RunFolder:
             "commit": git_commit(),
         }
         file = self.path / "run.json"
-        if self.checkpoint:
+        if self.args.resume_from_checkpoint and file.exists():
             self.compare(record["decides"], file)
         try:
             if self.overwrite and self.path.exists():
@@ -179,6 +179,22 @@ def check_checkpoint(folder: Path) -> None:
                 f"--resume_from_checkpoint {folder}: {file.name} is damaged, or not to be trusted "
                 f"({str(error).splitlines()[0]}); name another checkpoint of the run"
             ) from error
+
+
+def read_run(name: str) -> tuple[RunArguments, dict] | None:
+    """The arguments, and all of `run.json`, of the run that left a folder; None of a checkpoint without that file.
+
+    Raises:
+        InputError: `run.json` is there and is not a run's.
+    """
+    path = Path(resolve_folder(name), "run.json")
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return RunArguments(**record["run"]), record
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is not the record of a run ({error}); did another version write it?") from error
 
 
 def write_json(path: Path, content: dict) -> None:

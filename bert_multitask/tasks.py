@@ -57,7 +57,8 @@ class Task:
             (tabs or commas), .jsonl or .parquet.
         hub: the same rows on the Hub.
         course_rows: {split: rows} of the course's own files (the paper's section 5.1), said where a run has others.
-        prediction_column: header of the predictions in the course's file form.
+        prediction_column: header of the predictions in the course's file form; by default they are written as a plain
+            table with the labels' names.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Task:
     files: dict | None = None
     hub: HubSource | None = None
     course_rows: dict | None = None
-    prediction_column: str = "Prediction"
+    prediction_column: str | None = None
 
     def __post_init__(self):
         where = f"task {self.name!r}"

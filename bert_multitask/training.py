@@ -135,5 +135,5 @@ def run_recipe(main: Callable[[list[str]], object]) -> None:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; go on with --resume_from_checkpoint", file=sys.stderr)
+        print("stopped; training goes on with --resume_from_checkpoint", file=sys.stderr)
         sys.exit(130)

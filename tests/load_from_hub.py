@@ -45,14 +45,17 @@ DATASETS = {
 
 
 def load_everything() -> dict:
-    """Load a checkpoint, the presets' datasets, and three that fail, with the package as a user would."""
+    """Load a checkpoint, the presets' datasets, three that fail, and a run just pushed."""
     import dataclasses
+    import tempfile
 
     from transformers import AutoTokenizer
 
+    from bert_multitask.arguments import MultitaskTrainingArguments
     from bert_multitask.configuration import InputError
     from bert_multitask.data import load_rows
     from bert_multitask.heads import MultitaskBertModel
+    from bert_multitask.inference import SplitReader, TrainedRun, predict_runs
     from bert_multitask.prediction import predict
     from bert_multitask.tasks import TASKS, HubSource
 
@@ -74,6 +77,12 @@ def load_everything() -> dict:
     tokenizer = AutoTokenizer.from_pretrained("someone/bert")
     results["predicted"] = predict(model, tokenizer, "sst", ["fine"])["label"][:]
     results["weights"] = float(model.bert.encoder["layer"][0].output.dense.weight.detach().double().sum())
+    model.push_to_hub("me/run")
+    tokenizer.push_to_hub("me/run")
+    with tempfile.TemporaryDirectory() as folder:
+        run, args = TrainedRun("me/run", data_dir="hub"), MultitaskTrainingArguments(output_dir=folder)
+        (tables,) = predict_runs([run], SplitReader("test"), args)
+    results["run"] = {name: table["id"][:] for name, table in tables.items()}
     return results
 
 

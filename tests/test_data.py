@@ -306,7 +306,7 @@ def test_the_hub(hub, tmp_path, tiny_bert):
         hub.add(repo_id, files, repo_type="dataset")
     result = subprocess.run(
         [sys.executable, ROOT / "tests" / "load_from_hub.py"],
-        env=hub.env(tmp_path),
+        env=hub.env(tmp_path, hub.token),
         capture_output=True,
         text=True,
     )
@@ -325,6 +325,7 @@ def test_the_hub(hub, tmp_path, tiny_bert):
     assert got["weights"] == pytest.approx(weights.double().sum().item()) and len(got["predicted"]) == 1
     assert "no such split" in got["wrong split"] and "no column" in got["wrong column"]
     assert "cannot be loaded from the Hub" in got["absent"]
+    assert got["run"] == {"sst": ["0"]}, "predictions of a Hub id on Hub rows"
 
 
 def test_hub_source_of_a_preset_names_our_splits():

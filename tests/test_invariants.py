@@ -18,7 +18,8 @@ LAYERS = [
     {"data", "callbacks", "classifier", "statistics", "document"},
     {"arguments", "prediction", "analysis", "export", "hub"},
     {"run_folder", "trainer", "plots"},
-    {"training", "report"},
+    {"training", "inference", "soup"},
+    {"ensemble", "report"},
 ]
 MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "card", "heads", "classifier"}
 

@@ -1,14 +1,17 @@
 """Prediction tables and files, and prediction of plain strings."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import load_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bert_multitask.configuration import InputError
 from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.prediction import predict, prediction_table, write_predictions
-from bert_multitask.tasks import TASKS
+from bert_multitask.prediction import predict, prediction_table, read_predictions, write_predictions
+from bert_multitask.tasks import TASKS, Task
 
 LOGITS = {
     "sst": np.array([[0, 1, 2, 3, 4.0], [9, 0, 0, 0, 0]]),
@@ -47,6 +50,24 @@ def test_files_have_the_courses_form(tmp_path, task, text):
     assert parquet[:] == table[:]
 
 
+def test_files_of_a_users_own_task_have_names(tmp_path):
+    """Read back by pandas; the Parquet file knows the task."""
+    names = ("entailment", 'so, "so"', "contradiction")
+    task = Task(name="nli", kind="classification", text_pair="hypothesis", label_names=names, epochs=2)
+    table = prediction_table(task, ["a,b", "y"], np.array([[0, 3, 1.0], [2, 0, 1]]))
+    write_predictions(task, table, tmp_path / "nli-dev")
+    frame = pd.read_csv(tmp_path / "nli-dev.csv")
+    assert frame.columns.tolist() == ["id", "label", "probability"]
+    assert frame["id"].tolist() == ["a,b", "y"] and frame["label"].tolist() == [names[1], names[0]]
+    np.testing.assert_allclose(frame["probability"], np.max(table["probabilities"][:], axis=1))
+    read = read_predictions(tmp_path / "nli-dev.parquet")
+    assert read.task == task and read.table[:] == table[:]
+
+    score = Task(name="years", kind="similarity", score_range=(0, 99))
+    write_predictions(score, prediction_table(score, ["x"], np.array([41.5])), tmp_path / "years-dev")
+    assert (tmp_path / "years-dev.csv").read_text() == "id,score\nx,41.5\n"
+
+
 @pytest.fixture(scope="module")
 def model(tiny_bert):
     torch.manual_seed(0)
@@ -62,6 +83,18 @@ def test_plain_strings(model, tokenizer):
             alone = model("sst", **tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
         assert table["label"][number] == alone.argmax().item()
         np.testing.assert_allclose(table["probabilities"][number], alone, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=9), st.integers(1, 5))
+def test_the_order_of_rows_is_kept(model, tokenizer, lengths, batch_size):
+    """Rows are sorted by length for the batches, and are their own numbers here: each alone gives the same."""
+    texts = [f"{number} " + "word " * length for number, length in enumerate(lengths)]
+    together = predict(model, tokenizer, "sst", texts, batch_size)
+    assert together["id"][:] == [str(number) for number in range(len(texts))]
+    for number, text in enumerate(texts):
+        alone = predict(model, tokenizer, "sst", [text])["probabilities"][0]
+        np.testing.assert_allclose(together["probabilities"][number], alone, atol=1e-5)
 
 
 def test_plain_pairs(model, tokenizer):

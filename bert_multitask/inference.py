@@ -1,0 +1,183 @@
+"""Trained runs → prediction tables and their scores: what `recipes/predict.py` does."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers.utils import logging
+
+from .arguments import MultitaskTrainingArguments, parse_json
+from .configuration import InputError, MultitaskBertConfig
+from .data import load_rows, load_tokenizer, tokenise, usable_rows
+from .heads import MultitaskBertModel
+from .losses import UNLABELLED
+from .metrics import overall_score, score_decisions
+from .prediction import decision_column, predict_logits, prediction_table
+from .run_folder import read_run
+from .tasks import TASKS, Task, load_task
+
+logger = logging.get_logger(__name__)
+
+# What says where a task's rows are and how they are read, which a checkpoint's config.json does not.
+SOURCE = ("text", "text_pair", "label", "files", "hub")
+
+
+class TrainedRun:
+    """A trained checkpoint, its tasks, and where their rows are.
+
+    Args:
+        name: run folder, Hub id or `package:NAME/PATH`.
+        tasks: names of those to predict, or JSON of a task with its name and its files; by default all of the run's.
+        data_dir: where the rows are (see `load_rows`); by default the run's own.
+
+    Raises:
+        InputError: there is no such checkpoint, it has no such task, or nothing says where the rows are.
+    """
+
+    def __init__(self, name: str, tasks: Sequence[str] | None = None, data_dir: str | None = None):
+        self.name = name
+        try:
+            self.config = MultitaskBertConfig.from_pretrained(name)
+        except InputError:
+            raise
+        except Exception as error:  # no such folder, no such Hub id, no network
+            raise InputError(f"{name}: no run folder, and it cannot be loaded from the Hub ({error})") from error
+        if not self.config.tasks:
+            raise InputError(f"{name} is a BERT without heads; expected a run of train_multitask.py")
+        run, _ = read_run(name) or (None, None)
+        self.data_dir = data_dir or (run.data_dir if run else None)
+        self.max_length = min(run.max_length if run else 512, self.config.max_position_embeddings)
+        known = TASKS | {task.name: task for task in (run.load_tasks() if run else ())}
+        trained = {fields["name"]: fields for fields in self.config.tasks}
+        self.tasks = {}
+        for spec in tasks or trained:
+            given = parse_json("--tasks", spec) if spec.startswith("{") else {"name": spec}
+            task = self.locate(given, trained, known)
+            self.tasks[task.name] = task
+
+    def locate(self, given: dict, trained: Mapping[str, dict], known: Mapping[str, Task]) -> Task:
+        """A task as it was trained, with the source of its rows: the one given, else the known task's of that name."""
+        name = given.get("name")
+        if name not in trained:
+            raise InputError(f"--tasks names {name!r}; the tasks of {self.name} are {', '.join(trained)}")
+        if other := sorted(set(given) - {"name", *SOURCE}):
+            raise InputError(f"--tasks: {other[0]!r} of {name!r} is the run's own; give {', '.join(SOURCE)} at most")
+        source = {key: getattr(known[name], key) for key in SOURCE} if name in known else {}
+        task = load_task(trained[name] | source | given)
+        example = json.dumps({"name": name, "files": {"train": "FILE", "dev": "FILE", "test": "FILE"}})
+        if not task.files and not task.hub:
+            raise InputError(f"{self.name} does not say where the rows of its task {name!r} are: --tasks '{example}'")
+        if task.files and self.data_dir is None:
+            raise InputError(
+                f"{self.name} does not say where its rows are; name a folder, a URL or hub with --data_dir"
+            )
+        return task
+
+    def load_model(self) -> MultitaskBertModel:
+        """The model, on the CPU."""
+        try:
+            return MultitaskBertModel.from_pretrained(self.name)
+        except InputError:
+            raise
+        except Exception as error:  # a broken checkpoint fails in a dozen ways
+            raise InputError(f"{self.name}: cannot be loaded ({error})") from error
+
+
+class SplitReader:
+    """The rows of one split, read once and tokenised once for all the runs that want them alike.
+
+    Args:
+        split: train, dev or test.
+    """
+
+    def __init__(self, split: str):
+        self.split = split
+        self.known: dict[str, Dataset | None] = {}
+
+    def rows(self, task: Task, data_dir: str | None) -> Dataset | None:
+        """A task's clean rows, with or without labels; None where it has no such split."""
+        key = repr(("rows", data_dir, task.name, task.label_names, *(getattr(task, field) for field in SOURCE)))
+        if key not in self.known:
+            rows = load_rows(task, data_dir or "", splits=[self.split], labelled=()).get(self.split)
+            # As of a test split, for its words about gaps: every row is kept.
+            self.known[key] = None if rows is None else usable_rows(task, rows, "test")
+        return self.known[key]
+
+    def tokens(self, run: TrainedRun) -> dict[str, Dataset]:
+        """{task: its tokens} of the run's tasks that have the split."""
+        tokenizer = load_tokenizer(run.name, run.config.vocab_size)
+        found = {}
+        for name, task in run.tasks.items():
+            if (rows := self.rows(task, run.data_dir)) is None:
+                continue
+            settings = (rows._fingerprint, tokenizer.backend_tokenizer.to_str(), run.max_length)
+            key = repr((name, *settings, run.config.pair_encoding))
+            if key not in self.known:
+                self.known[key] = tokenise(task, rows, tokenizer, run.max_length, run.config.pair_encoding)
+            found[name] = self.known[key]
+        if not found:
+            raise InputError(f"{run.name}: none of its tasks has {self.split} rows")
+        return found
+
+    def labels(self, tasks: Mapping[str, Task], data_dir: str | None) -> dict[str, np.ndarray]:
+        """{task: labels (N,), UNLABELLED where a row has none} of the tasks that have any."""
+        rows = {name: self.rows(task, data_dir) for name, task in tasks.items()}
+        labels = {name: np.array(part["label"][:]) for name, part in rows.items() if part is not None}
+        return {name: values for name, values in labels.items() if (values != UNLABELLED).any()}
+
+
+def predict_runs(
+    runs: Sequence[TrainedRun], reader: SplitReader, args: MultitaskTrainingArguments
+) -> Iterator[dict[str, Dataset]]:
+    """Yield each run's prediction tables, {task: one row for each of the split's, in file order}.
+
+    All input is read and tokenised before the first run is loaded, once where the runs' tokenizers and encodings agree.
+    Under several processes each predicts a share of the rows and all get the whole table.
+
+    Args:
+        runs: which.
+        reader: of the split.
+        args: the device, the processes, and `per_device_eval_batch_size`.
+    """
+    with args.main_process_first(desc="tokenising"):
+        inputs = [reader.tokens(run) for run in runs]
+    for run, tokens in zip(runs, inputs, strict=True):
+        model = run.load_model().to(args.device)
+        tables = {}
+        for name, rows in tokens.items():
+            with PartialState().split_between_processes(rows) as share:
+                logits = predict_logits(model, name, share, args.per_device_eval_batch_size)
+            tables[name] = prediction_table(run.tasks[name], rows["id"][:], np.concatenate(gather_object([logits])))
+        yield tables
+
+
+def score_tables(
+    tasks: Mapping[str, Task], tables: Mapping[str, Dataset], labels: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """The flat scores, `eval_{task}_{metric}` and `eval_overall`, of the tasks that have labels.
+
+    Args:
+        tasks: {name: task}.
+        tables: {name: prediction table}.
+        labels: {name: labels (N,)} of the scored tasks, of the table's rows.
+    """
+    scored = {name: tasks[name] for name in tables if name in labels}
+    scores = {
+        name: score_decisions(task, np.array(tables[name][decision_column(task)][:]), labels[name])
+        for name, task in scored.items()
+    }
+    flat = {f"eval_{name}_{key}": value for name in scores for key, value in scores[name].items()}
+    return flat | {"eval_overall": overall_score(scored, scores)}
+
+
+def describe_scores(scores: Mapping[str, Mapping[str, float]], title: str = "dev score") -> str:
+    """The scores of several predictions as a table, {what predicted: its `score_tables`}."""
+    columns = list(next(iter(scores.values())))
+    heads = [key.removeprefix("eval_").rpartition("_")[0] or "overall" for key in columns]
+    width = max(map(len, [title, *scores]))
+    lines = [f"{title:{width}}" + "".join(f"{head:>10}" for head in heads)]
+    lines += [f"{name:{width}}" + "".join(f"{values[key]:10.4f}" for key in columns) for name, values in scores.items()]
+    return "\n".join(lines)

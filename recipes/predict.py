@@ -1,0 +1,57 @@
+"""Predict every row of a split with a trained run.
+
+    python recipes/predict.py RUN --split test --output_dir PREDICTIONS
+    accelerate launch --num_processes 4 recipes/predict.py RUN --split test --output_dir PREDICTIONS
+
+RUN is a run folder, a Hub id or package:NAME/PATH. Leaves in PREDICTIONS a line a row, in file order, of each task:
+{task}-{split}.csv and .parquet (docs/predict.md). Of dev it also prints the scores, and leaves them in scores.json.
+"""
+
+import argparse
+from pathlib import Path
+
+from bert_multitask.arguments import HelpFormatter, MultitaskTrainingArguments, check_launch
+from bert_multitask.data import SAMPLE
+from bert_multitask.inference import SplitReader, TrainedRun, describe_scores, predict_runs, score_tables
+from bert_multitask.prediction import write_predictions
+from bert_multitask.run_folder import write_json
+from bert_multitask.training import run_recipe
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="run folder, Hub id or package:NAME/PATH")
+    parser.add_argument("--split", choices=["dev", "test"], required=True, help="which rows")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the prediction files")
+    parser.add_argument("--data_dir", help=f"rows: folder, URL, 'hub' or {SAMPLE}; by default the run's own")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        help='which of the run\'s tasks, by default all; as JSON with other files: {"name": "nli", "files": {…}}',
+    )
+    parser.add_argument("--per_device_eval_batch_size", type=int, default=64, help="rows at a time on one process")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    options = parse(argv)
+    args = MultitaskTrainingArguments(
+        output_dir=str(options.output_dir), per_device_eval_batch_size=options.per_device_eval_batch_size
+    )
+    check_launch(args)
+    run, reader = TrainedRun(options.run, options.tasks, options.data_dir), SplitReader(options.split)
+    (tables,) = predict_runs([run], reader, args)
+    if args.process_index != 0:
+        return
+    for name, table in tables.items():
+        write_predictions(run.tasks[name], table, options.output_dir / f"{name}-{options.split}")
+    if options.split == "dev" and (labels := reader.labels(run.tasks, run.data_dir)):
+        scores = score_tables(run.tasks, tables, labels)
+        write_json(options.output_dir / "scores.json", scores)
+        print(describe_scores({options.run: scores}), end="\n\n")
+    rows = ", ".join(f"{len(table):,} of {name}" for name, table in tables.items())
+    print(f"{options.split} rows: {rows}\npredictions: {options.output_dir}", flush=True)
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,38 @@
+"""Average the weights of runs that began alike into one model, a "model soup" (Wortsman et al., 2022).
+
+    python recipes/soup.py RUN RUN RUN --output_dir SOUP
+    python recipes/predict.py SOUP --split dev --output_dir SOUP/predictions
+
+The runs began with the same checkpoint and --seed, and differ in --data_seed, learning rate, dropout … Leaves in SOUP
+an ordinary checkpoint with its tokenizer, and run.json: the first run's record, and which runs were averaged.
+"""
+
+import argparse
+from pathlib import Path
+
+from bert_multitask.arguments import HelpFormatter
+from bert_multitask.configuration import InputError
+from bert_multitask.data import load_tokenizer
+from bert_multitask.run_folder import read_run, write_json
+from bert_multitask.soup import average_weights
+from bert_multitask.training import run_recipe
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the averaged model; a new one")
+    options = parser.parse_args(argv)
+    if options.output_dir.exists() and any(options.output_dir.iterdir()):
+        raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")
+    model = average_weights(options.runs)
+    model.save_pretrained(options.output_dir)
+    load_tokenizer(options.runs[0], model.config.vocab_size).save_pretrained(options.output_dir)
+    write_json(
+        options.output_dir / "run.json", read_run(options.runs[0])[1] | {"decides": {"average_of": options.runs}}
+    )
+    print(f"average of {len(options.runs)} runs: {options.output_dir}", flush=True)
+
+
+if __name__ == "__main__":
+    run_recipe(main)
