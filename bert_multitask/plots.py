@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .analysis import Predictions, confusion, error_by_length
+from .analysis import LabelledPredictions, confusion, error_by_length
 from .tasks import Task
 
 WIDTH = 8  # inches
@@ -87,7 +87,7 @@ def draw_curve(axis, history: Sequence[Mapping], key: str, label: str, colour: s
 
 
 @rc_context(STYLE)
-def confusion_matrix(predictions: Predictions) -> Figure:
+def confusion_matrix(predictions: LabelledPredictions) -> Figure:
     """Percent of each true class's rows by predicted class; a true class is a column, which sums to 100 (Figure 3)."""
     names, percent = predictions.task.label_names, confusion(predictions)
     counts = [int((predictions.labels == index).sum()) for index in range(len(names))]
@@ -109,7 +109,7 @@ def confusion_matrix(predictions: Predictions) -> Figure:
 
 
 @rc_context(STYLE)
-def scatter(predictions: Predictions) -> Figure:
+def scatter(predictions: LabelledPredictions) -> Figure:
     """Predicted over true scores, with the line on which they are equal (Figure 4)."""
     low, high = predictions.task.score_range
     figure = Figure(figsize=(WIDTH, 6))
@@ -126,7 +126,7 @@ def scatter(predictions: Predictions) -> Figure:
 
 
 @rc_context(STYLE)
-def length_errors(predictions: Sequence[Predictions]) -> Figure:
+def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
     """Mean error of rows by length, a panel a task, with 95 % intervals."""
     figure = Figure(figsize=(WIDTH, 2.8 * -(-len(predictions) // 2)))
     axes = list(figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat)
@@ -148,7 +148,7 @@ def length_errors(predictions: Sequence[Predictions]) -> Figure:
 
 
 @rc_context(STYLE)
-def distance_shares(predictions: Sequence[Predictions]) -> Figure:
+def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
     """How far off predictions are: of classes the number of classes, of scores |predicted - true|; a panel a task."""
     figure = Figure(figsize=(WIDTH, 2.8 * -(-len(predictions) // 2)))
     axes = list(figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat)
@@ -184,7 +184,7 @@ def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
     shown = plan[:SHOWN_STEPS]
     for row, name in enumerate(tasks):
         steps = [step for step, task in enumerate(shown, start=1) if task == name]
-        top.eventplot(steps, lineoffsets=row, linelengths=0.8, linewidths=450 / len(shown), colors=colours[name])
+        top.eventplot(steps, lineoffsets=row, linelengths=0.8, linewidths=475 / len(shown), colors=colours[name])
     top.set_yticks(range(len(tasks)), tasks)
     top.invert_yaxis()
     top.set(xlim=(0.5, len(shown) + 0.5), xlabel="step")

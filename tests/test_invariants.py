@@ -17,7 +17,7 @@ LAYERS = [
     {"heads", "collate", "metrics"},
     {"data", "callbacks", "statistics", "document"},
     {"arguments", "prediction", "analysis"},
-    {"run_folder", "trainer", "plots"},
+    {"run_folder", "trainer", "plots", "sources"},
     {"training", "report"},
 ]
 MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "heads"}
