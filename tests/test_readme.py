@@ -40,7 +40,8 @@ def test_nothing_is_left_to_fill_in():
 def test_flags_named_in_the_pages_exist(page):
     other = {"config_file", "num_processes", "num_cpu_threads_per_process", "quiet", "help", "logdir", "option"}
     flags = {field.name for arguments in (RunArguments, MultitaskTrainingArguments) for field in fields(arguments)}
-    other |= set(re.findall(r'"--([a-z0-9_]+)"', (ROOT / "recipes" / "benchmark.py").read_text()))
+    for recipe in (ROOT / "recipes").glob("*.py"):
+        other |= set(re.findall(r'"--([a-z0-9_]+)"', recipe.read_text()))
     assert set(re.findall(r"--([a-z0-9_]+)", page.read_text(encoding="utf-8"))) <= flags | other
 
 
