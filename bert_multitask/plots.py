@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -19,6 +20,7 @@ from .tasks import Task
 WIDTH = 8  # inches
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 TRAIN, DEV, IDENTITY = "#0072B2", "#D55E00", "#D55E00"
+DEV_LABEL = "dev"
 STYLE = {
     "font.size": 10,
     "xtick.labelsize": 9,
@@ -51,39 +53,51 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
         history: the entries of `history.jsonl`.
         tasks: {name: task}.
     """
-    figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1)))
+    figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1) + 0.3))
     axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
     for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
-        draw_curve(left, history, f"loss_{name}", "train, with dropout", TRAIN)
-        draw_curve(left, history, f"eval_{name}_loss", "dev", DEV, marker="o")
-        draw_curve(right, history, f"{task.metric}_{name}", "train, with dropout", TRAIN)
-        draw_curve(right, history, f"eval_{name}_{task.metric}", "dev", DEV, marker="o", best=True)
-        units = "squared score" if task.kind == "similarity" else "nats"
-        left.set(title=f"{name}: loss", ylabel=f"loss ({units})")
-        right.set(title=f"{name}: {task.metric}", ylabel=UNITS[task.metric])
+        draw_train(left, history, f"loss_{name}")
+        draw_dev(left, history, f"eval_{name}_loss")
+        draw_train(right, history, f"{task.metric}_{name}")
+        draw_dev(right, history, f"eval_{name}_{task.metric}")
+        left.set(title=f"{name}: loss", ylabel=f"loss ({'squared score' if task.kind == 'similarity' else 'nats'})")
+        right.set(title=f"{name}: {task.metric}{best_dev(right)}", ylabel=UNITS[task.metric])
+    left, right = axes[-1]
+    draw_train(left, history, "loss")
     smart = any(key.startswith(("smart_", "bregman_")) for entry in history for key in entry)
-    draw_curve(axes[-1, 0], history, "loss", "train, SMART's terms added" if smart else "train", TRAIN)
-    axes[-1, 0].set(title="all tasks: loss of a step", ylabel="loss (mixed units)", xlabel="step")
-    draw_curve(axes[-1, 1], history, "eval_overall", "dev", DEV, marker="o", best=True)
-    axes[-1, 1].set(title="overall score", ylabel="score (0 to 1)", xlabel="step")
-    for axis in axes.flat:
-        if axis.lines:
-            axis.legend(frameon=False)
+    left.set(title=f"all tasks: loss{', with its SMART terms' * smart}", ylabel="loss (mixed units)", xlabel="step")
+    draw_dev(right, history, "eval_overall")
+    right.set(title=f"overall score{best_dev(right)}", ylabel="score (0 to 1)", xlabel="step")
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
+    figure.legend(handles=lines.values(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
-def draw_curve(axis, history: Sequence[Mapping], key: str, label: str, colour: str, marker="", best=False) -> None:
-    """One key of the history over its steps, the highest point named if `best`; nothing where no entry has the key."""
+def draw_train(axis: Axes, history: Sequence[Mapping], key: str) -> None:
+    """What training logged under a key: of the few rows between two entries, so thin."""
+    draw_curve(axis, history, key, label="train, with dropout", color=TRAIN, linewidth=0.8, alpha=0.7)
+
+
+def draw_dev(axis: Axes, history: Sequence[Mapping], key: str) -> None:
+    """What evaluations found under a key."""
+    draw_curve(axis, history, key, label=DEV_LABEL, color=DEV, linewidth=1.5, marker="o", markersize=3)
+
+
+def draw_curve(axis: Axes, history: Sequence[Mapping], key: str, **style) -> None:
+    """One key of the history over its steps; nothing where no entry has the key."""
     points = [(entry["step"], entry[key]) for entry in history if key in entry]
-    if not points:
-        return
-    steps, values = zip(*points, strict=True)
-    axis.plot(steps, values, color=colour, marker=marker, markersize=3, linewidth=1.2, label=label)
-    axis.margins(y=0.15)
-    if best:
-        top = int(np.argmax(values))
-        axis.plot(steps[top], values[top], "o", color=colour, markersize=7, fillstyle="none")
-        axis.lines[-1].set_label(f"best: {values[top]:.3f} at step {steps[top]:,}")
+    if points:
+        axis.plot(*zip(*points, strict=True), **style)
+
+
+def best_dev(axis: Axes) -> str:
+    """Ring the highest point of the dev curve, if there is one; words for the title."""
+    for line in axis.lines:
+        if line.get_label() == DEV_LABEL:
+            step, value = max(line.get_xydata(), key=lambda point: point[1])
+            axis.plot(step, value, "o", color=DEV, markersize=8, fillstyle="none", label="best on dev")
+            return f", best on dev {value:.3f} at step {step:,.0f}"
+    return ""
 
 
 @rc_context(STYLE)

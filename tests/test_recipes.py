@@ -260,8 +260,12 @@ def launch(config: Path, *flags: str, processes: int = 1, recipe: Path = RECIPE)
 
 def losses(folder: Path) -> list[tuple]:
     """(step, loss) of every training entry of a run's history."""
-    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
+    return [(entry["step"], entry["loss"]) for entry in history(folder) if "loss" in entry]
+
+
+def history(folder: Path) -> list[dict]:
+    """The log entries of a run."""
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 def predictions(file: Path) -> tuple[list[str], list[float]]:
@@ -316,6 +320,9 @@ def test_two_processes_train_as_one(config, smart):
     assert [json.loads((run / "run.json").read_text())["processes"] for run in (one, two)] == [1, 2]
     for (step, loss), (other_step, other_loss) in zip(losses(one), losses(two), strict=True):
         assert step == other_step and loss == pytest.approx(other_loss, rel=1e-5)
+    for entry, other in zip(history(one), history(two), strict=True):
+        for key in {"accuracy_sst", "accuracy_quora", "pearson_sts"} & (entry.keys() | other.keys()):
+            assert other[key] == pytest.approx(entry[key], abs=0.01), "on the rows trained on, of both processes"
     expected, got = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     for name, weight in expected.items():
         torch.testing.assert_close(got[name], weight, atol=1e-5, rtol=0, msg=name)
