@@ -34,7 +34,7 @@ STYLE = {
 }
 SHOWN_STEPS = 300  # of the plan, one by one
 UNITS = {"accuracy": "share of rows right", "pearson": "Pearson's r"}
-MANY_CLASSES = 12  # from which on a matrix has no room for figures in its cells
+MANY_CLASSES = 12  # beyond which there is no room for a figure in each cell or above each bar
 
 
 def to_png(figure: Figure) -> bytes:
@@ -110,12 +110,13 @@ def confusion_matrix(predictions: LabelledPredictions) -> Figure:
     image = axis.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows", xlabel="true label (rows)")
     axis.set_ylabel("predicted label")
-    axis.set_xticks(range(len(names)), [f"{name}\n({count:,})" for name, count in zip(names, counts, strict=True)])
+    crowded = sum(map(len, names)) > 75  # letters that fit beside each other
+    gap = " " if crowded else "\n"
+    ticks = [f"{name}{gap}({count:,})" for name, count in zip(names, counts, strict=True)]
+    axis.set_xticks(range(len(names)), ticks, rotation=90 if crowded else 0)
     axis.set_yticks(range(len(names)), names)
     axis.spines[:].set_visible(False)
-    if len(names) > MANY_CLASSES:
-        axis.tick_params("x", rotation=90)
-    else:
+    if len(names) <= MANY_CLASSES:
         for (row, column), value in np.ndenumerate(percent):
             axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="black" if value > 45 else "white")
     figure.colorbar(image, label="share of the true label's rows (%)")
@@ -175,7 +176,8 @@ def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
         else:
             classes = range(len(part.task.label_names))
             bars = axis.bar(classes, np.bincount(part.distances, weights, minlength=len(classes)), color=TRAIN)
-            axis.bar_label(bars, fmt="%.1f", fontsize=9)
+            if len(classes) <= MANY_CLASSES:
+                axis.bar_label(bars, fmt="%.1f", fontsize=9)
             axis.set_xlabel("|predicted − true| (classes; 0 is right)")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(title=part.task.name, ylabel="rows (%)")
