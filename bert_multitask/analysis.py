@@ -17,7 +17,7 @@ from .tasks import Task
 
 
 @dataclass(frozen=True)
-class Predictions:
+class LabelledPredictions:
     """A task's predictions for the rows of a split that have a label.
 
     Args:
@@ -39,7 +39,7 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def select(self, indices: np.ndarray) -> "Predictions":
+    def select(self, indices: np.ndarray) -> "LabelledPredictions":
         """The rows of these indices, in their order."""
         return replace(
             self,
@@ -76,13 +76,13 @@ class Predictions:
         return np.array([sum(len(text.split()) for text in texts) for texts in self.texts])
 
 
-def read_predictions(path: Path, task: Task, rows: Dataset) -> Predictions:
+def label_predictions(task: Task, rows: Dataset, path: Path) -> LabelledPredictions:
     """A prediction table beside the labels of its rows; rows without a label are left out.
 
     Args:
-        path: of the table, a Parquet file as `prediction_table` describes; probabilities may be missing.
         task: whose.
         rows: clean rows of the split, in the table's order.
+        path: of the table, a Parquet file as `prediction_table` describes; probabilities may be missing.
 
     Raises:
         InputError: the table has not these columns, is of other rows, or has classes that the task has not.
@@ -98,7 +98,7 @@ def read_predictions(path: Path, task: Task, rows: Dataset) -> Predictions:
         raise InputError(f"{path}: has classes beyond {len(task.label_names) - 1}, the last of task {task.name!r}")
     labels = np.array(rows["label"][:])
     texts = [rows[name][:] for name in ("text", "text_pair") if name in rows.column_names]
-    return Predictions(
+    return LabelledPredictions(
         task=task,
         ids=rows["id"][:],
         texts=list(zip(*texts, strict=True)),
@@ -117,7 +117,7 @@ def check_ids(path: Path, ids: list[str], expected: list[str]) -> None:
             raise InputError(f"{path}: prediction {number} is of id {got!r}, row {number} has id {want!r}: other data?")
 
 
-def confusion(predictions: Predictions) -> np.ndarray:
+def confusion(predictions: LabelledPredictions) -> np.ndarray:
     """(C, C): percent of the rows of true class j that are predicted as class i (paper, Figure 3).
 
     Every column sums to 100, or to 0 where no row has that class.
@@ -135,7 +135,7 @@ class LengthBin(NamedTuple):
     error: Estimate
 
 
-def error_by_length(predictions: Predictions, bins: int = 6) -> list[LengthBin]:
+def error_by_length(predictions: LabelledPredictions, bins: int = 6) -> list[LengthBin]:
     """The mean of `errors` in bins of about as many rows each, from short to long; rows of one length stay together.
 
     Intervals are Wilson's for classes, and mean ± z standard errors for scores.
@@ -166,7 +166,7 @@ def has_neighbours(task: Task) -> bool:
     return task.kind == "similarity" or len(task.label_names) > 2
 
 
-def worst(predictions: Predictions, count: int) -> Predictions:
+def worst(predictions: LabelledPredictions, count: int) -> LabelledPredictions:
     """The wrong rows with the highest `losses`, worst first."""
     order = np.argsort(-predictions.losses, kind="stable")
     return predictions.select(order[predictions.errors[order] > 0][:count])

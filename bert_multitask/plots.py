@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .analysis import Predictions, confusion, error_by_length
+from .analysis import LabelledPredictions, confusion, error_by_length
 from .tasks import Task
 
 WIDTH = 8  # inches
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 TRAIN, DEV, IDENTITY = "#0072B2", "#D55E00", "#D55E00"
+DEV_LABEL = "dev"
 STYLE = {
     "font.size": 10,
     "xtick.labelsize": 9,
@@ -32,7 +34,7 @@ STYLE = {
 }
 SHOWN_STEPS = 300  # of the plan, one by one
 UNITS = {"accuracy": "share of rows right", "pearson": "Pearson's r"}
-MANY_CLASSES = 12  # from which on a matrix has no room for figures in its cells
+MANY_CLASSES = 12  # beyond which there is no room for a figure in each cell or above each bar
 
 
 def to_png(figure: Figure) -> bytes:
@@ -51,43 +53,55 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
         history: the entries of `history.jsonl`.
         tasks: {name: task}.
     """
-    figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1)))
+    figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1) + 0.3))
     axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
     for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
-        draw_curve(left, history, f"loss_{name}", "train, with dropout", TRAIN)
-        draw_curve(left, history, f"eval_{name}_loss", "dev", DEV, marker="o")
-        draw_curve(right, history, f"{task.metric}_{name}", "train, with dropout", TRAIN)
-        draw_curve(right, history, f"eval_{name}_{task.metric}", "dev", DEV, marker="o", best=True)
-        units = "squared score" if task.kind == "similarity" else "nats"
-        left.set(title=f"{name}: loss", ylabel=f"loss ({units})")
-        right.set(title=f"{name}: {task.metric}", ylabel=UNITS[task.metric])
+        draw_train(left, history, f"loss_{name}")
+        draw_dev(left, history, f"eval_{name}_loss")
+        draw_train(right, history, f"{task.metric}_{name}")
+        draw_dev(right, history, f"eval_{name}_{task.metric}")
+        left.set(title=f"{name}: loss", ylabel=f"loss ({'squared score' if task.kind == 'similarity' else 'nats'})")
+        right.set(title=f"{name}: {task.metric}{best_dev(right)}", ylabel=UNITS[task.metric])
+    left, right = axes[-1]
+    draw_train(left, history, "loss")
     smart = any(key.startswith(("smart_", "bregman_")) for entry in history for key in entry)
-    draw_curve(axes[-1, 0], history, "loss", "train, SMART's terms added" if smart else "train", TRAIN)
-    axes[-1, 0].set(title="all tasks: loss of a step", ylabel="loss (mixed units)", xlabel="step")
-    draw_curve(axes[-1, 1], history, "eval_overall", "dev", DEV, marker="o", best=True)
-    axes[-1, 1].set(title="overall score", ylabel="score (0 to 1)", xlabel="step")
-    for axis in axes.flat:
-        if axis.lines:
-            axis.legend(frameon=False)
+    left.set(title=f"all tasks: loss{', with its SMART terms' * smart}", ylabel="loss (mixed units)", xlabel="step")
+    draw_dev(right, history, "eval_overall")
+    right.set(title=f"overall score{best_dev(right)}", ylabel="score (0 to 1)", xlabel="step")
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
+    figure.legend(handles=lines.values(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
-def draw_curve(axis, history: Sequence[Mapping], key: str, label: str, colour: str, marker="", best=False) -> None:
-    """One key of the history over its steps, the highest point named if `best`; nothing where no entry has the key."""
+def draw_train(axis: Axes, history: Sequence[Mapping], key: str) -> None:
+    """What training logged under a key: of the few rows between two entries, so thin."""
+    draw_curve(axis, history, key, label="train, with dropout", color=TRAIN, linewidth=0.8, alpha=0.7)
+
+
+def draw_dev(axis: Axes, history: Sequence[Mapping], key: str) -> None:
+    """What evaluations found under a key."""
+    draw_curve(axis, history, key, label=DEV_LABEL, color=DEV, linewidth=1.5, marker="o", markersize=3)
+
+
+def draw_curve(axis: Axes, history: Sequence[Mapping], key: str, **style) -> None:
+    """One key of the history over its steps; nothing where no entry has the key."""
     points = [(entry["step"], entry[key]) for entry in history if key in entry]
-    if not points:
-        return
-    steps, values = zip(*points, strict=True)
-    axis.plot(steps, values, color=colour, marker=marker, markersize=3, linewidth=1.2, label=label)
-    axis.margins(y=0.15)
-    if best:
-        top = int(np.argmax(values))
-        axis.plot(steps[top], values[top], "o", color=colour, markersize=7, fillstyle="none")
-        axis.lines[-1].set_label(f"best: {values[top]:.3f} at step {steps[top]:,}")
+    if points:
+        axis.plot(*zip(*points, strict=True), **style)
+
+
+def best_dev(axis: Axes) -> str:
+    """Ring the highest point of the dev curve, if there is one; words for the title."""
+    for line in axis.lines:
+        if line.get_label() == DEV_LABEL:
+            step, value = max(line.get_xydata(), key=lambda point: point[1])
+            axis.plot(step, value, "o", color=DEV, markersize=8, fillstyle="none", label="best on dev")
+            return f", best on dev {value:.3f} at step {step:,.0f}"
+    return ""
 
 
 @rc_context(STYLE)
-def confusion_matrix(predictions: Predictions) -> Figure:
+def confusion_matrix(predictions: LabelledPredictions) -> Figure:
     """Percent of each true class's rows by predicted class; a true class is a column, which sums to 100 (Figure 3)."""
     names, percent = predictions.task.label_names, confusion(predictions)
     counts = [int((predictions.labels == index).sum()) for index in range(len(names))]
@@ -96,12 +110,13 @@ def confusion_matrix(predictions: Predictions) -> Figure:
     image = axis.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows", xlabel="true label (rows)")
     axis.set_ylabel("predicted label")
-    axis.set_xticks(range(len(names)), [f"{name}\n({count:,})" for name, count in zip(names, counts, strict=True)])
+    crowded = sum(map(len, names)) > 75  # letters that fit beside each other
+    gap = " " if crowded else "\n"
+    ticks = [f"{name}{gap}({count:,})" for name, count in zip(names, counts, strict=True)]
+    axis.set_xticks(range(len(names)), ticks, rotation=90 if crowded else 0)
     axis.set_yticks(range(len(names)), names)
     axis.spines[:].set_visible(False)
-    if len(names) > MANY_CLASSES:
-        axis.tick_params("x", rotation=90)
-    else:
+    if len(names) <= MANY_CLASSES:
         for (row, column), value in np.ndenumerate(percent):
             axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="black" if value > 45 else "white")
     figure.colorbar(image, label="share of the true label's rows (%)")
@@ -109,7 +124,7 @@ def confusion_matrix(predictions: Predictions) -> Figure:
 
 
 @rc_context(STYLE)
-def scatter(predictions: Predictions) -> Figure:
+def scatter(predictions: LabelledPredictions) -> Figure:
     """Predicted over true scores, with the line on which they are equal (Figure 4)."""
     low, high = predictions.task.score_range
     figure = Figure(figsize=(WIDTH, 6))
@@ -126,7 +141,7 @@ def scatter(predictions: Predictions) -> Figure:
 
 
 @rc_context(STYLE)
-def length_errors(predictions: Sequence[Predictions]) -> Figure:
+def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
     """Mean error of rows by length, a panel a task, with 95 % intervals."""
     figure = Figure(figsize=(WIDTH, 2.8 * -(-len(predictions) // 2)))
     axes = list(figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat)
@@ -148,7 +163,7 @@ def length_errors(predictions: Sequence[Predictions]) -> Figure:
 
 
 @rc_context(STYLE)
-def distance_shares(predictions: Sequence[Predictions]) -> Figure:
+def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
     """How far off predictions are: of classes the number of classes, of scores |predicted - true|; a panel a task."""
     figure = Figure(figsize=(WIDTH, 2.8 * -(-len(predictions) // 2)))
     axes = list(figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat)
@@ -161,7 +176,8 @@ def distance_shares(predictions: Sequence[Predictions]) -> Figure:
         else:
             classes = range(len(part.task.label_names))
             bars = axis.bar(classes, np.bincount(part.distances, weights, minlength=len(classes)), color=TRAIN)
-            axis.bar_label(bars, fmt="%.1f", fontsize=9)
+            if len(classes) <= MANY_CLASSES:
+                axis.bar_label(bars, fmt="%.1f", fontsize=9)
             axis.set_xlabel("|predicted − true| (classes; 0 is right)")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(title=part.task.name, ylabel="rows (%)")
@@ -184,7 +200,7 @@ def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
     shown = plan[:SHOWN_STEPS]
     for row, name in enumerate(tasks):
         steps = [step for step, task in enumerate(shown, start=1) if task == name]
-        top.eventplot(steps, lineoffsets=row, linelengths=0.8, linewidths=450 / len(shown), colors=colours[name])
+        top.eventplot(steps, lineoffsets=row, linelengths=0.8, linewidths=475 / len(shown), colors=colours[name])
     top.set_yticks(range(len(tasks)), tasks)
     top.invert_yaxis()
     top.set(xlim=(0.5, len(shown) + 0.5), xlabel="step")

@@ -3,21 +3,15 @@
 Markdown with PNGs beside it, and one HTML file that holds everything (docs/report.md).
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import DatasetDict
 from matplotlib.figure import Figure
 
-from .analysis import Predictions, has_neighbours, read_predictions, worst
-from .arguments import RunArguments
+from .analysis import LabelledPredictions, has_neighbours, worst
 from .configuration import InputError
-from .data import load_rows, usable_rows
 from .document import Document, Picture, Table
-from .losses import UNLABELLED
 from .plots import (
     confusion_matrix,
     distance_shares,
@@ -27,62 +21,12 @@ from .plots import (
     to_png,
     training_curves,
 )
-from .schedule import SCHEDULES, count_batches
+from .sources import Source, open_sources
 from .statistics import LEVEL, RESAMPLES, Estimate, Scores, mcnemar
-from .tasks import TASKS, Task
+from .tasks import Task
 
 WORST = 10  # rows of each task that are shown
 SHOWN_TEXT = 300  # characters of a text
-
-
-@dataclass
-class Source:
-    """What is reported: a run folder, a folder of prediction tables, or one table.
-
-    Args:
-        path: of it.
-        split: whose predictions, "dev" or "test".
-    """
-
-    path: Path
-    split: str
-
-    def __post_init__(self):
-        if not self.path.exists():
-            raise InputError(f"{self.path}: no such file or folder; expected a run, or a folder of prediction tables")
-        if self.path.is_file() and not self.path.name.endswith(f"-{self.split}.parquet"):
-            raise InputError(f"{self.path}: expected a run, a folder, or a table TASK-{self.split}.parquet")
-
-    @property
-    def record(self) -> dict | None:
-        """What `run.json` says; None where there is no run."""
-        file = self.path / "run.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-    @property
-    def history(self) -> list[dict]:
-        """The entries of `history.jsonl`; none where there is no run."""
-        file = self.path / "history.jsonl"
-        return list(map(json.loads, file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
-
-    @property
-    def tables(self) -> dict[str, Path]:
-        """{task: its prediction table}."""
-        ending = f"-{self.split}.parquet"
-        folder = self.path / "predictions" if (self.path / "predictions").is_dir() else self.path
-        files = [self.path] if self.path.is_file() else sorted(folder.glob(f"*{ending}"))
-        if not files:
-            raise InputError(f"{folder} holds no TASK{ending}; finish the run, or write some with recipes/predict.py")
-        return {file.name.removesuffix(ending): file for file in files}
-
-    def predictions(self, tasks: Mapping[str, Task], rows: Mapping[str, DatasetDict]) -> dict[str, Predictions]:
-        """{task: its predictions} of the tasks that have a table and labels."""
-        tables = self.tables
-        return {
-            name: read_predictions(tables[name], task, rows[name][self.split])
-            for name, task in tasks.items()
-            if name in tables and why_unscored(rows[name], self.split) is None
-        }
 
 
 def write_report(
@@ -90,76 +34,35 @@ def write_report(
     output_dir: Path,
     other: Path | None = None,
     data_dir: str | None = None,
-    tasks: Sequence | None = None,
+    tasks: Sequence[str | dict | Task] | None = None,
     split: str = "dev",
 ) -> None:
     """Write report.html, and report.md with its PNGs, into a folder.
 
     Args:
-        path: a run folder, a folder of tables TASK-SPLIT.parquet (an ensemble's, or of `recipes/predict.py`), or one.
+        path: a run folder, a folder of tables TASK-SPLIT.parquet (an ensemble's, for example), or one such table.
         output_dir: the folder to write.
         other: the same of another run, to compare with on the same rows.
-        data_dir: where the labels are, as for training; by default where the run's were.
-        tasks: the tasks, as for training; by default those of the run, or the presets that the tables are named after.
+        data_dir, tasks: where the rows are and what the tasks are, as for training; by default as `open_sources` says.
         split: "dev" or "test".
 
     Raises:
         InputError: there is nothing to report, the labels are not at hand, or the tables are of other rows.
     """
-    source = Source(Path(path), split)
-    compared = Source(Path(other), split) if other else None
-    run = run_arguments(source, compared, data_dir, tasks)
-    specs = {task.name: task for task in run.load_tasks()}
-    rows = {name: load_rows(task, run.data_dir) for name, task in specs.items()}
-    predictions = source.predictions(specs, rows)
-    if not predictions:
-        raise InputError(f"{path}: nothing to score; " + "; ".join(gaps(source, specs, rows)))
+    source, *compared = open_sources([Path(path), *([Path(other)] if other else [])], split, data_dir, tasks)
     document = Document(f"Report of {path}" + (f", compared with {other}" if other else ""))
-    add_scores(document, source, predictions, gaps(source, specs, rows))
-    if compared:
-        theirs = compared.predictions(specs, rows)
-        add_comparison(document, source, compared, predictions, theirs, gaps(compared, specs, rows))
-    add_training(document, source, specs)
-    add_task_order(document, source, specs, rows)
-    add_errors(document, predictions)
-    add_worst(document, predictions)
-    add_settings(document, source, specs)
+    add_scores(document, source)
+    for second in compared:
+        add_comparison(document, source, second)
+    add_training(document, source)
+    add_task_order(document, source)
+    add_errors(document, source.predictions)
+    add_worst(document, source.predictions)
+    add_settings(document, source)
     document.write(Path(output_dir), "report")
 
 
-def run_arguments(
-    source: Source, compared: Source | None, data_dir: str | None, tasks: Sequence | None
-) -> RunArguments:
-    """Where the rows are and what the tasks are: as given, or else as the run has them, or the one compared with."""
-    record = source.record or (compared and compared.record)
-    if not (record or data_dir):
-        raise InputError(f"{source.path} has no run.json that says where the labels are; name their folder: --data_dir")
-    if not (record or tasks):
-        tasks = [name for name in TASKS if name in source.tables]
-        if unknown := sorted(source.tables.keys() - TASKS.keys()):
-            raise InputError(f"{source.path}: task {unknown[0]!r} is no preset; describe the tasks with --tasks")
-    run = RunArguments(**record["run"]) if record else RunArguments()
-    run.data_dir, run.tasks = data_dir or run.data_dir, tasks or run.tasks
-    return run
-
-
-def why_unscored(splits: DatasetDict, split: str) -> str | None:
-    """Why a task's predictions of a split cannot be scored; None if they can."""
-    if split not in splits:
-        return f"it has no {split} rows"
-    return None if any(label != UNLABELLED for label in splits[split]["label"][:]) else f"no {split} row has a label"
-
-
-def gaps(source: Source, tasks: Mapping[str, Task], rows: Mapping[str, DatasetDict]) -> list[str]:
-    """A sentence for each task that is not scored."""
-    reasons = {
-        name: why_unscored(rows[name], source.split) or (None if name in source.tables else "it has no predictions")
-        for name in tasks
-    }
-    return [f"Task {name} is not scored: {reason}." for name, reason in reasons.items() if reason]
-
-
-def scores(predictions: Mapping[str, Predictions]) -> Scores:
+def scores(predictions: Mapping[str, LabelledPredictions]) -> Scores:
     """The scores of some tasks and their resamples."""
     return Scores(
         {name: part.task for name, part in predictions.items()},
@@ -173,8 +76,9 @@ def bounds(interval: Estimate, form: str = ".4f") -> str:
     return f"{interval.low:{form}} to {interval.high:{form}}"
 
 
-def add_scores(document: Document, source: Source, predictions: Mapping[str, Predictions], unscored: list[str]) -> None:
+def add_scores(document: Document, source: Source) -> None:
     """Each task's score and the overall score, with intervals."""
+    predictions = source.predictions
     found = scores(predictions)
     lines = [
         [name, part.task.metric, f"{len(part):,}", f"{found[name].value:.4f}", bounds(found[name])]
@@ -186,18 +90,17 @@ def add_scores(document: Document, source: Source, predictions: Mapping[str, Pre
     document.add(
         f"Scores on {source.split}",
         Table(["task", "metric", "rows", "score", f"{LEVEL:.0%} interval"], lines),
-        *unscored,
+        *source.unscored,
         f"Intervals are percentile bootstraps: {RESAMPLES:,} resamples of a task's labelled rows, each row's "
         "prediction and label drawn together, the tasks' rows independently. They say how far the score would move "
         "with other rows of the same kind, not with another seed of the training.",
     )
 
 
-def add_comparison(
-    document: Document, source: Source, compared: Source, first: Mapping, second: Mapping, unscored: list[str]
-) -> None:
+def add_comparison(document: Document, source: Source, compared: Source) -> None:
     """Differences of two runs on the same rows, with the paired bootstrap's intervals and McNemar's exact test."""
-    common = {name: part for name, part in first.items() if name in second}
+    second = compared.predictions
+    common = {name: part for name, part in source.predictions.items() if name in second}
     if not common:
         raise InputError(f"{compared.path}: has no task in common with {source.path}")
     ours, theirs = scores(common), scores({name: second[name] for name in common})
@@ -215,7 +118,7 @@ def add_comparison(
         "Comparison",
         f"A is {source.path}, B is {compared.path}.",
         Table(columns, lines),
-        *(f"B: {gap}" for gap in unscored),
+        *(f"B: {sentence}" for sentence in compared.unscored),
         "Both are scored on the same resamples of the rows (paired bootstrap): where the interval leaves out 0, the "
         "difference is more than the choice of rows explains. McNemar's exact test asks how probable so uneven a "
         "split of the rows that one alone has right is if both are equally good. Neither sees other seeds.",
@@ -227,9 +130,9 @@ def picture(name: str, figure: Figure, alt: str) -> Picture:
     return Picture(name, to_png(figure), alt)
 
 
-def add_training(document: Document, source: Source, tasks: Mapping[str, Task]) -> None:
+def add_training(document: Document, source: Source) -> None:
     """The curves of training (the paper's Figure 2); nothing where there is no history."""
-    history = source.history
+    history, tasks = source.history, source.tasks
     if not any("loss" in entry for entry in history):
         return
     alt = f"Curves of {', '.join(tasks)}: loss and metric over {history[-1]['step']:,} steps"
@@ -243,39 +146,24 @@ def add_training(document: Document, source: Source, tasks: Mapping[str, Task]) 
     )
 
 
-def add_task_order(document: Document, source: Source, tasks: Mapping[str, Task], rows: Mapping) -> None:
+def add_task_order(document: Document, source: Source) -> None:
     """The order of the tasks; nothing where there is no run."""
-    record = source.record
-    if record is None:
+    if source.record is None:
         return
-    plan = recompute_plan(record["decides"], tasks, rows)
+    plan, decides = source.plan(), source.record["decides"]
     if plan is None:
         document.add("Order of the tasks", "Unknown: the training rows are not those that run.json counts.")
         return
-    counts = ", ".join(f"{plan.count(name):,} of {name}" for name in tasks)
-    words = f"{len(plan):,} steps of up to {record['decides']['rows of a step']} rows: {counts}"
+    counts = ", ".join(f"{plan.count(name):,} of {name}" for name in source.tasks)
+    words = f"{len(plan):,} steps of up to {decides['rows of a step']} rows: {counts}"
     document.add(
         "Order of the tasks",
-        f"Schedule {record['decides']['schedule']}, {words}.",
-        picture("task-order", task_order(plan, list(tasks)), f"Task of each step; {words}"),
+        f"Schedule {decides['schedule']}, {words}.",
+        picture("task-order", task_order(plan, list(source.tasks)), f"Task of each step; {words}"),
     )
 
 
-def recompute_plan(decides: Mapping, tasks: Mapping[str, Task], rows: Mapping[str, DatasetDict]) -> list[str] | None:
-    """The task of each step of a run, of what `run.json` says decides it; None if the training rows are not as many as
-    the run's."""
-    for name in tasks:
-        if len(rows[name].get("train", ())) != decides.get(f"rows of {name}", {}).get("train", {}).get("rows"):
-            return None
-    sizes = {name: len(usable_rows(task, rows[name]["train"], "train")) for name, task in tasks.items()}
-    epochs = {name: task.epochs for name, task in tasks.items()}
-    seed = decides["seed"] if decides["data_seed"] is None else decides["data_seed"]
-    batches = count_batches(sizes, epochs, decides["rows of a step"], decides["budget"])
-    plan = SCHEDULES[decides["schedule"]](batches, seed)
-    return plan[: decides["max_steps"]] if decides["max_steps"] > 0 else plan
-
-
-def add_errors(document: Document, predictions: Mapping[str, Predictions]) -> None:
+def add_errors(document: Document, predictions: Mapping[str, LabelledPredictions]) -> None:
     """Confusion (Figure 3), scatter (Figure 4), error by length, and how far off predictions are."""
     everything = list(predictions.values())
     if classes := [part for part in everything if part.task.kind != "similarity"]:
@@ -310,21 +198,22 @@ def add_errors(document: Document, predictions: Mapping[str, Predictions]) -> No
         )
 
 
-def neighbour_table(part: Predictions) -> Table:
-    """Of a task's rows, by true label: how many are right, off by one, and further off. A score is a number of tenths
-    of its range off."""
+def neighbour_table(part: LabelledPredictions) -> Table:
+    """How many of a task's rows are right, off by one class, and further off, by true label; or by fifths of the range,
+    how many scores are off by up to a tenth of the range, up to two, and more."""
     task, distances = part.task, part.distances
     if task.kind == "similarity":
-        low, high = task.score_range
-        steps = (high - low) / 10, (high - low) / 5
-        groups = {"all": np.full(len(part), True)}
-        names = [f"within {steps[0]:g}", f"within {steps[1]:g}", "further off"]
-        kinds = [distances <= steps[0], (distances > steps[0]) & (distances <= steps[1]), distances > steps[1]]
+        edges = np.linspace(*task.score_range, 6)
+        number = np.digitize(part.labels, edges[1:-1])
+        groups = {f"{edges[k]:g} to {edges[k + 1]:g}": number == k for k in range(5)}
+        near, far = (edges[1] - edges[0]) / 2, edges[1] - edges[0]
+        names = [f"off by up to {near:g}", f"{near:g} to {far:g}", f"more than {far:g}"]
     else:
         groups = {name: part.labels == label for label, name in enumerate(task.label_names)}
-        groups["all"] = np.full(len(part), True)
+        near, far = 0, 1
         names = ["right", "off by one", "further off"]
-        kinds = [distances == 0, distances == 1, distances > 1]
+    groups["all"] = np.full(len(part), True)
+    kinds = [distances <= near, (distances > near) & (distances <= far), distances > far]
     lines = [
         [name, f"{rows.sum():,}", *(f"{100 * kind[rows].mean():.1f} %" for kind in kinds)]
         for name, rows in groups.items()
@@ -333,7 +222,7 @@ def neighbour_table(part: Predictions) -> Table:
     return Table([f"{task.name}: true label", "rows", *names], lines)
 
 
-def add_worst(document: Document, predictions: Mapping[str, Predictions]) -> None:
+def add_worst(document: Document, predictions: Mapping[str, LabelledPredictions]) -> None:
     """The rows of each task that are furthest from right."""
     for name, part in predictions.items():
         shown = worst(part, WORST)
@@ -359,7 +248,7 @@ def cut(text: str) -> str:
     return text if len(text) <= SHOWN_TEXT else text[: SHOWN_TEXT - 1] + "…"
 
 
-def add_settings(document: Document, source: Source, tasks: Mapping[str, Task]) -> None:
+def add_settings(document: Document, source: Source) -> None:
     """What decided the run's weights, as `run.json` has it; nothing where there is no run."""
     if (record := source.record) is None:
         return
@@ -374,7 +263,7 @@ def add_settings(document: Document, source: Source, tasks: Mapping[str, Task]) 
     lines = [
         [name, *(str(getattr(task, key)) for key in fields)]
         + [f"{decides[f'rows of {name}'].get(split, {}).get('rows', 0):,}" for split in splits]
-        for name, task in tasks.items()
+        for name, task in source.tasks.items()
     ]
     document.add(
         "Settings",

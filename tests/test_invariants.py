@@ -18,7 +18,7 @@ LAYERS = [
     {"data", "callbacks", "classifier", "statistics", "document"},
     {"arguments", "prediction", "analysis", "export", "hub"},
     {"run_folder", "trainer", "plots"},
-    {"training", "inference", "soup"},
+    {"training", "inference", "soup", "sources"},
     {"ensemble", "report"},
 ]
 MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "card", "heads", "classifier"}

@@ -1,0 +1,86 @@
+"""Documents in both forms: nothing is loaded from elsewhere, and texts show as they are."""
+
+import base64
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+from markdown_it import MarkdownIt
+
+from bert_multitask.document import Document, Picture, Table, plain
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "a | b || c",
+    "*bold* _it_ __x__ `code` ~~gone~~",
+    "[link](http://x.y) ![i](z.png) <b>",
+    "&lt; &amp; & \\| \\",
+    "two\nlines\r\n# and more",
+    "$x$ {a}",
+    "\"quoted\" 'single'",
+]
+
+
+class Reader(HTMLParser):
+    """Collects tags and the text of each cell and paragraph."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.texts = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("td", "th", "p", "h1", "h2"):
+            self.texts.append("")
+
+    def handle_data(self, data):
+        if self.texts:
+            self.texts[-1] += data
+
+
+@pytest.fixture
+def document():
+    document = Document("Title <&>")
+    document.add("Section", NASTY[0], Table(["a", "b | c"], [[text, "x"] for text in NASTY]), None)
+    document.add("Pictures", Picture("shape", b"\x89PNG bytes", 'a "shape" <of> [it]'))
+    return document
+
+
+def test_html_holds_everything(document, tmp_path):
+    document.write(tmp_path / "new", "report")
+    page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+    reader = Reader(page)
+    tags = [tag for tag, _ in reader.tags]
+    assert not {"script", "link", "iframe", "b"} & set(tags)
+    sources = [attrs["src"] for _, attrs in reader.tags if "src" in attrs]
+    assert len(sources) == 1 and sources[0].startswith("data:image/png;base64,")
+    assert base64.b64decode(sources[0].partition(",")[2]) == b"\x89PNG bytes"
+    assert not any("href" in attrs for _, attrs in reader.tags) and not re.search(r"url\(|@import", page)
+    (image,) = [attrs for tag, attrs in reader.tags if tag == "img"]
+    assert image["alt"] == 'a "shape" <of> [it]'
+
+
+def test_html_shows_texts_as_they_are(document):
+    texts = [text.replace("\r\n", "\n").strip() for text in Reader(document.html()).texts]
+    for text in [*NASTY, "Title <&>", "b | c"]:
+        assert text.replace("\r\n", "\n") in texts
+
+
+def test_markdown_shows_texts_as_they_are(document, tmp_path):
+    """As a Markdown reader of its own reads it."""
+    document.write(tmp_path, "report")
+    assert (tmp_path / "shape.png").read_bytes() == b"\x89PNG bytes"
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    rendered = MarkdownIt("gfm-like", {"linkify": False}).render(page)
+    reader = Reader(rendered)
+    assert {tag for tag, _ in reader.tags} == {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "img"}
+    for text in [*NASTY, "Title <&>", "b | c"]:
+        assert " ".join(text.split()) in [shown.strip() for shown in reader.texts]
+    (image,) = [attrs for tag, attrs in reader.tags if tag == "img"]
+    assert image == {"src": "shape.png", "alt": 'a "shape" <of> [it]'}
+
+
+def test_plain_is_one_line():
+    assert plain("a\n\nb") == "a b" and unescape(plain("x")) == "x"

@@ -1,0 +1,292 @@
+"""The report as users make it: of runs, tables and the user's own tasks, and the pictures in it."""
+
+import json
+import re
+import runpy
+import struct
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, write_table
+
+from bert_multitask.analysis import LabelledPredictions
+from bert_multitask.configuration import InputError
+from bert_multitask.data import load_rows
+from bert_multitask.document import Document
+from bert_multitask.plots import confusion_matrix, scatter, task_order, to_png, training_curves
+from bert_multitask.prediction import prediction_table, write_predictions
+from bert_multitask.report import add_worst, neighbour_table, write_report
+from bert_multitask.sources import Source, open_sources
+from bert_multitask.tasks import TASKS, load_task
+
+SECTIONS = [
+    "Scores on dev",
+    "Training",
+    "Order of the tasks",
+    "Confusion",
+    "Predicted and true scores",
+    "Error by length",
+    "How far off",
+    "Worst rows of sst",
+    "Worst rows of quora",
+    "Worst rows of sts",
+    "Settings",
+]
+
+
+def recipe(monkeypatch, name: str, *argv) -> int:
+    """Run a recipe in this process, as on the command line; its exit code."""
+    path = ROOT / "recipes" / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), *map(str, argv)])
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path, tiny_bert, course_folder):
+    """Train a tiny run of two evaluations; its folder."""
+
+    def train(name: str, *flags, **settings):
+        config = tmp_path / f"{name}.yaml"
+        settings = {
+            "model_name_or_path": tiny_bert,
+            "data_dir": str(course_folder),
+            "output_dir": str(tmp_path / name),
+            "task_epochs": {"sst": 2, "quora": 1, "sts": 2},
+            "per_device_train_batch_size": 4,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "eval_steps": 0.5,
+            "save_strategy": "no",
+            "load_best_model_at_end": False,
+        } | settings
+        config.write_text(yaml.safe_dump(settings))
+        assert recipe(monkeypatch, "train_multitask", config, *flags) == 0
+        return tmp_path / name
+
+    return train
+
+
+def sections(page: str) -> list[str]:
+    return re.findall(r"^## (.*)$", page, re.MULTILINE)
+
+
+def tables(course_folder, folder, tasks=("sst", "quora", "sts"), seed=0):
+    """Random predictions for the dev rows of the course's folder."""
+    rng = np.random.default_rng(seed)
+    for name in tasks:
+        rows = load_rows(TASKS[name], str(course_folder))["dev"]
+        logits = rng.standard_normal((len(rows), 5) if name == "sst" else len(rows))
+        write_predictions(TASKS[name], prediction_table(TASKS[name], rows["id"][:], logits), folder / f"{name}-dev")
+    return folder
+
+
+def test_a_run(monkeypatch, train, capsys):
+    run = train("run", "--max_steps", 6)
+    assert recipe(monkeypatch, "report", run) == 0
+    assert str(run / "report" / "report.html") in capsys.readouterr().out
+    page = (run / "report" / "report.md").read_text(encoding="utf-8")
+    assert sections(page) == SECTIONS
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name, key in (("sst", "sst_accuracy"), ("quora", "quora_accuracy"), ("sts", "sts_pearson"), ("overall",) * 2):
+        (score,) = re.findall(rf"^\| {name} \| .* \| (-?\d\.\d+) \|", page.partition("## Training")[0], re.MULTILINE)
+        assert score == f"{metrics[f'eval_{key}']:.4f}", name
+    pictures = re.findall(r"^!\[.+\]\((.+)\)$", page, re.MULTILINE)
+    assert sorted(pictures) == sorted(path.name for path in (run / "report").glob("*.png")) and len(pictures) == 7
+    for name in pictures:
+        width, height = struct.unpack(">II", (run / "report" / name).read_bytes()[16:24])
+        assert width == 1600 and 400 < height <= 1600, name  # twice a page's 800
+    html = (run / "report" / "report.html").read_text(encoding="utf-8")
+    assert html.count('src="data:image/png;base64,') == html.count("src=") == html.count("alt=") == 7
+    assert not re.search(r"https?://|<link|<script", html)
+
+
+def test_the_plan_is_the_runs(train):
+    """Recomputed from run.json: as many steps of each task, in the order in which history has their losses."""
+    run = train("run", "--budget", 0.7, "--seed", 3, "--logging_steps", 1)
+    (source,) = open_sources([run], "dev")
+    losses = [entry for entry in source.history if "loss" in entry]
+    tasks = [next(key.removeprefix("loss_") for key in entry if key.startswith("loss_")) for entry in losses]
+    assert source.plan() == tasks
+    source.record["decides"]["rows of sst"]["train"]["rows"] += 1
+    assert source.plan() is None, "other training rows than the run's"
+
+
+def test_two_runs(train, course_folder, tmp_path):
+    run = train("run", "--max_steps", 2, "--schedule", "sequential")
+    folder = tables(course_folder, tmp_path / "tables", tasks=["sst", "sts"])
+    write_report(run, tmp_path / "out", other=folder)
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert sections(page) == [SECTIONS[0], "Comparison", *SECTIONS[1:]]
+    comparison = page.partition("## Comparison")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| (\w+) \|", comparison, re.MULTILINE) == ["task", "sst", "sts", "overall"]
+    assert "B: Task quora is not scored: there are no predictions" in comparison
+
+
+def test_tables_without_a_run(monkeypatch, course_folder, tmp_path, capsys):
+    folder = tables(course_folder, tmp_path / "tables")
+    assert recipe(monkeypatch, "report", folder) == 2
+    assert "no run.json that says where the labels are; name their folder: --data_dir" in capsys.readouterr().err
+    assert recipe(monkeypatch, "report", folder, "--data_dir", course_folder) == 0
+    page = (folder / "report" / "report.md").read_text(encoding="utf-8")
+    assert sections(page) == [name for name in SECTIONS if name not in ("Training", "Order of the tasks", "Settings")]
+    write_report(folder / "sts-dev.parquet", tmp_path / "one", data_dir=str(course_folder))
+    page = (tmp_path / "one" / "report.md").read_text(encoding="utf-8")
+    assert sections(page) == ["Scores on dev", *SECTIONS[4:7], "Worst rows of sts"]
+
+
+def test_a_task_without_labels_is_left_out(course_folder, tmp_path):
+    folder = tables(course_folder, tmp_path / "tables")
+    file = course_folder / "ids-sst-dev.csv"
+    lines = [line.rpartition("\t")[0] + "\t" for line in file.read_text().splitlines()[1:]]
+    file.write_text("\n".join(["\tid\tsentence\tsentiment", *lines]) + "\n")
+    write_report(folder, tmp_path / "out", data_dir=str(course_folder))
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "Task sst is not scored: no dev row has a label." in page
+    assert "| quora | accuracy |" in page and "| sst | accuracy |" not in page
+    for name in ("quora", "sts"):
+        (folder / f"{name}-dev.parquet").unlink()
+    with pytest.raises(InputError, match="there is nothing to score. Task sst"):
+        write_report(folder, tmp_path / "none", data_dir=str(course_folder))
+
+
+def test_tasks_of_the_users_own(train, tmp_path):
+    """A pair of classes, a yes or no, and a score on a scale of its own, in the YAML alone."""
+    specs = [
+        {"name": "nli", "kind": "classification", "text_pair": "second", "label_names": ["yes", "maybe", "no"]},
+        {"name": "spam", "kind": "binary", "label_names": ["fine", "spam"]},
+        {"name": "level", "kind": "similarity", "score_range": [-1, 1]},
+    ]
+    for spec in specs:
+        for split, count in (("train", 8), ("dev", 9)):
+            rows = [
+                [i, f"<b>text</b> {i}", "second", [i % 3, i % 2, i % 5 / 2 - 1][specs.index(spec)]]
+                for i in range(count)
+            ]
+            write_table(tmp_path / f"{spec['name']}-{split}.csv", ["id", "sentence", "second", "label"], rows)
+        spec |= {
+            "epochs": 1,
+            "files": {split: str(tmp_path / f"{spec['name']}-{split}.csv") for split in ("train", "dev")},
+        }
+    run = train("run", tasks=specs, task_epochs=None)
+    write_report(run, tmp_path / "out")
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert [name for name in sections(page) if name.startswith("Worst")] == [
+        f"Worst rows of {s['name']}" for s in specs
+    ]
+    assert "8 rows" not in page and "\\<b\\>text\\</b\\>" in page
+    assert {path.stem for path in (tmp_path / "out").glob("*.png")} >= {
+        "confusion-nli",
+        "confusion-spam",
+        "scatter-level",
+    }
+    folder = run / "predictions"
+    with pytest.raises(InputError, match="its task 'level' is no preset; describe the tasks with --tasks"):
+        write_report(folder, tmp_path / "none", data_dir=str(tmp_path))
+    write_report(folder, tmp_path / "again", data_dir=str(tmp_path), tasks=[json.dumps(spec) for spec in specs])
+    assert "| nli | accuracy | 9 |" in (tmp_path / "again" / "report.md").read_text(encoding="utf-8")
+
+
+def test_mistakes_are_named(course_folder, tmp_path):
+    for path, words in (
+        (tmp_path / "gone", "no such file or folder"),
+        (course_folder, "holds no table TASK-dev.parquet"),
+    ):
+        with pytest.raises(InputError, match=words):
+            write_report(path, tmp_path / "out", data_dir=str(course_folder))
+    with pytest.raises(InputError, match="a table called TASK-dev.parquet"):
+        write_report(course_folder / "sts-dev.csv", tmp_path / "out", data_dir=str(course_folder))
+    one, two = (tables(course_folder, tmp_path / name, tasks=[name]) for name in ("sst", "sts"))
+    with pytest.raises(InputError, match="nothing to score"):
+        write_report(one, tmp_path / "out", other=two, data_dir=str(course_folder))
+
+
+def predictions(name: str, labels, predicted, texts=None, probabilities=None) -> LabelledPredictions:
+    count = len(labels)
+    return LabelledPredictions(
+        task=load_task(name),
+        ids=[f"r{number}" for number in range(count)],
+        texts=texts or [("a text",)] * count,
+        labels=np.array(labels),
+        predicted=np.array(predicted),
+        probabilities=probabilities,
+    )
+
+
+def test_how_far_off():
+    table = neighbour_table(predictions("sst", [0, 0, 0, 0, 4], [0, 1, 1, 3, 4]))
+    assert table.rows == [
+        ["negative", "4", "25.0 %", "50.0 %", "25.0 %"],
+        ["positive", "1", "100.0 %", "0.0 %", "0.0 %"],
+        ["all", "5", "40.0 %", "40.0 %", "20.0 %"],
+    ]
+    table = neighbour_table(predictions("sts", [0.0, 0.5, 5.0, 5.0], [0.4, 1.4, 3.0, 5.0]))
+    assert table.rows == [
+        ["0 to 1", "2", "50.0 %", "50.0 %", "0.0 %"],
+        ["4 to 5", "2", "50.0 %", "0.0 %", "50.0 %"],
+        ["all", "4", "50.0 %", "25.0 %", "25.0 %"],
+    ]
+
+
+def test_worst_rows_show_texts_as_they_are():
+    document = Document("x")
+    long = "word " * 200
+    part = predictions("sst", [0, 4], [4, 0], [("<script>alert(1)</script> | x",), (long,)], np.eye(5)[[4, 0]])
+    add_worst(document, {"sst": part})
+    html, markdown = document.html(), document.markdown()
+    assert "<script" not in html and "&lt;script&gt;alert(1)&lt;/script&gt; | x" in html
+    assert "\\<script\\>alert(1)\\</script\\> \\| x" in markdown
+    assert long not in html and "word…" in html
+    assert "negative" in html and "0.0000" in html
+    document = Document("x")
+    add_worst(document, {"sst": predictions("sst", [0], [0])})
+    assert "Every row is right." in document.html()
+
+
+def test_the_numbers_are_in_the_pictures():
+    part = predictions("sst", [0, 0, 0, 1], [0, 0, 1, 1])
+    axis = confusion_matrix(part).axes[0]
+    cells = {(round(text.get_position()[0]), round(text.get_position()[1])): text.get_text() for text in axis.texts}
+    assert cells[0, 0] == "66.7" and cells[0, 1] == "33.3" and cells[1, 1] == "100.0"  # (true, predicted)
+    assert axis.get_xlabel().startswith("true") and axis.get_ylabel().startswith("predicted")
+    axis = scatter(predictions("sts", [1.0, 2.0], [3.0, 4.0])).axes[0]
+    np.testing.assert_array_equal(axis.collections[0].get_offsets(), [[1, 3], [2, 4]])
+    np.testing.assert_array_equal(axis.lines[0].get_xydata(), [[0, 0], [5, 5]])
+    top, bottom = task_order(["a", "b"] * 500 + ["a"] * 10, ["a", "b"]).axes
+    assert [len(events.get_positions()) for events in top.collections] == [150, 150]
+    assert sum(bar.get_height() * bar.get_width() for bar in bottom.patches) == pytest.approx(100 * 1010)
+    assert sum(bar.get_height() * bar.get_width() for bar in bottom.containers[1]) == pytest.approx(100 * 500)
+
+
+def test_curves_show_what_history_has():
+    history = [
+        {"step": 1, "loss": 2.0, "loss_sst": 2.0, "accuracy_sst": 0.2},
+        {"step": 2, "eval_sst_accuracy": 0.5, "eval_sst_loss": 1.0, "eval_overall": 0.5},
+        {"step": 4, "eval_sst_accuracy": 0.4, "eval_sst_loss": 0.9, "eval_overall": 0.4},
+        {"step": 4, "train_loss": 1.5},
+    ]
+    figure = training_curves(history, {"sst": TASKS["sst"], "quora": TASKS["quora"]})
+    lines = [[line.get_xydata().tolist() for line in axis.lines] for axis in figure.axes]
+    dev, best = [[2, 0.5], [4, 0.4]], [[2, 0.5]]
+    assert lines == [[[[1, 2.0]], [[2, 1.0], [4, 0.9]]], [[[1, 0.2]], dev, best], [], [], [[[1, 2.0]]], [dev, best]]
+    assert to_png(figure).startswith(b"\x89PNG")
+
+
+def test_many_classes_have_a_picture():
+    task = load_task({"name": "many", "kind": "classification", "label_names": [f"class {i}" for i in range(30)]})
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 30, 200)
+    part = LabelledPredictions(task, ["x"] * 200, [("x",)] * 200, labels, labels, None)
+    assert len(confusion_matrix(part).axes[0].texts) == 0
+
+
+def test_source_reads_no_history_of_a_table(course_folder, tmp_path):
+    folder = tables(course_folder, tmp_path / "tables", ["sst"])
+    rows = {"sst": load_rows(TASKS["sst"], str(course_folder))}
+    source = Source(folder / "sst-dev.parquet", "dev", {"sst": TASKS["sst"]}, rows)
+    assert source.record is None and source.history == [] and list(source.predictions) == ["sst"]
