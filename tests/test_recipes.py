@@ -217,45 +217,6 @@ def test_a_fifth_task_needs_no_python(monkeypatch, config, capsys):
     assert list(MultitaskBertModel.from_pretrained(folder).tasks) == ["nli"], "named on the command line"
 
 
-<<<<<<< HEAD
-=======
-def launch(config: Path, *flags: str, processes: int = 1, recipe: Path = RECIPE) -> subprocess.Popen:
-    """Start a recipe with the project's Accelerate configuration."""
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(ROOT / "accelerate_config.yaml"),
-        "--num_processes",
-        str(processes),
-    ]
-    return subprocess.Popen(
-        [*command, str(recipe), str(config), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def losses(folder: Path) -> list[tuple]:
-    """(step, loss) of every training entry of a run's history."""
-    return [(entry["step"], entry["loss"]) for entry in history(folder) if "loss" in entry]
-
-
-def history(folder: Path) -> list[dict]:
-    """The log entries of a run."""
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-
-
-def predictions(file: Path) -> tuple[list[str], list[float]]:
-    """Ids and values of a prediction file."""
-    lines = [line.split(" , ") for line in file.read_text().splitlines()[1:]]
-    return [line[0] for line in lines], [float(line[1]) for line in lines]
-
-
->>>>>>> wip-rep
 def test_a_run_resumes_only_with_its_own_settings(monkeypatch, config, capsys):
     folder = config.parent / "run"
     flags = ["--max_steps", 4, "--save_steps", 2, "--eval_steps", 2, "--no_do_predict"]
@@ -278,45 +239,6 @@ def test_a_run_resumes_only_with_its_own_settings(monkeypatch, config, capsys):
     assert run_here(monkeypatch, config, *flags, "--resume_from_checkpoint", "--logging_steps", 1) == 0
 
 
-<<<<<<< HEAD
-=======
-@pytest.mark.parametrize("smart", [False, True], ids=["plain", "smart"])
-def test_two_processes_train_as_one(config, smart):
-    """The same batches of 4 rows: on one process, and as two shares; dropout off. Losses, weights and predictions
-    are the same; with SMART too, where the noise that a perturbation begins as is made a function of the embeddings."""
-    same = ["--encoder_dropout", "0", "--head_dropout", "0", "--max_steps", "6", "--logging_steps", "1"]
-    same += ["--optim", "sgd", "--learning_rate", "0.1", "--eval_steps", "3", "--save_steps", "3", "--use_cpu"]
-    recipe = RECIPE
-    if smart:
-        same += ["--smart_weight", '{"sst": 1, "sts": 1}', "--smart_radius", "0.02", "--smart_step_size", "0.02"]
-        same += ["--encoder_sharing", "per_task", "--bregman_weight", "1", "--learning_rate", "1e-3"]
-        recipe = config.parent / "smart.py"
-        noise = "torch.randn_like = lambda x: torch.sin(50 * x.detach())"
-        recipe.write_text(f"import runpy, torch\n{noise}\nrunpy.run_path({str(RECIPE)!r}, run_name='__main__')\n")
-    one, two = config.parent / "one", config.parent / "two"
-    half = ["--per_device_train_batch_size", "2"]
-    runs = [
-        launch(config, *same, "--output_dir", str(one), recipe=recipe),
-        launch(config, *same, "--output_dir", str(two), *half, processes=2, recipe=recipe),
-    ]
-    for run in runs:
-        assert run.wait(timeout=240) == 0, run.stdout.read()
-    assert [json.loads((run / "run.json").read_text())["processes"] for run in (one, two)] == [1, 2]
-    for (step, loss), (other_step, other_loss) in zip(losses(one), losses(two), strict=True):
-        assert step == other_step and loss == pytest.approx(other_loss, rel=1e-5)
-    for entry, other in zip(history(one), history(two), strict=True):
-        for key in {"accuracy_sst", "accuracy_quora", "pearson_sts"} & (entry.keys() | other.keys()):
-            assert other[key] == pytest.approx(entry[key], abs=0.01), "on the rows trained on, of both processes"
-    expected, got = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
-    for name, weight in expected.items():
-        torch.testing.assert_close(got[name], weight, atol=1e-5, rtol=0, msg=name)
-    for file in (one / "predictions").glob("*.csv"):
-        ids, values = predictions(file)
-        other_ids, other_values = predictions(two / "predictions" / file.name)
-        assert ids == other_ids and values == pytest.approx(other_values, abs=1e-4), file.name
-
-
->>>>>>> wip-rep
 def test_a_killed_run_resumes_to_the_same_weights(config):
     """Through `accelerate launch`: killed in mid-epoch by SIGKILL, resumed, and compared bit for bit."""
     epochs = ("--task_epochs", '{"sst": 8, "quora": 6, "sts": 8}', "--save_steps", "10", "--eval_steps", "10")
