@@ -40,8 +40,9 @@ class TaskClassifier(PerTaskBertModel):
         """Score a batch.
 
         Args:
-            input_ids, attention_mask, token_type_ids: integer (B, L), padded on the right; a pair is
-                [CLS] a [SEP] b [SEP], with token type 1 from b on.
+            input_ids: integer (B, L), padded on the right; a pair is [CLS] a [SEP] b [SEP].
+            attention_mask: 1 for real tokens, (B, L); all real by default.
+            token_type_ids: 1 from a pair's second text on, (B, L); all 0 by default.
 
         Returns:
             `logits` (B, C), whose softmax are the probabilities of the labels; for a similarity task (B, 1), the
@@ -67,7 +68,9 @@ def split_pairs(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tenso
     """Jointly encoded pairs, [CLS] a [SEP] b [SEP] -> each text on its own, [CLS] a [SEP] and [CLS] b [SEP].
 
     Args:
-        input_ids, attention_mask, token_type_ids: integer (B, L).
+        input_ids: integer (B, L).
+        attention_mask: of the same shape.
+        token_type_ids: of the same shape.
 
     Returns:
         `input_ids` and `attention_mask`, (B, 2, L).

@@ -147,7 +147,7 @@ class HubTrainer(Trainer):
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
-        blocking: bool = True,
+        *,
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
@@ -156,8 +156,10 @@ class HubTrainer(Trainer):
         """Overridden to push what others need and no more (`hub.PUBLIC`), with our card.
 
         Args:
-            commit_message, token, revision, private: as Trainer's; by default those of the arguments.
-            blocking: True; an error must not come after the run has ended.
+            commit_message: of the commit.
+            token: with write access; by default `--hub_token`, or the one of this machine.
+            revision: branch; by default `--hub_revision`, or main.
+            private: whether a new repository is private; by default `--hub_private_repo`.
             kwargs: of `create_model_card`.
 
         Returns:

@@ -43,7 +43,8 @@ def write_report(
         path: a run folder, a folder of tables TASK-SPLIT.parquet (an ensemble's, for example), or one such table.
         output_dir: the folder to write.
         other: the same of another run, to compare with on the same rows.
-        data_dir, tasks: where the rows are and what the tasks are, as for training; by default as `open_sources` says.
+        data_dir: where the rows are, as for training; by default as `open_sources` says.
+        tasks: what the tasks are, likewise.
         split: "dev" or "test".
 
     Raises:

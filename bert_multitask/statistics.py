@@ -48,7 +48,8 @@ def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: 
 
     Args:
         task: whose metric.
-        predictions, references: (N,), of its labelled rows.
+        predictions: (N,), of its labelled rows.
+        references: (N,), their labels.
         seed: of the draws.
         number: of the task, from 0.
 
@@ -113,8 +114,9 @@ class Scores:
 class McNemar(NamedTuple):
     """McNemar's exact test of two runs' accuracy on the same rows.
 
-    Args:
-        first, second: rows that the first run alone, or the second alone, has right.
+    Attributes:
+        first: rows that the first run alone has right.
+        second: rows that the second alone has right.
         p: probability, were the runs equally good, of counts at least as far apart.
     """
 
