@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
-from test_recipes import launch, run_here
+from conftest import ROOT, launch
+from test_recipes import run_here
 
 from bert_multitask import inference
 from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
@@ -130,7 +130,7 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
 
 def test_two_processes_predict_as_one(tmp_path, run):
     """One process is the run's own; of rows in odd numbers."""
-    process = launch(run, "--split", "dev", "--output_dir", str(tmp_path), processes=2, recipe=PREDICT)
+    process = launch(run, "--split", "dev", "--output_dir", str(tmp_path), processes=2, script=PREDICT)
     printed = process.communicate(timeout=240)[0]
     assert process.returncode == 0, printed
     for task, table in tables(tmp_path, "dev").items():

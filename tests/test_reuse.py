@@ -76,7 +76,7 @@ def elsewhere(folders) -> dict:
         text=True,
         stdin=subprocess.DEVNULL,
         cwd=root,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(root / "hf")},
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HOME": str(root / "hf")},
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
