@@ -26,6 +26,7 @@ logger = logging.get_logger(__name__)
 # Flags that take a value for each task -> the field of `Task` that they set.
 TASK_FIELDS = {
     "task_epochs": "epochs",
+    "max_train_samples": "max_train_samples",
     "head_dropout": "dropout",
     "smart_weight": "smart_weight",
     "bregman_weight": "bregman_weight",
@@ -51,6 +52,13 @@ class RunArguments:
         metadata={"help": f"rows: folder or URL in the course's layout, 'hub', or {SAMPLE} (the shipped sample)"},
     )
     max_length: int = field(default=512, metadata={"help": "tokens a row may have; longer rows are cut"})
+    max_train_samples: dict | str | int | None = field(
+        default=None,
+        metadata={
+            "help": "train on at most so many rows of a task, drawn at random: one number, or JSON by task: "
+            "'{\"quora\": 14151}'; by default all"
+        },
+    )
     task_epochs: dict | str | None = field(
         default=None, metadata={"help": "epochs by task, as JSON: '{\"sst\": 3}'; by default the task's own"}
     )
@@ -86,7 +94,8 @@ class RunArguments:
         for name in TASK_FIELDS:
             value = parse_json(f"--{name}", getattr(self, name))
             if not isinstance(value, (dict, NoneType) if name == "task_epochs" else (dict, int, float, NoneType)):
-                example = '{"sst": 3}' if name == "task_epochs" else '0.1 or {"sst": 0.2}'
+                counts = {"task_epochs": '{"sst": 3}', "max_train_samples": '1000 or {"quora": 1000}'}
+                example = counts.get(name, '0.1 or {"sst": 0.2}')
                 raise InputError(f"--{name} is {value!r}; expected, for example, {example}")
             setattr(self, name, value)
         if self.max_length < 8:
@@ -109,7 +118,7 @@ class RunArguments:
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)
             if isinstance(values, (int, float)):
-                values = dict.fromkeys(tasks, float(values))
+                values = dict.fromkeys(tasks, values)
             for name, value in (values or {}).items():
                 if name in TASKS and name not in tasks:
                     continue  # a setting of the YAML for a preset that --tasks left out

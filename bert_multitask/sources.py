@@ -9,7 +9,7 @@ from datasets import DatasetDict
 from .analysis import LabelledPredictions, label_predictions
 from .arguments import RunArguments
 from .configuration import InputError
-from .data import load_rows, usable_rows
+from .data import load_rows, sample_rows, usable_rows
 from .losses import UNLABELLED
 from .schedule import SCHEDULES, count_batches
 from .tasks import TASKS, Task
@@ -60,7 +60,8 @@ class Source:
             counted = decides.get(f"rows of {name}", {}).get("train", {}).get("rows")
             if counted != len(self.rows[name].get("train", ())):
                 return None
-        sizes = {name: len(usable_rows(task, self.rows[name]["train"], "train")) for name, task in self.tasks.items()}
+        used = {name: usable_rows(task, self.rows[name]["train"], "train") for name, task in self.tasks.items()}
+        sizes = {name: len(sample_rows(task, used[name], seed=0)) for name, task in self.tasks.items()}
         epochs = {name: task.epochs for name, task in self.tasks.items()}
         seed = decides["seed"] if decides["data_seed"] is None else decides["data_seed"]
         batches = count_batches(sizes, epochs, decides["rows of a step"], decides["budget"])
