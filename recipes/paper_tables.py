@@ -98,10 +98,10 @@ RR_DF = System("rr_tpe_smart_df", "rr_tpe_smart_df")
 TABLES = {
     "table1": PaperTable(
         "Performance of different encoding methods on PD and STS dev data",
-        "Encoding methods",
+        "Encoding Methods",
         (
-            row("Independent text encoding", ".721 .487", BASELINE, "quora sts"),
-            row("Text pair encoding", ".889 .813", BASELINE_TPE, "quora sts"),
+            row("Independent Text Encoding", ".721 .487", BASELINE, "quora sts"),
+            row("Text Pair Encoding", ".889 .813", BASELINE_TPE, "quora sts"),
         ),
     ),
     "table2": PaperTable(
@@ -117,7 +117,7 @@ TABLES = {
     ),
     "table3": PaperTable(
         "Performance of different dropout rates",
-        "Dropout rate",
+        "Dropout Rate",
         (
             row("0.0", ".524 .908 .879", with_dropout(0.0), "sst quora sts"),
             row("0.1", ".531 .908 .880", with_dropout(0.1), "sst quora sts"),
@@ -183,6 +183,6 @@ def needed(element: str, seeds: Sequence[int]) -> Iterator[tuple[System, int]]:
         return
     of_ensemble = element in ("table6", "figure3", "figure4")
     for row in TABLES["table5" if of_ensemble else element].rows:
-        for system in row.systems.values():
+        for system in dict.fromkeys(row.systems.values()):
             for seed in seeds if row.member is None else [member_seeds(seeds)[row.member]]:
                 yield system, seed
