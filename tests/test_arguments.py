@@ -177,7 +177,7 @@ def test_mistakes_are_named(tmp_path, yaml, flags, message):
         (["--tasks", "sst", "sst"], "names 'sst' twice"),
         (["--task_epochs", '{"stt": 3}'], "--task_epochs names 'stt', but the tasks of this run are"),
         (["--head_dropout", '{"sst": 1.0}'], "dropout is 1.0"),
-        (["--smart_weight", "-1"], "task 'sst': smart_weight is -1.0; expected a factor of at least 0"),
+        (["--smart_weight", "-1"], "task 'sst': smart_weight is -1; expected a factor of at least 0"),
         (["--bregman_weight", '{"sts": -2}'], "task 'sts': bregman_weight is -2"),
         (["--head_dropout", '{"sst": "high"}'], "task 'sst': .*see the fields' types"),
     ],
