@@ -261,6 +261,11 @@ class MultitaskTrainingArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
+    @property
+    def n_gpu(self) -> int:
+        """One for a process at most: of several, Trainer would make DataParallel's, which cannot cut our batches."""
+        return min(super().n_gpu, 1)
+
 
 def check_launch(args: MultitaskTrainingArguments) -> None:
     """Refuse processes that were launched together but are no group, and point out idle CPU cores.
@@ -283,6 +288,8 @@ def check_launch(args: MultitaskTrainingArguments) -> None:
             f"one CPU thread is used of {cores}: `accelerate launch` gives a process one unless it is called with "
             "--num_cpu_threads_per_process N"
         )
+    if args.process_index == 0 and args.world_size == 1 < getattr(args, "_n_gpu", 0):
+        logger.warning(f"one GPU is used of {args._n_gpu}: `accelerate launch --num_processes N` uses N")
 
 
 def parse_json(flag: str, value):

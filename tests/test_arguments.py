@@ -82,6 +82,15 @@ def test_idle_cores_are_pointed_out(tmp_path, caplog, monkeypatch, propagated_lo
     assert "one CPU thread is used of 64" in caplog.text and "--num_cpu_threads_per_process" in caplog.text
 
 
+def test_a_process_takes_one_gpu(tmp_path, caplog, propagated_logs):
+    """Of several, Trainer would make DataParallel's: more rows a step, and batches it cannot cut."""
+    args = parse(tmp_path, "")[1]
+    args._n_gpu = 4  # as on a machine with four
+    check_launch(args)
+    assert args.n_gpu == 1 and args.train_batch_size == args.per_device_train_batch_size
+    assert "one GPU is used of 4: `accelerate launch --num_processes N`" in caplog.text
+
+
 def test_processes_that_are_no_group_are_refused(tmp_path, monkeypatch):
     """As `accelerate launch --cpu --num_processes 2` leaves them: one process, and an address to meet at."""
     args = parse(tmp_path, "")[1]
