@@ -1,4 +1,5 @@
-"""Predictions, in the rows' own order: as a table, in files, and of plain strings."""
+"""Predictions, in the rows' own order: as a table, in files that are written, found, read and compared, and of plain
+strings."""
 
 import json
 from collections.abc import Sequence
@@ -80,6 +81,16 @@ class Predictions(NamedTuple):
     source: str
 
 
+def find_tables(name: str, split: str) -> dict[str, Predictions]:
+    """{task: table} of a prediction file, of those in a folder, or of those in a run's `predictions`; Parquet first."""
+    path = Path(name)
+    folder = path / "predictions" if Path(path, "predictions").is_dir() else path
+    paths = [path] if path.is_file() else [*folder.glob("*.csv"), *folder.glob("*.parquet")]
+    files = {file.stem.rpartition("-")[0]: file for file in paths if file.stem.endswith(f"-{split}")}
+    in_order = sorted(files, key=lambda task: ([*TASKS, task].index(task), task))
+    return {task: read_predictions(files[task]) for task in in_order}
+
+
 def read_predictions(path: Path) -> Predictions:
     """Read a file of `write_predictions`, or anybody's in the course's form, called `{task}-{split}.csv`.
 
@@ -102,6 +113,9 @@ def read_predictions(path: Path) -> Predictions:
     task = load_task(json.loads(metadata[b"task"])) if b"task" in metadata else TASKS[name]
     if missing := {"id", decision_column(task)} - set(columns):
         raise InputError(f"{path}: no column {min(missing)!r}; its columns are {', '.join(columns)}")
+    if task.kind != "similarity" and (beyond := set(columns["label"]) - set(range(len(task.label_names)))):
+        last = len(task.label_names) - 1
+        raise InputError(f"{path}: has label {beyond.pop()!r}; the classes of task {task.name!r} are 0 to {last}")
     return Predictions(task, Dataset.from_dict(columns), str(path))
 
 
@@ -122,6 +136,27 @@ def read_course_file(path: Path, task: Task) -> Dataset:
         values.append(parse_label(task, value.strip(), f"{path}, row {number}"))
     dtype = np.float32 if task.kind == "similarity" else np.int64
     return Dataset.from_dict({"id": ids, decision_column(task): np.array(values, dtype)})
+
+
+def check_alike(members: Sequence[Predictions]) -> None:
+    """Refuse tables that are not of the same rows of the same task.
+
+    Raises:
+        InputError: tasks differ in kind, classes or range of scores, or the tables in length, ids or their order; the
+            message names the table and the first difference.
+    """
+    first = members[0]
+    for other in members[1:]:
+        for field in ("name", "kind", "label_names", "score_range"):
+            expected, found = getattr(first.task, field), getattr(other.task, field)
+            if expected != found:
+                raise InputError(f"{other.source}: the task's {field} is {found!r}, and {expected!r} in {first.source}")
+        ours, theirs = first.table["id"][:], other.table["id"][:]
+        for number, (one, two) in enumerate(zip(ours, theirs, strict=False), start=1):
+            if one != two:
+                raise InputError(f"{other.source}: row {number} has id {two!r}, and {one!r} in {first.source}")
+        if len(ours) != len(theirs):
+            raise InputError(f"{other.source} has {len(theirs)} rows, and {first.source} has {len(ours)}")
 
 
 @torch.inference_mode()

@@ -63,7 +63,7 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
         processing_class=tokenizer,
         callbacks=[HistoryFile(folder.path / "history.jsonl")],
     )
-    folder.begin(run, tasks, rows, trainer.batch_size)
+    folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches)
     if args.process_index == 0:
         print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
 
