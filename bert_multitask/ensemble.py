@@ -21,7 +21,11 @@ VOTES = ("mode", "soft")
 
 
 def collect_members(
-    names: Sequence[str], reader: SplitReader, args: MultitaskTrainingArguments, data_dir: str | None = None
+    names: Sequence[str],
+    reader: SplitReader,
+    args: MultitaskTrainingArguments,
+    data_dir: str | None = None,
+    specs: Sequence[str] | None = None,
 ) -> list[dict[str, Predictions]]:
     """The members' tables of a split (see `read_tables`), which must be alike.
 
@@ -32,7 +36,7 @@ def collect_members(
     Raises:
         InputError: members have different tasks, or tables that are not alike (see `check_alike`).
     """
-    members = read_tables(names, reader, args, data_dir)
+    members = read_tables(names, reader, args, data_dir, specs)
     if not any(members):
         return []
     tasks = {task: name for name, member in zip(names, members, strict=True) for task in member}
@@ -45,7 +49,11 @@ def collect_members(
 
 
 def find_labels(
-    names: Sequence[str], tables: Mapping[str, Predictions], reader: SplitReader, data_dir: str | None = None
+    names: Sequence[str],
+    tables: Mapping[str, Predictions],
+    reader: SplitReader,
+    data_dir: str | None = None,
+    specs: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """{task: labels (N,)} of the tables' rows, from a data folder or from the data of the first run among the members.
 
@@ -54,6 +62,7 @@ def find_labels(
         tables: of one of them.
         reader: of the split.
         data_dir: where the rows are (see `load_rows`).
+        specs: which tasks (see `locate_tasks`); by default those whose rows can be found.
 
     Returns:
         The labels of the tasks that have any; none where nothing says where the rows are.
@@ -65,8 +74,8 @@ def find_labels(
     data_dir = data_dir or (run.data_dir if run else None)
     if data_dir is None:
         return {}
-    known = [name for name in known_tasks(run) if name in tables]
-    tasks = locate_tasks(names[0], {name: tables[name].task for name in known}, run, data_dir)
+    specs = specs or [name for name in known_tasks(run) if name in tables]
+    tasks = locate_tasks(names[0], {name: table.task for name, table in tables.items()}, run, data_dir, specs)
     labels = reader.labels(tasks, data_dir)
     for name in labels:
         rows = reader.rows(tasks[name], data_dir)

@@ -64,6 +64,11 @@ class TrainedRun:
             raise InputError(f"{self.name}: cannot be loaded ({error})") from error
 
 
+def read_spec(spec: str) -> dict:
+    """The fields of a task that `--tasks` names, or gives as JSON."""
+    return parse_json("--tasks", spec) if spec.startswith("{") else {"name": spec}
+
+
 def first_run(names: Sequence[str]) -> RunArguments | None:
     """The arguments of the first run among run folders, folders of tables and tables; None where there is none."""
     return next((found[0] for name in names if (found := read_run(name))), None)
@@ -96,8 +101,8 @@ def locate_tasks(
     """
     known = known_tasks(run)
     located = {}
-    for spec in specs or tasks:
-        given = parse_json("--tasks", spec) if spec.startswith("{") else {"name": spec}
+    for spec in tasks if specs is None else specs:
+        given = read_spec(spec)
         task = given.get("name")
         if task not in tasks:
             raise InputError(f"--tasks names {task!r}; the tasks of {name} are {', '.join(tasks)}")
@@ -182,7 +187,11 @@ def predict_runs(
 
 
 def read_tables(
-    names: Sequence[str], reader: SplitReader, args: MultitaskTrainingArguments, data_dir: str | None = None
+    names: Sequence[str],
+    reader: SplitReader,
+    args: MultitaskTrainingArguments,
+    data_dir: str | None = None,
+    specs: Sequence[str] | None = None,
 ) -> list[dict[str, Predictions]]:
     """Each one's tables of a split, {task: its table}; a trained run that has none predicts them now.
 
@@ -191,17 +200,25 @@ def read_tables(
         reader: of the split.
         args: how to predict (see `predict_runs`).
         data_dir: the rows of runs that predict; by default the run's own.
+        specs: which tasks (see `locate_tasks`); by default all.
+
+    Raises:
+        InputError: there are tables, but not of all the tasks of `specs`; or a run cannot predict.
     """
     found = [find_tables(name, reader.split) for name in names]
+    wanted = [read_spec(spec).get("name") for spec in specs or ()]
+    for name, tables in zip(names, found, strict=True):
+        if tables and (missing := [task for task in wanted if task not in tables]):
+            raise InputError(f"--tasks names {missing[0]!r}; the tables of {name} are of {', '.join(tables)}")
     numbers = [
         number
         for number, name in enumerate(names)
         if not found[number] and (not Path(name).exists() or Path(name, "config.json").exists())
     ]
-    runs = [TrainedRun(names[number], data_dir=data_dir) for number in numbers]
+    runs = [TrainedRun(names[number], specs, data_dir) for number in numbers]
     for number, run, tables in zip(numbers, runs, predict_runs(runs, reader, args), strict=True):
         found[number] = {task: Predictions(run.tasks[task], table, run.name) for task, table in tables.items()}
-    return found
+    return [{task: table for task, table in tables.items() if task in (wanted or tables)} for tables in found]
 
 
 def score_tables(

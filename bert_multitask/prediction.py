@@ -2,6 +2,7 @@
 strings."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -127,15 +128,26 @@ def read_course_file(path: Path, task: Task) -> Dataset:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if header.split() != ["id", task.prediction_column]:
         raise InputError(f"{path}: begins with {header!r}; expected 'id \\t {task.prediction_column} '")
-    ids, values = [], []
+    ids, values, scores = [], [], task.kind == "similarity"
     for number, line in enumerate(lines, start=1):
         row_id, comma, value = line.rpartition(",")
         if not comma:
             raise InputError(f"{path}: row {number} is {line!r}; expected 'id , value'")
         ids.append(row_id.strip())
-        values.append(parse_label(task, value.strip(), f"{path}, row {number}"))
-    dtype = np.float32 if task.kind == "similarity" else np.int64
-    return Dataset.from_dict({"id": ids, decision_column(task): np.array(values, dtype)})
+        where = f"{path}, row {number}"
+        values.append(parse_score(value, where) if scores else parse_label(task, value.strip(), where))
+    return Dataset.from_dict({"id": ids, decision_column(task): np.array(values, np.float32 if scores else np.int64)})
+
+
+def parse_score(written: str, where: str) -> float:
+    """A predicted score, which may lie outside the range of the labels, if only by rounding."""
+    try:
+        score = float(written)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise InputError(f"{where}: the score is {written.strip()!r}; expected a number")
+    return score
 
 
 def check_alike(members: Sequence[Predictions]) -> None:

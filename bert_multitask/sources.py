@@ -65,7 +65,7 @@ def open_sources(
         InputError: a source has no table, one is of other rows, or nothing says where the rows are.
     """
     reader = SplitReader(split)
-    found = read_tables(names, reader, args, data_dir)
+    found = read_tables(names, reader, args, data_dir, specs)
     for name, tables in zip(names, found, strict=True):
         if not tables:
             raise InputError(f"{name}: no table {{task}}-{split}.parquet or .csv, and no run to predict it")

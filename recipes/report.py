@@ -10,19 +10,17 @@ RUN is a run folder, a Hub id, a folder of prediction files, or one such file. d
 import argparse
 from pathlib import Path
 
+from bert_multitask.arguments import HelpFormatter, add_row_flags
 from bert_multitask.configuration import InputError
 from bert_multitask.report import write_report
 from bert_multitask.training import run_recipe
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="run folder, Hub id, folder of prediction files, or one such file")
     parser.add_argument("other", metavar="OTHER", nargs="?", help="the same, to compare with")
-    parser.add_argument("--data_dir", help="where the labels are, as for training; by default where the run's were")
-    parser.add_argument(
-        "--tasks", nargs="+", help='which tasks, by default all; as JSON with files: {"name": "nli", "files": {…}}'
-    )
+    add_row_flags(parser)
     parser.add_argument("--split", choices=["dev", "test"], default="dev", help="which predictions")
     parser.add_argument("--output_dir", type=Path, help="folder to write; by default RUN/report")
     options = parser.parse_args(argv)
