@@ -315,6 +315,14 @@ def read_task(argument: str) -> dict | None:
     return spec if isinstance(spec, dict) and {"name", "kind"} <= set(spec) else None
 
 
+def add_row_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say where the rows of trained runs and of their tables are."""
+    parser.add_argument("--data_dir", help=f"rows: folder, URL, 'hub' or {SAMPLE}; by default a run's own")
+    parser.add_argument(
+        "--tasks", nargs="+", help='which tasks, by default all; as JSON with files: {"name": "nli", "files": {…}}'
+    )
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and the recipe's description as it is written."""
 

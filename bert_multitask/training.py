@@ -44,7 +44,7 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
         logging.disable_progress_bar()
     folder = RunFolder(args, overwrite=run.overwrite)
     tasks, rows, tokens, trainer = prepare(run, args, [HistoryFile(folder.path / "history.jsonl")])
-    folder.begin(run, tasks, rows, trainer.batch_size)
+    folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches)
     if args.process_index == 0:
         print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
 

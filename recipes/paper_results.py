@@ -4,7 +4,6 @@ import argparse
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import mean, stdev
 
 from paper_tables import BASELINE, COLUMNS, ELEMENTS, FIGURES, TABLES, Job, PaperTable, System, member_seeds, needed
@@ -122,7 +121,7 @@ class Results:
                 found = score_tables(tasks, tables, labels)
                 self.ensemble[split] = {name: found[f"eval_{name}_{task.metric}"] for name, task in tasks.items()}
                 self.ensemble[split]["overall"] = found["eval_overall"]
-        self.sources = open_sources([ensemble, *map(Path, folders)], "dev", data_dir)
+        self.sources = open_sources([str(ensemble), *folders], "dev", args, data_dir)
 
     def add(self, document: Document, element: str) -> None:
         """Add a table or a figure."""

@@ -28,9 +28,8 @@ def main(argv: list[str]) -> None:
     model = average_weights(options.runs)
     model.save_pretrained(options.output_dir)
     load_tokenizer(options.runs[0], model.config.vocab_size).save_pretrained(options.output_dir)
-    write_json(
-        options.output_dir / "run.json", read_run(options.runs[0])[1] | {"decides": {"average_of": options.runs}}
-    )
+    record = read_run(options.runs[0])[1] | {"decides": {"average_of": options.runs}, "batches": None}
+    write_json(options.output_dir / "run.json", record)
     print(f"average of {len(options.runs)} runs: {options.output_dir}", flush=True)
 
 
