@@ -1,4 +1,4 @@
-"""The report's pictures: numbers -> matplotlib figures, to be read at a page's width of 800 px.
+"""The pictures of reports and searches: numbers -> matplotlib figures, to be read at a page's width of 800 px.
 
 A figure's inch is 100 px of the page, so that its smallest letters (9 pt) are 12.5 px high there. Colours are those of
 Okabe and Ito, and cividis for matrices: both can be told apart without red or green.
@@ -217,3 +217,60 @@ def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
     bottom.set_title(f"the whole plan, about {round(len(plan) / bars):,} steps a bar")
     bottom.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
+
+
+@rc_context(STYLE)
+def search_overview(
+    trials: Sequence[Mapping], space: Mapping[str, dict | list], importances: Mapping[str, float], metric: str
+) -> Figure:
+    """A hyperparameter search: the score of each trial, what mattered, and the score over the values of each setting.
+
+    Args:
+        trials: in order, each with `trial` (its number), `state` (complete or pruned), `score`, and its settings.
+        space: {setting: its range or choices}.
+        importances: {setting: share of the scores' variance}; empty where there are too few trials.
+        metric: what the score is.
+    """
+    trials = [trial for trial in trials if np.isfinite(trial["score"])]  # diverged ones have no place
+    lines = 1 + -(-len(space) // 3)
+    figure = Figure(figsize=(WIDTH, 2.5 * lines + 0.3))
+    grid = figure.add_gridspec(lines, 6)
+    history, bars = figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[0, 3:])
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    best = np.maximum.accumulate([trial["score"] for trial in complete])
+    history.step(
+        [trial["trial"] for trial in complete], best, where="post", color=TRAIN, linewidth=1, label="best so far"
+    )
+    draw_trials(history, trials, [trial["trial"] for trial in trials])
+    history.set(title="score of each trial", xlabel="trial", ylabel=metric)
+    history.xaxis.set_major_locator(MaxNLocator(integer=True))
+    names = sorted(importances, key=importances.get)
+    bars.bar_label(bars.barh(names, [100 * importances[name] for name in names], color=TRAIN), fmt="%.0f", padding=2)
+    bars.set(title=f"what mattered, by {len(complete)} whole trials", xlabel="share of the scores' variance (%)")
+    for number, (name, values) in enumerate(space.items()):
+        line, column = divmod(number, 3)
+        axis = figure.add_subplot(grid[1 + line, 2 * column : 2 * column + 2], sharey=history)
+        axis.set(xlabel=name, ylabel="" if column else metric)
+        if isinstance(values, list):
+            draw_trials(axis, trials, [values.index(trial[name]) for trial in trials])
+            axis.set_xticks(
+                range(len(values)), [f"{value:g}" if isinstance(value, float) else value for value in values]
+            )
+            axis.margins(x=0.2)
+        else:
+            draw_trials(axis, trials, [trial[name] for trial in trials])
+            axis.set_xscale("log" if values["log"] else "linear")
+    handles, labels = history.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def draw_trials(axis: Axes, trials: Sequence[Mapping], places: Sequence[float]) -> None:
+    """Each trial's score at its place; the best of the whole ones ringed."""
+    styles = {"complete": {"marker": "o", "color": TRAIN}, "pruned": {"marker": "x", "color": DEV}}
+    for state, style in styles.items():
+        points = [
+            (place, trial["score"]) for place, trial in zip(places, trials, strict=True) if trial["state"] == state
+        ]
+        if points:
+            axis.scatter(*zip(*points, strict=True), s=22, label=f"{state} trial", **style)

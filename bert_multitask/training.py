@@ -2,16 +2,17 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from transformers import set_seed
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
-from .configuration import InputError
+from .configuration import InputError, MultitaskBertConfig
 from .data import describe_rows, load_rows, load_tokenizer, tokenise_splits
 from .heads import MultitaskBertModel
 from .losses import UNLABELLED
@@ -47,22 +48,9 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     tasks = run.load_tasks()
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
     model = load_model(run, tasks)
-    tokenizer = load_tokenizer(run.model_name_or_path, model.config.vocab_size)
-    max_length = min(run.max_length, model.config.max_position_embeddings)
-    with args.main_process_first(desc="tokenising"):
-        tokens = {
-            task.name: tokenise_splits(task, rows[task.name], tokenizer, max_length, run.pair_encoding)
-            for task in tasks
-        }
-
-    trainer = MultitaskTrainer(
-        model,
-        args,
-        train_dataset={name: splits["train"] for name, splits in tokens.items()},
-        eval_dataset={name: splits["dev"] for name, splits in tokens.items()},
-        processing_class=tokenizer,
-        callbacks=[HistoryFile(folder.path / "history.jsonl")],
-    )
+    tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
+    history = HistoryFile(folder.path / "history.jsonl")
+    trainer = MultitaskTrainer(model, args, **trainer_data(tokenizer, tokens), callbacks=[history])
     folder.begin(run, tasks, rows, trainer.batch_size)
     if args.process_index == 0:
         print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
@@ -102,6 +90,41 @@ def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
     return model
 
 
+def tokenise_rows(
+    run: RunArguments,
+    args: MultitaskTrainingArguments,
+    tasks: Sequence[Task],
+    rows: Mapping[str, DatasetDict],
+    config: MultitaskBertConfig,
+) -> tuple[PreTrainedTokenizerBase, dict[str, dict[str, Dataset]]]:
+    """The tokenizer of the run's checkpoint, and {task: its tokenised rows by split}.
+
+    Args:
+        run: the run's arguments.
+        args: whose first process writes the cache that the others read.
+        tasks: of the run.
+        rows: {task: its clean rows by split}.
+        config: of the model that shall read the tokens.
+    """
+    tokenizer = load_tokenizer(run.model_name_or_path, config.vocab_size)
+    max_length = min(run.max_length, config.max_position_embeddings)
+    with args.main_process_first(desc="tokenising"):
+        tokens = {
+            task.name: tokenise_splits(task, rows[task.name], tokenizer, max_length, run.pair_encoding)
+            for task in tasks
+        }
+    return tokenizer, tokens
+
+
+def trainer_data(tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, Mapping[str, Dataset]]) -> dict[str, object]:
+    """The data of a run, by the names of `MultitaskTrainer`'s arguments."""
+    return {
+        "processing_class": tokenizer,
+        "train_dataset": {name: splits["train"] for name, splits in tokens.items()},
+        "eval_dataset": {name: splits["dev"] for name, splits in tokens.items()},
+    }
+
+
 def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dict[str, PredictionOutput]:
     """Write the predictions of every dev and test row; return those of the dev rows."""
     dev = {}
@@ -126,8 +149,15 @@ def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]
     return {name: scores[name] for name in (*tasks, "overall")}
 
 
-def run_recipe(main: Callable[[list[str]], object]) -> None:
-    """Run a recipe's `main` on the command line; what is wrong with the input is one line, and exit code 2."""
+def run_recipe(
+    main: Callable[[list[str]], object], stopped: str = "training goes on with --resume_from_checkpoint"
+) -> None:
+    """Run a recipe's `main` on the command line; what is wrong with the input is one line, and exit code 2.
+
+    Args:
+        main: of the recipe, called with the command line's arguments.
+        stopped: what to say where the user stops it.
+    """
     try:
         main(sys.argv[1:])
     except InputError as error:
@@ -135,5 +165,5 @@ def run_recipe(main: Callable[[list[str]], object]) -> None:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; training goes on with --resume_from_checkpoint", file=sys.stderr)
+        print(f"stopped; {stopped}", file=sys.stderr)
         sys.exit(130)
