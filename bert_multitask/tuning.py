@@ -170,7 +170,8 @@ class Search:
         study.set_user_attr("settings", json.loads(json.dumps(settings, default=str)))
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
-            remove_checkpoints(self.folder / "trials" / str(trial.number))
+        for trial in self.folder.glob("trials/*"):
+            remove_checkpoints(trial)
         return study
 
     def storage(self) -> dict[str, str]:
