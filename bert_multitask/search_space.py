@@ -107,15 +107,16 @@ def read_values(where: str, values: object, numbers: bool) -> dict | list:
     try:
         if isinstance(values, Mapping) and numbers and {"low", "high"} <= set(values) <= RANGE:
             low, high, log = float(values["low"]), float(values["high"]), values.get("log", False)
-            if low < high and isinstance(log, bool) and (low > 0 or not log):
-                return {"low": low, "high": high, "log": log}
-            raise InputError(f"{where}: {dict(values)}; expected low < high, and with log: true low above 0")
+            if low < high and log in (True, False) and (low > 0 or not log):
+                return {"low": low, "high": high, "log": bool(log)}
         if isinstance(values, Sequence) and not isinstance(values, str) and values:
             return [float(value) if numbers else str(value) for value in values]
     except (TypeError, ValueError):
-        pass
-    expected = "{low: …, high: …, log: true or false}, or a list of numbers" if numbers else "a list of choices"
-    raise InputError(f"{where}: {values!r}; expected {expected}")
+        pass  # as what fits neither form
+    of_numbers = (
+        "{low: …, high: …} with low < high, {low: …, high: …, log: true} with low above 0, or a list of numbers"
+    )
+    raise InputError(f"{where}: {values!r}; expected {of_numbers if numbers else 'a list of choices'}")
 
 
 def configure(

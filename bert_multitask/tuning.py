@@ -139,6 +139,7 @@ class Search:
         self.folder = Path(args.output_dir)
         self.check_folder()
         self.metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        self.direction = "maximize" if args.greater_is_better else "minimize"
         self.tasks = run.load_tasks()
         self.space = read_space(options.search, run, args)
         self.rows = {task.name: load_rows(task, run.data_dir) for task in self.tasks}
@@ -158,9 +159,8 @@ class Search:
             shutil.rmtree(self.folder)
         file = self.folder / "study.db"
         file.parent.mkdir(parents=True, exist_ok=True)
-        direction = "maximize" if self.args.greater_is_better else "minimize"
         try:
-            study = optuna.create_study(direction=direction, load_if_exists=True, **self.storage())
+            study = optuna.create_study(direction=self.direction, load_if_exists=True, **self.storage())
         except Exception as error:  # damage shows in several ways
             raise InputError(f"{file}: is not a study ({str(error).splitlines()[0]}); was it cut off?") from error
         settings = deciding_settings(self.run, self.args, self.tasks, fingerprints(self.rows), self.trainer.batch_size)
@@ -192,24 +192,30 @@ class Search:
         """Run the trials that are missing, and after each of them write what is known by then."""
         if self.first:
             print(describe_rows(self.tasks, self.rows), self.trainer.describe_plan(), sep="\n\n", flush=True)
-        self.write()
         while (finished := self.count_finished()) < self.options.n_trials:
-            # Early scores say little: a learning rate may still be warming up.
-            pruner = optuna.pruners.MedianPruner(n_warmup_steps=len(self.trainer.plan) // 3)
-            # A seed for each trial, so that a search that was stopped goes on as it would have.
-            seed = np.random.SeedSequence([self.args.seed, finished]).generate_state(1)
-            self.trainer.hyperparameter_search(
-                hp_space=self.suggest,
-                compute_objective=lambda metrics: metrics[self.metric],
-                n_trials=1,
-                direction="maximize" if self.args.greater_is_better else "minimize",
-                backend="optuna",
-                sampler=optuna.samplers.TPESampler(seed=int(seed[0])),
-                pruner=pruner,
-                load_if_exists=True,
-                **self.storage(),
-            )
+            self.run_trial(finished)
+            if self.first:
+                self.write()
+        if self.first:
             self.write()
+            self.draw()
+
+    def run_trial(self, finished: int) -> None:
+        """Run one more trial than have finished."""
+        # A seed for each, so that a search that was stopped goes on as it would have.
+        seed = np.random.SeedSequence([self.args.seed, finished]).generate_state(1)
+        self.trainer.hyperparameter_search(
+            hp_space=self.suggest,
+            compute_objective=lambda metrics: metrics[self.metric],
+            n_trials=1,
+            direction=self.direction,
+            backend="optuna",
+            sampler=optuna.samplers.TPESampler(seed=int(seed[0])),
+            # Early scores say little: a learning rate may still be warming up.
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=len(self.trainer.plan) // 3),
+            load_if_exists=True,
+            **self.storage(),
+        )
 
     def suggest(self, trial: "optuna.Trial | optuna.trial.FixedTrial") -> dict[str, object]:
         """The settings of a trial, {flag or flag.task: value}."""
@@ -251,9 +257,8 @@ class Search:
         ]
 
     def write(self) -> None:
-        """Write `trials.csv`, `best.yaml` and `search.png`, and print the last trial."""
-        if not self.first or not (table := self.table()):
-            return
+        """Write `trials.csv` and `best.yaml`, and print the last trial."""
+        table = self.table()
         with (self.folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, table[0])
             writer.writeheader()
@@ -264,13 +269,16 @@ class Search:
         text = yaml.safe_dump(flags, sort_keys=False, allow_unicode=True)
         heading = f"# The best of {len(table)} trials, number {best.number}: {self.metric} {best.value:.4f}\n"
         (self.folder / "best.yaml").write_text(heading + text, encoding="utf-8")
-        figure = search_overview(table, self.space, self.importances(), self.metric)
-        (self.folder / "search.png").write_bytes(to_png(figure))
         print(
             f"trial {table[-1]['trial']} {table[-1]['state']}: {self.metric} {table[-1]['score']:.4f}; best of "
             f"{len(table)}: {best.value:.4f}, trial {best.number}, {self.folder / 'best.yaml'}",
             flush=True,
         )
+
+    def draw(self) -> None:
+        """Write `search.png`."""
+        figure = search_overview(self.table(), self.space, self.importances(), self.metric)
+        (self.folder / "search.png").write_bytes(to_png(figure))
 
     def importances(self) -> dict[str, float]:
         """{setting: share of the scores' variance that it explains} (fANOVA), by the whole trials; empty of fewer than

@@ -17,9 +17,9 @@ LAYERS = [
     {"heads", "collate", "metrics"},
     {"data", "callbacks", "classifier", "statistics", "document"},
     {"arguments", "prediction", "analysis", "export", "hub"},
-    {"run_folder", "trainer", "plots"},
+    {"run_folder", "trainer", "plots", "search_space"},
     {"training", "inference", "soup", "sources"},
-    {"ensemble", "report"},
+    {"ensemble", "report", "tuning"},
 ]
 MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "card", "heads", "classifier"}
 
