@@ -146,6 +146,7 @@ RANGES = {
     "per_device_eval_batch_size": ("at least 1", lambda value: value >= 1),
     "gradient_accumulation_steps": ("at least 1", lambda value: value >= 1),
     "learning_rate": ("0 or more", lambda value: value >= 0),
+    "weight_decay": ("0 or more", lambda value: value >= 0),
     "seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
     "smart_radius": ("above 0", lambda value: value > 0),
     "smart_step_size": ("above 0", lambda value: value > 0),
@@ -306,13 +307,11 @@ def parse_json(flag: str, value):
         raise InputError(f"{flag} is {value!r}, which is not JSON ({error}); for example '{{\"sst\": 3}}'") from error
 
 
-def read_task(argument: str) -> dict | None:
-    """The fields of a task, of an argument that is one as JSON; None of any other argument."""
-    try:
-        spec = json.loads(argument)
-    except json.JSONDecodeError:
-        return None
-    return spec if isinstance(spec, dict) and {"name", "kind"} <= set(spec) else None
+def to_field(value):
+    """A flag's value as a field of a YAML file: a dictionary that was typed as JSON becomes one."""
+    if isinstance(value, list):
+        return [to_field(item) for item in value]
+    return parse_json("a flag", value) if isinstance(value, str) and value.startswith("{") else value
 
 
 def add_row_flags(parser: argparse.ArgumentParser) -> None:
@@ -353,19 +352,33 @@ class RecipeParser(HfArgumentParser):
         Raises:
             InputError: an unknown flag or field, or a value that is not of its type or out of range.
         """
-        given = bool(argv) and not argv[0].startswith("-")
-        config = Path(argv[0]) if given else self.get_default("config")
-        from_yaml = self.read_yaml(config)
-        *parsed, _, unknown = self.parse_checked([str(config), *from_yaml, *argv[given:]])
+        config, from_yaml, typed = self.expand(argv)
+        *parsed, _, unknown = self.parse_checked([str(config), *from_yaml, *typed])
         if unknown:
             hint = self.suggest(unknown[0]) if unknown[0].startswith("-") else " (a configuration file comes first)"
             raise InputError(f"unknown flag {unknown[0]}{hint}; --help lists the flags")
         # `--tasks NAME` may name a task that the YAML defines.
-        defined = {spec["name"]: spec for spec in map(read_task, from_yaml) if spec}
+        specs = [spec for spec in to_field(from_yaml) if isinstance(spec, dict) and {"name", "kind"} <= set(spec)]
+        defined = {spec["name"]: spec for spec in specs}
         for arguments in parsed:
             if isinstance(arguments, RunArguments):
                 arguments.tasks = [defined.get(name, name) for name in arguments.tasks]
         return (*parsed, config)
+
+    def expand(self, argv: list[str]) -> tuple[Path, list[str], list[str]]:
+        """A command line as its configuration file, the flags in that, and the flags that were typed."""
+        given = bool(argv) and not argv[0].startswith("-")
+        config = Path(argv[0]) if given else self.get_default("config")
+        return config, self.read_yaml(config), argv[given:]
+
+    def given(self, argv: list[str]) -> dict[str, object]:
+        """The flags that a command line and its configuration file set, as fields of a YAML file."""
+        config, from_yaml, typed = self.expand(argv)
+        unset = object()
+        fields = argparse.Namespace(**{action.dest: unset for action in self._actions})
+        self.parse_known_args([str(config), *from_yaml, *typed], fields)
+        del fields.config
+        return {name: to_field(value) for name, value in vars(fields).items() if value is not unset}
 
     def parse_checked(self, argv: list[str]) -> tuple:
         """`parse_args_into_dataclasses`; the ValueErrors of `TrainingArguments` are the user's mistakes."""

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from safetensors import safe_open
 from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
@@ -115,9 +115,9 @@ class RunFolder:
         """
         if self.args.process_index != 0:
             return
-        self.data = {name: describe_data(splits) for name, splits in rows.items()}
+        self.data = fingerprints(rows)
         record = {
-            "decides": decisions(run, self.args, tasks, self.data, batch_size),
+            "decides": deciding_settings(run, self.args, tasks, self.data, batch_size),
             "run": dataclasses.asdict(run),
             "training": self.args.to_dict(),  # Transformers blanks the tokens
             "batches": dict(batches),
@@ -127,7 +127,7 @@ class RunFolder:
         }
         file = self.path / "run.json"
         if self.args.resume_from_checkpoint and file.exists():
-            check_settings(self.path, record["decides"])
+            compare_settings(json.loads(file.read_text(encoding="utf-8"))["decides"], record["decides"], self.path)
         try:
             if self.overwrite and self.path.exists():
                 shutil.rmtree(self.path)
@@ -148,55 +148,45 @@ class RunFolder:
         print(f"{'overall':23} {metrics['eval_overall']:.4f}\n\nrun folder: {self.path}", flush=True)
 
 
-def describe_data(splits: Mapping[str, Dataset]) -> dict[str, dict]:
-    """{split: how many rows, and their fingerprint} of a task's clean rows."""
-    return {split: {"rows": len(part), "sha256": fingerprint(part)} for split, part in splits.items()}
+def fingerprints(rows: Mapping[str, DatasetDict]) -> dict[str, dict]:
+    """{task: {split: number of rows and fingerprint}} of {task: its clean rows by split}."""
+    return {
+        name: {split: {"rows": len(part), "sha256": fingerprint(part)} for split, part in splits.items()}
+        for name, splits in rows.items()
+    }
 
 
-def decisions(
+def deciding_settings(
     run: RunArguments,
     args: MultitaskTrainingArguments,
     tasks: Sequence[Task],
     data: Mapping[str, dict],
     batch_size: int,
-) -> dict:
-    """All that decides a run's weights, as `run.json` keeps it.
-
-    Args:
-        run: the run's arguments.
-        args: its training arguments.
-        tasks: as trained.
-        data: {task: its `describe_data`}.
-        batch_size: rows of one optimizer step.
-    """
+) -> dict[str, object]:
+    """What decides a run's weights, {name: value}, of its arguments, tasks, `fingerprints` and rows of a step."""
     training = args.to_dict()
     return (
         {name: training[name] for name in DECIDES}
         | {name: getattr(run, name) for name in DECIDES_RUN}
         | {"tasks": [task.name for task in tasks]}
         | {f"task {task.name}": task.to_config() for task in tasks}
-        | {f"rows of {task.name}": data[task.name] for task in tasks}
+        | {f"rows of {name}": splits for name, splits in data.items()}
         | {"rows of a step": batch_size}
     )
 
 
-def check_settings(folder: Path, decides: Mapping) -> None:
-    """Refuse to go on with, or to take, a run with settings that would have given it other weights.
-
-    Args:
-        folder: of the run, with a run.json.
-        decides: the `decisions` that are wanted.
+def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
+    """Refuse to go on, in a folder, with settings that would have given other results.
 
     Raises:
         InputError: names the first setting that differs.
     """
-    before = json.loads((folder / "run.json").read_text(encoding="utf-8"))["decides"]
-    now = json.loads(json.dumps(decides, default=str))
+    now = json.loads(json.dumps(now, default=str))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise InputError(
-                f"{folder} cannot be resumed with other settings: {name} was {before.get(name)!r} and is "
-                f"{now.get(name)!r}; use the flags the run was started with, or another --output_dir"
+                f"{path} cannot be resumed with other settings: {name} was {before.get(name)!r} and is "
+                f"{now.get(name)!r}; use the flags it was started with, or another --output_dir"
             )
 
 

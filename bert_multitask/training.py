@@ -2,18 +2,18 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets import Dataset, DatasetDict
-from transformers import TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
-from .configuration import InputError
+from .configuration import InputError, MultitaskBertConfig
 from .data import describe_rows, load_rows, load_tokenizer, sample_rows, tokenise_splits
 from .heads import MultitaskBertModel
 from .losses import UNLABELLED
@@ -85,23 +85,8 @@ def prepare(run: RunArguments, args: MultitaskTrainingArguments, callbacks: Sequ
     tasks = run.load_tasks()
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
     model = load_model(run, tasks)
-    tokenizer = load_tokenizer(run.model_name_or_path, model.config.vocab_size)
-    max_length = min(run.max_length, model.config.max_position_embeddings)
-    with args.main_process_first(desc="tokenising"):
-        tokens = {
-            task.name: tokenise_splits(task, rows[task.name], tokenizer, max_length, run.pair_encoding)
-            for task in tasks
-        }
-    for task in tasks:
-        tokens[task.name]["train"] = sample_rows(task, tokens[task.name]["train"], args.seed)
-    trainer = MultitaskTrainer(
-        model,
-        args,
-        train_dataset={name: splits["train"] for name, splits in tokens.items()},
-        eval_dataset={name: splits["dev"] for name, splits in tokens.items()},
-        processing_class=tokenizer,
-        callbacks=list(callbacks),
-    )
+    tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
+    trainer = MultitaskTrainer(model, args, **trainer_data(tokenizer, tokens), callbacks=list(callbacks))
     return Prepared(tasks, rows, tokens, trainer)
 
 
@@ -120,6 +105,43 @@ def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
         model.requires_grad_(False)
         model.heads.requires_grad_(True)
     return model
+
+
+def tokenise_rows(
+    run: RunArguments,
+    args: MultitaskTrainingArguments,
+    tasks: Sequence[Task],
+    rows: Mapping[str, DatasetDict],
+    config: MultitaskBertConfig,
+) -> tuple[PreTrainedTokenizerBase, dict[str, dict[str, Dataset]]]:
+    """The tokenizer of the run's checkpoint, and {task: its tokenised rows by split}, of training those it samples.
+
+    Args:
+        run: the run's arguments.
+        args: whose first process writes the cache that the others read.
+        tasks: of the run.
+        rows: {task: its clean rows by split}.
+        config: of the model that shall read the tokens.
+    """
+    tokenizer = load_tokenizer(run.model_name_or_path, config.vocab_size)
+    max_length = min(run.max_length, config.max_position_embeddings)
+    with args.main_process_first(desc="tokenising"):
+        tokens = {
+            task.name: tokenise_splits(task, rows[task.name], tokenizer, max_length, run.pair_encoding)
+            for task in tasks
+        }
+    for task in tasks:
+        tokens[task.name]["train"] = sample_rows(task, tokens[task.name]["train"], args.seed)
+    return tokenizer, tokens
+
+
+def trainer_data(tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, Mapping[str, Dataset]]) -> dict[str, object]:
+    """The data of a run, by the names of `MultitaskTrainer`'s arguments."""
+    return {
+        "processing_class": tokenizer,
+        "train_dataset": {name: splits["train"] for name, splits in tokens.items()},
+        "eval_dataset": {name: splits["dev"] for name, splits in tokens.items()},
+    }
 
 
 def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dict[str, PredictionOutput]:

@@ -30,7 +30,7 @@ from transformers import PrinterCallback, TrainerCallback
 from bert_multitask.arguments import HelpFormatter, MultitaskTrainingArguments, RecipeParser, RunArguments
 from bert_multitask.configuration import InputError
 from bert_multitask.data import HANDOUT, load_rows, usable_rows
-from bert_multitask.run_folder import check_settings, decisions, describe_data
+from bert_multitask.run_folder import compare_settings, deciding_settings, fingerprints, read_run
 from bert_multitask.schedule import count_batches
 from bert_multitask.training import prepare, run_recipe, train
 
@@ -90,12 +90,11 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     data = {}
     for job in jobs:
         tasks = job.run.load_tasks()
-        for task in tasks:
-            if task.name not in data:
-                data[task.name] = describe_data(load_rows(task, job.run.data_dir))
-        if (job.folder / "run.json").exists():
+        data |= fingerprints({t.name: load_rows(t, job.run.data_dir) for t in tasks if t.name not in data})
+        if found := read_run(job.args.output_dir):
             rows = job.args.train_batch_size * job.args.world_size * job.args.gradient_accumulation_steps
-            check_settings(job.folder, decisions(job.run, job.args, tasks, data, rows))
+            own = {task.name: data[task.name] for task in tasks}
+            compare_settings(found[1]["decides"], deciding_settings(job.run, job.args, tasks, own, rows), job.folder)
 
 
 def finish(job: Job) -> None:

@@ -17,9 +17,9 @@ LAYERS = [
     {"heads", "collate", "metrics"},
     {"data", "callbacks", "classifier", "statistics", "document"},
     {"arguments", "prediction", "export", "hub"},
-    {"run_folder", "trainer", "analysis"},
+    {"run_folder", "trainer", "analysis", "search_space"},
     {"training", "inference", "soup", "plots"},
-    {"ensemble", "sources"},
+    {"ensemble", "sources", "tuning"},
     {"report"},
 ]
 MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "card", "heads", "classifier"}
