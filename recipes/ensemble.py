@@ -15,7 +15,8 @@ from pathlib import Path
 from datasets import Dataset
 from numpy import ndarray
 
-from bert_multitask.arguments import HelpFormatter, MultitaskTrainingArguments, add_row_flags
+from bert_multitask.arguments import MultitaskTrainingArguments
+from bert_multitask.command_line import HelpFormatter, add_row_flags
 from bert_multitask.configuration import InputError
 from bert_multitask.ensemble import VOTES, collect_members, combine, find_labels, halve, select_greedily
 from bert_multitask.inference import SplitReader, describe_scores, score_tables

@@ -10,7 +10,8 @@ RUN is a run folder, a Hub id or package:NAME/PATH. Leaves in PREDICTIONS a line
 import argparse
 from pathlib import Path
 
-from bert_multitask.arguments import HelpFormatter, MultitaskTrainingArguments, add_row_flags, check_launch
+from bert_multitask.arguments import MultitaskTrainingArguments, check_launch
+from bert_multitask.command_line import HelpFormatter, add_row_flags
 from bert_multitask.inference import SplitReader, TrainedRun, describe_scores, predict_runs, score_tables
 from bert_multitask.prediction import write_predictions
 from bert_multitask.run_folder import write_json

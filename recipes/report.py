@@ -10,7 +10,7 @@ RUN is a run folder, a Hub id, a folder of prediction files, or one such file. d
 import argparse
 from pathlib import Path
 
-from bert_multitask.arguments import HelpFormatter, add_row_flags
+from bert_multitask.command_line import HelpFormatter, add_row_flags
 from bert_multitask.configuration import InputError
 from bert_multitask.report import write_report
 from bert_multitask.training import run_recipe

@@ -27,7 +27,8 @@ from paper_results import write_paper
 from paper_tables import ELEMENTS, Job, System, needed
 from transformers import PrinterCallback, TrainerCallback
 
-from bert_multitask.arguments import HelpFormatter, MultitaskTrainingArguments, RecipeParser, RunArguments
+from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.command_line import HelpFormatter, RecipeParser
 from bert_multitask.configuration import InputError
 from bert_multitask.data import HANDOUT, load_rows, usable_rows
 from bert_multitask.run_folder import compare_settings, deciding_settings, fingerprints, read_run

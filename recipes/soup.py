@@ -10,7 +10,7 @@ an ordinary checkpoint with its tokenizer, and run.json: the first run's record,
 import argparse
 from pathlib import Path
 
-from bert_multitask.arguments import HelpFormatter
+from bert_multitask.command_line import HelpFormatter
 from bert_multitask.configuration import InputError
 from bert_multitask.data import load_tokenizer
 from bert_multitask.run_folder import read_run, write_json

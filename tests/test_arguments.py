@@ -2,7 +2,8 @@
 
 import pytest
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RecipeParser, RunArguments, check_launch
+from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments, check_launch
+from bert_multitask.command_line import RecipeParser
 from bert_multitask.configuration import InputError
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"heads", "collate", "metrics"},
     {"data", "callbacks", "classifier", "statistics", "document"},
     {"arguments", "prediction", "export", "hub"},
-    {"run_folder", "trainer", "analysis", "search_space"},
+    {"run_folder", "trainer", "analysis", "search_space", "command_line"},
     {"training", "inference", "soup", "plots"},
     {"ensemble", "sources", "tuning"},
     {"report"},
