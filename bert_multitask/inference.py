@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers.utils import logging
@@ -180,8 +179,8 @@ def predict_runs(
         model = run.load_model().to(args.device)
         tables = {}
         for name, rows in tokens.items():
-            with PartialState().split_between_processes(rows) as share:
-                logits = predict_logits(model, name, share, args.per_device_eval_batch_size)
+            share = np.array_split(np.arange(len(rows)), args.world_size)[args.process_index]
+            logits = predict_logits(model, name, rows.select(share), args.per_device_eval_batch_size)
             tables[name] = prediction_table(run.tasks[name], rows["id"][:], np.concatenate(gather_object([logits])))
         yield tables
 

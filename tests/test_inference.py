@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, launch
+from conftest import ROOT, finish, launch
 from test_recipes import run_here
 from transformers import AutoTokenizer
 
@@ -169,13 +169,19 @@ def test_recipes_take_a_hub_id(tmp_path, run, hub, files):
     assert "| nli | accuracy | 7 |" in page
 
 
-def test_two_processes_predict_as_one(tmp_path, run):
-    """One process is the run's own; of rows in odd numbers."""
-    process = launch(run, "--split", "dev", "--output_dir", str(tmp_path), processes=2, script=PREDICT)
-    printed = process.communicate(timeout=240)[0]
+def test_two_processes_predict_as_one(tmp_path, run, files):
+    """One process is the run's own; of rows in odd numbers, and of a single row, of which one process has none."""
+    frame = pd.read_csv(files["dev"])
+    frame[:1].to_csv(tmp_path / "one.csv", index=False)
+    nli = json.dumps({"name": "nli", "files": {"train": "none.csv", "dev": str(tmp_path / "one.csv")}})
+    flags = ["--split", "dev", "--output_dir", str(tmp_path), "--tasks", "sst", "sts", nli]
+    process = launch(run, *flags, processes=2, script=PREDICT)
+    printed = finish(process)
     assert process.returncode == 0, printed
+    alone = tables(run / "predictions", "dev")
+    alone["nli"] = alone["nli"].select([0])
     for task, table in tables(tmp_path, "dev").items():
-        same(table, tables(run / "predictions", "dev")[task])
+        same(table, alone[task])
     assert printed.count("predictions:") == 1, "one process speaks"
 
 
