@@ -107,10 +107,14 @@ def test_remote_code_gives_every_head_bit_for_bit(folders, elsewhere, tokenizer)
 
 
 def test_nothing_random_comes_without_a_word(elsewhere):
-    """An encoder for each task needs its code; a stock classifier of several tasks has no outputs."""
+    """An encoder for each task needs its code; no head is a stock classifier's, unless a new one is asked for."""
     for way in ("no encoder", "no encoder of sentences"):
         assert "trust_remote_code=True" in elsewhere[way], way
-    assert elsewhere["no head"] == 0 and "empty" in elsewhere["no head, piped"]
+    for way in ("no stock encoder", "no stock head"):
+        assert "should be used as a decoder model if cross attention is added" in elsewhere[way], way
+    for way in ("no head", "no head of three labels", "no head of a pipeline", "no head of pairs"):
+        assert "dropout probability has to be between 0 and 1, but got -1" in elsewhere[way], way
+    assert elsewhere["new head"] == 3
 
 
 def test_with_the_package_the_auto_classes_know_its_type(folders):
@@ -243,7 +247,7 @@ def test_code_beside_the_weights_is_not_run_unasked(folders, tmp_path):
     assert not made.exists()
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "scheduler.pt", "model.safetensors"])
+@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"])
 def test_resume_reads_no_damaged_or_hostile_file(make_trainer, tmp_path, file):
     trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
@@ -253,10 +257,14 @@ def test_resume_reads_no_damaged_or_hostile_file(make_trainer, tmp_path, file):
     (checkpoint / file).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=f"{file} is damaged"):
         check_checkpoint(checkpoint)
-    if not file.endswith("safetensors"):
+    if file.endswith((".pt", ".pth")):
         torch.save({"state": Hostile(made)}, checkpoint / file)
         with pytest.raises(InputError, match=f"{file} is damaged, or not to be trusted"):
             check_checkpoint(checkpoint)
         with pytest.raises(pickle.UnpicklingError):  # Trainer's own way is as safe
             make_trainer(max_steps=2, save_strategy="no").train(resume_from_checkpoint=str(checkpoint))
     assert not made.exists() and not (checkpoint / "training_args.bin").exists()
+    if file.startswith(("model", "optimizer")):  # or training would go on with others, and say nothing
+        (checkpoint / file).unlink()
+        with pytest.raises(InputError, match="is not there; name another checkpoint"):
+            check_checkpoint(checkpoint)
