@@ -127,7 +127,7 @@ class RunFolder:
         }
         file = self.path / "run.json"
         if self.args.resume_from_checkpoint and file.exists():
-            self.compare(record["decides"], file)
+            self.compare(record["decides"])
         try:
             if self.overwrite and self.path.exists():
                 shutil.rmtree(self.path)
@@ -136,9 +136,10 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"--output_dir {self.path} cannot be written: {error}") from error
 
-    def compare(self, decides: dict, file: Path) -> None:
+    def compare(self, decides: dict) -> None:
         """Refuse to resume a run with settings that would have given it other weights."""
-        before = json.loads(file.read_text(encoding="utf-8"))["decides"]
+        _, record = read_run(str(self.path))
+        before = record["decides"]
         now = json.loads(json.dumps(decides, default=str))
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
@@ -161,13 +162,22 @@ class RunFolder:
 
 def check_checkpoint(folder: Path) -> None:
     """Refuse a checkpoint with a file that is cut off, or that holds more than tensors and plain data: unpickling
-    anything else could run code.
+    anything else could run code; and one without the weights or the optimizer's state, which would begin anew.
 
     Raises:
         InputError: names the file.
     """
+    # Files of Trainer, also of sharded runs.
+    for what, patterns in {"weights": ["model*"], "optimizer's state": ["optimizer*", "global_step*"]}.items():
+        if not any(file for pattern in patterns for file in folder.glob(pattern)):
+            raise InputError(
+                f"--resume_from_checkpoint {folder}: the {what} ({patterns[0]}) is not there; name another checkpoint "
+                "of the run (--save_only_model leaves none to resume from)"
+            )
     for file in sorted(folder.iterdir()):
         try:
+            if file.suffix == ".json":
+                json.loads(file.read_bytes())
             if file.suffix == ".safetensors":
                 with safe_open(file, "pt"):
                     pass
