@@ -38,7 +38,7 @@ def main(config: str, run: str, other: str) -> None:
         "broken": recipe(*train, "--output_dir", other, "--hub_model_id", "me/broken"),
         "unfinished": recipe("push_to_hub.py", str(Path(config).parent), "--hub_model_id", "me/x"),
     }
-    MultitaskBertModel.from_pretrained(run).push_to_hub("me/alone")
+    MultitaskBertModel.from_pretrained("me/run", revision="second").push_to_hub("me/alone")
     print("\n" + json.dumps(results))
 
 
