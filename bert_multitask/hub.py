@@ -67,7 +67,7 @@ def push_folder(
     try:
         if revision is not None:
             create_branch(repo_id, branch=revision, token=token, exist_ok=True)
-        files = sorted({file for pattern in PUBLIC for file in Path(folder).glob(pattern)})
+        files = sorted({file for pattern in PUBLIC for file in Path(folder).glob(pattern) if file.is_file()})
         contents = {file.name: named_card(file, repo_id, revision) if file.name == CARD else file for file in files}
         operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
         return create_commit(

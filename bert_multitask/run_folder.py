@@ -167,8 +167,8 @@ def check_checkpoint(folder: Path) -> None:
     Raises:
         InputError: names the file.
     """
-    # Files of Trainer, also of sharded runs.
-    for what, patterns in {"weights": ["model*"], "optimizer's state": ["optimizer*", "global_step*"]}.items():
+    needed = {"weights": ["model*.safetensors*"], "optimizer's state": ["optimizer*", "global_step*"]}  # DeepSpeed's
+    for what, patterns in needed.items():
         if not any(file for pattern in patterns for file in folder.glob(pattern)):
             raise InputError(
                 f"--resume_from_checkpoint {folder}: the {what} ({patterns[0]}) is not there; name another checkpoint "
@@ -187,7 +187,7 @@ def check_checkpoint(folder: Path) -> None:
         except Exception as error:  # damage shows in a dozen ways
             raise InputError(
                 f"--resume_from_checkpoint {folder}: {file.name} is damaged, or not to be trusted "
-                f"({str(error).splitlines()[0]}); name another checkpoint of the run"
+                f"({str(error).partition(chr(10))[0]}); name another checkpoint of the run"
             ) from error
 
 

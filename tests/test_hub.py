@@ -91,6 +91,13 @@ def test_a_run_on_the_hub(hub, config, tmp_path):
     check_nothing_leaks(files, tmp_path, hub.token)
     assert [request for request in hub.requests if "me/secret" in request.path and not request.token] == []
 
+    third = hub.files("me/trainer", "third")
+    assert set(third) == set(files) - {"metrics.json"} and third["model.safetensors"] == files["model.safetensors"]
+    text = third["README.md"].decode()
+    assert f"| overall | mean | {results['trainer']:.4f} |" in text
+    assert 'MultitaskBertModel.from_pretrained("me/trainer", revision="third")' in text
+    check_nothing_leaks(third, tmp_path, hub.token)
+
     # A connection that broke in mid-push: one message, and the run is whole.
     assert results["broken"]["code"] == 2 and "Traceback" not in results["broken"]["printed"]
     assert f"the run in {other} is whole" in results["broken"]["printed"]
