@@ -135,7 +135,7 @@ def check_output(printed: str, runs: int) -> None:
     """One process speaks for all, and has little to warn of."""
     assert printed.count("LOAD REPORT") == runs and "find_unused_parameters" not in printed, printed
     warnings = [line for line in printed.splitlines() if re.search(r"warn|\[(transformers|rank)", line, re.IGNORECASE)]
-    assert len(warnings) <= 3 * runs, warnings
+    assert len(warnings) <= 3 * runs + 1, warnings  # one more where checkpoints follow each other within a second
 
 
 def test_two_processes_train_as_one(rows_config, tmp_path):
