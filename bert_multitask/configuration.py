@@ -1,7 +1,7 @@
 """Configuration of a multitask BERT: BERT's own settings, and the tasks as plain data.
 
-`configuration`, `tasks`, `losses`, `modeling` and `heads` are the model files: they import nothing else of the package,
-so that a checkpoint can carry them.
+It is one of the model files, which import nothing else of the package, so that a checkpoint can carry them
+(docs/architecture.md).
 """
 
 import importlib.util

@@ -143,8 +143,9 @@ def test_the_card_of_a_run(hub, config, tmp_path):
     for part in ("0.4800 – 0.5400", "seed 3", "the plan", "| sst | train | 8,544 |", "Limits and bias", "PAWS-Wiki"):
         assert part in text, part
     own = {"nli": Task(name="nli", kind="classification", text_pair="b", label_names=("yes", "no"))}
-    text = model_card(own, MultitaskBertConfig(), base_model=str(tmp_path))
-    assert ModelCard(text).data.base_model is None and str(tmp_path) not in text and "Quora" not in text
+    for folder in (tmp_path, tmp_path / "gone", "../runs/gone"):  # a path says nothing to others, and too much
+        text = model_card(own, MultitaskBertConfig(), base_model=str(folder))
+        assert ModelCard(text).data.base_model is None and str(folder) not in text and "Quora" not in text
     assert "model-index" not in text and "Limits and bias" in text
 
 
