@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, launch
+from conftest import ROOT, finish, launch
 from test_recipes import run_here
 
 from bert_multitask import inference
@@ -131,7 +131,7 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
 def test_two_processes_predict_as_one(tmp_path, run):
     """One process is the run's own; of rows in odd numbers."""
     process = launch(run, "--split", "dev", "--output_dir", str(tmp_path), processes=2, script=PREDICT)
-    printed = process.communicate(timeout=240)[0]
+    printed = finish(process)
     assert process.returncode == 0, printed
     for task, table in tables(tmp_path, "dev").items():
         same(table, tables(run / "predictions", "dev")[task])
