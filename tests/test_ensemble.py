@@ -255,7 +255,7 @@ def test_the_recipe_names_mistakes(monkeypatch, tmp_path, course_folder, folders
         ([tmp_path / "broken" / "sst-dev.csv"], "begins with 'id,label'; expected"),
         ([tmp_path / "broken" / "sst-test.csv"], "sst-test.csv, row 1: sentiment is '7'"),
         ([tmp_path / "broken" / "nli-dev.csv"], "'nli' is no task of the course; give nli-dev.parquet"),
-        ([tmp_path / "none"], "no run folder, and it cannot be loaded"),
+        ([tmp_path / "none"], "none: no such folder"),
     ]:
         assert run_here(monkeypatch, *arguments, "--output_dir", tmp_path / "new", recipe=ENSEMBLE) == 2, message
         error = capsys.readouterr().err

@@ -124,7 +124,7 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
     (damaged / "run.json").write_text('{"run": {"old_flag": 1}}')
     for name, message in [
         (tiny_bert, "is a BERT without heads; expected a run"),
-        (tmp_path / "none", "none: no run folder, and it cannot be loaded from the Hub"),
+        (tmp_path / "none", "none: no such folder"),
         (damaged, "run.json: is not the record of a run"),
     ]:
         flags = ["--split", "dev", "--output_dir", tmp_path / "new"]
