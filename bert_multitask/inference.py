@@ -149,8 +149,6 @@ class SplitReader:
             if key not in self.known:
                 self.known[key] = tokenise(task, rows, tokenizer, run.max_length, run.config.pair_encoding)
             found[name] = self.known[key]
-        if not found:
-            raise InputError(f"{run.name}: none of its tasks has {self.split} rows")
         return found
 
     def labels(self, tasks: Mapping[str, Task], data_dir: str | None) -> dict[str, np.ndarray]:
@@ -163,7 +161,8 @@ class SplitReader:
 def predict_runs(
     runs: Sequence[TrainedRun], reader: SplitReader, args: MultitaskTrainingArguments
 ) -> Iterator[dict[str, Dataset]]:
-    """Yield each run's prediction tables, {task: one row for each of the split's, in file order}.
+    """Yield each run's prediction tables, {task: one row for each of the split's, in file order}; a task that has no such
+    split has no table.
 
     All input is read and tokenised before the first run is loaded, once where the runs' tokenizers and encodings agree.
     Under several processes each predicts a share of the rows and all get the whole table.
@@ -176,8 +175,8 @@ def predict_runs(
     with args.main_process_first(desc="tokenising"):
         inputs = [reader.tokens(run) for run in runs]
     for run, tokens in zip(runs, inputs, strict=True):
-        model = run.load_model().to(args.device)
         tables = {}
+        model = run.load_model().to(args.device) if tokens else None
         for name, rows in tokens.items():
             share = np.array_split(np.arange(len(rows)), args.world_size)[args.process_index]
             logits = predict_logits(model, name, rows.select(share), args.per_device_eval_batch_size)

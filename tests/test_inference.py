@@ -205,6 +205,22 @@ def test_several_runs_read_and_tokenise_once(monkeypatch, tmp_path, run):
     assert any(first[task][:] != short[task][:] for task in first)
 
 
+def test_tasks_without_test_rows(monkeypatch, tmp_path, run, files, capsys):
+    """Nothing to predict is a mistake; an ensemble of dev predictions needs no others."""
+    task = json.dumps({"name": "nli", "files": {"train": files["train"], "dev": files["dev"]}})
+    flags = ["--tasks", task, "--output_dir", tmp_path / "new"]
+    assert run_here(monkeypatch, run, "--split", "test", *flags, recipe=PREDICT) == 2
+    assert "run: none of its tasks has test rows" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    bare = tmp_path / "bare"
+    shutil.copytree(run, bare, ignore=shutil.ignore_patterns("checkpoint-*", "predictions"))
+    assert run_here(monkeypatch, bare, bare, *flags, recipe=ENSEMBLE) == 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "ensemble.json",
+        "nli-dev.csv",
+        "nli-dev.parquet",
+    ]
+
+
 def test_an_ensemble_of_runs_predicts_what_they_have_not(monkeypatch, tmp_path, run):
     other = tmp_path / "other"
     shutil.copytree(run, other, ignore=shutil.ignore_patterns("checkpoint-*", "predictions"))
