@@ -1,4 +1,4 @@
-"""How speed and memory change with rows, lengths, tasks, depth, width and processes; what the paper's runs would take."""
+"""How speed and memory change with rows, lengths, tasks, depth, width and processes; what the paper's runs take."""
 
 import dataclasses
 import json
