@@ -115,9 +115,8 @@ class SelfAttention(nn.Module):
 
         sizes = [bucket.tokens for bucket in packing.buckets]
         if first_token_only:
-            queries = queries.unsqueeze(1).split(
-                [len(bucket.attention_mask) for bucket in packing.buckets]
-            )  # (b, 1, H)
+            rows = [len(bucket.attention_mask) for bucket in packing.buckets]
+            queries = queries.unsqueeze(1).split(rows)  # (b, 1, H)
         else:
             queries = map(Bucket.pad, packing.buckets, queries.split(sizes))
         keys = map(Bucket.pad, packing.buckets, keys.split(sizes))

@@ -96,7 +96,7 @@ def paper_run(path: Path, lengths: Mapping, config: BertConfig, constants: np.nd
         config: the encoder's.
         constants: the machine's.
     """
-    run, args, _ = RecipeParser((RunArguments, MultitaskTrainingArguments), path).parse([str(path)])
+    run, args, _ = RecipeParser((RunArguments, MultitaskTrainingArguments), path, "").parse([str(path)])
     tasks = {task.name: task for task in run.load_tasks()}
     rows = {name: task.course_rows["train"] for name, task in tasks.items()}
     epochs = {name: task.epochs for name, task in tasks.items()}
@@ -128,10 +128,10 @@ def paper_run(path: Path, lengths: Mapping, config: BertConfig, constants: np.nd
 def count_evaluations(
     plan: list[str], rows: Mapping[str, int], args: MultitaskTrainingArguments, per_task: bool
 ) -> Counter[str]:
-    """{task: how often training predicts its dev rows}: at shares of the plan and at a sequential plan's epoch ends, of
+    """{task: how often training predicts its dev rows}: at shares of the plan, its end, a sequential plan's epoch ends; of
     all tasks or, where each has its encoder, of those that trained since."""
     every = math.ceil(args.eval_steps * len(plan)) if args.eval_steps < 1 else int(args.eval_steps)
-    steps = set(range(every, len(plan) + 1, every))
+    steps = {*range(every, len(plan), every), len(plan)}
     if args.schedule == "sequential":
         steps |= EpochEnds(plan, rows, args.per_device_train_batch_size).steps
     evaluated, last = Counter(), 0
