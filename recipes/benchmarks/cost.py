@@ -128,14 +128,14 @@ def paper_run(path: Path, lengths: Mapping, config: BertConfig, constants: np.nd
 def count_evaluations(
     plan: list[str], rows: Mapping[str, int], args: MultitaskTrainingArguments, per_task: bool
 ) -> Counter[str]:
-    """{task: how often training predicts its dev rows}: at shares of the plan, its end, a sequential plan's epoch ends; of
-    all tasks or, where each has its encoder, of those that trained since."""
+    """{task: how often training predicts its dev rows}: at shares of the plan, at its end and at a sequential plan's
+    epoch ends; of all tasks or, where each has its encoder, after the first time of those that trained since."""
     every = math.ceil(args.eval_steps * len(plan)) if args.eval_steps < 1 else int(args.eval_steps)
     steps = {*range(every, len(plan), every), len(plan)}
     if args.schedule == "sequential":
         steps |= EpochEnds(plan, rows, args.per_device_train_batch_size).steps
     evaluated, last = Counter(), 0
     for step in sorted(steps):
-        evaluated.update(set(plan[last:step]) if per_task else rows.keys())
+        evaluated.update(set(plan[last:step]) if per_task and last else rows.keys())
         last = step
     return evaluated
