@@ -22,8 +22,6 @@ from bert_multitask.tasks import Task
 PASSES = {"predict": 1, "train": 3, "smart": 8}
 # What is counted of a step, and in what.
 FEATURES = {
-    "a step": "steps",
-    "calls": "operations on a layer's buckets that a pass starts, thousands",
     "products": "multiply-adds with the layers' weights, billions",
     "values": "values of hidden states, millions, of which a layer has several: norms, activations, dropout",
     "attention": "attention weights, millions",
@@ -59,18 +57,14 @@ def count_work(
     lengths = max(np.array_split(np.asarray(lengths), processes), key=sum)
     rows, tokens, passes = len(lengths), lengths.sum(), PASSES[kind]
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    buckets = [
-        (len(group), group[-1])
-        for group in (list(group) for _, group in itertools.groupby(sorted(lengths), lambda n: -(-n // BUCKET_STEP)))
-    ]
+    groups = itertools.groupby(sorted(lengths), key=lambda length: -(-length // BUCKET_STEP))
+    buckets = [list(group) for _, group in groups]  # as `Packing` cuts them
     # The last layer needs queries, output and feed-forward of the first token of each row alone.
     products = ((layers - 1) * tokens + rows) * (2 * width**2 + 2 * width * inner) + layers * tokens * 2 * width**2
-    pairs = sum(count * length * (length * (layers - 1) + 1) for count, length in buckets)
+    pairs = sum(len(bucket) * bucket[-1] * (bucket[-1] * (layers - 1) + 1) for bucket in buckets)
     parameters = count_parameters(config)
     return np.array(
         [
-            1,
-            passes * layers * len(buckets) / 1e3,
             passes * products / 1e9,
             passes * layers * tokens * width / 1e6,
             passes * pairs * config.num_attention_heads / 1e6,
