@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -88,8 +89,8 @@ def peak_memory(model: nn.Module, batches: list[dict], stock: Stock | None) -> f
 def resident_rise(options, stock: bool) -> float:
     """The same as the system counts it, in MB: the most that a new process holds in its first five passes, above what
     it held before them."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(take_first_passes, (options, stock))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(take_first_passes, options, stock).result()
 
 
 def take_first_passes(options, stock: bool) -> float:
