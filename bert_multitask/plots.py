@@ -1,4 +1,4 @@
-"""The report's pictures: numbers -> matplotlib figures, to be read at a page's width of 800 px.
+"""The pictures of reports and searches: numbers -> matplotlib figures, to be read at a page's width of 800 px.
 
 A figure's inch is 100 px of the page, so that its smallest letters (9 pt) are 12.5 px high there. Colours are those of
 Okabe and Ito, and cividis for matrices: both can be told apart without red or green.
@@ -143,9 +143,8 @@ def scatter(predictions: LabelledPredictions) -> Figure:
 @rc_context(STYLE)
 def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
     """Mean error of rows by length, a panel a task, with 95 % intervals."""
-    figure = Figure(figsize=(WIDTH, 2.8 * -(-len(predictions) // 2)))
-    axes = list(figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat)
-    for axis, part in zip(axes, predictions, strict=False):
+    figure, axes = panels(len(predictions))
+    for axis, part in zip(axes, predictions, strict=True):
         scores = part.task.kind == "similarity"
         bins = error_by_length(part)
         factor = 1 if scores else 100
@@ -157,17 +156,14 @@ def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
         axis.set(title=f"{part.task.name}: about {len(part) // len(bins):,} rows a bin", xlabel="length (words)")
         axis.set(ylabel="mean |predicted − true|" if scores else "wrong rows (%)", ylim=(0, None))
         axis.margins(x=0.1)
-    for axis in axes[len(predictions) :]:
-        axis.remove()
     return figure
 
 
 @rc_context(STYLE)
 def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
     """How far off predictions are: of classes the number of classes, of scores |predicted - true|; a panel a task."""
-    figure = Figure(figsize=(WIDTH, 2.8 * -(-len(predictions) // 2)))
-    axes = list(figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat)
-    for axis, part in zip(axes, predictions, strict=False):
+    figure, axes = panels(len(predictions))
+    for axis, part in zip(axes, predictions, strict=True):
         weights = np.full(len(part), 100 / len(part))
         if part.task.kind == "similarity":
             low, high = part.task.score_range
@@ -181,9 +177,17 @@ def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
             axis.set_xlabel("|predicted − true| (classes; 0 is right)")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(title=part.task.name, ylabel="rows (%)")
-    for axis in axes[len(predictions) :]:
-        axis.remove()
     return figure
+
+
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, two beside each other."""
+    rows = -(-count // 2)
+    figure = Figure(figsize=(WIDTH, 2.8 * rows))
+    axes = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
 
 
 @rc_context(STYLE)
@@ -217,3 +221,66 @@ def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
     bottom.set_title(f"the whole plan, about {round(len(plan) / bars):,} steps a bar")
     bottom.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
+
+
+@rc_context(STYLE)
+def search_overview(
+    trials: Sequence[Mapping], space: Mapping[str, dict | list], importances: Mapping[str, float], metric: str
+) -> Figure:
+    """A hyperparameter search: the score of each trial, what mattered, and the scores over the values of each setting.
+
+    Args:
+        trials: in order, each with `trial` (its number), `state` (complete or pruned), `score`, and its settings.
+        space: {setting: its range or choices}.
+        importances: {setting: its share of the variance that they explain}; empty of too few trials.
+        metric: what the score is.
+    """
+    trials = [trial for trial in trials if np.isfinite(trial["score"])]  # diverged ones have no place
+    lines = -(-len(space) // 3)
+    figure = Figure(figsize=(WIDTH, 3 + 2.2 * lines))
+    top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2.2 * lines])
+    history, bars = top.subplots(1, 2)
+    draw_trials(history, trials, [trial["trial"] for trial in trials])
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    best = np.maximum.accumulate([trial["score"] for trial in complete])
+    history.step(
+        [trial["trial"] for trial in complete], best, where="post", color=TRAIN, linewidth=0.8, label="best so far"
+    )
+    history.set(title="the trials, one after the other", xlabel="trial", ylabel=metric)
+    history.xaxis.set_major_locator(MaxNLocator(integer=True))
+    names = sorted(importances, key=importances.get)
+    drawn = bars.barh(names, [100 * importances[name] for name in names], color=TRAIN)
+    bars.bar_label(drawn, fmt="%.0f", padding=2, fontsize=9)
+    bars.set(title=f"what mattered, by {len(complete)} whole trials", xlabel="share of the explained variance (%)")
+    axes = list(bottom.subplots(lines, 3, sharey=True, squeeze=False).flat)
+    for axis, (name, values) in zip(axes, space.items(), strict=False):
+        axis.set(xlabel=name, ylabel=metric if axis.get_subplotspec().is_first_col() else "")
+        if isinstance(values, list):
+            draw_trials(axis, trials, [values.index(trial[name]) for trial in trials])
+            axis.set_xticks(
+                range(len(values)), [f"{value:g}" if isinstance(value, float) else value for value in values]
+            )
+            axis.set_xlim(-0.5, len(values) - 0.5)
+        else:
+            draw_trials(axis, trials, [trial[name] for trial in trials])
+            axis.set_xscale("log" if values["log"] else "linear")
+    for axis in axes[len(space) :]:
+        axis.remove()
+    handles, labels = history.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def draw_trials(axis: Axes, trials: Sequence[Mapping], places: Sequence[float]) -> None:
+    """Each trial's score at its place, the best whole one ringed."""
+    styles = {"complete": {"marker": "o", "color": TRAIN}, "pruned": {"marker": "x", "color": DEV}}
+    points = {
+        state: [(place, trial["score"]) for place, trial in zip(places, trials, strict=True) if trial["state"] == state]
+        for state in styles
+    }
+    for state, style in styles.items():
+        if points[state]:
+            axis.scatter(*zip(*points[state], strict=True), s=22, label=f"{state} trial", **style)
+    if points["complete"]:
+        place, score = max(points["complete"], key=lambda point: point[1])
+        axis.plot(place, score, "o", color=DEV, markersize=10, fillstyle="none", label="best trial")

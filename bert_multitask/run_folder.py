@@ -93,7 +93,14 @@ class RunFolder:
             return None
         return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])))
 
-    def begin(self, run: RunArguments, tasks: Sequence[Task], rows: Mapping[str, DatasetDict], batch_size: int) -> None:
+    def begin(
+        self,
+        run: RunArguments,
+        tasks: Sequence[Task],
+        rows: Mapping[str, DatasetDict],
+        batch_size: int,
+        batches: Mapping[str, int],
+    ) -> None:
         """Write `run.json`: the configuration, versions, commit and data fingerprints that make the run repeatable.
 
         Args:
@@ -101,33 +108,26 @@ class RunFolder:
             tasks: as trained.
             rows: {task: its clean rows by split}.
             batch_size: rows of one optimizer step.
+            batches: {task: its batches in the whole plan}, from which a report draws the plan.
 
         Raises:
             InputError: the run to resume had other settings, or its folder cannot be written.
         """
         if self.args.process_index != 0:
             return
-        training = self.args.to_dict()  # Transformers blanks the tokens
-        self.data = {
-            name: {split: {"rows": len(part), "sha256": fingerprint(part)} for split, part in splits.items()}
-            for name, splits in rows.items()
-        }
+        self.data = fingerprints(rows)
         record = {
-            "decides": {name: training[name] for name in DECIDES}
-            | {name: getattr(run, name) for name in DECIDES_RUN}
-            | {"tasks": [task.name for task in tasks]}
-            | {f"task {task.name}": task.to_config() for task in tasks}
-            | {f"rows of {name}": splits for name, splits in self.data.items()}
-            | {"rows of a step": batch_size},
+            "decides": deciding_settings(run, self.args, tasks, self.data, batch_size),
             "run": dataclasses.asdict(run),
-            "training": training,
+            "training": self.args.to_dict(),  # Transformers blanks the tokens
+            "batches": dict(batches),
             "processes": self.args.world_size,
             "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "commit": git_commit(),
         }
         file = self.path / "run.json"
         if self.args.resume_from_checkpoint and file.exists():
-            self.compare(record["decides"], file)
+            compare_settings(json.loads(file.read_text(encoding="utf-8"))["decides"], record["decides"], self.path)
         try:
             if self.overwrite and self.path.exists():
                 shutil.rmtree(self.path)
@@ -135,17 +135,6 @@ class RunFolder:
             write_json(file, record)
         except OSError as error:
             raise InputError(f"--output_dir {self.path} cannot be written: {error}") from error
-
-    def compare(self, decides: dict, file: Path) -> None:
-        """Refuse to resume a run with settings that would have given it other weights."""
-        before = json.loads(file.read_text(encoding="utf-8"))["decides"]
-        now = json.loads(json.dumps(decides, default=str))
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name):
-                raise InputError(
-                    f"{self.path} cannot be resumed with other settings: {name} was {before.get(name)!r} and is "
-                    f"{now.get(name)!r}; use the flags the run was started with, or another --output_dir"
-                )
 
     def finish(self, metrics: dict[str, float], tasks: Sequence[Task]) -> None:
         """Write `metrics.json`, which marks the run as finished, and print the dev scores."""
@@ -157,6 +146,48 @@ class RunFolder:
         for task in tasks:
             print(f"{task.name:12} {task.metric:10} {metrics[f'eval_{task.name}_{task.metric}']:.4f}")
         print(f"{'overall':23} {metrics['eval_overall']:.4f}\n\nrun folder: {self.path}", flush=True)
+
+
+def fingerprints(rows: Mapping[str, DatasetDict]) -> dict[str, dict]:
+    """{task: {split: number of rows and fingerprint}} of {task: its clean rows by split}."""
+    return {
+        name: {split: {"rows": len(part), "sha256": fingerprint(part)} for split, part in splits.items()}
+        for name, splits in rows.items()
+    }
+
+
+def deciding_settings(
+    run: RunArguments,
+    args: MultitaskTrainingArguments,
+    tasks: Sequence[Task],
+    data: Mapping[str, dict],
+    batch_size: int,
+) -> dict[str, object]:
+    """What decides a run's weights, {name: value}, of its arguments, tasks, `fingerprints` and rows of a step."""
+    training = args.to_dict()
+    return (
+        {name: training[name] for name in DECIDES}
+        | {name: getattr(run, name) for name in DECIDES_RUN}
+        | {"tasks": [task.name for task in tasks]}
+        | {f"task {task.name}": task.to_config() for task in tasks}
+        | {f"rows of {name}": splits for name, splits in data.items()}
+        | {"rows of a step": batch_size}
+    )
+
+
+def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
+    """Refuse to go on, in a folder, with settings that would have given other results.
+
+    Raises:
+        InputError: names the first setting that differs.
+    """
+    now = json.loads(json.dumps(now, default=str))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"{path} cannot be resumed with other settings: {name} was {before.get(name)!r} and is "
+                f"{now.get(name)!r}; use the flags it was started with, or another --output_dir"
+            )
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -2,17 +2,19 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from transformers import set_seed
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
-from .configuration import InputError
-from .data import describe_rows, load_rows, load_tokenizer, tokenise_splits
+from .configuration import InputError, MultitaskBertConfig
+from .data import describe_rows, load_rows, load_tokenizer, sample_rows, tokenise_splits
 from .heads import MultitaskBertModel
 from .losses import UNLABELLED
 from .metrics import decide
@@ -41,29 +43,8 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     if args.process_index:
         logging.disable_progress_bar()
     folder = RunFolder(args, overwrite=run.overwrite)
-    set_seed(args.seed)
-
-    # All input is checked before anything is computed.
-    tasks = run.load_tasks()
-    rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
-    model = load_model(run, tasks)
-    tokenizer = load_tokenizer(run.model_name_or_path, model.config.vocab_size)
-    max_length = min(run.max_length, model.config.max_position_embeddings)
-    with args.main_process_first(desc="tokenising"):
-        tokens = {
-            task.name: tokenise_splits(task, rows[task.name], tokenizer, max_length, run.pair_encoding)
-            for task in tasks
-        }
-
-    trainer = MultitaskTrainer(
-        model,
-        args,
-        train_dataset={name: splits["train"] for name, splits in tokens.items()},
-        eval_dataset={name: splits["dev"] for name, splits in tokens.items()},
-        processing_class=tokenizer,
-        callbacks=[HistoryFile(folder.path / "history.jsonl")],
-    )
-    folder.begin(run, tasks, rows, trainer.batch_size)
+    tasks, rows, tokens, trainer = prepare(run, args, [HistoryFile(folder.path / "history.jsonl")])
+    folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches)
     if args.process_index == 0:
         print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
 
@@ -85,6 +66,30 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     return metrics
 
 
+class Prepared(NamedTuple):
+    """What a run trains: {task: its clean rows by split}, {task: the tokens that are used}, and the trainer."""
+
+    tasks: list[Task]
+    rows: dict[str, DatasetDict]
+    tokens: dict[str, dict[str, Dataset]]
+    trainer: MultitaskTrainer
+
+
+def prepare(run: RunArguments, args: MultitaskTrainingArguments, callbacks: Sequence[TrainerCallback] = ()) -> Prepared:
+    """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens.
+
+    Raises:
+        InputError: something is wrong with the input.
+    """
+    set_seed(args.seed)
+    tasks = run.load_tasks()
+    rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
+    model = load_model(run, tasks)
+    tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
+    trainer = MultitaskTrainer(model, args, **trainer_data(tokenizer, tokens), callbacks=list(callbacks))
+    return Prepared(tasks, rows, tokens, trainer)
+
+
 def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
     """The checkpoint in the run's layout, with new heads for the tasks."""
     fields = {name: getattr(run, name) for name in ("encoder_sharing", "pair_encoding", "pooling")}
@@ -100,6 +105,43 @@ def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
         model.requires_grad_(False)
         model.heads.requires_grad_(True)
     return model
+
+
+def tokenise_rows(
+    run: RunArguments,
+    args: MultitaskTrainingArguments,
+    tasks: Sequence[Task],
+    rows: Mapping[str, DatasetDict],
+    config: MultitaskBertConfig,
+) -> tuple[PreTrainedTokenizerBase, dict[str, dict[str, Dataset]]]:
+    """The tokenizer of the run's checkpoint, and {task: its tokenised rows by split}, of training those it samples.
+
+    Args:
+        run: the run's arguments.
+        args: whose first process writes the cache that the others read.
+        tasks: of the run.
+        rows: {task: its clean rows by split}.
+        config: of the model that shall read the tokens.
+    """
+    tokenizer = load_tokenizer(run.model_name_or_path, config.vocab_size)
+    max_length = min(run.max_length, config.max_position_embeddings)
+    with args.main_process_first(desc="tokenising"):
+        tokens = {
+            task.name: tokenise_splits(task, rows[task.name], tokenizer, max_length, run.pair_encoding)
+            for task in tasks
+        }
+    for task in tasks:
+        tokens[task.name]["train"] = sample_rows(task, tokens[task.name]["train"], args.seed)
+    return tokenizer, tokens
+
+
+def trainer_data(tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, Mapping[str, Dataset]]) -> dict[str, object]:
+    """The data of a run, by the names of `MultitaskTrainer`'s arguments."""
+    return {
+        "processing_class": tokenizer,
+        "train_dataset": {name: splits["train"] for name, splits in tokens.items()},
+        "eval_dataset": {name: splits["dev"] for name, splits in tokens.items()},
+    }
 
 
 def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dict[str, PredictionOutput]:
@@ -126,8 +168,15 @@ def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]
     return {name: scores[name] for name in (*tasks, "overall")}
 
 
-def run_recipe(main: Callable[[list[str]], object]) -> None:
-    """Run a recipe's `main` on the command line; what is wrong with the input is one line, and exit code 2."""
+def run_recipe(
+    main: Callable[[list[str]], object], stopped: str = "training goes on with --resume_from_checkpoint"
+) -> None:
+    """Run a recipe's `main` on the command line; what is wrong with the input is one line, and exit code 2.
+
+    Args:
+        main: takes the arguments.
+        stopped: what to say after an interrupt from the keyboard.
+    """
     try:
         main(sys.argv[1:])
     except InputError as error:
@@ -135,5 +184,5 @@ def run_recipe(main: Callable[[list[str]], object]) -> None:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; training goes on with --resume_from_checkpoint", file=sys.stderr)
+        print(f"stopped; {stopped}", file=sys.stderr)
         sys.exit(130)

@@ -7,6 +7,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.search_space import TuneArguments
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
@@ -25,9 +26,9 @@ def flags_page() -> str:
     lines = [
         "# Flags",
         "Flags of the training recipes and fields of their YAML. The other fields of "
-        "`transformers.TrainingArguments` are flags too.",
+        "`transformers.TrainingArguments` are flags too. `recipes/tune.py` has those of `TuneArguments` besides.",
     ]
-    for arguments in (RunArguments, MultitaskTrainingArguments):
+    for arguments in (RunArguments, MultitaskTrainingArguments, TuneArguments):
         lines += [f"## {arguments.__name__}", "| flag | what it does |\n|---|---|"]
         own = [field for field in fields(arguments) if field.name in vars(arguments)["__annotations__"]]
         lines[-1] += "".join(f"\n| `--{field.name}` | {describe(field)} |" for field in own)

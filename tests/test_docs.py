@@ -79,7 +79,7 @@ def test_the_readme_is_the_first_page(site):
 
 def test_the_flags_are_listed(site):
     text = (site / "reference" / "flags" / "index.html").read_text()
-    for flag in ("--encoder_sharing", "--smart_radius", "--learning_rate"):
+    for flag in ("--encoder_sharing", "--smart_radius", "--learning_rate", "--n_trials"):
         assert f"<code>{flag}</code>" in text
 
 

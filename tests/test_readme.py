@@ -9,6 +9,7 @@ from conftest import MINILM, ROOT
 
 from bert_multitask import MultitaskBertModel, MultitaskTrainingArguments, load_task
 from bert_multitask.arguments import RunArguments
+from bert_multitask.search_space import TuneArguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,7 +40,8 @@ def test_nothing_is_left_to_fill_in():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_flags_named_in_the_pages_exist(page):
     other = {"config_file", "num_processes", "num_cpu_threads_per_process", "quiet", "help", "logdir", "option"}
-    flags = {field.name for arguments in (RunArguments, MultitaskTrainingArguments) for field in fields(arguments)}
+    kinds = (RunArguments, MultitaskTrainingArguments, TuneArguments)
+    flags = {field.name for arguments in kinds for field in fields(arguments)}
     for recipe in (ROOT / "recipes").glob("*.py"):
         other |= set(re.findall(r'"--([a-z0-9_]+)"', recipe.read_text()))
     assert set(re.findall(r"--([a-z0-9_]+)", page.read_text(encoding="utf-8"))) <= flags | other
@@ -48,4 +50,4 @@ def test_flags_named_in_the_pages_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tasks_in_the_pages_are_tasks(page):
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        assert all(load_task(task).name for task in yaml.safe_load(block)["tasks"])
+        assert all(load_task(task).name for task in yaml.safe_load(block).get("tasks", []))

@@ -1,0 +1,29 @@
+"""Search hyperparameters with optuna: the flags of train_multitask.py, and what to search of them.
+
+    python recipes/tune.py [CONFIG.yaml] [--flag value ...] --n_trials 20 --output_dir OUT
+    python recipes/train_multitask.py OUT/best.yaml
+
+Leaves in OUT the study (study.db), trials.csv, search.png and the best trial's configuration (docs/tune.md). The same
+command goes on with a search that was stopped.
+"""
+
+from pathlib import Path
+
+from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.command_line import RecipeParser
+from bert_multitask.search_space import TuneArguments
+from bert_multitask.training import run_recipe
+from bert_multitask.tuning import Search
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def main(argv: list[str]) -> None:
+    parser = RecipeParser((RunArguments, MultitaskTrainingArguments, TuneArguments), CONFIGS / "rr_tpe.yaml", __doc__)
+    run, args, options, _ = parser.parse(argv)
+    options.search = options.search or str(CONFIGS / "tune.yaml")
+    Search(run, args, options, parser.given(argv)).run_trials()
+
+
+if __name__ == "__main__":
+    run_recipe(main, stopped="the same command goes on with the search")
