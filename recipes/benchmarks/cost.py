@@ -11,8 +11,9 @@ import numpy as np
 from scipy.optimize import nnls
 from transformers import BertConfig
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RecipeParser, RunArguments
+from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.callbacks import EpochEnds
+from bert_multitask.command_line import RecipeParser
 from bert_multitask.packing import BUCKET_STEP
 from bert_multitask.schedule import SCHEDULES, count_batches
 from bert_multitask.tasks import Task
