@@ -56,6 +56,23 @@ def test_benchmark(tiny_bert, what):
         assert result["rows"] == 15
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([{"kind": "evaluate"}], "kind is 'evaluate'; choose one of predict, train, smart"),
+        ([{"length": "long"}], "length is 'long'; expected at least 2 tokens, or mix"),
+        ([{"width": 100}], "width 100 must be a multiple of heads 12"),
+        ([{"batch": 3}], "expected a YAML list of rows, length"),
+        ([{"held_out": True}], "holds out every setting"),
+    ],
+)
+def test_wrong_settings(scaling, tmp_path, settings, words):
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(scaling.InputError, match=words):
+        scaling.read_settings(str(path))
+
+
 def test_wrong_input_is_one_line(tmp_path):
     for flags in (["tokenize", "--data_dir", tmp_path / "none"], ["scale", "--settings", tmp_path / "none.yaml"]):
         run = subprocess.run([sys.executable, RECIPE, *map(str, flags)], capture_output=True, text=True)

@@ -62,10 +62,16 @@ class Setting:
     held_out: bool = False
 
     def __post_init__(self):
-        if self.kind not in PASSES or self.encoder_sharing not in ENCODER_SHARING:
-            raise InputError(f"kind {self.kind!r}, encoder_sharing {self.encoder_sharing!r}: see recipes/configs")
-        if self.length != "mix" and not isinstance(self.length, int):
-            raise InputError(f"length is {self.length!r}; expected a number of tokens, or mix")
+        for field, choices in (("kind", PASSES), ("encoder_sharing", ENCODER_SHARING)):
+            if (value := getattr(self, field)) not in choices:
+                raise InputError(f"--settings: {field} is {value!r}; choose one of {', '.join(choices)}")
+        if self.length != "mix" and not (isinstance(self.length, int) and self.length >= 2):
+            raise InputError(f"--settings: length is {self.length!r}; expected at least 2 tokens, or mix")
+        if self.width % self.heads or self.rows < self.processes:
+            raise InputError(
+                f"--settings: width {self.width} must be a multiple of heads {self.heads}, and rows {self.rows} at "
+                f"least processes {self.processes}"
+            )
 
     def describe(self) -> str:
         """What differs from the defaults."""
@@ -89,10 +95,13 @@ class Setting:
 def read_settings(path: str) -> list[Setting]:
     """The settings of a YAML file: a list of what differs from `Setting`'s defaults."""
     try:
-        return [Setting(**fields) for fields in yaml.safe_load(Path(path).read_text(encoding="utf-8"))]
+        settings = [Setting(**fields) for fields in yaml.safe_load(Path(path).read_text(encoding="utf-8"))]
     except (OSError, yaml.YAMLError, TypeError) as error:
         fields = ", ".join(field.name for field in dataclasses.fields(Setting))
         raise InputError(f"--settings {path}: expected a YAML list of {fields}: {error}") from error
+    if all(setting.held_out for setting in settings):
+        raise InputError(f"--settings {path}: holds out every setting; expected some to fit the constants to")
+    return settings
 
 
 class Mix:
@@ -227,32 +236,35 @@ def scale(options) -> dict:
     held_out = np.array([setting.held_out for setting in settings])
     constants = fit(work[~held_out], seconds[~held_out])
     ratios = work @ constants / seconds
-    table = [
-        {
-            "setting": setting.describe(),
-            "rows/s": setting.rows / took,
-            "memory, MB": float(found[0]["memory"]),
-            "sent, MB": float(found[0]["sent"]),
-            "predicted / measured": ratio,
-            "held out": setting.held_out,
-        }
-        for setting, took, found, ratio in zip(settings, seconds, results, ratios, strict=True)
-    ]
-    model = MultitaskBertConfig.from_pretrained(options.model_name_or_path)
-    one_thread = Setting.rows / (mean_work(Setting(), mix.batches(Setting.rows, 200), model) @ constants)
-    speed = options.rows_per_second or one_thread
-    runs = {"runs of " + options.model_name_or_path: model, "runs of bert-base": BERT_BASE}
-    constants_of_machine = constants * one_thread / speed
+    columns = {
+        "setting": [setting.describe() for setting in settings],
+        "rows/s": [setting.rows / took for setting, took in zip(settings, seconds, strict=True)],
+        "memory, MB": [float(found[0]["memory"]) for found in results],
+        "sent, MB": [float(found[0]["sent"]) for found in results],
+        "predicted / measured": ratios,
+        "held out": [setting.held_out for setting in settings],
+    }
     return {
-        "settings": table,
+        "settings": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
         "constants": [{"seconds": value, "of": FEATURES[key]} for key, value in zip(FEATURES, constants, strict=True)],
         "largest error of a setting in the fit": np.abs(ratios[~held_out] - 1).max(),
         "largest error of a setting held out": np.abs(ratios[held_out] - 1).max(initial=0),
+    } | paper_runs(options, mix, constants)
+
+
+def paper_runs(options, mix: Mix, constants: np.ndarray) -> dict:
+    """Hours of each of the paper's systems, with the model and with bert-base, at `rows_per_second` of the model."""
+    model = MultitaskBertConfig.from_pretrained(options.model_name_or_path)
+    one_thread = Setting.rows / (mean_work(Setting(), mix.batches(Setting.rows, 200), model) @ constants)
+    speed = options.rows_per_second or one_thread
+    constants = constants * one_thread / speed
+    files = sorted(PAPER.glob("*.yaml"))
+    return {
         "rows/s of the real mix, one thread, predicted": one_thread,
         "rows/s of the runs below": speed,
     } | {
-        key: [paper_run(path, mix.lengths, config, constants_of_machine) for path in sorted(PAPER.glob("*.yaml"))]
-        for key, config in runs.items()
+        f"runs of {name}": [paper_run(path, mix.lengths, config, constants) for path in files]
+        for name, config in ((options.model_name_or_path, model), ("bert-base", BERT_BASE))
     }
 
 
