@@ -9,6 +9,7 @@ Shapes: B rows, L padded length, T real tokens of the batch, H hidden size, A he
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -20,7 +21,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
 from .configuration import InputError, MultitaskBertConfig, resolve_folder
 from .packing import Bucket, Packing
@@ -102,19 +103,28 @@ class SelfAttention(nn.Module):
         if implementation == "sdpa" and rate and hidden.device.type == "cpu":
             implementation = "eager"  # with dropout PyTorch has no kernel of its own here, and its way is slower
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        attend = partial(attend, self, dropout=rate, scaling=self.head_size**-0.5)
+
+        queries = self.query(hidden[packing.first] if first_token_only else hidden)
+        keys, values = self.key(hidden), self.value(hidden)
+        if is_flash_attention_requested(self.config) and packing.is_exact:
+            inputs = (packed.unflatten(-1, (-1, self.head_size)) for packed in (queries, keys, values))
+            heads = (packed.transpose(0, 1).unsqueeze(0) for packed in inputs)  # (1, A, T, D)
+            output, _ = attend(*heads, None, **packing.flash_arguments(first_token_only))
+            return output.squeeze(0).flatten(1), []
 
         sizes = [bucket.tokens for bucket in packing.buckets]
         if first_token_only:
-            queries = self.query(hidden[packing.first]).unsqueeze(1)  # (B, 1, H)
-            queries = queries.split([len(bucket.attention_mask) for bucket in packing.buckets])
+            rows = [len(bucket.attention_mask) for bucket in packing.buckets]
+            queries = queries.unsqueeze(1).split(rows)  # (b, 1, H)
         else:
-            queries = map(Bucket.pad, packing.buckets, self.query(hidden).split(sizes))
-        keys = map(Bucket.pad, packing.buckets, self.key(hidden).split(sizes))
-        values = map(Bucket.pad, packing.buckets, self.value(hidden).split(sizes))
+            queries = map(Bucket.pad, packing.buckets, queries.split(sizes))
+        keys = map(Bucket.pad, packing.buckets, keys.split(sizes))
+        values = map(Bucket.pad, packing.buckets, values.split(sizes))
         attended, weights = [], []
         for bucket, mask, *inputs in zip(packing.buckets, masks, queries, keys, values, strict=True):
             heads = (padded.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for padded in inputs)  # (b, A, l, D)
-            output, kept = attend(self, *heads, mask, dropout=rate, scaling=self.head_size**-0.5)
+            output, kept = attend(*heads, mask)
             output = output.flatten(2)
             attended.append(output.squeeze(1) if first_token_only else bucket.pack(output))
             weights.append(kept)

@@ -53,8 +53,12 @@ class Packing:
         rows, places = real.nonzero(as_tuple=True)
         self.index = self.order[rows] * self.shape[1] + places
         counts = real.sum(1)
-        self.first = counts.cumsum(0) - counts  # of each row, in packed order, its first token
-        self.buckets = list(self.bucket(attention_mask[self.order], rows, places, lengths.tolist(), counts.tolist()))
+        self.begins = functional.pad(counts.cumsum(0), (1, 0))  # of each row, in packed order; and the end of the last
+        self.first = self.begins[:-1]
+        counts = counts.tolist()
+        self.longest = max(counts, default=0)  # tokens
+        self.is_exact = bool(attention_mask[:, 0].all())  # no token is packed that the mask hides
+        self.buckets = list(self.bucket(attention_mask[self.order], rows, places, lengths.tolist(), counts))
 
     def bucket(self, mask: Tensor, rows: Tensor, places: Tensor, lengths: list, counts: list) -> Iterator[Bucket]:
         """Cut the sorted rows into buckets: by length on a CPU, where attention between padding costs much; elsewhere,
@@ -68,6 +72,14 @@ class Packing:
             within = None if tokens == size * length else (rows[inside] - row) * length + places[inside]
             yield Bucket(tokens, mask[row : row + size, :length], within)
             row, token = row + size, token + tokens
+
+    def flash_arguments(self, first_token_only: bool) -> dict[str, Tensor | int]:
+        """Where the rows of packed queries and keys begin, and the longest, as Transformers' flash attention takes them
+        (`FlashAttentionKwargs`); a row has one query where its first token alone attends."""
+        keys = self.begins.int()
+        queries = torch.arange(len(keys), dtype=torch.int32, device=keys.device) if first_token_only else keys
+        longest = 1 if first_token_only else self.longest
+        return {"cu_seq_lens_q": queries, "cu_seq_lens_k": keys, "max_length_q": longest, "max_length_k": self.longest}
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, L, ...) -> (T, ...), the real tokens."""

@@ -201,6 +201,36 @@ def test_the_first_tokens_alone_with_every_attention(tiny_bert, implementation):
     assert states[-1].shape[:2] == batch["input_ids"].shape, "asked for, so all of them"
 
 
+def attend_within_rows(module, query, key, value, attention_mask, dropout, scaling, **rows):
+    """A stand-in for Transformers' `flash_attention_2` on packed tokens (`FlashAttentionKwargs`): one row at a time."""
+    assert attention_mask is None and query.shape[0] == key.shape[0] == 1
+    assert rows["cu_seq_lens_q"].dtype == rows["cu_seq_lens_k"].dtype == torch.int32
+    sizes = {side: rows[f"cu_seq_lens_{side}"].diff().tolist() for side in "qk"}
+    assert [max(sizes["q"]), max(sizes["k"])] == [rows["max_length_q"], rows["max_length_k"]]
+    parts = zip(query.split(sizes["q"], 2), key.split(sizes["k"], 2), value.split(sizes["k"], 2), strict=True)
+    attended = [torch.softmax(scaling * q @ k.transpose(2, 3), -1) @ v for q, k, v in parts]
+    return torch.cat(attended, 2).transpose(1, 2), None
+
+
+@torch.inference_mode()
+def test_flash_attention_takes_the_packed_tokens(tiny_bert, monkeypatch):
+    calls = []
+    monkeypatch.setitem(
+        modeling.ALL_ATTENTION_FUNCTIONS,
+        "flash_attention_2",
+        lambda *args, **kwargs: (calls.append(1), attend_within_rows(*args, **kwargs))[1],
+    )
+    model = MinBertModel.from_pretrained(tiny_bert).eval()
+    batch = ragged_batch(model.config)
+    batch["attention_mask"][:, 0] = 1
+    expected, first = model(**batch), model(**batch, first_token_only=True)
+    model.config._attn_implementation = "flash_attention_2"
+    got, got_first = model(**batch), model(**batch, first_token_only=True)
+    torch.testing.assert_close(got.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got_first.last_hidden_state, first.last_hidden_state, atol=1e-5, rtol=0)
+    assert len(calls) == 2 * model.config.num_hidden_layers, "once a layer"
+
+
 def test_buckets_change_no_number(tiny_bert, monkeypatch):
     model = MinBertModel.from_pretrained(tiny_bert).double()
     batch = ragged_batch(model.config)

@@ -310,19 +310,3 @@ def test_a_killed_process_ends_the_run_which_resumes(rows_config, tmp_path, name
         assert [step for step, _ in losses(killed)] == [step for step, _ in losses(whole)]
         compare_predictions(killed, whole)
         shutil.rmtree(killed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sharing", ["shared", "per_task"])
-def test_scaling(tiny_bert, sharing):
-    """What docs/scaling.md says is sent: every gradient in fp32, also of what is idle."""
-    flags = ["--model_name_or_path", tiny_bert, "--encoder_sharing", sharing, "--rounds", 1, "--steps", 2]
-    run = launch(*flags, script=ROOT / "recipes" / "scaling.py", launcher=CPU)
-    printed = finish(run)
-    assert run.returncode == 0, printed
-    result = dict(re.findall(r"^(\S.*?) {2,}(-?[\d.]+(?:e[+-]\d+)?)$", printed, re.MULTILINE))
-    model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=["sst", "quora", "sts"], encoder_sharing=sharing)
-    size = 4 * sum(weight.numel() for weight in model.parameters()) / 1e6
-    assert float(result["gradients that are all-reduced in a step, MB"]) == pytest.approx(size, rel=1e-3)
-    assert float(result["sent by each process in a step, MB"]) == pytest.approx(size, rel=1e-3), "2 (N - 1) / N is 1"
-    assert float(result["a step of 2 processes, measured, s"]) > 0

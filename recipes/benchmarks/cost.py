@@ -1,0 +1,136 @@
+"""What a step costs: seconds as a sum of counted work, each kind times a constant of the machine; and what that makes
+of the paper's runs (docs/performance.md)."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import nnls
+from transformers import BertConfig
+
+from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.callbacks import EpochEnds
+from bert_multitask.command_line import RecipeParser
+from bert_multitask.packing import BUCKET_STEP
+from bert_multitask.schedule import SCHEDULES, count_batches
+from bert_multitask.tasks import Task
+
+# kind of step -> forward passes' work in it: a backward pass is two; SMART has a clean pass, an ascent of two, a
+# perturbed pass, and a backward pass through both predictions.
+PASSES = {"predict": 1, "train": 3, "smart": 8}
+# What is counted of a step, and in what.
+FEATURES = {
+    "products": "multiply-adds with the layers' weights, billions",
+    "values": "values of hidden states, millions, of which a layer has several: norms, activations, dropout",
+    "attention": "attention weights, millions",
+    "update": "trained weights, millions: clipping, the optimizer, the word embeddings' dense gradient",
+    "neighbours": "multiply-adds as above while another process computes beside this one",
+    "exchange": "bytes that a process sends, millions",
+}
+
+
+def count_parameters(config: BertConfig) -> int:
+    """Weights of an encoder that training moves: all but the pooler's."""
+    width, inner = config.hidden_size, config.intermediate_size
+    embeddings = config.vocab_size + config.max_position_embeddings + config.type_vocab_size + 2
+    layer = 4 * width**2 + 2 * width * inner + 9 * width + inner
+    return embeddings * width + config.num_hidden_layers * layer
+
+
+def count_work(
+    lengths: Sequence[int], config: BertConfig, kind: str = "train", processes: int = 1, encoders: int = 1
+) -> np.ndarray:
+    """The work of a step on the process that has most of it.
+
+    Args:
+        lengths: tokens of each sequence of the step.
+        config: the encoder's.
+        kind: key of PASSES.
+        processes: that share the step's rows.
+        encoders: of the model, of which the step trains one.
+
+    Returns:
+        One number for each of FEATURES.
+    """
+    lengths = max(np.array_split(np.asarray(lengths), processes), key=sum)
+    rows, tokens, passes = len(lengths), lengths.sum(), PASSES[kind]
+    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    groups = itertools.groupby(sorted(lengths), key=lambda length: -(-length // BUCKET_STEP))
+    buckets = [list(group) for _, group in groups]  # as `Packing` cuts them
+    # The last layer needs queries, output and feed-forward of the first token of each row alone.
+    products = ((layers - 1) * tokens + rows) * (2 * width**2 + 2 * width * inner) + layers * tokens * 2 * width**2
+    pairs = sum(len(bucket) * bucket[-1] * (bucket[-1] * (layers - 1) + 1) for bucket in buckets)
+    parameters = count_parameters(config)
+    return np.array(
+        [
+            passes * products / 1e9,
+            passes * layers * tokens * width / 1e6,
+            passes * pairs * config.num_attention_heads / 1e6,
+            parameters / 1e6 * (kind != "predict"),
+            passes * products / 1e9 * (processes > 1),
+            2 * (processes - 1) / processes * encoders * parameters * 4 / 1e6,
+        ]
+    )
+
+
+def fit(work: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """The constants, none below 0, by which the work (steps, features) makes the seconds (steps,), with the least sum
+    of squared relative errors."""
+    return nnls(work / seconds[:, None], np.ones(len(seconds)))[0]
+
+
+def paper_run(path: Path, lengths: Mapping, config: BertConfig, constants: np.ndarray) -> dict[str, float | str]:
+    """Steps and hours of one of the paper's systems, on the course's row counts.
+
+    Args:
+        path: its configuration.
+        lengths: {(task, pair_encoding): tokens of each sequence, (rows,) or (rows, 2)}, of a sample of the rows.
+        config: the encoder's.
+        constants: the machine's.
+    """
+    run, args, _ = RecipeParser((RunArguments, MultitaskTrainingArguments), path, "").parse([str(path)])
+    tasks = {task.name: task for task in run.load_tasks()}
+    rows = {name: task.course_rows["train"] for name, task in tasks.items()}
+    epochs = {name: task.epochs for name, task in tasks.items()}
+    size = args.per_device_train_batch_size
+    plan = SCHEDULES[args.schedule](count_batches(rows, epochs, size, args.budget), args.seed)
+
+    def seconds(task: Task, kind: str, size: int) -> float:
+        """Of a step of so many rows, on average."""
+        tokens = lengths[task.name, run.pair_encoding]
+        starts = range(0, max(1, len(tokens) - size + 1), size)
+        batches = [tokens[start : start + size].flatten() for start in starts]
+        return float(np.mean([count_work(batch, config, kind) for batch in batches], axis=0) @ constants)
+
+    training = sum(
+        plan.count(name) * seconds(task, "smart" if task.smart_weight else "train", size)
+        for name, task in tasks.items()
+    )
+    evaluated = count_evaluations(plan, rows, args, run.encoder_sharing == "per_task")
+    size = args.per_device_eval_batch_size
+    predicted = {
+        name: evaluated[name] * task.course_rows["dev"] + task.course_rows["dev"] + task.course_rows["test"]
+        for name, task in tasks.items()
+    }
+    evaluation = sum(count / size * seconds(tasks[name], "predict", size) for name, count in predicted.items())
+    hours = {"training, h": training / 3600, "evaluation, h": evaluation / 3600}
+    return {"run": path.stem, "steps": len(plan)} | hours | {"in all, h": sum(hours.values())}
+
+
+def count_evaluations(
+    plan: list[str], rows: Mapping[str, int], args: MultitaskTrainingArguments, per_task: bool
+) -> Counter[str]:
+    """{task: how often training predicts its dev rows}: at shares of the plan, at its end and at a sequential plan's
+    epoch ends; of all tasks or, where each has its encoder, after the first time of those that trained since."""
+    every = math.ceil(args.eval_steps * len(plan)) if args.eval_steps < 1 else int(args.eval_steps)
+    steps = {*range(every, len(plan), every), len(plan)}
+    if args.schedule == "sequential":
+        steps |= EpochEnds(plan, rows, args.per_device_train_batch_size).steps
+    evaluated, last = Counter(), 0
+    for step in sorted(steps):
+        evaluated.update(set(plan[last:step]) if per_task and last else rows.keys())
+        last = step
+    return evaluated

@@ -1,0 +1,107 @@
+"""Prediction: against CrossEncoder and the pipeline, and of several runs together against each alone."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from statistics import median
+
+import datasets
+import numpy as np
+from torch import nn
+
+from bert_multitask import MultitaskTrainingArguments, predict
+from bert_multitask.inference import SplitReader, TrainedRun, predict_runs
+from bert_multitask.tasks import TASKS, Task
+
+from .rig import NAMES, Rig, alternate
+
+MEMBERS = 6  # of an ensemble, as in the paper
+
+
+def predict_rows(options) -> dict:
+    """Texts to predictions, tokenising included, against CrossEncoder and the pipeline."""
+    from sentence_transformers import CrossEncoder
+    from transformers import pipeline
+
+    rig = Rig(options)
+    rig.model.eval(), rig.stock.model.eval()
+    texts = {name: dev_and_test(rig.rows[name], TASKS[name], options.rows) for name in NAMES}
+    with tempfile.TemporaryDirectory() as folder:
+        rig.stock.model.save_pretrained(folder)
+        rig.tokenizer.save_pretrained(folder)
+        encoder = CrossEncoder(folder, device="cpu", activation_fn=nn.Identity())
+        pipe = pipeline("text-classification", model=folder, tokenizer=folder, device="cpu", top_k=None)
+
+    pairs = {name: rows for name, rows in texts.items() if TASKS[name].text_pair}  # CrossEncoder takes nothing else
+
+    def timed(one_task: Callable[[str, list], object], texts: dict) -> Callable:
+        def side(_) -> tuple[float, dict]:
+            start = time.perf_counter()
+            results = {name: one_task(name, rows) for name, rows in texts.items()}
+            return time.perf_counter() - start, results
+
+        return side
+
+    def ours(name: str, rows: list):
+        return predict(rig.model, rig.tokenizer, name, rows)
+
+    def cross_encoder(_, rows: list):
+        return encoder.predict(rows, batch_size=64, convert_to_tensor=True, show_progress_bar=False)
+
+    def stock_pipeline(_, rows: list):
+        inputs = [{"text": row[0], "text_pair": row[1]} if isinstance(row, tuple) else row for row in rows]
+        return pipe(inputs, batch_size=32)
+
+    sides = timed(ours, texts), timed(stock_pipeline, texts), timed(ours, pairs), timed(cross_encoder, pairs)
+    rounds = list(alternate(options.rounds, *sides))
+    scores = rig.stock.predict("sts", rounds[0][3][1]["sts"]).tolist()
+    difference = max(abs(a - b) for a, b in zip(rounds[0][2][1]["sts"]["score"], scores, strict=True))
+    seconds = [[side[0] for side in sides] for sides in rounds]
+    rows = sum(map(len, texts.values()))
+    return {
+        "rows": rows,
+        "largest difference of a similarity score": difference,
+        "rows/s, ours": rows / median(side[0] for side in seconds),
+        "times faster than pipeline": median(side[1] / side[0] for side in seconds),
+        "times faster than CrossEncoder.predict, pairs only": median(side[3] / side[2] for side in seconds),
+    }
+
+
+def dev_and_test(rows: datasets.DatasetDict, task: Task, limit: int) -> list:
+    """The first texts, or (text, text) pairs, of a task's dev and test rows together."""
+    columns = ["text", "text_pair"] if task.text_pair else ["text"]
+    parts = [rows[split] for split in ("dev", "test") if split in rows]
+    texts = [row for part in parts for row in zip(*(part[column][:] for column in columns), strict=True)]
+    return [row if task.text_pair else row[0] for row in texts[:limit]]
+
+
+def ensemble(options) -> dict:
+    """The dev rows predicted by six runs together, which reads and tokenises once, and by each of them alone."""
+    rig = Rig(options)
+    args = MultitaskTrainingArguments(output_dir=options.data_dir, use_cpu=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(MEMBERS):
+            rig.model.save_pretrained(f"{folder}/{number}")
+            rig.tokenizer.save_pretrained(f"{folder}/{number}")
+
+        def predictions(groups: list[list[int]]) -> Callable[[int], tuple[float, list]]:
+            def side(_) -> tuple[float, list]:
+                with tempfile.TemporaryDirectory() as cache:
+                    datasets.config.HF_DATASETS_CACHE = cache
+                    start, tables = time.perf_counter(), []
+                    for group in groups:
+                        runs = [TrainedRun(f"{folder}/{number}", data_dir=options.data_dir) for number in group]
+                        tables += predict_runs(runs, SplitReader("dev"), args)
+                    return time.perf_counter() - start, [table["sts"]["score"][:] for table in tables]
+
+            return side
+
+        together, apart = predictions([list(range(MEMBERS))]), predictions([[number] for number in range(MEMBERS)])
+        rounds = list(alternate(options.rounds, together, apart))
+    (_, ours), (_, theirs) = rounds[0]
+    return {
+        "largest difference of a similarity score": np.abs(np.array(ours) - np.array(theirs)).max().item(),
+        "seconds, together": median(side[0][0] for side in rounds),
+        "seconds, apart": median(side[1][0] for side in rounds),
+        "together by apart": median(side[0][0] / side[1][0] for side in rounds),
+    }

@@ -1,0 +1,126 @@
+"""What all measurements have in common: our model, its stock twin, the rows, the rounds, the clock."""
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from bert_multitask import MultitaskBertModel, MultitaskTrainer, MultitaskTrainingArguments
+from bert_multitask.data import load_rows, load_tokenizer, tokenise_splits
+from bert_multitask.tasks import TASKS
+
+from .peers import Stock, StockTrainer
+
+NAMES = ("sst", "quora", "sts")
+WARM_UP = 3  # steps of a round that are not timed
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step after the warm-up, from the end of the one before; and of what Trainer calls inside."""
+
+    def __init__(self):
+        self.ends = []
+        self.inside = 0.0
+        self.watched = []
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for owner, name in self.watched:
+            vars(owner).pop(name, None)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ends.append(time.perf_counter())
+        if len(self.ends) == WARM_UP:
+            self.inside = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of all the timed steps."""
+        return self.ends[-1] - self.ends[WARM_UP - 1]
+
+    def watch(self, owner, name: str) -> None:
+        """Count the time in a method of an object, until training ends."""
+        method = getattr(owner, name)
+        self.watched.append((owner, name))
+
+        @functools.wraps(method)
+        def timed(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.inside += time.perf_counter() - start
+
+        setattr(owner, name, timed)
+
+
+class Rig:
+    """The model, its stock twin, and the rows of the real mix."""
+
+    def __init__(self, options, smart: bool = False):
+        set_seed(0)
+        self.options = options
+        tasks = [vars(TASKS[name]) | {"smart_weight": float(smart and name != "quora")} for name in NAMES]
+        self.model = MultitaskBertModel.from_pretrained(options.model_name_or_path, tasks=tasks, pooling="pooler")
+        self.stock = Stock(self.model)
+        self.tokenizer = load_tokenizer(options.model_name_or_path, self.model.config.vocab_size)
+        self.rows = {name: load_rows(TASKS[name], options.data_dir) for name in NAMES}
+        self.tokens = {
+            name: tokenise_splits(TASKS[name], rows, self.tokenizer, 512) for name, rows in self.rows.items()
+        }
+
+    def trainer(self, seed: int) -> MultitaskTrainer:
+        """Ours, on the first steps of the seed's plan."""
+        args = MultitaskTrainingArguments(**self.settings(), data_seed=seed, load_best_model_at_end=False)
+        return MultitaskTrainer(self.model, args, {name: splits["train"] for name, splits in self.tokens.items()})
+
+    def settings(self) -> dict:
+        """What both sides' arguments have in common."""
+        return {
+            "output_dir": tempfile.gettempdir(),
+            "max_steps": WARM_UP + self.options.steps,
+            "learning_rate": 1e-5,
+            "logging_steps": 10,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "bf16": self.options.bf16,
+            "use_cpu": True,
+        }
+
+    def train(self, seed: int) -> Clock:
+        """Time our side."""
+        trainer, clock = self.trainer(seed), Clock()
+        trainer.add_callback(clock)
+        clock.watch(self.model, "forward")
+        clock.watch(trainer.accelerator, "backward")
+        clock.watch(trainer, "_clip_grad_norm")  # which belongs to the optimizer's step
+        trainer.create_optimizer()
+        clock.watch(trainer.optimizer, "step")
+        trainer.train()
+        return clock
+
+    def train_stock(self, seed: int) -> Clock:
+        """Time the other side on the same batches."""
+        clock = Clock()
+        args = TrainingArguments(**self.settings(), remove_unused_columns=False)
+        trainer = StockTrainer(self.stock.model, args, callbacks=[clock])
+        trainer.stock, trainer.loader = self.stock, self.trainer(seed).get_train_dataloader()
+        trainer.train()
+        return clock
+
+    def batches(self, seed: int = 0) -> list[dict]:
+        """The batches of a round."""
+        return list(self.trainer(seed).get_train_dataloader())
+
+
+def alternate(rounds: int, *sides: Callable[[int], object]) -> Iterator[list]:
+    """Yield what the sides gave in each round, run in turns, forwards and backwards."""
+    for number in range(rounds):
+        order = list(enumerate(sides))
+        results = [None] * len(sides)
+        for index, side in order if number % 2 == 0 else reversed(order):
+            results[index] = side(number)
+        yield results

@@ -1,0 +1,195 @@
+"""Training: against Trainer and the stock model, SMART against smart-pytorch, and each change taken back alone."""
+
+import multiprocessing
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from bert_multitask import InputError
+from bert_multitask.losses import DIVERGENCES, LOSSES
+from bert_multitask.modeling import MinBertModel
+
+from .peers import Stock
+from .rig import WARM_UP, Rig, alternate
+
+
+def train(options) -> dict:
+    """Training, loss and memory against Hugging Face's Trainer and model."""
+    rig = Rig(options)
+    difference = loss_difference(rig)
+    rounds = list(alternate(options.rounds, rig.train, rig.train_stock))
+    ours, theirs = ([clocks[side].seconds for clocks in rounds] for side in (0, 1))
+    rows = 32 * options.steps
+    return {
+        "largest difference of a batch's loss": difference,
+        "rows/s, ours": rows / median(ours),
+        "rows/s, Trainer + BertForSequenceClassification": rows / median(theirs),
+        "times faster": median(their / our for our, their in zip(ours, theirs, strict=True)),
+        "share of our step outside forward, backward and optimizer": median(
+            1 - clocks[0].inside / clocks[0].seconds for clocks in rounds
+        ),
+        "peak memory of a step, MB, ours": (ours := peak_memory(rig.model, rig.batches(), None)),
+        "peak memory of a step, MB, theirs": (theirs := peak_memory(rig.stock.model, rig.batches(), rig.stock)),
+        "share of their memory": ours / theirs,
+        "rise of resident memory, MB, ours": (ours := resident_rise(options, stock=False)),
+        "rise of resident memory, MB, theirs": (theirs := resident_rise(options, stock=True)),
+        "share of their resident memory": ours / theirs,
+    }
+
+
+@torch.no_grad()
+def loss_difference(rig: Rig) -> float:
+    """Largest difference of the two sides' loss on a batch, without dropout."""
+    rig.model.eval(), rig.stock.model.eval()
+    differences = []
+    for batch in rig.batches():
+        ours, inputs = rig.model(**batch).loss, dict(batch)
+        task, labels = inputs.pop("task"), inputs.pop("labels")
+        differences.append(abs(ours - rig.stock.loss(task, rig.stock.model(**inputs).logits, labels)).item())
+    return max(differences)
+
+
+def forward_and_backward(model: nn.Module, batch: dict, stock: Stock | None) -> None:
+    """One step of either side but for the optimizer's."""
+    inputs = dict(batch)
+    if stock is None:
+        model(**inputs).loss.backward()
+    else:
+        task, labels = inputs.pop("task"), inputs.pop("labels")
+        stock.loss(task, model(**inputs).logits, labels).backward()
+
+
+def peak_memory(model: nn.Module, batches: list[dict], stock: Stock | None) -> float:
+    """Largest sum of the tensors that a forward and backward pass makes and holds, in MB: PyTorch's own count."""
+    model.train()
+    peak = 0
+    for batch in batches[:5]:
+        model.zero_grad()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            forward_and_backward(model, batch, stock)
+        held = top = 0
+        for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                top = max(top, held)
+        peak = max(peak, top)
+        model.zero_grad()
+    return peak / 1e6
+
+
+def resident_rise(options, stock: bool) -> float:
+    """The same as the system counts it, in MB: the most that a new process holds in its first five passes, above what
+    it held before them."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(take_first_passes, options, stock).result()
+
+
+def take_first_passes(options, stock: bool) -> float:
+    """What `resident_rise` has the new process do."""
+    rig = Rig(options)
+    model, batches = (rig.stock.model if stock else rig.model), rig.batches()[:5]
+    model.train()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of building all this, is forgotten
+    before = resident("VmRSS")
+    for batch in batches:
+        forward_and_backward(model, batch, rig.stock if stock else None)
+        model.zero_grad()
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """What this process holds (VmRSS) or has held at most (VmHWM), in MB, as Linux says."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024 / 1e6
+
+
+def time_steps(model: nn.Module, batches: list[dict], loss: Callable[[dict], torch.Tensor], bf16: bool) -> float:
+    """Seconds of forward, backward and AdamW of the batches after the warm-up, without Trainer."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    model.train()
+    for number, batch in enumerate(batches):
+        if number == WARM_UP:
+            start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            value = loss(dict(batch))
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
+def smart(options) -> dict:
+    """A step with SMART against one without, and against the stock model with smart-pytorch."""
+    from smart_pytorch import SMARTLoss
+
+    plain, smart = Rig(options), Rig(options, smart=True)
+    divergences = {name: DIVERGENCES[task.divergence] for name, task in plain.model.tasks.items()}
+
+    def batches(seed: int) -> list[dict]:
+        found = [batch for batch in plain.batches(seed) if batch["task"] != "quora"]  # the paper's SMART leaves it out
+        if len(found) <= WARM_UP:
+            raise InputError(f"--steps {options.steps} gives {len(found)} batches of sst and sts; expected more")
+        return found
+
+    def stock_step(batch: dict) -> torch.Tensor:
+        model, task, labels = plain.stock.model, batch.pop("task"), batch.pop("labels")
+        embeddings = model.get_input_embeddings()(batch.pop("input_ids"))
+
+        def predict(embeddings: torch.Tensor) -> torch.Tensor:
+            return plain.stock.predict(task, model(inputs_embeds=embeddings, **batch).logits)
+
+        logits = predict(embeddings)
+        penalty = SMARTLoss(predict, lambda a, b: divergences[task](a, b).mean())(embeddings, logits)
+        return LOSSES[plain.model.tasks[task].loss](logits=logits, labels=labels) + penalty
+
+    def side(model: nn.Module, loss: Callable[[dict], torch.Tensor]) -> Callable[[int], float]:
+        return lambda seed: time_steps(model, batches(seed), loss, options.bf16)
+
+    ours = [side(rig.model, partial(rig.trainer(0).compute_loss, rig.model)) for rig in (plain, smart)]
+    rounds = list(alternate(options.rounds, *ours, side(plain.stock.model, stock_step)))
+    return {
+        "seconds of a SMART step by a plain one": median(ours / base for base, ours, _ in rounds),
+        "times faster than smart-pytorch with BertForSequenceClassification": median(b / a for _, a, b in rounds),
+    }
+
+
+def ablate(options) -> dict:
+    """Forward, backward and AdamW without each of the changes that made them fast, by a step with all of them."""
+    rig, encode = Rig(options), MinBertModel.forward
+
+    def every_token(model: MinBertModel, *args, first_token_only: bool = False, **kwargs):
+        """The encoder with a last layer that runs for all tokens."""
+        return encode(model, *args, **kwargs)
+
+    without = {
+        "nothing": [],
+        "buckets in attention": [patch("bert_multitask.packing.BUCKET_STEP", 512)],
+        "dropout from 16 bits": [patch("bert_multitask.modeling.drop", nn.functional.dropout)],
+        "the last layer for [CLS] alone": [patch.object(MinBertModel, "forward", every_token)],
+    }
+    without["all three"] = sum(without.values(), [])
+
+    def side(changes: list) -> Callable[[int], float]:
+        def seconds(seed: int) -> float:
+            with ExitStack() as stack:
+                for change in changes:
+                    stack.enter_context(change)
+                return time_steps(rig.model, rig.batches(seed), lambda batch: rig.model(**batch).loss, options.bf16)
+
+        return seconds
+
+    rounds = list(alternate(options.rounds, *map(side, without.values())))
+    return {
+        f"without {name}, times the step with all": median(seconds[number] / seconds[0] for seconds in rounds)
+        for number, name in enumerate(without)
+        if number
+    }
