@@ -161,8 +161,9 @@ class SplitReader:
 def predict_runs(
     runs: Sequence[TrainedRun], reader: SplitReader, args: MultitaskTrainingArguments
 ) -> Iterator[dict[str, Dataset]]:
-    """Yield each run's prediction tables, {task: one row for each of the split's, in file order}; a task that has no such
-    split has no table.
+    """Yield each run's prediction tables, {task: one row for each of the split's, in file order}.
+
+    A task that has no such split has no table.
 
     All input is read and tokenised before the first run is loaded, once where the runs' tokenizers and encodings agree.
     Under several processes each predicts a share of the rows and all get the whole table.
