@@ -170,6 +170,28 @@ def test_a_killed_search_goes_on_as_it_would_have(monkeypatch, searched, tmp_pat
     assert search(monkeypatch, config, tmp_path / "search", "--n_trials", 2) == table, "there is nothing to do"
 
 
+def test_a_search_that_was_stopped_in_its_first_trial(monkeypatch, searched, tmp_path, capsys):
+    """Begins with the flags again. What is searched may stand in the configuration."""
+    settings = yaml.safe_load(searched[0].read_text()) | {"n_trials": 1, "search": {"learning_rate": [1e-4, "2e-4"]}}
+    config, folder = tmp_path / "search.yaml", tmp_path / "search"
+    config.write_text(yaml.safe_dump(settings))
+    flags = [config, "--output_dir", folder, *COMMON]
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning.SearchTrainer, "train", stop)
+        assert run_here(monkeypatch, *flags, recipe=TUNE) == 130
+    error = capsys.readouterr().err
+    assert "stopped; the same command goes on with the search" in error and "Traceback" not in error
+    assert run_here(monkeypatch, *flags, recipe=TUNE) == 0
+    (row,) = read_table(folder)
+    assert (row["trial"], float(row["learning_rate"])) == ("1", 2e-4)
+    assert not {"n_trials", "search"} & yaml.safe_load((folder / "best.yaml").read_text()).keys()
+
+
+def stop(*_, **__):
+    """As Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 class PruneLaterTrials(optuna.pruners.BasePruner):
     """Ends every trial but the first at its first evaluation."""
 
