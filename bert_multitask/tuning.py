@@ -17,7 +17,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.integrations import is_optuna_available
 from transformers.utils import logging
 
-from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
+from .arguments import MultitaskTrainingArguments, RunArguments, check_launch, to_field
 from .callbacks import HistoryFile
 from .configuration import InputError
 from .data import describe_rows, load_rows
@@ -133,6 +133,7 @@ class Search:
         self.run, self.options = run, options
         own = {field.name for field in fields(options)} | {"overwrite"}
         self.given = {name: value for name, value in given.items() if name not in own}
+        self.given["tasks"] = to_field(run.tasks)  # whole, where a flag named one that the YAML defines
         # Trials push nothing, and their checkpoints are there for their scores alone.
         self.args = replace(args, push_to_hub=False, save_only_model=True)
         self.first = args.process_index == 0
