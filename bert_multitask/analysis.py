@@ -1,7 +1,6 @@
 """Where predictions go wrong: a task's predictions beside the labels, and what can be counted of them."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +8,8 @@ from datasets import Dataset
 from scipy.stats import binomtest, norm
 from sklearn.metrics import confusion_matrix
 
-from .configuration import InputError
-from .files import read_parquet
 from .losses import UNLABELLED
+from .prediction import Predictions, check_alike, decision_column
 from .statistics import LEVEL, Estimate
 from .tasks import Task
 
@@ -76,45 +74,28 @@ class LabelledPredictions:
         return np.array([sum(len(text.split()) for text in texts) for texts in self.texts])
 
 
-def label_predictions(task: Task, rows: Dataset, path: Path) -> LabelledPredictions:
+def label_predictions(table: Predictions, rows: Dataset) -> LabelledPredictions:
     """A prediction table beside the labels of its rows; rows without a label are left out.
 
     Args:
-        task: whose.
-        rows: clean rows of the split, in the table's order.
-        path: of the table, a Parquet file as `prediction_table` describes; probabilities may be missing.
+        table: of a task; probabilities may be missing.
+        rows: clean rows of the split.
 
     Raises:
-        InputError: the table has not these columns, is of other rows, or has classes that the task has not.
+        InputError: the table is of other rows, or has them in another order.
     """
-    value = "score" if task.kind == "similarity" else "label"
-    table = list(read_parquet(str(path), str(path)))
-    columns = set(table[0]) if table else set()
-    if not {"id", value} <= columns:
-        raise InputError(f"{path}: its columns are {', '.join(sorted(columns))}; expected id and {value}")
-    check_ids(path, [row["id"] for row in table], rows["id"][:])
-    predicted = np.array([row[value] for row in table])
-    if task.kind != "similarity" and not set(predicted.tolist()) <= set(range(len(task.label_names))):
-        raise InputError(f"{path}: has classes beyond {len(task.label_names) - 1}, the last of task {task.name!r}")
+    check_alike([Predictions(table.task, rows, rows.info.description), table])
     labels = np.array(rows["label"][:])
     texts = [rows[name][:] for name in ("text", "text_pair") if name in rows.column_names]
+    columns = table.table.column_names
     return LabelledPredictions(
-        task=task,
+        task=table.task,
         ids=rows["id"][:],
         texts=list(zip(*texts, strict=True)),
         labels=labels,
-        predicted=predicted,
-        probabilities=np.array([row["probabilities"] for row in table]) if "probabilities" in columns else None,
+        predicted=np.array(table.table[decision_column(table.task)][:]),
+        probabilities=np.array(table.table["probabilities"][:]) if "probabilities" in columns else None,
     ).select(np.flatnonzero(labels != UNLABELLED))
-
-
-def check_ids(path: Path, ids: list[str], expected: list[str]) -> None:
-    """Refuse a table whose predictions are not the rows' own, in their order."""
-    if len(ids) != len(expected):
-        raise InputError(f"{path}: has {len(ids)} predictions for {len(expected)} rows; is it of other data?")
-    for number, (got, want) in enumerate(zip(ids, expected, strict=True), start=1):
-        if got != want:
-            raise InputError(f"{path}: prediction {number} is of id {got!r}, row {number} has id {want!r}: other data?")
 
 
 def confusion(predictions: LabelledPredictions) -> np.ndarray:

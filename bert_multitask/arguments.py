@@ -1,16 +1,12 @@
 """Every flag of the training recipes: one dataclass field, one help text, one unit. Defaults are the paper's."""
 
-import argparse
-import difflib
 import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import NoneType
 
 import torch
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import logging
@@ -26,6 +22,7 @@ logger = logging.get_logger(__name__)
 # Flags that take a value for each task -> the field of `Task` that they set.
 TASK_FIELDS = {
     "task_epochs": "epochs",
+    "max_train_samples": "max_train_samples",
     "head_dropout": "dropout",
     "smart_weight": "smart_weight",
     "bregman_weight": "bregman_weight",
@@ -51,6 +48,13 @@ class RunArguments:
         metadata={"help": f"rows: folder or URL in the course's layout, 'hub', or {SAMPLE} (the shipped sample)"},
     )
     max_length: int = field(default=512, metadata={"help": "tokens a row may have; longer rows are cut"})
+    max_train_samples: dict | str | int | None = field(
+        default=None,
+        metadata={
+            "help": "train on at most so many rows of a task, drawn at random: one number, or JSON by task: "
+            "'{\"quora\": 14151}'; by default all"
+        },
+    )
     task_epochs: dict | str | None = field(
         default=None, metadata={"help": "epochs by task, as JSON: '{\"sst\": 3}'; by default the task's own"}
     )
@@ -86,7 +90,8 @@ class RunArguments:
         for name in TASK_FIELDS:
             value = parse_json(f"--{name}", getattr(self, name))
             if not isinstance(value, (dict, NoneType) if name == "task_epochs" else (dict, int, float, NoneType)):
-                example = '{"sst": 3}' if name == "task_epochs" else '0.1 or {"sst": 0.2}'
+                counts = {"task_epochs": '{"sst": 3}', "max_train_samples": '1000 or {"quora": 1000}'}
+                example = counts.get(name, '0.1 or {"sst": 0.2}')
                 raise InputError(f"--{name} is {value!r}; expected, for example, {example}")
             setattr(self, name, value)
         if self.max_length < 8:
@@ -109,7 +114,7 @@ class RunArguments:
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)
             if isinstance(values, (int, float)):
-                values = dict.fromkeys(tasks, float(values))
+                values = dict.fromkeys(tasks, values)
             for name, value in (values or {}).items():
                 if name in TASKS and name not in tasks:
                     continue  # a setting of the YAML for a preset that --tasks left out
@@ -253,6 +258,11 @@ class MultitaskTrainingArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
+    @property
+    def n_gpu(self) -> int:
+        """One for a process at most: of several, Trainer would make DataParallel's, which cannot cut our batches."""
+        return min(super().n_gpu, 1)
+
 
 def check_launch(args: MultitaskTrainingArguments) -> None:
     """Refuse processes that were launched together but are no group, and point out idle CPU cores.
@@ -275,6 +285,8 @@ def check_launch(args: MultitaskTrainingArguments) -> None:
             f"one CPU thread is used of {cores}: `accelerate launch` gives a process one unless it is called with "
             "--num_cpu_threads_per_process N"
         )
+    if args.process_index == 0 and args.world_size == 1 < getattr(args, "_n_gpu", 0):
+        logger.warning(f"one GPU is used of {args._n_gpu}: `accelerate launch --num_processes N` uses N")
 
 
 def parse_json(flag: str, value):
@@ -296,101 +308,3 @@ def to_field(value):
     if isinstance(value, list):
         return [to_field(item) for item in value]
     return parse_json("a flag", value) if isinstance(value, str) and value.startswith("{") else value
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the recipe's description as it is written."""
-
-
-class RecipeParser(HfArgumentParser):
-    """`CONFIG.yaml --flag value …`: fields of the YAML are flags that the command line can override.
-
-    Its errors are `InputError`s, one line each.
-    """
-
-    def __init__(self, dataclass_types, default_config: Path, description: str):
-        super().__init__(
-            dataclass_types,
-            description=description,
-            usage="%(prog)s [CONFIG.yaml] [--flag value ...]",
-            formatter_class=HelpFormatter,
-            allow_abbrev=False,
-        )
-        self.add_argument("config", nargs="?", type=Path, default=default_config, help="YAML file of flags")
-
-    def error(self, message: str):
-        """Raise what argparse would print above a page of usage."""
-        raise InputError(message)
-
-    def parse(self, argv: list[str]) -> tuple:
-        """Parse a command line into the dataclasses; the path of the configuration file comes last.
-
-        Raises:
-            InputError: an unknown flag or field, or a value that is not of its type or out of range.
-        """
-        config, from_yaml, typed = self.expand(argv)
-        *parsed, _, unknown = self.parse_checked([str(config), *from_yaml, *typed])
-        if unknown:
-            hint = self.suggest(unknown[0]) if unknown[0].startswith("-") else " (a configuration file comes first)"
-            raise InputError(f"unknown flag {unknown[0]}{hint}; --help lists the flags")
-        # `--tasks NAME` may name a task that the YAML defines.
-        specs = [spec for spec in to_field(from_yaml) if isinstance(spec, dict) and {"name", "kind"} <= set(spec)]
-        defined = {spec["name"]: spec for spec in specs}
-        for arguments in parsed:
-            if isinstance(arguments, RunArguments):
-                arguments.tasks = [defined.get(name, name) for name in arguments.tasks]
-        return (*parsed, config)
-
-    def expand(self, argv: list[str]) -> tuple[Path, list[str], list[str]]:
-        """A command line as its configuration file, the flags in that, and the flags that were typed."""
-        given = bool(argv) and not argv[0].startswith("-")
-        config = Path(argv[0]) if given else self.get_default("config")
-        return config, self.read_yaml(config), argv[given:]
-
-    def given(self, argv: list[str]) -> dict[str, object]:
-        """The flags that a command line and its configuration file set, as fields of a YAML file."""
-        config, from_yaml, typed = self.expand(argv)
-        unset = object()
-        fields = argparse.Namespace(**{action.dest: unset for action in self._actions})
-        self.parse_known_args([str(config), *from_yaml, *typed], fields)
-        del fields.config
-        return {name: to_field(value) for name, value in vars(fields).items() if value is not unset}
-
-    def parse_checked(self, argv: list[str]) -> tuple:
-        """`parse_args_into_dataclasses`; the ValueErrors of `TrainingArguments` are the user's mistakes."""
-        try:
-            return self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
-    def read_yaml(self, path: Path) -> list[str]:
-        """The flags of a YAML file, as they would be typed."""
-        try:
-            fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: no such configuration file") from error
-        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise InputError(f"{path}: not a YAML file: {error}") from error
-        if not isinstance(fields, dict):
-            raise InputError(f"{path}: expected `field: value` lines")
-        known = {action.dest for action in self._actions} - {"help", "config"}
-        argv = []
-        for name, value in fields.items():
-            if str(name) not in known:
-                raise InputError(
-                    f"{path}: unknown field {name!r}{self.suggest(str(name))}; fields are flags without --"
-                )
-            if value is False and name.endswith("_strategy"):
-                value = "no"  # which YAML reads as false
-            if value is not None:
-                values = value if isinstance(value, list) else [value]
-                argv += [f"--{name}", *(item if isinstance(item, str) else json.dumps(item) for item in values)]
-        return argv
-
-    def suggest(self, name: str) -> str:
-        """`, did you mean X?` where a flag is close to the name."""
-        flags = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
-        close = difflib.get_close_matches(name.lstrip("-").split("=")[0], flags, n=1)
-        return f", did you mean {flags[close[0]]}?" if close else ""

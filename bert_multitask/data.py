@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
+import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -189,6 +190,15 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     if not kept:
         raise InputError(f"{source}: no row has both a text and a label; task {task.name!r} has nothing to train on")
     return rows.select(kept)
+
+
+def sample_rows(task: Task, rows: Dataset, seed: int) -> Dataset:
+    """The task's `max_train_samples` rows, drawn without replacement and in their old order; all where it has none or
+    there are no more."""
+    if task.max_train_samples is None or len(rows) <= task.max_train_samples:
+        return rows
+    drawn = np.random.default_rng(seed).permutation(len(rows))[: task.max_train_samples]
+    return rows.select(np.sort(drawn))
 
 
 def describe_rows(tasks: Sequence[Task], rows: Mapping[str, DatasetDict]) -> str:

@@ -1,10 +1,9 @@
-"""Several models' prediction tables → one table (paper, section 4.6): finding them, comparing, combining, selecting.
+"""Several models' prediction tables → one table (paper, section 4.6): collecting, combining, selecting.
 
 M members, N rows, C classes.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
@@ -12,42 +11,32 @@ from sklearn.model_selection import train_test_split
 
 from .arguments import MultitaskTrainingArguments
 from .configuration import InputError
-from .inference import SplitReader, TrainedRun, predict_runs
+from .inference import SplitReader, first_run, known_tasks, locate_tasks, read_tables
 from .losses import UNLABELLED
 from .metrics import score_decisions
-from .prediction import Predictions, decision_column, read_predictions
-from .run_folder import read_run
-from .tasks import TASKS, Task
+from .prediction import Predictions, check_alike, decision_column
+from .tasks import Task
 
 VOTES = ("mode", "soft")
 
 
 def collect_members(
-    names: Sequence[str], reader: SplitReader, args: MultitaskTrainingArguments, data_dir: str | None = None
+    names: Sequence[str],
+    reader: SplitReader,
+    args: MultitaskTrainingArguments,
+    data_dir: str | None = None,
+    specs: Sequence[str] | None = None,
 ) -> list[dict[str, Predictions]]:
-    """Each member's tables of a split, {task: its table}; a trained run that has none predicts them now.
-
-    Args:
-        names: run folders, Hub ids, folders of prediction files, or such files.
-        reader: of the split.
-        args: how to predict (see `predict_runs`).
-        data_dir: the rows of members that predict; by default the run's own.
+    """The members' tables of a split (see `read_tables`), which must be alike.
 
     Returns:
-        One dictionary a member, with the same tasks; none at all where no member has a table of the split.
+        One dictionary a member, {task: its table}, with the same tasks; none at all where no member has a table of the
+        split.
 
     Raises:
         InputError: members have different tasks, or tables that are not alike (see `check_alike`).
     """
-    members = [find_tables(name, reader.split) for name in names]
-    numbers = [
-        number
-        for number, name in enumerate(names)
-        if not members[number] and (not Path(name).exists() or Path(name, "config.json").exists())
-    ]
-    runs = [TrainedRun(names[number], data_dir=data_dir) for number in numbers]
-    for number, run, tables in zip(numbers, runs, predict_runs(runs, reader, args), strict=True):
-        members[number] = {task: Predictions(run.tasks[task], table, run.name) for task, table in tables.items()}
+    members = read_tables(names, reader, args, data_dir, specs)
     if not any(members):
         return []
     tasks = {task: name for name, member in zip(names, members, strict=True) for task in member}
@@ -59,18 +48,12 @@ def collect_members(
     return members
 
 
-def find_tables(name: str, split: str) -> dict[str, Predictions]:
-    """{task: table} of a prediction file, of those in a folder, or of those in a run's `predictions`; Parquet first."""
-    path = Path(name)
-    folder = path / "predictions" if Path(path, "predictions").is_dir() else path
-    paths = [path] if path.is_file() else [*folder.glob("*.csv"), *folder.glob("*.parquet")]
-    files = {file.stem.rpartition("-")[0]: file for file in paths if file.stem.endswith(f"-{split}")}
-    in_order = sorted(files, key=lambda task: ([*TASKS, task].index(task), task))
-    return {task: read_predictions(files[task]) for task in in_order}
-
-
 def find_labels(
-    names: Sequence[str], tables: Mapping[str, Predictions], reader: SplitReader, data_dir: str | None = None
+    names: Sequence[str],
+    tables: Mapping[str, Predictions],
+    reader: SplitReader,
+    data_dir: str | None = None,
+    specs: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """{task: labels (N,)} of the tables' rows, from a data folder or from the data of the first run among the members.
 
@@ -79,6 +62,7 @@ def find_labels(
         tables: of one of them.
         reader: of the split.
         data_dir: where the rows are (see `load_rows`).
+        specs: which tasks (see `locate_tasks`); by default those whose rows can be found.
 
     Returns:
         The labels of the tasks that have any; none where nothing says where the rows are.
@@ -86,40 +70,17 @@ def find_labels(
     Raises:
         InputError: the rows are not there, or not those of the tables.
     """
-    tasks = TASKS
-    if run := next(filter(read_run, names), None):
-        run = TrainedRun(run, data_dir=data_dir)
-        tasks, data_dir = run.tasks, run.data_dir
-    elif data_dir is None:
+    run = first_run(names)
+    data_dir = data_dir or (run.data_dir if run else None)
+    if data_dir is None:
         return {}
-    tasks = {name: tasks[name] for name in tables if name in tasks}
+    specs = specs or [name for name in known_tasks(run) if name in tables]
+    tasks = locate_tasks(names[0], {name: table.task for name, table in tables.items()}, run, data_dir, specs)
     labels = reader.labels(tasks, data_dir)
     for name in labels:
-        check_alike(
-            [tables[name], Predictions(tasks[name], reader.rows(tasks[name], data_dir), f"{data_dir} ({name})")]
-        )
+        rows = reader.rows(tasks[name], data_dir)
+        check_alike([tables[name], Predictions(tasks[name], rows, f"{data_dir} ({name})")])
     return labels
-
-
-def check_alike(members: Sequence[Predictions]) -> None:
-    """Refuse tables that are not of the same rows of the same task.
-
-    Raises:
-        InputError: tasks differ in kind, classes or range of scores, or the tables in length, ids or their order; the
-            message names the table and the first difference.
-    """
-    first = members[0]
-    for other in members[1:]:
-        for field in ("name", "kind", "label_names", "score_range"):
-            expected, found = getattr(first.task, field), getattr(other.task, field)
-            if expected != found:
-                raise InputError(f"{other.source}: the task's {field} is {found!r}, and {expected!r} in {first.source}")
-        ours, theirs = first.table["id"][:], other.table["id"][:]
-        for number, (one, two) in enumerate(zip(ours, theirs, strict=False), start=1):
-            if one != two:
-                raise InputError(f"{other.source}: row {number} has id {two!r}, and {one!r} in {first.source}")
-        if len(ours) != len(theirs):
-            raise InputError(f"{other.source} has {len(theirs)} rows, and {first.source} has {len(ours)}")
 
 
 def combine(task: Task, tables: Sequence[Dataset], vote: str = "mode") -> Dataset:

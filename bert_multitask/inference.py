@@ -1,7 +1,8 @@
-"""Trained runs → prediction tables and their scores: what `recipes/predict.py` does."""
+"""Trained runs and files → prediction tables and their scores; where the rows of a run or a table are."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
@@ -9,13 +10,13 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers.utils import logging
 
-from .arguments import MultitaskTrainingArguments, parse_json
+from .arguments import MultitaskTrainingArguments, RunArguments, parse_json
 from .configuration import InputError, MultitaskBertConfig
 from .data import load_rows, load_tokenizer, tokenise, usable_rows
 from .heads import MultitaskBertModel
 from .losses import UNLABELLED
 from .metrics import overall_score, score_decisions
-from .prediction import decision_column, predict_logits, prediction_table
+from .prediction import Predictions, decision_column, find_tables, predict_logits, prediction_table
 from .run_folder import read_run
 from .tasks import TASKS, Task, load_task
 
@@ -30,7 +31,7 @@ class TrainedRun:
 
     Args:
         name: run folder, Hub id or `package:NAME/PATH`.
-        tasks: names of those to predict, or JSON of a task with its name and its files; by default all of the run's.
+        tasks: which to predict (see `locate_tasks`); by default all of the run's.
         data_dir: where the rows are (see `load_rows`); by default the run's own.
 
     Raises:
@@ -50,31 +51,8 @@ class TrainedRun:
         run, _ = read_run(name) or (None, None)
         self.data_dir = data_dir or (run.data_dir if run else None)
         self.max_length = min(run.max_length if run else 512, self.config.max_position_embeddings)
-        known = TASKS | {task.name: task for task in (run.load_tasks() if run else ())}
-        trained = {fields["name"]: fields for fields in self.config.tasks}
-        self.tasks = {}
-        for spec in tasks or trained:
-            given = parse_json("--tasks", spec) if spec.startswith("{") else {"name": spec}
-            task = self.locate(given, trained, known)
-            self.tasks[task.name] = task
-
-    def locate(self, given: dict, trained: Mapping[str, dict], known: Mapping[str, Task]) -> Task:
-        """A task as it was trained, with the source of its rows: the one given, else the known task's of that name."""
-        name = given.get("name")
-        if name not in trained:
-            raise InputError(f"--tasks names {name!r}; the tasks of {self.name} are {', '.join(trained)}")
-        if other := sorted(set(given) - {"name", *SOURCE}):
-            raise InputError(f"--tasks: {other[0]!r} of {name!r} is the run's own; give {', '.join(SOURCE)} at most")
-        source = {key: getattr(known[name], key) for key in SOURCE} if name in known else {}
-        task = load_task(trained[name] | source | given)
-        example = json.dumps({"name": name, "files": {"train": "FILE", "dev": "FILE", "test": "FILE"}})
-        if not task.files and not task.hub:
-            raise InputError(f"{self.name} does not say where the rows of its task {name!r} are: --tasks '{example}'")
-        if task.files and self.data_dir is None:
-            raise InputError(
-                f"{self.name} does not say where its rows are; name a folder, a URL or hub with --data_dir"
-            )
-        return task
+        trained = {fields["name"]: load_task(fields) for fields in self.config.tasks}
+        self.tasks = locate_tasks(name, trained, run, self.data_dir, tasks)
 
     def load_model(self) -> MultitaskBertModel:
         """The model, on the CPU."""
@@ -84,6 +62,60 @@ class TrainedRun:
             raise
         except Exception as error:  # a broken checkpoint fails in a dozen ways
             raise InputError(f"{self.name}: cannot be loaded ({error})") from error
+
+
+def read_spec(spec: str) -> dict:
+    """The fields of a task that `--tasks` names, or gives as JSON."""
+    return parse_json("--tasks", spec) if spec.startswith("{") else {"name": spec}
+
+
+def first_run(names: Sequence[str]) -> RunArguments | None:
+    """The arguments of the first run among run folders, folders of tables and tables; None where there is none."""
+    return next((found[0] for name in names if (found := read_run(name))), None)
+
+
+def known_tasks(run: RunArguments | None) -> dict[str, Task]:
+    """{name: task} of the tasks that a run reads, in its order, and of the presets: the rows of these can be found."""
+    own = {task.name: task for task in (run.load_tasks() if run else ())}
+    return own | {name: task for name, task in TASKS.items() if name not in own}
+
+
+def locate_tasks(
+    name: str,
+    tasks: Mapping[str, Task],
+    run: RunArguments | None,
+    data_dir: str | None,
+    specs: Sequence[str] | None = None,
+) -> dict[str, Task]:
+    """Tasks as they were trained, with the sources of their rows, which checkpoints and tables do not say.
+
+    Args:
+        name: of the checkpoint or tables, for messages.
+        tasks: {name: task} of theirs.
+        run: the run that they are of, where it is known, which knows their sources; those of presets are known anyway.
+        data_dir: where the rows are (see `load_rows`).
+        specs: names of the tasks to take, or JSON of a task with its name and its files; by default all.
+
+    Raises:
+        InputError: there is no such task, or nothing says where its rows are.
+    """
+    known = known_tasks(run)
+    located = {}
+    for spec in tasks if specs is None else specs:
+        given = read_spec(spec)
+        task = given.get("name")
+        if task not in tasks:
+            raise InputError(f"--tasks names {task!r}; the tasks of {name} are {', '.join(tasks)}")
+        if other := sorted(set(given) - {"name", *SOURCE}):
+            raise InputError(f"--tasks: {other[0]!r} of {task!r} is the run's own; give {', '.join(SOURCE)} at most")
+        source = {key: getattr(known[task], key) for key in SOURCE} if task in known else {}
+        located[task] = load_task(tasks[task].to_config() | source | given)
+        example = json.dumps({"name": task, "files": {"train": "FILE", "dev": "FILE", "test": "FILE"}})
+        if not located[task].files and not located[task].hub:
+            raise InputError(f"{name} does not say where the rows of its task {task!r} are: --tasks '{example}'")
+        if located[task].files and data_dir is None:
+            raise InputError(f"{name} does not say where its rows are; name a folder, a URL or hub with --data_dir")
+    return located
 
 
 class SplitReader:
@@ -152,6 +184,41 @@ def predict_runs(
                 logits = predict_logits(model, name, share, args.per_device_eval_batch_size)
             tables[name] = prediction_table(run.tasks[name], rows["id"][:], np.concatenate(gather_object([logits])))
         yield tables
+
+
+def read_tables(
+    names: Sequence[str],
+    reader: SplitReader,
+    args: MultitaskTrainingArguments,
+    data_dir: str | None = None,
+    specs: Sequence[str] | None = None,
+) -> list[dict[str, Predictions]]:
+    """Each one's tables of a split, {task: its table}; a trained run that has none predicts them now.
+
+    Args:
+        names: run folders, Hub ids, folders of prediction files, or such files.
+        reader: of the split.
+        args: how to predict (see `predict_runs`).
+        data_dir: the rows of runs that predict; by default the run's own.
+        specs: which tasks (see `locate_tasks`); by default all.
+
+    Raises:
+        InputError: there are tables, but not of all the tasks of `specs`; or a run cannot predict.
+    """
+    found = [find_tables(name, reader.split) for name in names]
+    wanted = [read_spec(spec).get("name") for spec in specs or ()]
+    for name, tables in zip(names, found, strict=True):
+        if tables and (missing := [task for task in wanted if task not in tables]):
+            raise InputError(f"--tasks names {missing[0]!r}; the tables of {name} are of {', '.join(tables)}")
+    numbers = [
+        number
+        for number, name in enumerate(names)
+        if not found[number] and (not Path(name).exists() or Path(name, "config.json").exists())
+    ]
+    runs = [TrainedRun(names[number], specs, data_dir) for number in numbers]
+    for number, run, tables in zip(numbers, runs, predict_runs(runs, reader, args), strict=True):
+        found[number] = {task: Predictions(run.tasks[task], table, run.name) for task, table in tables.items()}
+    return [{task: table for task, table in tables.items() if task in (wanted or tables)} for tables in found]
 
 
 def score_tables(

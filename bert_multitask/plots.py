@@ -143,9 +143,8 @@ def scatter(predictions: LabelledPredictions) -> Figure:
 @rc_context(STYLE)
 def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
     """Mean error of rows by length, a panel a task, with 95 % intervals."""
-    figure = Figure(figsize=(WIDTH, 2.8 * -(-len(predictions) // 2)))
-    axes = list(figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat)
-    for axis, part in zip(axes, predictions, strict=False):
+    figure, axes = panels(len(predictions))
+    for axis, part in zip(axes, predictions, strict=True):
         scores = part.task.kind == "similarity"
         bins = error_by_length(part)
         factor = 1 if scores else 100
@@ -157,17 +156,14 @@ def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
         axis.set(title=f"{part.task.name}: about {len(part) // len(bins):,} rows a bin", xlabel="length (words)")
         axis.set(ylabel="mean |predicted − true|" if scores else "wrong rows (%)", ylim=(0, None))
         axis.margins(x=0.1)
-    for axis in axes[len(predictions) :]:
-        axis.remove()
     return figure
 
 
 @rc_context(STYLE)
 def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
     """How far off predictions are: of classes the number of classes, of scores |predicted - true|; a panel a task."""
-    figure = Figure(figsize=(WIDTH, 2.8 * -(-len(predictions) // 2)))
-    axes = list(figure.subplots(-(-len(predictions) // 2), 2, squeeze=False).flat)
-    for axis, part in zip(axes, predictions, strict=False):
+    figure, axes = panels(len(predictions))
+    for axis, part in zip(axes, predictions, strict=True):
         weights = np.full(len(part), 100 / len(part))
         if part.task.kind == "similarity":
             low, high = part.task.score_range
@@ -181,9 +177,17 @@ def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
             axis.set_xlabel("|predicted − true| (classes; 0 is right)")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(title=part.task.name, ylabel="rows (%)")
-    for axis in axes[len(predictions) :]:
-        axis.remove()
     return figure
+
+
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, two beside each other."""
+    rows = -(-count // 2)
+    figure = Figure(figsize=(WIDTH, 2.8 * rows))
+    axes = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
 
 
 @rc_context(STYLE)

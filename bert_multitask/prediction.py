@@ -1,6 +1,8 @@
-"""Predictions, in the rows' own order: as a table, in files, and of plain strings."""
+"""Predictions, in the rows' own order: as a table, in files that are written, found, read and compared, and of plain
+strings."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -80,6 +82,16 @@ class Predictions(NamedTuple):
     source: str
 
 
+def find_tables(name: str, split: str) -> dict[str, Predictions]:
+    """{task: table} of a prediction file, of those in a folder, or of those in a run's `predictions`; Parquet first."""
+    path = Path(name)
+    folder = path / "predictions" if Path(path, "predictions").is_dir() else path
+    paths = [path] if path.is_file() else [*folder.glob("*.csv"), *folder.glob("*.parquet")]
+    files = {file.stem.rpartition("-")[0]: file for file in paths if file.stem.endswith(f"-{split}")}
+    in_order = sorted(files, key=lambda task: ([*TASKS, task].index(task), task))
+    return {task: read_predictions(files[task]) for task in in_order}
+
+
 def read_predictions(path: Path) -> Predictions:
     """Read a file of `write_predictions`, or anybody's in the course's form, called `{task}-{split}.csv`.
 
@@ -102,6 +114,9 @@ def read_predictions(path: Path) -> Predictions:
     task = load_task(json.loads(metadata[b"task"])) if b"task" in metadata else TASKS[name]
     if missing := {"id", decision_column(task)} - set(columns):
         raise InputError(f"{path}: no column {min(missing)!r}; its columns are {', '.join(columns)}")
+    if task.kind != "similarity" and (beyond := set(columns["label"]) - set(range(len(task.label_names)))):
+        last = len(task.label_names) - 1
+        raise InputError(f"{path}: has label {beyond.pop()!r}; the classes of task {task.name!r} are 0 to {last}")
     return Predictions(task, Dataset.from_dict(columns), str(path))
 
 
@@ -113,15 +128,47 @@ def read_course_file(path: Path, task: Task) -> Dataset:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if header.split() != ["id", task.prediction_column]:
         raise InputError(f"{path}: begins with {header!r}; expected 'id \\t {task.prediction_column} '")
-    ids, values = [], []
+    ids, values, scores = [], [], task.kind == "similarity"
     for number, line in enumerate(lines, start=1):
         row_id, comma, value = line.rpartition(",")
         if not comma:
             raise InputError(f"{path}: row {number} is {line!r}; expected 'id , value'")
         ids.append(row_id.strip())
-        values.append(parse_label(task, value.strip(), f"{path}, row {number}"))
-    dtype = np.float32 if task.kind == "similarity" else np.int64
-    return Dataset.from_dict({"id": ids, decision_column(task): np.array(values, dtype)})
+        where = f"{path}, row {number}"
+        values.append(parse_score(value, where) if scores else parse_label(task, value.strip(), where))
+    return Dataset.from_dict({"id": ids, decision_column(task): np.array(values, np.float32 if scores else np.int64)})
+
+
+def parse_score(written: str, where: str) -> float:
+    """A predicted score, which may lie outside the range of the labels, if only by rounding."""
+    try:
+        score = float(written)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise InputError(f"{where}: the score is {written.strip()!r}; expected a number")
+    return score
+
+
+def check_alike(members: Sequence[Predictions]) -> None:
+    """Refuse tables that are not of the same rows of the same task.
+
+    Raises:
+        InputError: tasks differ in kind, classes or range of scores, or the tables in length, ids or their order; the
+            message names the table and the first difference.
+    """
+    first = members[0]
+    for other in members[1:]:
+        for field in ("name", "kind", "label_names", "score_range"):
+            expected, found = getattr(first.task, field), getattr(other.task, field)
+            if expected != found:
+                raise InputError(f"{other.source}: the task's {field} is {found!r}, and {expected!r} in {first.source}")
+        ours, theirs = first.table["id"][:], other.table["id"][:]
+        for number, (one, two) in enumerate(zip(ours, theirs, strict=False), start=1):
+            if one != two:
+                raise InputError(f"{other.source}: row {number} has id {two!r}, and {one!r} in {first.source}")
+        if len(ours) != len(theirs):
+            raise InputError(f"{other.source} has {len(theirs)} rows, and {first.source} has {len(ours)}")
 
 
 @torch.inference_mode()

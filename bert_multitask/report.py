@@ -4,12 +4,14 @@ Markdown with PNGs beside it, and one HTML file that holds everything (docs/repo
 """
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from .analysis import LabelledPredictions, has_neighbours, worst
+from .arguments import MultitaskTrainingArguments
 from .configuration import InputError
 from .document import Document, Picture, Table
 from .plots import (
@@ -30,29 +32,32 @@ SHOWN_TEXT = 300  # characters of a text
 
 
 def write_report(
-    path: Path,
-    output_dir: Path,
-    other: Path | None = None,
+    path: str | PathLike,
+    output_dir: str | PathLike,
+    other: str | PathLike | None = None,
     data_dir: str | None = None,
-    tasks: Sequence[str | dict | Task] | None = None,
+    tasks: Sequence[str] | None = None,
     split: str = "dev",
 ) -> None:
     """Write report.html, and report.md with its PNGs, into a folder.
 
     Args:
-        path: a run folder, a folder of tables TASK-SPLIT.parquet (an ensemble's, for example), or one such table.
+        path: a run folder, a Hub id, a folder of prediction files (an ensemble's, for example), or one such file; what
+            has no predictions of the split and can be loaded as a model predicts them now.
         output_dir: the folder to write.
         other: the same of another run, to compare with on the same rows.
-        data_dir: where the rows are, as for training; by default as `open_sources` says.
-        tasks: what the tasks are, likewise.
+        data_dir: where the rows are, as for training; by default those of the first run of the two.
+        tasks: names of the tasks to report, or JSON of a task with its name and its files; by default all.
         split: "dev" or "test".
 
     Raises:
         InputError: there is nothing to report, the labels are not at hand, or the tables are of other rows.
     """
-    source, *compared = open_sources([Path(path), *([Path(other)] if other else [])], split, data_dir, tasks)
+    names = [str(name) for name in (path, other) if name is not None]
+    args = MultitaskTrainingArguments(output_dir=str(output_dir))
+    source, *compared = open_sources(names, split, args, data_dir, tasks)
     document = Document(f"Report of {path}" + (f", compared with {other}" if other else ""))
-    add_scores(document, source)
+    add_scores(document, source, split)
     for second in compared:
         add_comparison(document, source, second)
     add_training(document, source)
@@ -77,7 +82,7 @@ def bounds(interval: Estimate, form: str = ".4f") -> str:
     return f"{interval.low:{form}} to {interval.high:{form}}"
 
 
-def add_scores(document: Document, source: Source) -> None:
+def add_scores(document: Document, source: Source, split: str) -> None:
     """Each task's score and the overall score, with intervals."""
     predictions = source.predictions
     found = scores(predictions)
@@ -89,7 +94,7 @@ def add_scores(document: Document, source: Source) -> None:
     total = f"{sum(map(len, predictions.values())):,}"
     lines.append(["overall", "mean; of Pearson's r, (r + 1) / 2", total, f"{overall.value:.4f}", bounds(overall)])
     document.add(
-        f"Scores on {source.split}",
+        f"Scores on {split}",
         Table(["task", "metric", "rows", "score", f"{LEVEL:.0%} interval"], lines),
         *source.unscored,
         f"Intervals are percentile bootstraps: {RESAMPLES:,} resamples of a task's labelled rows, each row's "
@@ -103,7 +108,7 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
     second = compared.predictions
     common = {name: part for name, part in source.predictions.items() if name in second}
     if not common:
-        raise InputError(f"{compared.path}: has no task in common with {source.path}")
+        raise InputError(f"{compared.name}: has no task in common with {source.name}")
     ours, theirs = scores(common), scores({name: second[name] for name in common})
     lines = []
     for name in [*common, "overall"]:
@@ -117,7 +122,7 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
     columns = ["task", "A", "B", "A − B", f"{LEVEL:.0%} interval", "right in A alone", "right in B alone", "McNemar p"]
     document.add(
         "Comparison",
-        f"A is {source.path}, B is {compared.path}.",
+        f"A is {source.name}, B is {compared.name}.",
         Table(columns, lines),
         *(f"B: {sentence}" for sentence in compared.unscored),
         "Both are scored on the same resamples of the rows (paired bootstrap): where the interval leaves out 0, the "
@@ -148,19 +153,16 @@ def add_training(document: Document, source: Source) -> None:
 
 
 def add_task_order(document: Document, source: Source) -> None:
-    """The order of the tasks; nothing where there is no run."""
-    if source.record is None:
+    """The order of the tasks; nothing where there is no plan."""
+    if (plan := source.plan()) is None:
         return
-    plan, decides = source.plan(), source.record["decides"]
-    if plan is None:
-        document.add("Order of the tasks", "Unknown: the training rows are not those that run.json counts.")
-        return
-    counts = ", ".join(f"{plan.count(name):,} of {name}" for name in source.tasks)
+    decides = source.record["decides"]
+    counts = ", ".join(f"{plan.count(name):,} of {name}" for name in decides["tasks"])
     words = f"{len(plan):,} steps of up to {decides['rows of a step']} rows: {counts}"
     document.add(
         "Order of the tasks",
         f"Schedule {decides['schedule']}, {words}.",
-        picture("task-order", task_order(plan, list(source.tasks)), f"Task of each step; {words}"),
+        picture("task-order", task_order(plan, decides["tasks"]), f"Task of each step; {words}"),
     )
 
 
@@ -254,20 +256,20 @@ def add_settings(document: Document, source: Source) -> None:
     if (record := source.record) is None:
         return
     decides = record["decides"]
-    plain = {
-        key: value for key, value in decides.items() if not key.startswith(("task ", "rows of ")) and key != "tasks"
-    }
-    plain |= {"rows of a step": decides["rows of a step"], "data_dir": record["run"]["data_dir"]}
-    plain |= {"processes": record["processes"], "commit": record["commit"]} | record["versions"]
+    tasks = decides.get("tasks", ())  # a model soup has none of its own
+    told = {"tasks", *(f"{what} {name}" for what in ("task", "rows of") for name in tasks)}
+    plain = {key: value for key, value in decides.items() if key not in told}
+    plain |= {"data_dir": record["run"]["data_dir"], "processes": record["processes"], "commit": record["commit"]}
+    plain |= record["versions"]
     fields = ["kind", "loss", "metric", "epochs", "dropout", "smart_weight", "bregman_weight"]
     splits = ["train", "dev", "test"]
     lines = [
-        [name, *(str(getattr(task, key)) for key in fields)]
+        [name, *(str(decides[f"task {name}"][key]) for key in fields)]
         + [f"{decides[f'rows of {name}'].get(split, {}).get('rows', 0):,}" for split in splits]
-        for name, task in source.tasks.items()
+        for name in tasks
     ]
     document.add(
         "Settings",
-        Table(["task", *fields, *(f"{split} rows" for split in splits)], lines),
+        Table(["task", *fields, *(f"{split} rows" for split in splits)], lines) if lines else None,
         Table(["setting", "value"], [[key, "" if value is None else str(value)] for key, value in plain.items()]),
     )

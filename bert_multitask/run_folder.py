@@ -93,7 +93,14 @@ class RunFolder:
             return None
         return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])))
 
-    def begin(self, run: RunArguments, tasks: Sequence[Task], rows: Mapping[str, DatasetDict], batch_size: int) -> None:
+    def begin(
+        self,
+        run: RunArguments,
+        tasks: Sequence[Task],
+        rows: Mapping[str, DatasetDict],
+        batch_size: int,
+        batches: Mapping[str, int],
+    ) -> None:
         """Write `run.json`: the configuration, versions, commit and data fingerprints that make the run repeatable.
 
         Args:
@@ -101,6 +108,7 @@ class RunFolder:
             tasks: as trained.
             rows: {task: its clean rows by split}.
             batch_size: rows of one optimizer step.
+            batches: {task: its batches in the whole plan}, from which a report draws the plan.
 
         Raises:
             InputError: the run to resume had other settings, or its folder cannot be written.
@@ -112,6 +120,7 @@ class RunFolder:
             "decides": deciding_settings(run, self.args, tasks, self.data, batch_size),
             "run": dataclasses.asdict(run),
             "training": self.args.to_dict(),  # Transformers blanks the tokens
+            "batches": dict(batches),
             "processes": self.args.world_size,
             "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "commit": git_commit(),

@@ -1,119 +1,98 @@
-"""What a report is of: a run folder, a folder of prediction tables or one table, read with the labels of its rows."""
+"""What a report is of: a run, a folder of prediction tables or one table, with the labels of its rows."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import DatasetDict
-
 from .analysis import LabelledPredictions, label_predictions
-from .arguments import RunArguments
-from .configuration import InputError
-from .data import load_rows, usable_rows
-from .losses import UNLABELLED
-from .schedule import SCHEDULES, count_batches
-from .tasks import TASKS, Task
+from .arguments import MultitaskTrainingArguments
+from .configuration import InputError, resolve_folder
+from .inference import SplitReader, first_run, known_tasks, locate_tasks, read_tables
+from .run_folder import read_run
+from .schedule import SCHEDULES
+from .tasks import Task
 
 
+@dataclass
 class Source:
     """A run, an ensemble or a table, with what it left.
 
-    Args:
-        path: of its folder, or of the table.
-        split: whose predictions, "dev" or "test".
-        tasks: {name: task}.
-        rows: {name: the task's clean rows by split}.
-
     Attributes:
-        record: what `run.json` says; None where there is no run.
-        history: the entries of `history.jsonl`; none where there is no run.
+        name: of its folder or table, or its Hub id.
+        tasks: {name: task}.
         predictions: {name: predictions beside labels} of the tasks that have both.
         unscored: a sentence for each other task.
-
-    Raises:
-        InputError: there is no table, one is of other rows than the task's, or nothing can be scored.
+        record: what `run.json` says; None where there is no run.
+        history: the entries of `history.jsonl`; none where there is no run.
     """
 
-    def __init__(self, path: Path, split: str, tasks: Mapping[str, Task], rows: Mapping[str, DatasetDict]):
-        self.path, self.split, self.tasks, self.rows = path, split, tasks, rows
-        self.record = read_record(path)
-        history = path / "history.jsonl"
-        lines = history.read_text(encoding="utf-8").splitlines() if self.record and history.is_file() else ()
-        self.history: list[dict] = list(map(json.loads, lines))
-        tables = find_tables(path, split)
-        self.predictions: dict[str, LabelledPredictions] = {}
-        self.unscored: list[str] = []
-        for name, task in tasks.items():
-            if name not in tables:
-                self.unscored.append(f"Task {name} is not scored: there are no predictions.")
-            elif split not in rows[name] or set(rows[name][split]["label"][:]) <= {UNLABELLED}:
-                self.unscored.append(f"Task {name} is not scored: no {split} row has a label.")
-            else:
-                self.predictions[name] = label_predictions(task, rows[name][split], tables[name])
-        if not self.predictions:
-            raise InputError(f"{path}: there is nothing to score. {' '.join(self.unscored)}")
+    name: str
+    tasks: dict[str, Task]
+    predictions: dict[str, LabelledPredictions]
+    unscored: list[str]
+    record: dict | None
+    history: list[dict]
 
     def plan(self) -> list[str] | None:
-        """The task of each step of the run; None if the training rows are not as many as `run.json` says."""
+        """The task of each step of the run; None where there is no run, or `run.json` does not count its batches."""
+        if not (self.record and self.record.get("batches")):
+            return None
         decides = self.record["decides"]
-        for name in self.tasks:
-            counted = decides.get(f"rows of {name}", {}).get("train", {}).get("rows")
-            if counted != len(self.rows[name].get("train", ())):
-                return None
-        sizes = {name: len(usable_rows(task, self.rows[name]["train"], "train")) for name, task in self.tasks.items()}
-        epochs = {name: task.epochs for name, task in self.tasks.items()}
+        batches = {name: self.record["batches"][name] for name in decides["tasks"]}  # in the order of the run
         seed = decides["seed"] if decides["data_seed"] is None else decides["data_seed"]
-        batches = count_batches(sizes, epochs, decides["rows of a step"], decides["budget"])
         plan = SCHEDULES[decides["schedule"]](batches, seed)
         return plan[: decides["max_steps"]] if decides["max_steps"] > 0 else plan
 
 
 def open_sources(
-    paths: Sequence[Path], split: str, data_dir: str | None = None, tasks: Sequence[str | dict | Task] | None = None
+    names: Sequence[str],
+    split: str,
+    args: MultitaskTrainingArguments,
+    data_dir: str | None = None,
+    specs: Sequence[str] | None = None,
 ) -> list[Source]:
     """Read one source, or several of the same rows.
 
     Args:
-        paths: run folders, folders of tables TASK-SPLIT.parquet, or such tables.
+        names: run folders, Hub ids, folders of prediction files, or such files (see `read_tables`).
         split: "dev" or "test".
-        data_dir: where the rows are, as for training; by default those of the first run among the paths.
-        tasks: as for training; by default those of that run, or the presets that the first path's tables are named
-            after.
+        args: how to predict, where there are no tables.
+        data_dir: where the rows are (see `load_rows`); by default those of the first run among the names.
+        specs: which tasks (see `locate_tasks`); by default all.
 
     Raises:
-        InputError: nothing says where the rows are or what the tasks are, or a source cannot be read.
+        InputError: a source has no table, one is of other rows, or nothing says where the rows are.
     """
-    for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder; expected a run, or a folder of prediction tables")
-    record = next(filter(None, map(read_record, paths)), None)
-    if not (record or data_dir):
-        raise InputError(f"{paths[0]} has no run.json that says where the labels are; name their folder: --data_dir")
-    if not (record or tasks):
-        names = find_tables(paths[0], split)
-        if unknown := [name for name in names if name not in TASKS]:
-            raise InputError(f"{paths[0]}: its task {unknown[0]!r} is no preset; describe the tasks with --tasks")
-        tasks = [name for name in TASKS if name in names]
-    run = RunArguments(**record["run"]) if record else RunArguments()
-    run.data_dir, run.tasks = data_dir or run.data_dir, tasks or run.tasks
-    specs = {task.name: task for task in run.load_tasks()}
-    rows = {name: load_rows(task, run.data_dir) for name, task in specs.items()}
-    return [Source(path, split, specs, rows) for path in paths]
+    reader = SplitReader(split)
+    found = read_tables(names, reader, args, data_dir, specs)
+    for name, tables in zip(names, found, strict=True):
+        if not tables:
+            raise InputError(f"{name}: no table {{task}}-{split}.parquet or .csv, and no run to predict it")
+    run = first_run(names)
+    data_dir = data_dir or (run.data_dir if run else None)
+    tasks = {name: table.task for tables in reversed(found) for name, table in tables.items()}
+    in_order = {name: tasks[name] for name in (*known_tasks(run), *tasks) if name in tasks}
+    located = locate_tasks(names[0], in_order, run, data_dir, specs)
+    labelled = reader.labels(located, data_dir)
+    sources = []
+    for name, tables in zip(names, found, strict=True):
+        predictions, unscored = {}, []
+        for task in located:
+            if task not in tables:
+                unscored.append(f"Task {task} is not scored: there are no predictions.")
+            elif task not in labelled:
+                unscored.append(f"Task {task} is not scored: no {split} row has a label.")
+            else:
+                predictions[task] = label_predictions(tables[task], reader.rows(located[task], data_dir))
+        if not predictions:
+            raise InputError(f"{name}: there is nothing to score. {' '.join(unscored)}")
+        _, record = read_run(name) or (None, None)
+        sources.append(Source(name, located, predictions, unscored, record, read_history(name)))
+    return sources
 
 
-def read_record(path: Path) -> dict | None:
-    """What the `run.json` of a folder says; None where there is none."""
-    file = path / "run.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def find_tables(path: Path, split: str) -> dict[str, Path]:
-    """{task: prediction table} of a run, of a folder of tables, or the one table that the path is."""
-    ending = f"-{split}.parquet"
-    folder = path / "predictions" if (path / "predictions").is_dir() else path
-    files = [path] if path.is_file() else sorted(folder.glob(f"*{ending}"))
-    if path.is_file() and not path.name.endswith(ending):
-        raise InputError(f"{path}: expected a run, a folder, or a table called TASK{ending}")
-    if not files:
-        raise InputError(f"{folder} holds no table TASK{ending}; finish the run, or predict with the trained model")
-    return {file.name.removesuffix(ending): file for file in files}
+def read_history(name: str) -> list[dict]:
+    """The entries of a run's `history.jsonl`; none where there is no such file."""
+    file = Path(resolve_folder(name), "history.jsonl")
+    return list(map(json.loads, file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []

@@ -50,6 +50,7 @@ class Task:
         divergence: key of `losses.DIVERGENCES`, by which SMART compares two predictions; by default the kind's.
         metric: key of `metrics.METRICS`; by default the kind's.
         epochs: how often training sees each row (paper, section 4.2.2).
+        max_train_samples: train on at most so many rows, drawn at random; None, on all.
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
@@ -72,6 +73,7 @@ class Task:
     divergence: str | None = None
     metric: str | None = None
     epochs: int = 10
+    max_train_samples: int | None = None
     dropout: float = 0.3
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
@@ -102,8 +104,10 @@ class Task:
         for key in ("smart_weight", "bregman_weight"):
             if not 0 <= getattr(self, key) < float("inf"):
                 raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
-        if not isinstance(self.epochs, int) or self.epochs < 1:
-            raise InputError(f"{where}: epochs is {self.epochs!r}; expected a whole number of at least 1")
+        for key in ("epochs", "max_train_samples"):
+            value = getattr(self, key)
+            if not (isinstance(value, int) and value >= 1 or key == "max_train_samples" and value is None):
+                raise InputError(f"{where}: {key} is {value!r}; expected a whole number of at least 1")
         if self.files is not None and not {"train", "dev"} <= set(self.files) <= {"train", "dev", "test"}:
             raise InputError(f"{where}: files has {', '.join(self.files)}; expected train, dev and perhaps test")
         # Defaults of the kind, and the types that YAML and JSON cannot write; frozen needs the long way.

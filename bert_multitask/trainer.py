@@ -63,8 +63,8 @@ class MultitaskTrainer(HubTrainer):
         self.epochs = {name: task.epochs for name, task in model.tasks.items()}
         self.batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.data_seed = args.data_seed if args.data_seed is not None else args.seed
-        batches = count_batches(self.rows, self.epochs, self.batch_size, args.budget)
-        plan = SCHEDULES[args.schedule](batches, self.data_seed)
+        self.batches = count_batches(self.rows, self.epochs, self.batch_size, args.budget)
+        plan = SCHEDULES[args.schedule](self.batches, self.data_seed)
         self.plan = plan[: args.max_steps] if args.max_steps > 0 else plan
         args = copy.copy(args)  # the caller's stay as they are
         # Trainer repeats a data loader that is shorter than max_steps; the plan is all there is.

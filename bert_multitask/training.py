@@ -4,16 +4,17 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
 from .configuration import InputError, MultitaskBertConfig
-from .data import describe_rows, load_rows, load_tokenizer, tokenise_splits
+from .data import describe_rows, load_rows, load_tokenizer, sample_rows, tokenise_splits
 from .heads import MultitaskBertModel
 from .losses import UNLABELLED
 from .metrics import decide
@@ -42,16 +43,8 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     if args.process_index:
         logging.disable_progress_bar()
     folder = RunFolder(args, overwrite=run.overwrite)
-    set_seed(args.seed)
-
-    # All input is checked before anything is computed.
-    tasks = run.load_tasks()
-    rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
-    model = load_model(run, tasks)
-    tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
-    history = HistoryFile(folder.path / "history.jsonl")
-    trainer = MultitaskTrainer(model, args, **trainer_data(tokenizer, tokens), callbacks=[history])
-    folder.begin(run, tasks, rows, trainer.batch_size)
+    tasks, rows, tokens, trainer = prepare(run, args, [HistoryFile(folder.path / "history.jsonl")])
+    folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches)
     if args.process_index == 0:
         print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
 
@@ -71,6 +64,30 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
         if args.process_index == 0:
             print(f"pushed: {url}", flush=True)
     return metrics
+
+
+class Prepared(NamedTuple):
+    """What a run trains: {task: its clean rows by split}, {task: the tokens that are used}, and the trainer."""
+
+    tasks: list[Task]
+    rows: dict[str, DatasetDict]
+    tokens: dict[str, dict[str, Dataset]]
+    trainer: MultitaskTrainer
+
+
+def prepare(run: RunArguments, args: MultitaskTrainingArguments, callbacks: Sequence[TrainerCallback] = ()) -> Prepared:
+    """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens.
+
+    Raises:
+        InputError: something is wrong with the input.
+    """
+    set_seed(args.seed)
+    tasks = run.load_tasks()
+    rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
+    model = load_model(run, tasks)
+    tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
+    trainer = MultitaskTrainer(model, args, **trainer_data(tokenizer, tokens), callbacks=list(callbacks))
+    return Prepared(tasks, rows, tokens, trainer)
 
 
 def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
@@ -97,7 +114,7 @@ def tokenise_rows(
     rows: Mapping[str, DatasetDict],
     config: MultitaskBertConfig,
 ) -> tuple[PreTrainedTokenizerBase, dict[str, dict[str, Dataset]]]:
-    """The tokenizer of the run's checkpoint, and {task: its tokenised rows by split}.
+    """The tokenizer of the run's checkpoint, and {task: its tokenised rows by split}, of training those it samples.
 
     Args:
         run: the run's arguments.
@@ -113,6 +130,8 @@ def tokenise_rows(
             task.name: tokenise_splits(task, rows[task.name], tokenizer, max_length, run.pair_encoding)
             for task in tasks
         }
+    for task in tasks:
+        tokens[task.name]["train"] = sample_rows(task, tokens[task.name]["train"], args.seed)
     return tokenizer, tokens
 
 
@@ -155,8 +174,8 @@ def run_recipe(
     """Run a recipe's `main` on the command line; what is wrong with the input is one line, and exit code 2.
 
     Args:
-        main: of the recipe, called with the command line's arguments.
-        stopped: what to say where the user stops it.
+        main: takes the arguments.
+        stopped: what to say after an interrupt from the keyboard.
     """
     try:
         main(sys.argv[1:])

@@ -15,9 +15,9 @@ from pathlib import Path
 from datasets import Dataset
 from numpy import ndarray
 
-from bert_multitask.arguments import HelpFormatter, MultitaskTrainingArguments
+from bert_multitask.arguments import MultitaskTrainingArguments
+from bert_multitask.command_line import HelpFormatter, add_row_flags
 from bert_multitask.configuration import InputError
-from bert_multitask.data import SAMPLE
 from bert_multitask.ensemble import VOTES, collect_members, combine, find_labels, halve, select_greedily
 from bert_multitask.inference import SplitReader, describe_scores, score_tables
 from bert_multitask.prediction import Predictions, write_predictions
@@ -32,7 +32,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--split", choices=["dev", "test", "both"], default="both", help="which tables")
     parser.add_argument("--vote", choices=VOTES, default=VOTES[0], help="classes: most frequent, or most probable")
     parser.add_argument("--select", choices=["greedy"], help="take the members that do best on half of dev")
-    parser.add_argument("--data_dir", help=f"rows, for scores: folder, URL, 'hub' or {SAMPLE}; by default a run's own")
+    add_row_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -64,7 +64,7 @@ def collect(options: argparse.Namespace) -> tuple[dict[str, list], dict[str, nda
     members = {
         split: found
         for split, reader in readers.items()
-        if (found := collect_members(options.members, reader, args, options.data_dir))
+        if (found := collect_members(options.members, reader, args, options.data_dir, options.tasks))
     }
     needed = {options.split} - {"both"} | ({"dev"} if options.select else set())
     if not members or needed - members.keys():
@@ -75,7 +75,7 @@ def collect(options: argparse.Namespace) -> tuple[dict[str, list], dict[str, nda
         raise InputError(f"--output_dir {options.output_dir} holds a member's tables; choose another folder")
     labels = {}
     if "dev" in members:
-        labels = find_labels(options.members, members["dev"][0], readers["dev"], options.data_dir)
+        labels = find_labels(options.members, members["dev"][0], readers["dev"], options.data_dir, options.tasks)
     return members, labels
 
 

@@ -9,7 +9,7 @@ RUN is a run folder, a Hub id or package:NAME/PATH. docs/reuse.md says which way
 import argparse
 from pathlib import Path
 
-from bert_multitask.arguments import HelpFormatter
+from bert_multitask.command_line import HelpFormatter
 from bert_multitask.configuration import InputError
 from bert_multitask.data import load_tokenizer
 from bert_multitask.export import export_classifier, export_encoder

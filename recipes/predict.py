@@ -10,8 +10,8 @@ RUN is a run folder, a Hub id or package:NAME/PATH. Leaves in PREDICTIONS a line
 import argparse
 from pathlib import Path
 
-from bert_multitask.arguments import HelpFormatter, MultitaskTrainingArguments, check_launch
-from bert_multitask.data import SAMPLE
+from bert_multitask.arguments import MultitaskTrainingArguments, check_launch
+from bert_multitask.command_line import HelpFormatter, add_row_flags
 from bert_multitask.inference import SplitReader, TrainedRun, describe_scores, predict_runs, score_tables
 from bert_multitask.prediction import write_predictions
 from bert_multitask.run_folder import write_json
@@ -23,12 +23,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", help="run folder, Hub id or package:NAME/PATH")
     parser.add_argument("--split", choices=["dev", "test"], required=True, help="which rows")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the prediction files")
-    parser.add_argument("--data_dir", help=f"rows: folder, URL, 'hub' or {SAMPLE}; by default the run's own")
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        help='which of the run\'s tasks, by default all; as JSON with other files: {"name": "nli", "files": {…}}',
-    )
+    add_row_flags(parser)
     parser.add_argument("--per_device_eval_batch_size", type=int, default=64, help="rows at a time on one process")
     return parser.parse_args(argv)
 

@@ -4,27 +4,30 @@
     python recipes/report.py RUN OTHER_RUN --output_dir OUT             # and a paired test of the two
     python recipes/report.py FOLDER_OF_TABLES --data_dir DATA
 
-RUN is a run folder, a folder of tables TASK-dev.parquet, or one such table. docs/report.md says what is in it.
+RUN is a run folder, a Hub id, a folder of prediction files, or one such file. docs/report.md says what is in it.
 """
 
 import argparse
 from pathlib import Path
 
+from bert_multitask.command_line import HelpFormatter, add_row_flags
+from bert_multitask.configuration import InputError
 from bert_multitask.report import write_report
 from bert_multitask.training import run_recipe
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, folder of prediction tables, or a table")
-    parser.add_argument("other", type=Path, metavar="OTHER", nargs="?", help="the same, to compare with")
-    parser.add_argument("--data_dir", help="where the labels are, as for training; by default where the run's were")
-    parser.add_argument("--tasks", nargs="+", help="tasks, as for training; by default the run's, or presets")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="run folder, Hub id, folder of prediction files, or one such file")
+    parser.add_argument("other", metavar="OTHER", nargs="?", help="the same, to compare with")
+    add_row_flags(parser)
     parser.add_argument("--split", choices=["dev", "test"], default="dev", help="which predictions")
     parser.add_argument("--output_dir", type=Path, help="folder to write; by default RUN/report")
     options = parser.parse_args(argv)
-    folder = options.run if options.run.is_dir() else options.run.parent
-    output_dir = options.output_dir or folder / "report"
+    path = Path(options.run)
+    if not (options.output_dir or path.exists()):
+        raise InputError(f"{path}: no such file or folder; a report of a Hub id or a package needs --output_dir")
+    output_dir = options.output_dir or (path if path.is_dir() else path.parent) / "report"
     write_report(options.run, output_dir, options.other, options.data_dir, options.tasks, options.split)
     print(f"report: {output_dir / 'report.html'} and {output_dir / 'report.md'}")
 

@@ -10,7 +10,7 @@ an ordinary checkpoint with its tokenizer, and run.json: the first run's record,
 import argparse
 from pathlib import Path
 
-from bert_multitask.arguments import HelpFormatter
+from bert_multitask.command_line import HelpFormatter
 from bert_multitask.configuration import InputError
 from bert_multitask.data import load_tokenizer
 from bert_multitask.run_folder import read_run, write_json
@@ -28,9 +28,8 @@ def main(argv: list[str]) -> None:
     model = average_weights(options.runs)
     model.save_pretrained(options.output_dir)
     load_tokenizer(options.runs[0], model.config.vocab_size).save_pretrained(options.output_dir)
-    write_json(
-        options.output_dir / "run.json", read_run(options.runs[0])[1] | {"decides": {"average_of": options.runs}}
-    )
+    record = read_run(options.runs[0])[1] | {"decides": {"average_of": options.runs}, "batches": None}
+    write_json(options.output_dir / "run.json", record)
     print(f"average of {len(options.runs)} runs: {options.output_dir}", flush=True)
 
 

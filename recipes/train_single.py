@@ -9,7 +9,8 @@ The task is sst, cfimdb, quora, sts or one of your own, as in train_multitask.py
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RecipeParser, RunArguments
+from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.command_line import RecipeParser
 from bert_multitask.configuration import InputError
 from bert_multitask.training import run_recipe, train
 

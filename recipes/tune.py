@@ -9,7 +9,8 @@ command goes on with a search that was stopped.
 
 from pathlib import Path
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RecipeParser, RunArguments
+from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.command_line import RecipeParser
 from bert_multitask.search_space import TuneArguments
 from bert_multitask.training import run_recipe
 from bert_multitask.tuning import Search

@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix
 from bert_multitask.analysis import confusion, error_by_length, label_predictions, worst
 from bert_multitask.configuration import InputError
 from bert_multitask.losses import UNLABELLED
-from bert_multitask.prediction import prediction_table, write_predictions
+from bert_multitask.prediction import prediction_table, read_predictions, write_predictions
 from bert_multitask.statistics import LEVEL
 from bert_multitask.tasks import TASKS
 
@@ -37,7 +37,7 @@ def make(tmp_path):
             table = table.remove_columns("probabilities")
         write_predictions(task, table, tmp_path / f"{name}-dev")
         rows = Dataset.from_dict({"id": ids, **texts, "label": labels})
-        return label_predictions(task, rows, tmp_path / f"{name}-dev.parquet"), logits, labels
+        return label_predictions(read_predictions(tmp_path / f"{name}-dev.parquet"), rows), logits, labels
 
     return make
 
@@ -112,17 +112,11 @@ def test_the_worst_are_wrong_and_in_order(make):
 
 
 def test_tables_of_other_rows_are_refused(make, tmp_path):
-    predictions, _, _ = make("sst")
-    path, task = tmp_path / "sst-dev.parquet", TASKS["sst"]
+    make("sst")
+    table = read_predictions(tmp_path / "sst-dev.parquet")
     rows = Dataset.from_dict({"id": [f"r{n}" for n in range(COUNT)], "text": ["x"] * COUNT, "label": [0] * COUNT})
-    with pytest.raises(InputError, match="has 200 predictions for 150 rows"):
-        label_predictions(task, rows.select(range(150)), path)
-    with pytest.raises(InputError, match="prediction 1 is of id 'r0', row 1 has id 'r199'"):
-        label_predictions(task, rows.select(range(COUNT - 1, -1, -1)), path)
-    with pytest.raises(InputError, match="expected id and score"):
-        label_predictions(TASKS["sts"], rows, path)
-    with pytest.raises(InputError, match="has classes beyond 1, the last of task 'cfimdb'"):
-        label_predictions(TASKS["cfimdb"], rows, path)
-    path.write_bytes(b"not Parquet")
-    with pytest.raises(InputError, match="cannot be read as Parquet"):
-        label_predictions(task, rows, path)
+    rows.info.description = "ids-sst-dev.csv"
+    with pytest.raises(InputError, match="sst-dev.parquet has 200 rows, and ids-sst-dev.csv has 150"):
+        label_predictions(table, rows.select(range(150)))
+    with pytest.raises(InputError, match="sst-dev.parquet: row 1 has id 'r0', and 'r199' in ids-sst-dev.csv"):
+        label_predictions(table, rows.select(range(COUNT - 1, -1, -1)))

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RecipeParser, RunArguments, check_launch
+from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments, check_launch
+from bert_multitask.command_line import RecipeParser
 from bert_multitask.configuration import InputError
 
 
@@ -103,6 +104,15 @@ def test_idle_cores_are_pointed_out(tmp_path, caplog, monkeypatch, propagated_lo
     assert "one CPU thread is used of 64" in caplog.text and "--num_cpu_threads_per_process" in caplog.text
 
 
+def test_a_process_takes_one_gpu(tmp_path, caplog, propagated_logs):
+    """Of several, Trainer would make DataParallel's: more rows a step, and batches it cannot cut."""
+    args = parse(tmp_path, "")[1]
+    args._n_gpu = 4  # as on a machine with four
+    check_launch(args)
+    assert args.n_gpu == 1 and args.train_batch_size == args.per_device_train_batch_size
+    assert "one GPU is used of 4: `accelerate launch --num_processes N`" in caplog.text
+
+
 def test_processes_that_are_no_group_are_refused(tmp_path, monkeypatch):
     """As `accelerate launch --cpu --num_processes 2` leaves them: one process, and an address to meet at."""
     args = parse(tmp_path, "")[1]
@@ -198,7 +208,7 @@ def test_mistakes_are_named(tmp_path, yaml, flags, message):
         (["--tasks", "sst", "sst"], "names 'sst' twice"),
         (["--task_epochs", '{"stt": 3}'], "--task_epochs names 'stt', but the tasks of this run are"),
         (["--head_dropout", '{"sst": 1.0}'], "dropout is 1.0"),
-        (["--smart_weight", "-1"], "task 'sst': smart_weight is -1.0; expected a factor of at least 0"),
+        (["--smart_weight", "-1"], "task 'sst': smart_weight is -1; expected a factor of at least 0"),
         (["--bregman_weight", '{"sts": -2}'], "task 'sts': bregman_weight is -2"),
         (["--head_dropout", '{"sst": "high"}'], "task 'sst': .*see the fields' types"),
     ],

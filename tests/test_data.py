@@ -27,6 +27,7 @@ from bert_multitask.data import (
     fingerprint,
     load_rows,
     load_tokenizer,
+    sample_rows,
     tokenise,
     usable_rows,
 )
@@ -445,3 +446,12 @@ def test_a_file_under_an_address_beside_a_local_folder(course_folder, server):
     assert fingerprint(load_rows(there, str(course_folder))["dev"]) == fingerprint(
         load_rows(task, str(course_folder))["dev"]
     )
+
+
+@given(count=st.integers(1, 30), limit=st.none() | st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
+def test_a_sample_of_rows(count, limit, seed):
+    rows = Dataset.from_dict({"id": [str(number) for number in range(count)]})
+    task = dataclasses.replace(TASKS["sst"], max_train_samples=limit)
+    drawn = list(map(int, sample_rows(task, rows, seed)["id"]))
+    assert len(drawn) == len(set(drawn)) == min(count, limit or count) and drawn == sorted(drawn)
+    assert drawn == list(map(int, sample_rows(task, rows, seed)["id"])), "the seed alone decides"

@@ -14,9 +14,9 @@ from sklearn.metrics import accuracy_score
 from test_recipes import run_here
 
 from bert_multitask.configuration import InputError
-from bert_multitask.ensemble import check_alike, combine, halve, select_greedily
+from bert_multitask.ensemble import combine, halve, select_greedily
 from bert_multitask.losses import UNLABELLED
-from bert_multitask.prediction import Predictions, prediction_table, read_predictions, write_predictions
+from bert_multitask.prediction import Predictions, check_alike, prediction_table, read_predictions, write_predictions
 from bert_multitask.tasks import TASKS, Task
 
 ENSEMBLE = ROOT / "recipes" / "ensemble.py"

@@ -2,18 +2,22 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, launch
 from test_recipes import run_here
+from transformers import AutoTokenizer
 
 from bert_multitask import inference
 from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.data import SAMPLE, load_rows
+from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.inference import SplitReader, TrainedRun, predict_runs
-from bert_multitask.prediction import read_predictions
+from bert_multitask.prediction import predict, read_predictions
 from bert_multitask.tasks import TASKS
 from bert_multitask.training import train
 
@@ -126,6 +130,43 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
         flags = ["--split", "dev", "--output_dir", tmp_path / "new"]
         assert run_here(monkeypatch, name, *flags, recipe=PREDICT) == 2
         assert message in capsys.readouterr().err
+
+
+def test_recipes_take_a_hub_id(tmp_path, run, hub, files):
+    """In a fresh process. A pushed run has no run.json and no predictions: its rows are named, and predicted whole."""
+    pushed = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    hub.add("me/run", {name: (run / name).read_bytes() for name in pushed})
+    new, both, report = (tmp_path / name for name in ("new", "both", "report"))
+    nli = json.dumps({"name": "nli", "files": {split: files[split] for split in ("train", "dev")}})
+    flags = ["--split", "dev", "--data_dir", SAMPLE, "--tasks", "sts", nli, "--output_dir"]
+    commands = [
+        [PREDICT, "me/run", *flags, new],
+        [ENSEMBLE, "me/run", new, *flags, both],
+        [PREDICT.with_name("report.py"), "me/run", *flags, report],
+    ]
+    code = (
+        "import json, runpy, sys\nfor sys.argv in json.loads(sys.argv[1]): runpy.run_path(sys.argv[0], {}, '__main__')"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([list(map(str, command)) for command in commands])],
+        env=hub.env(tmp_path / "cache") | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    rows = load_rows(TASKS["sts"], SAMPLE)["dev"]
+    pairs = list(zip(rows["text"], rows["text_pair"], strict=True))
+    expected = predict(MultitaskBertModel.from_pretrained(run), AutoTokenizer.from_pretrained(run), "sts", pairs)
+    for folder in (new, both):
+        assert sorted(path.name for path in folder.glob("*.parquet")) == ["nli-dev.parquet", "sts-dev.parquet"]
+        table = read_predictions(folder / "sts-dev.parquet").table
+        assert table["id"][:] == rows["id"][:]
+        np.testing.assert_allclose(table["score"][:], expected["score"][:], atol=1e-5)
+    scores = json.loads((both / "ensemble.json").read_text())["scores"]["dev"]
+    assert scores["me/run"] == pytest.approx(json.loads((new / "scores.json").read_text()))
+    page = (report / "report.md").read_text(encoding="utf-8")
+    assert f"| sts | pearson | 150 | {scores['me/run']['eval_sts_pearson']:.4f} |" in page
+    assert "| nli | accuracy | 7 |" in page
 
 
 def test_two_processes_predict_as_one(tmp_path, run):

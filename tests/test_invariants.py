@@ -16,10 +16,11 @@ LAYERS = [
     {"modeling", "schedule", "smart", "optim", "files", "card"},
     {"heads", "collate", "metrics"},
     {"data", "callbacks", "classifier", "statistics", "document"},
-    {"arguments", "prediction", "analysis", "export", "hub"},
-    {"run_folder", "trainer", "plots", "search_space"},
-    {"training", "inference", "soup", "sources"},
-    {"ensemble", "report", "tuning"},
+    {"arguments", "prediction", "export", "hub"},
+    {"run_folder", "trainer", "analysis", "search_space", "command_line"},
+    {"training", "inference", "soup", "plots"},
+    {"ensemble", "sources", "tuning"},
+    {"report"},
 ]
 MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "card", "heads", "classifier"}
 

@@ -22,6 +22,8 @@ SHAPES = {
     "relu, three segments": SIZE | {"hidden_act": "relu", "type_vocab_size": 3, "layer_norm_eps": 1e-6},
     "bert-base": {"num_hidden_layers": 12, "initializer_range": 0.05},
 }
+# Compiles a kernel for each shape, for a minute in all.
+COMPILED = pytest.param("flex_attention", marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=["MiniLM", *SHAPES])
@@ -114,7 +116,7 @@ def test_hidden_states_and_attentions(tiny_bert):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", COMPILED])
 def test_attention_implementations_agree(tiny_bert, implementation):
     model = MinBertModel.from_pretrained(tiny_bert, attn_implementation=implementation).eval()
     assert model.config._attn_implementation == implementation
@@ -190,7 +192,7 @@ def test_the_first_tokens_alone(pair):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", COMPILED])
 def test_the_first_tokens_alone_with_every_attention(tiny_bert, implementation):
     model = MinBertModel.from_pretrained(tiny_bert, attn_implementation=implementation).eval()
     batch = ragged_batch(model.config)

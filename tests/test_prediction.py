@@ -68,6 +68,34 @@ def test_files_of_a_users_own_task_have_names(tmp_path):
     assert (tmp_path / "years-dev.csv").read_text() == "id,score\nx,41.5\n"
 
 
+def test_predicted_scores_may_lie_outside_the_labels_range(tmp_path):
+    """As a cosine of 1 does by rounding."""
+    table = prediction_table(TASKS["sts"], ["x", "y"], np.array([5.000001, -0.2]))
+    write_predictions(TASKS["sts"], table, tmp_path / "sts-dev")
+    assert read_predictions(tmp_path / "sts-dev.csv").table[:] == table[:]
+    for value in ("nan", "much", "inf"):
+        (tmp_path / "sts-dev.csv").write_text(f"id \t Predicted_Similiary \nx , {value} \n")
+        with pytest.raises(InputError, match=f"sts-dev.csv, row 1: the score is '{value}'; expected a number"):
+            read_predictions(tmp_path / "sts-dev.csv")
+
+
+def test_tables_that_cannot_be_read_are_named(tmp_path):
+    """Anybody's Parquet files, called TASK-SPLIT."""
+    for name, columns, message in [
+        ("sst", {"id": ["x"], "score": [1.0]}, "no column 'label'; its columns are id, score"),
+        ("sts", {"id": ["x"], "label": [1]}, "no column 'score'"),
+        ("sst", {"id": ["x", "y"], "label": [0, 5]}, "has label 5; the classes of task 'sst' are 0 to 4"),
+        ("sst", {"id": ["x", "y"], "label": [0, None]}, "has label None; the classes"),
+        ("nli", {"id": ["x"], "label": [1]}, "does not say what its task is"),
+    ]:
+        pd.DataFrame(columns, dtype=object).to_parquet(tmp_path / f"{name}-dev.parquet")
+        with pytest.raises(InputError, match=f"{name}-dev.parquet: {message}"):
+            read_predictions(tmp_path / f"{name}-dev.parquet")
+    (tmp_path / "sst-dev.parquet").write_bytes(b"not Parquet")
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        read_predictions(tmp_path / "sst-dev.parquet")
+
+
 @pytest.fixture(scope="module")
 def model(tiny_bert):
     torch.manual_seed(0)

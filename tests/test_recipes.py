@@ -1,6 +1,7 @@
 """The training recipe as users run it: two steps of it, its mistakes, a kill in the middle, the quickstart."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -98,6 +99,22 @@ def test_flags_reach_the_model(monkeypatch, config):
     model = MultitaskBertModel.from_pretrained(config.parent / "run")
     assert model.config.hidden_dropout_prob == model.config.attention_probs_dropout_prob == 0.25
     assert {name: task.dropout for name, task in model.tasks.items()} == {"sst": 0.2, "sts": 0.3}
+
+
+def test_a_sample_of_the_training_rows(monkeypatch, config, capsys):
+    folder = config.parent / "run"
+    assert run_here(monkeypatch, config, "--max_train_samples", '{"quora": 5, "sts": 99}', "--no_do_predict") == 0
+    printed = capsys.readouterr().out
+    # 14 rows of quora by themselves, 9 of sts; batches of 4.
+    assert re.search(r"quora +5 +1 +2 ", printed) and re.search(r"sts +9 +2 +6 ", printed)
+    record = json.loads((folder / "run.json").read_text())["decides"]
+    assert record["task quora"]["max_train_samples"] == 5 and record["rows of quora"]["train"]["rows"] == 14
+    assert run_here(monkeypatch, config, "--max_train_samples", 3, "--overwrite", "--no_do_predict") == 0
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"{task} +3 +[12] +[12] ", printed) for task in TASK_NAMES), "one number, for every task"
+    for wrong in ('{"sst": 0}', "2.5", '{"nli": 3}'):
+        assert run_here(monkeypatch, config, "--max_train_samples", wrong, "--overwrite") == 2
+        assert "max_train_samples" in capsys.readouterr().err
 
 
 def test_mistakes_end_with_code_2_and_one_line(monkeypatch, config, course_folder, capsys):

@@ -2,25 +2,27 @@
 
 import json
 import re
-import runpy
 import struct
-import sys
 
 import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, write_table
+from test_recipes import run_here
 
 from bert_multitask.analysis import LabelledPredictions
+from bert_multitask.arguments import MultitaskTrainingArguments
 from bert_multitask.configuration import InputError
 from bert_multitask.data import load_rows
 from bert_multitask.document import Document
 from bert_multitask.plots import confusion_matrix, scatter, task_order, to_png, training_curves
 from bert_multitask.prediction import prediction_table, write_predictions
 from bert_multitask.report import add_worst, neighbour_table, write_report
-from bert_multitask.sources import Source, open_sources
+from bert_multitask.sources import open_sources
 from bert_multitask.tasks import TASKS, load_task
 
+REPORT = ROOT / "recipes" / "report.py"
+ARGS = MultitaskTrainingArguments(output_dir="unused", report_to="none")
 SECTIONS = [
     "Scores on dev",
     "Training",
@@ -34,17 +36,6 @@ SECTIONS = [
     "Worst rows of sts",
     "Settings",
 ]
-
-
-def recipe(monkeypatch, name: str, *argv) -> int:
-    """Run a recipe in this process, as on the command line; its exit code."""
-    path = ROOT / "recipes" / f"{name}.py"
-    monkeypatch.setattr(sys, "argv", [str(path), *map(str, argv)])
-    try:
-        runpy.run_path(str(path), run_name="__main__")
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 @pytest.fixture
@@ -66,7 +57,7 @@ def train(monkeypatch, tmp_path, tiny_bert, course_folder):
             "load_best_model_at_end": False,
         } | settings
         config.write_text(yaml.safe_dump(settings))
-        assert recipe(monkeypatch, "train_multitask", config, *flags) == 0
+        assert run_here(monkeypatch, config, *flags) == 0
         return tmp_path / name
 
     return train
@@ -88,7 +79,7 @@ def tables(course_folder, folder, tasks=("sst", "quora", "sts"), seed=0):
 
 def test_a_run(monkeypatch, train, capsys):
     run = train("run", "--max_steps", 6)
-    assert recipe(monkeypatch, "report", run) == 0
+    assert run_here(monkeypatch, run, recipe=REPORT) == 0
     assert str(run / "report" / "report.html") in capsys.readouterr().out
     page = (run / "report" / "report.md").read_text(encoding="utf-8")
     assert sections(page) == SECTIONS
@@ -109,12 +100,12 @@ def test_a_run(monkeypatch, train, capsys):
 def test_the_plan_is_the_runs(train):
     """Recomputed from run.json: as many steps of each task, in the order in which history has their losses."""
     run = train("run", "--budget", 0.7, "--seed", 3, "--logging_steps", 1)
-    (source,) = open_sources([run], "dev")
+    (source,) = open_sources([str(run)], "dev", ARGS)
     losses = [entry for entry in source.history if "loss" in entry]
     tasks = [next(key.removeprefix("loss_") for key in entry if key.startswith("loss_")) for entry in losses]
     assert source.plan() == tasks
-    source.record["decides"]["rows of sst"]["train"]["rows"] += 1
-    assert source.plan() is None, "other training rows than the run's"
+    del source.record["batches"]
+    assert source.plan() is None
 
 
 def test_two_runs(train, course_folder, tmp_path):
@@ -130,14 +121,33 @@ def test_two_runs(train, course_folder, tmp_path):
 
 def test_tables_without_a_run(monkeypatch, course_folder, tmp_path, capsys):
     folder = tables(course_folder, tmp_path / "tables")
-    assert recipe(monkeypatch, "report", folder) == 2
-    assert "no run.json that says where the labels are; name their folder: --data_dir" in capsys.readouterr().err
-    assert recipe(monkeypatch, "report", folder, "--data_dir", course_folder) == 0
+    assert run_here(monkeypatch, folder, recipe=REPORT) == 2
+    assert "does not say where its rows are; name a folder, a URL or hub with --data_dir" in capsys.readouterr().err
+    assert run_here(monkeypatch, folder, "--data_dir", course_folder, recipe=REPORT) == 0
     page = (folder / "report" / "report.md").read_text(encoding="utf-8")
     assert sections(page) == [name for name in SECTIONS if name not in ("Training", "Order of the tasks", "Settings")]
     write_report(folder / "sts-dev.parquet", tmp_path / "one", data_dir=str(course_folder))
     page = (tmp_path / "one" / "report.md").read_text(encoding="utf-8")
     assert sections(page) == ["Scores on dev", *SECTIONS[4:7], "Worst rows of sts"]
+
+
+def test_what_an_ensemble_takes(train, course_folder, tmp_path):
+    """CSV files score as the Parquet files do, without losses; a run without predictions predicts them."""
+    folder = tables(course_folder, tmp_path / "tables", tasks=["sst", "quora"])
+    write_report(folder, tmp_path / "parquet", data_dir=str(course_folder))
+    write_report(
+        folder / "sst-dev.csv", tmp_path / "csv", other=folder / "sst-dev.parquet", data_dir=str(course_folder)
+    )
+    parquet, csv = ((tmp_path / name / "report.md").read_text() for name in ("parquet", "csv"))
+    (line,) = re.findall(r"^\| sst \| accuracy .*$", parquet, re.MULTILINE)
+    assert line in csv and "| sst | " + line.split(" | ")[3] in csv.partition("## Comparison")[2]
+    assert "loss (nats)" in parquet and "loss (nats)" not in csv
+    run = train("run", "--max_steps", 2, "--do_predict", "false")
+    write_report(run, tmp_path / "out")
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert sections(page) == SECTIONS
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert f"{metrics['eval_sst_accuracy']:.4f}" in page and f"{metrics['eval_sts_pearson']:.4f}" in page
 
 
 def test_a_task_without_labels_is_left_out(course_folder, tmp_path):
@@ -149,8 +159,8 @@ def test_a_task_without_labels_is_left_out(course_folder, tmp_path):
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "Task sst is not scored: no dev row has a label." in page
     assert "| quora | accuracy |" in page and "| sst | accuracy |" not in page
-    for name in ("quora", "sts"):
-        (folder / f"{name}-dev.parquet").unlink()
+    for file in [*folder.glob("quora-*"), *folder.glob("sts-*")]:
+        file.unlink()
     with pytest.raises(InputError, match="there is nothing to score. Task sst"):
         write_report(folder, tmp_path / "none", data_dir=str(course_folder))
 
@@ -186,23 +196,25 @@ def test_tasks_of_the_users_own(train, tmp_path):
         "scatter-level",
     }
     folder = run / "predictions"
-    with pytest.raises(InputError, match="its task 'level' is no preset; describe the tasks with --tasks"):
+    with pytest.raises(InputError, match="does not say where the rows of its task 'level' are: --tasks '{\"name\": "):
         write_report(folder, tmp_path / "none", data_dir=str(tmp_path))
-    write_report(folder, tmp_path / "again", data_dir=str(tmp_path), tasks=[json.dumps(spec) for spec in specs])
+    named = [json.dumps({key: spec[key] for key in ("name", "files")}) for spec in specs]
+    write_report(folder, tmp_path / "again", data_dir=str(tmp_path), tasks=named)
     assert "| nli | accuracy | 9 |" in (tmp_path / "again" / "report.md").read_text(encoding="utf-8")
 
 
 def test_mistakes_are_named(course_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
     for path, words in (
-        (tmp_path / "gone", "no such file or folder"),
-        (course_folder, "holds no table TASK-dev.parquet"),
+        (tmp_path / "gone", "no run folder, and it cannot be loaded from the Hub"),
+        (tmp_path / "empty", "empty: no table {task}-dev.parquet or .csv, and no run to predict it"),
     ):
         with pytest.raises(InputError, match=words):
             write_report(path, tmp_path / "out", data_dir=str(course_folder))
-    with pytest.raises(InputError, match="a table called TASK-dev.parquet"):
+    with pytest.raises(InputError, match="sts-dev.csv: begins with '.*; expected 'id"):
         write_report(course_folder / "sts-dev.csv", tmp_path / "out", data_dir=str(course_folder))
     one, two = (tables(course_folder, tmp_path / name, tasks=[name]) for name in ("sst", "sts"))
-    with pytest.raises(InputError, match="nothing to score"):
+    with pytest.raises(InputError, match="sts: has no task in common with .*sst"):
         write_report(one, tmp_path / "out", other=two, data_dir=str(course_folder))
 
 
@@ -287,6 +299,5 @@ def test_many_classes_have_a_picture():
 
 def test_source_reads_no_history_of_a_table(course_folder, tmp_path):
     folder = tables(course_folder, tmp_path / "tables", ["sst"])
-    rows = {"sst": load_rows(TASKS["sst"], str(course_folder))}
-    source = Source(folder / "sst-dev.parquet", "dev", {"sst": TASKS["sst"]}, rows)
+    (source,) = open_sources([str(folder / "sst-dev.parquet")], "dev", ARGS, str(course_folder))
     assert source.record is None and source.history == [] and list(source.predictions) == ["sst"]
