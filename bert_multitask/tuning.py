@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -278,17 +278,20 @@ class Search:
 
     def draw(self) -> None:
         """Write `search.png`."""
-        figure = search_overview(self.table(), self.space, self.importances(), self.metric)
+        figure = search_overview(self.table(), self.space, find_importances(self.study, self.space), self.metric)
         (self.folder / "search.png").write_bytes(to_png(figure))
 
-    def importances(self) -> dict[str, float]:
-        """{setting: share of the scores' variance that it explains} (fANOVA), by the whole trials; empty of fewer than
-        two, or of equal ones."""
-        scores = {trial.value for trial in self.finished() if trial.state is TrialState.COMPLETE}
-        if len([score for score in scores if math.isfinite(score)]) < 2:
-            return {}
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        return optuna.importance.get_param_importances(self.study, evaluator=evaluator, params=list(self.space))
+
+def find_importances(study: "optuna.Study", settings: Collection[str]) -> dict[str, float]:
+    """{setting: its share of the variance of the whole trials' scores that each explains by itself} (fANOVA).
+
+    Empty of equal scores, and where there are no more trials than settings: the shares would be the estimator's chance.
+    """
+    scores = [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,)) if math.isfinite(trial.value)]
+    if len(scores) <= len(settings) or len(set(scores)) == 1:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(settings))
 
 
 def remove_checkpoints(run: Path) -> None:

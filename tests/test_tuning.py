@@ -25,7 +25,7 @@ from bert_multitask.data import load_rows
 from bert_multitask.plots import search_overview
 from bert_multitask.search_space import configure, present_settings, read_space, to_flags
 from bert_multitask.tasks import TASKS
-from bert_multitask.tuning import ReportToTrial
+from bert_multitask.tuning import ReportToTrial, find_importances
 
 TUNE = ROOT / "recipes" / "tune.py"
 DEFAULT = ROOT / "recipes" / "configs" / "tune.yaml"
@@ -406,6 +406,21 @@ def test_the_picture():
         assert [line.get_xydata().tolist() for line in axis.lines][0] == [[second, 0.7]], "the best is ringed"
     assert [label.get_text() for label in slices[1].get_xticklabels()] == ["0", "5"]
     assert [bar.get_width() for bar in bars.patches] == [20, 80] and "%" in bars.get_xlabel()
+
+
+def test_too_few_trials_do_not_say_what_mattered():
+    """Of a made-up search, in which the learning rate is all that matters."""
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    settings, importances = ("learning_rate", "weight_decay"), []
+    for number in range(1, 31):
+        trial = study.ask()
+        study.tell(trial, [trial.suggest_float(name, 0, 1) for name in settings][0])
+        if number in (2, 3, 30):
+            importances.append(find_importances(study, settings))
+    assert importances[0] == {} and sum(importances[1].values()) == pytest.approx(1)
+    assert importances[2]["learning_rate"] > 0.9
+    figure = search_overview([], {name: [0.0, 1.0] for name in settings}, {}, "eval_overall")
+    assert [text.get_text() for text in figure.axes[1].texts] == ["too few whole trials to say"]
 
 
 TWO_PROCESSES = """
