@@ -236,7 +236,7 @@ def search_overview(
     Args:
         trials: in order, each with `trial` (its number), `state` (complete or pruned), `score`, and its settings.
         space: {setting: its range or choices}.
-        importances: {setting: its share of the variance that they explain}; empty of too few trials.
+        importances: {setting: its share of the variance that they explain}; empty where trials are too few to say.
         metric: what the score is.
     """
     trials = [trial for trial in trials if np.isfinite(trial["score"])]  # diverged ones have no place
@@ -256,6 +256,9 @@ def search_overview(
     drawn = bars.barh(names, [100 * importances[name] for name in names], color=TRAIN)
     bars.bar_label(drawn, fmt="%.0f", padding=2, fontsize=9)
     bars.set(title=f"what mattered, by {len(complete)} whole trials", xlabel="share of the explained variance (%)")
+    if not importances:
+        bars.set(xticks=[], yticks=[])
+        bars.text(0.5, 0.5, "too few whole trials to say", ha="center", va="center", transform=bars.transAxes)
     axes = list(bottom.subplots(lines, 3, sharey=True, squeeze=False).flat)
     for axis, (name, values) in zip(axes, space.items(), strict=False):
         axis.set(xlabel=name, ylabel=metric if axis.get_subplotspec().is_first_col() else "")
