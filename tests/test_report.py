@@ -241,7 +241,7 @@ def test_tasks_of_the_users_own(train, tmp_path):
 def test_mistakes_are_named(course_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for path, words in (
-        (tmp_path / "gone", "no run folder, and it cannot be loaded from the Hub"),
+        (tmp_path / "gone", "gone: no such folder"),
         (tmp_path / "empty", "empty: no table {task}-dev.parquet or .csv, and no run to predict it"),
     ):
         with pytest.raises(InputError, match=words):
