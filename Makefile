@@ -15,8 +15,8 @@ help:  ## list the targets
 quickstart: $(VENV)/installed-quickstart  ## train a small BERT on the shipped sample; ARGS='--seed 1 --output_dir runs/second'
 	$(LAUNCH) recipes/train_multitask.py recipes/configs/quickstart.yaml $(ARGS)
 
-test: $(VENV)/installed-test  ## run the tests; ARGS='-k schedule'
-	$(VENV)/bin/python -m pytest $(ARGS)
+test: $(VENV)/installed-test  ## run the tests, two files at a time with a thread each; ARGS='-k schedule'
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/installed-dev  ## lint and formatting, as pre-commit does
 	$(VENV)/bin/ruff check .

@@ -47,13 +47,14 @@ def model_card(
     Returns:
         Markdown below YAML.
     """
-    is_local = base_model is None or os.path.exists(base_model) or base_model.startswith("package:")
+    is_local = base_model is None or os.path.exists(base_model) or base_model.startswith(("/", ".", "package:"))
+    results = model_index(tasks, scores or {}, settings or {}) or None
     metadata = ModelCardData(
-        model_name=(repo_id or "multitask BERT").split("/")[-1],
+        model_name=(repo_id or "multitask BERT").split("/")[-1] if results else None,
         library_name="transformers",
         base_model=None if is_local else base_model,
         tags=TAGS,
-        eval_results=model_index(tasks, scores or {}, settings or {}) or None,
+        eval_results=results,
     )
     parts = [
         "# " + ", ".join(tasks) + ": one model",
@@ -141,6 +142,7 @@ With the package `bert_multitask`, no remote code:
 
 ```python
 from bert_multitask import MultitaskBertModel, predict
+from transformers import AutoTokenizer
 
 model = MultitaskBertModel.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")

@@ -1,7 +1,7 @@
 """Configuration of a multitask BERT: BERT's own settings, and the tasks as plain data.
 
-`configuration`, `tasks`, `losses`, `modeling` and `heads` are the model files: they import nothing else of the package,
-so that a checkpoint can carry them.
+It is one of the model files, which import nothing else of the package, so that a checkpoint can carry them
+(docs/architecture.md).
 """
 
 import importlib.util
@@ -49,10 +49,12 @@ class MultitaskBertConfig(BertConfig):
         """Read a configuration from a folder, a Hub id or a `package:` name (see `resolve_folder`).
 
         Raises:
-            InputError: there is no configuration, or it is another architecture's. Transformers itself only warns of
-                that, and would then fill the model with random weights.
+            InputError: there is no such folder or no configuration, or it is another architecture's. Transformers
+                itself only warns of that, and would then fill the model with random weights.
         """
         folder_or_id = resolve_folder(pretrained_model_name_or_path)
+        if folder_or_id.startswith(("/", ".")) and not os.path.exists(folder_or_id):  # no Hub id begins so
+            raise InputError(f"{pretrained_model_name_or_path}: no such folder")
         fields = cls.get_config_dict(folder_or_id, **kwargs)[0]
         if not fields:
             raise InputError(f"{pretrained_model_name_or_path} has no config.json; expected a BERT checkpoint's folder")

@@ -14,9 +14,10 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding: .3rem .7rem;
-  text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-th { white-space: nowrap; }
+table, img { margin: 1rem 0; }
+th, td { border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding: .3rem .6rem;
+  text-align: left; vertical-align: top; max-width: 24rem; overflow-wrap: break-word; }
+th { vertical-align: bottom; }
 img { display: block; max-width: 100%; width: 50rem; background: #fff; border-radius: 6px; }
 """
 

@@ -90,4 +90,5 @@ def linear_head(head: LinearHead | BinaryHead) -> tuple[torch.Tensor, torch.Tens
 def stock_config(model: MultitaskBertModel) -> BertConfig:
     """BERT's own settings of a model, without ours."""
     ours = {"tasks", "pair_encoding", "pooling", "auto_map", "architectures", "model_type", "id2label", "label2id"}
+    ours |= {"classifier_dropout", "add_cross_attention"}  # there to be refused
     return BertConfig(**{key: value for key, value in model.config.to_dict().items() if key not in ours})

@@ -123,9 +123,11 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         for field, choices in (("pair_encoding", PAIR_ENCODING), ("pooling", POOLING)):
             if (value := getattr(config, field)) not in choices:
                 raise InputError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
-        # No labels of one task: a stock BertForSequenceClassification made of this would have no outputs, which fails
-        # when it is used, where two random ones would not.
+        # What stock models refuse, where they would begin with random weights: a classifier this dropout and this
+        # number of labels, for no head here is its; and BertModel cross-attention, where it would find no encoder.
+        config.classifier_dropout = -1
         config.num_labels = 0
+        config.add_cross_attention = config.encoder_sharing == "per_task"
         self.tasks = {task.name: task for task in map(load_task, config.tasks)}
         for name, task in self.tasks.items():
             if task.loss not in LOSSES:
@@ -220,7 +222,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         """
         repo_id = create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
         if not file_exists(repo_id, "README.md", token=token):
-            ModelCard(model_card(self.tasks, self.config, repo_id, self.name_or_path)).push_to_hub(repo_id, token=token)
+            ModelCard(model_card(self.tasks, self.config, repo_id)).push_to_hub(repo_id, token=token)
         return super().push_to_hub(repo_id, token=token, private=private, **kwargs)
 
     def split(self) -> "MultitaskBertModel":

@@ -1,19 +1,21 @@
 """What of a run goes to the Hub, and the methods of a trainer that push it."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import create_branch, create_repo, upload_folder
+from huggingface_hub import CommitOperationAdd, ModelCard, create_branch, create_commit, create_repo
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from .card import model_card
 from .configuration import InputError
 
+CARD = "README.md"
 # All that others need to use and judge a model. Nothing else of the folder: run.json, TensorBoard's files and Trainer's
 # know paths and names of the machine.
-PUBLIC = ["README.md", "config.json", "model*.safetensors*", "tokenizer*", "vocab.txt", "*.py", "metrics.json"]
+PUBLIC = [CARD, "config.json", "model*.safetensors*", "tokenizer*", "vocab.txt", "*.py", "metrics.json"]
 # What a model card says of the training arguments.
 CARD_SETTINGS = (
     "seed schedule budget learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm bf16 fp16"
@@ -30,9 +32,14 @@ def open_repo(repo_id: str, token: str | None = None, private: bool | None = Non
         return create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
     except Exception as error:  # the client's errors and its network library's share no base class
         raise InputError(
-            f"--hub_model_id {repo_id}: the Hub gives no repository of that name to write to ({error}); is the token "
-            "one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"
+            f"--hub_model_id {repo_id}: the Hub gives no repository of that name to write to ({reason(error)}); is the "
+            "token one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """The message of the Hub's client, without its hint at a page about HTTP."""
+    return " ".join(line for line in str(error).splitlines() if line and not line.startswith("For more information"))
 
 
 def push_folder(
@@ -42,7 +49,7 @@ def push_folder(
     token: str | None = None,
     commit_message: str = "Push a run",
 ) -> str:
-    """Upload the PUBLIC files of a run folder, in one commit.
+    """Upload the PUBLIC files of a run folder, in one commit; the card gets the repository's name.
 
     Args:
         folder: of the run.
@@ -60,21 +67,28 @@ def push_folder(
     try:
         if revision is not None:
             create_branch(repo_id, branch=revision, token=token, exist_ok=True)
-        return upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=PUBLIC,
-            ignore_patterns=["*/*"],
-            revision=revision,
-            token=token,
-            commit_message=commit_message,
+        files = sorted({file for pattern in PUBLIC for file in Path(folder).glob(pattern) if file.is_file()})
+        contents = {file.name: named_card(file, repo_id, revision) if file.name == CARD else file for file in files}
+        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        return create_commit(
+            repo_id, operations, commit_message=commit_message, token=token, revision=revision
         ).commit_url
     except Exception as error:  # as above
         where = f" --hub_revision {revision}" if revision else ""
         raise InputError(
-            f"the run in {folder} is whole, but it could not be pushed to {repo_id} ({error}); try again with "
+            f"the run in {folder} is whole, but it could not be pushed to {repo_id} ({reason(error)}); try again with "
             f"`python recipes/push_to_hub.py {folder} --hub_model_id {repo_id}{where}`"
         ) from error
+
+
+def named_card(file: Path, repo_id: str, revision: str | None = None) -> bytes:
+    """The card in a run folder, with the lines that load the model naming where it goes."""
+    card = ModelCard.load(file)
+    if card.data.eval_results:
+        card.data.model_name = repo_id.split("/")[-1]
+    where = f'from_pretrained("{repo_id}"' + (f', revision="{revision}"' if revision else "")
+    card.text = re.sub(r'from_pretrained\("[^"]*"(, revision="[^"]*")?', where, card.text)
+    return str(card).encode()
 
 
 class HubTrainer(Trainer):
@@ -125,7 +139,7 @@ class HubTrainer(Trainer):
             data,
         )
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
+        Path(self.args.output_dir, CARD).write_text(card, encoding="utf-8")
 
     def card_settings(self) -> dict[str, object]:
         """What the card says of the training."""

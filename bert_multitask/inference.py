@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers.utils import logging
@@ -150,8 +149,6 @@ class SplitReader:
             if key not in self.known:
                 self.known[key] = tokenise(task, rows, tokenizer, run.max_length, run.config.pair_encoding)
             found[name] = self.known[key]
-        if not found:
-            raise InputError(f"{run.name}: none of its tasks has {self.split} rows")
         return found
 
     def labels(self, tasks: Mapping[str, Task], data_dir: str | None) -> dict[str, np.ndarray]:
@@ -166,6 +163,8 @@ def predict_runs(
 ) -> Iterator[dict[str, Dataset]]:
     """Yield each run's prediction tables, {task: one row for each of the split's, in file order}.
 
+    A task that has no such split has no table.
+
     All input is read and tokenised before the first run is loaded, once where the runs' tokenizers and encodings agree.
     Under several processes each predicts a share of the rows and all get the whole table.
 
@@ -177,11 +176,11 @@ def predict_runs(
     with args.main_process_first(desc="tokenising"):
         inputs = [reader.tokens(run) for run in runs]
     for run, tokens in zip(runs, inputs, strict=True):
-        model = run.load_model().to(args.device)
         tables = {}
+        model = run.load_model().to(args.device) if tokens else None
         for name, rows in tokens.items():
-            with PartialState().split_between_processes(rows) as share:
-                logits = predict_logits(model, name, share, args.per_device_eval_batch_size)
+            share = np.array_split(np.arange(len(rows)), args.world_size)[args.process_index]
+            logits = predict_logits(model, name, rows.select(share), args.per_device_eval_batch_size)
             tables[name] = prediction_table(run.tasks[name], rows["id"][:], np.concatenate(gather_object([logits])))
         yield tables
 

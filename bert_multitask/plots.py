@@ -7,6 +7,7 @@ Okabe and Ito, and cividis for matrices: both can be told apart without red or g
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 from matplotlib import rc_context
@@ -68,6 +69,7 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
     left.set(title=f"all tasks: loss{', with its SMART terms' * smart}", ylabel="loss (mixed units)", xlabel="step")
     draw_dev(right, history, "eval_overall")
     right.set(title=f"overall score{best_dev(right)}", ylabel="score (0 to 1)", xlabel="step")
+    count_steps(right)
     lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
     figure.legend(handles=lines.values(), loc="outside upper center", ncols=3, frameon=False)
     return figure
@@ -154,8 +156,9 @@ def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
         axis.errorbar(places, means[:, 0], below_above, fmt="o", color=TRAIN, capsize=3)
         axis.set_xticks(places, [f"{bin.low}–{bin.high}" if bin.low < bin.high else f"{bin.low}" for bin in bins])
         axis.set(title=f"{part.task.name}: about {len(part) // len(bins):,} rows a bin", xlabel="length (words)")
-        axis.set(ylabel="mean |predicted − true|" if scores else "wrong rows (%)", ylim=(0, None))
+        axis.set(ylabel="mean |predicted − true|" if scores else "wrong rows (%)")
         axis.margins(x=0.1)
+        axis.set_ylim(0, 1.1 * np.nanmax([*means.flat, 1e-9]))  # bounds are nan in a bin of one score
     return figure
 
 
@@ -174,6 +177,7 @@ def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
             bars = axis.bar(classes, np.bincount(part.distances, weights, minlength=len(classes)), color=TRAIN)
             if len(classes) <= MANY_CLASSES:
                 axis.bar_label(bars, fmt="%.1f", fontsize=9)
+                axis.margins(y=0.12)  # room for the labels
             axis.set_xlabel("|predicted − true| (classes; 0 is right)")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(title=part.task.name, ylabel="rows (%)")
@@ -203,11 +207,9 @@ def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
     top, bottom = figure.subplots(2, 1, height_ratios=[0.3 + 0.3 * len(tasks), 2.4])
     shown = plan[:SHOWN_STEPS]
     for row, name in enumerate(tasks):
-        steps = [step for step, task in enumerate(shown, start=1) if task == name]
-        top.eventplot(steps, lineoffsets=row, linelengths=0.8, linewidths=475 / len(shown), colors=colours[name])
+        top.broken_barh(spans(shown, name), (row - 0.4, 0.8), color=colours[name], linewidth=0)
     top.set_yticks(range(len(tasks)), tasks)
-    top.invert_yaxis()
-    top.set(xlim=(0.5, len(shown) + 0.5), xlabel="step")
+    top.set(xlim=(0.5, len(shown) + 0.5), xlabel="step", ylim=(len(tasks) - 0.5, -0.5))
     top.set_title("every step" if len(shown) == len(plan) else f"the first {SHOWN_STEPS} of {len(plan):,} steps")
     bars = min(50, -(-len(plan) // 10))
     edges = np.linspace(0, len(plan), bars + 1).round().astype(int)
@@ -219,7 +221,9 @@ def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
         floor += share
     bottom.set(xlim=(0.5, len(plan) + 0.5), ylim=(0, 100), xlabel="step", ylabel="share of steps (%)")
     bottom.set_title(f"the whole plan, about {round(len(plan) / bars):,} steps a bar")
-    bottom.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    bottom.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, reverse=True)  # as the bars are stacked
+    for axis in (top, bottom):
+        count_steps(axis)
     return figure
 
 
@@ -232,7 +236,7 @@ def search_overview(
     Args:
         trials: in order, each with `trial` (its number), `state` (complete or pruned), `score`, and its settings.
         space: {setting: its range or choices}.
-        importances: {setting: its share of the variance that they explain}; empty of too few trials.
+        importances: {setting: its share of the variance that they explain}; empty where trials are too few to say.
         metric: what the score is.
     """
     trials = [trial for trial in trials if np.isfinite(trial["score"])]  # diverged ones have no place
@@ -252,6 +256,9 @@ def search_overview(
     drawn = bars.barh(names, [100 * importances[name] for name in names], color=TRAIN)
     bars.bar_label(drawn, fmt="%.0f", padding=2, fontsize=9)
     bars.set(title=f"what mattered, by {len(complete)} whole trials", xlabel="share of the explained variance (%)")
+    if not importances:
+        bars.set(xticks=[], yticks=[])
+        bars.text(0.5, 0.5, "too few whole trials to say", ha="center", va="center", transform=bars.transAxes)
     axes = list(bottom.subplots(lines, 3, sharey=True, squeeze=False).flat)
     for axis, (name, values) in zip(axes, space.items(), strict=False):
         axis.set(xlabel=name, ylabel=metric if axis.get_subplotspec().is_first_col() else "")
@@ -284,3 +291,20 @@ def draw_trials(axis: Axes, trials: Sequence[Mapping], places: Sequence[float]) 
     if points["complete"]:
         place, score = max(points["complete"], key=lambda point: point[1])
         axis.plot(place, score, "o", color=DEV, markersize=10, fillstyle="none", label="best trial")
+
+
+def spans(plan: Sequence[str], name: str) -> list[tuple[float, int]]:
+    """(left edge, width) of each run of a task's steps; step n reaches from n - 1/2 to n + 1/2."""
+    found, step = [], 0.5
+    for task, run in groupby(plan):
+        width = len(list(run))
+        if task == name:
+            found.append((step, width))
+        step += width
+    return found
+
+
+def count_steps(axis: Axes) -> None:
+    """Whole numbers below an axis of steps, with their thousands set apart."""
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_formatter("{x:,.0f}")

@@ -3,6 +3,7 @@
 Markdown with PNGs beside it, and one HTML file that holds everything (docs/report.md).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -60,6 +61,7 @@ def write_report(
     add_scores(document, source, split)
     for second in compared:
         add_comparison(document, source, second)
+    add_members(document, source)
     add_training(document, source)
     add_task_order(document, source)
     add_errors(document, source.predictions)
@@ -129,6 +131,25 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
         "difference is more than the choice of rows explains. McNemar's exact test asks how probable so uneven a "
         "split of the rows that one alone has right is if both are equally good. Neither sees other seeds.",
     )
+
+
+def add_members(document: Document, source: Source) -> None:
+    """Who votes in an ensemble, how, and the dev scores of each, as `ensemble.json` has them."""
+    if (ensemble := source.ensemble) is None:
+        return
+    votes = {task: Counter(names) for task, names in ensemble.get("picks", {}).items()}
+    selected = [
+        f"Selected for {task}: {', '.join(f'{count} × {name}' for name, count in counts.items())}."
+        for task, counts in votes.items()
+    ]
+    keys = {name: f"eval_{name}_{task.metric}" for name, task in source.tasks.items()} | {"overall": "eval_overall"}
+    tables = []
+    for title, scores in ensemble.get("scores", {}).items():
+        names = [*ensemble["members"], *(name for name in scores if name not in ensemble["members"])]
+        shown = {head: key for head, key in keys.items() if key in scores[names[0]]}
+        lines = [[name, *(f"{scores[name][key]:.4f}" for key in shown.values())] for name in names]
+        tables.append(Table([title, *shown], lines))
+    document.add("Members", f"Vote: {ensemble['vote']}, of {', '.join(ensemble['members'])}.", *selected, *tables)
 
 
 def picture(name: str, figure: Figure, alt: str) -> Picture:
@@ -271,5 +292,12 @@ def add_settings(document: Document, source: Source) -> None:
     document.add(
         "Settings",
         Table(["task", *fields, *(f"{split} rows" for split in splits)], lines) if lines else None,
-        Table(["setting", "value"], [[key, "" if value is None else str(value)] for key, value in plain.items()]),
+        Table(["setting", "value"], [[key, setting_text(value)] for key, value in plain.items()]),
     )
+
+
+def setting_text(value) -> str:
+    """A setting as it is shown."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)

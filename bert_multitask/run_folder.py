@@ -127,7 +127,8 @@ class RunFolder:
         }
         file = self.path / "run.json"
         if self.args.resume_from_checkpoint and file.exists():
-            compare_settings(json.loads(file.read_text(encoding="utf-8"))["decides"], record["decides"], self.path)
+            _, before = read_run(str(self.path))
+            compare_settings(before["decides"], record["decides"], self.path)
         try:
             if self.overwrite and self.path.exists():
                 shutil.rmtree(self.path)
@@ -192,13 +193,22 @@ def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
 
 def check_checkpoint(folder: Path) -> None:
     """Refuse a checkpoint with a file that is cut off, or that holds more than tensors and plain data: unpickling
-    anything else could run code.
+    anything else could run code; and one without the weights or the optimizer's state, which would begin anew.
 
     Raises:
         InputError: names the file.
     """
+    needed = {"weights": ["model*.safetensors*"], "optimizer's state": ["optimizer*", "global_step*"]}  # DeepSpeed's
+    for what, patterns in needed.items():
+        if not any(file for pattern in patterns for file in folder.glob(pattern)):
+            raise InputError(
+                f"--resume_from_checkpoint {folder}: the {what} ({patterns[0]}) is not there; name another checkpoint "
+                "of the run (--save_only_model leaves none to resume from)"
+            )
     for file in sorted(folder.iterdir()):
         try:
+            if file.suffix == ".json":
+                json.loads(file.read_bytes())
             if file.suffix == ".safetensors":
                 with safe_open(file, "pt"):
                     pass
@@ -208,7 +218,7 @@ def check_checkpoint(folder: Path) -> None:
         except Exception as error:  # damage shows in a dozen ways
             raise InputError(
                 f"--resume_from_checkpoint {folder}: {file.name} is damaged, or not to be trusted "
-                f"({str(error).splitlines()[0]}); name another checkpoint of the run"
+                f"({str(error).partition(chr(10))[0]}); name another checkpoint of the run"
             ) from error
 
 

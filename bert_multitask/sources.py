@@ -25,6 +25,7 @@ class Source:
         unscored: a sentence for each other task.
         record: what `run.json` says; None where there is no run.
         history: the entries of `history.jsonl`; none where there is no run.
+        ensemble: what `ensemble.json` says; None where there is no ensemble.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Source:
     unscored: list[str]
     record: dict | None
     history: list[dict]
+    ensemble: dict | None
 
     def plan(self) -> list[str] | None:
         """The task of each step of the run; None where there is no run, or `run.json` does not count its batches."""
@@ -88,11 +90,13 @@ def open_sources(
         if not predictions:
             raise InputError(f"{name}: there is nothing to score. {' '.join(unscored)}")
         _, record = read_run(name) or (None, None)
-        sources.append(Source(name, located, predictions, unscored, record, read_history(name)))
+        history = list(map(json.loads, read_text(name, "history.jsonl").splitlines()))
+        ensemble = json.loads(read_text(name, "ensemble.json") or "null")
+        sources.append(Source(name, located, predictions, unscored, record, history, ensemble))
     return sources
 
 
-def read_history(name: str) -> list[dict]:
-    """The entries of a run's `history.jsonl`; none where there is no such file."""
-    file = Path(resolve_folder(name), "history.jsonl")
-    return list(map(json.loads, file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
+def read_text(name: str, file: str) -> str:
+    """A file of a folder; empty where there is none."""
+    path = Path(resolve_folder(name), file)
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -180,8 +180,8 @@ def run_recipe(
     try:
         main(sys.argv[1:])
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
+            print("error:", " ".join(str(error).split()), file=sys.stderr)  # libraries' own messages have several lines
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"stopped; {stopped}", file=sys.stderr)

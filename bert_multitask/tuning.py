@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.integrations import is_optuna_available
 from transformers.utils import logging
 
-from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
+from .arguments import MultitaskTrainingArguments, RunArguments, check_launch, to_field
 from .callbacks import HistoryFile
 from .configuration import InputError
 from .data import describe_rows, load_rows
@@ -133,6 +133,7 @@ class Search:
         self.run, self.options = run, options
         own = {field.name for field in fields(options)} | {"overwrite"}
         self.given = {name: value for name, value in given.items() if name not in own}
+        self.given["tasks"] = to_field(run.tasks)  # whole, where a flag named one that the YAML defines
         # Trials push nothing, and their checkpoints are there for their scores alone.
         self.args = replace(args, push_to_hub=False, save_only_model=True)
         self.first = args.process_index == 0
@@ -277,17 +278,20 @@ class Search:
 
     def draw(self) -> None:
         """Write `search.png`."""
-        figure = search_overview(self.table(), self.space, self.importances(), self.metric)
+        figure = search_overview(self.table(), self.space, find_importances(self.study, self.space), self.metric)
         (self.folder / "search.png").write_bytes(to_png(figure))
 
-    def importances(self) -> dict[str, float]:
-        """{setting: share of the scores' variance that it explains} (fANOVA), by the whole trials; empty of fewer than
-        two, or of equal ones."""
-        scores = {trial.value for trial in self.finished() if trial.state is TrialState.COMPLETE}
-        if len([score for score in scores if math.isfinite(score)]) < 2:
-            return {}
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        return optuna.importance.get_param_importances(self.study, evaluator=evaluator, params=list(self.space))
+
+def find_importances(study: "optuna.Study", settings: Collection[str]) -> dict[str, float]:
+    """{setting: its share of the variance of the whole trials' scores that each explains by itself} (fANOVA).
+
+    Empty of equal scores, and where there are no more trials than settings: the shares would be the estimator's chance.
+    """
+    scores = [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,)) if math.isfinite(trial.value)]
+    if len(scores) <= len(settings) or len(set(scores)) == 1:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(settings))
 
 
 def remove_checkpoints(run: Path) -> None:

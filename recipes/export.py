@@ -36,8 +36,11 @@ def main(argv: list[str]) -> None:
     if options.encoder:
         print(f'AutoModel.from_pretrained("{options.output_dir}")')
     else:
-        row = '{"text": "…", "text_pair": "…"}' if model.tasks[options.task].text_pair else '"…"'
+        task = model.tasks[options.task]
+        row = '{"text": "…", "text_pair": "…"}' if task.text_pair else '"…"'
         print(f'pipeline("text-classification", "{options.output_dir}"{trust})({row})')
+        if task.kind == "similarity":
+            print("its score is the place between {:g} and {:g}, from 0 to 1".format(*task.score_range))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bert_multitask.arguments import MultitaskTrainingArguments, check_launch
 from bert_multitask.command_line import HelpFormatter, add_row_flags
+from bert_multitask.configuration import InputError
 from bert_multitask.inference import SplitReader, TrainedRun, describe_scores, predict_runs, score_tables
 from bert_multitask.prediction import write_predictions
 from bert_multitask.run_folder import write_json
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> None:
     check_launch(args)
     run, reader = TrainedRun(options.run, options.tasks, options.data_dir), SplitReader(options.split)
     (tables,) = predict_runs([run], reader, args)
+    if not tables:
+        raise InputError(f"{options.run}: none of its tasks has {options.split} rows")
     if args.process_index != 0:
         return
     for name, table in tables.items():

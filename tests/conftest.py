@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -178,11 +179,15 @@ def config(tmp_path, tiny_bert, course_folder) -> Path:
 
 
 def launch(
-    *arguments, processes: int | None = None, script: Path = RECIPE, launcher: str = "accelerate_config.yaml"
+    *arguments,
+    processes: int | None = None,
+    script: Path = RECIPE,
+    launcher: str = "accelerate_config.yaml",
+    options: Sequence[str] = (),
 ) -> subprocess.Popen:
     """Start a script by `accelerate launch`, with one of the project's configurations and its number of processes, or
-    another number."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / launcher)]
+    another number, and further options of the launcher."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / launcher), *options]
     if processes:
         command += ["--num_processes", str(processes)]
     return subprocess.Popen(

@@ -10,6 +10,8 @@ import runpy
 import sys
 from pathlib import Path
 
+import yaml
+
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -25,6 +27,31 @@ def recipe(name: str, *argv: str) -> dict:
     return {"code": code, "printed": printed.getvalue()}
 
 
+def push_trainer(config: str, run: str) -> float:
+    """Evaluate a run's model in a trainer, and push that to a branch; the overall score."""
+    from bert_multitask import (
+        TASKS,
+        MultitaskBertModel,
+        MultitaskTrainer,
+        MultitaskTrainingArguments,
+        load_rows,
+        load_tokenizer,
+        tokenise_splits,
+    )
+
+    model, data = MultitaskBertModel.from_pretrained(run), yaml.safe_load(Path(config).read_text())["data_dir"]
+    tokenizer = load_tokenizer(run, model.config.vocab_size)
+    tokens = {name: tokenise_splits(TASKS[name], load_rows(TASKS[name], data), tokenizer, 32) for name in model.tasks}
+    args = MultitaskTrainingArguments(
+        output_dir=f"{run}-trainer", hub_model_id="me/trainer", max_steps=1, report_to="none", disable_tqdm=True
+    )
+    train, dev = ({name: splits[part] for name, splits in tokens.items()} for part in ("train", "dev"))
+    trainer = MultitaskTrainer(model, args, train_dataset=train, eval_dataset=dev, processing_class=tokenizer)
+    overall = trainer.evaluate()["eval_overall"]
+    trainer.push_to_hub(revision="third")
+    return overall
+
+
 def main(config: str, run: str, other: str) -> None:
     from bert_multitask import MultitaskBertModel
 
@@ -38,7 +65,8 @@ def main(config: str, run: str, other: str) -> None:
         "broken": recipe(*train, "--output_dir", other, "--hub_model_id", "me/broken"),
         "unfinished": recipe("push_to_hub.py", str(Path(config).parent), "--hub_model_id", "me/x"),
     }
-    MultitaskBertModel.from_pretrained(run).push_to_hub("me/alone")
+    results["trainer"] = push_trainer(config, run)
+    MultitaskBertModel.from_pretrained("me/run", revision="second").push_to_hub("me/alone")
     print("\n" + json.dumps(results))
 
 

@@ -1,6 +1,7 @@
 """The command line: YAML below, flags above, and every mistake named."""
 
 import pytest
+import yaml
 
 from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from bert_multitask.command_line import RecipeParser
@@ -28,6 +29,26 @@ def test_flags_override_yaml(tmp_path):
     run, args, path = parse(tmp_path, yaml, "--learning_rate", "1e-3", "--tasks", "sst", "--task_epochs", '{"sst": 4}')
     assert args.learning_rate == 1e-3 and args.bf16 and args.seed == 3 and path.name == "config.yaml"
     assert [(task.name, task.epochs) for task in run.load_tasks()] == [("sst", 4)]
+
+
+def test_what_was_given_makes_the_same_arguments_again(tmp_path):
+    nli = {"name": "nli", "kind": "classification", "label_names": ["a", "b"], "files": {"train": "t", "dev": "d"}}
+    config, again = tmp_path / "config.yaml", tmp_path / "again.yaml"
+    fields = {"tasks": ["sst", nli], "learning_rate": "5e-5", "bf16": True, "eval_strategy": False}
+    config.write_text(yaml.safe_dump(fields))
+    typed = ["--head_dropout", '{"nli": 0.2}', "--output_dir", "out", "--no_do_predict"]
+    parser = RecipeParser((RunArguments, MultitaskTrainingArguments), config, "a test")
+    given = parser.given(typed)
+    assert given == fields | {
+        "learning_rate": 5e-5,
+        "eval_strategy": "no",
+        "head_dropout": {"nli": 0.2},
+        "output_dir": "out",
+        "do_predict": False,
+    }
+    again.write_text(yaml.safe_dump(given))
+    one, other = parser.parse(typed), parser.parse([str(again)])
+    assert one[0].load_tasks() == other[0].load_tasks() and one[1].to_dict() == other[1].to_dict()
 
 
 def test_the_default_config_is_used_without_one(tmp_path):

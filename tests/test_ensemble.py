@@ -10,7 +10,10 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import mode, pearsonr
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.ensemble import VotingClassifier
 from sklearn.metrics import accuracy_score
+from sklearn.preprocessing import LabelEncoder
 from test_recipes import run_here
 
 from bert_multitask.configuration import InputError
@@ -86,6 +89,31 @@ def test_a_soft_vote_is_for_the_highest_mean_probability(members):
     np.testing.assert_allclose(combined["probabilities"][:], expected, atol=1e-6)
     chosen = np.take_along_axis(expected, np.array(combined["label"][:])[:, None], 1)[:, 0]
     np.testing.assert_allclose(chosen, expected.max(1), atol=1e-6)
+
+
+class Fixed(ClassifierMixin, BaseEstimator):
+    """A classifier that predicts a member's table, whatever it is given."""
+
+    def __init__(self, table: Dataset):
+        self.table = table
+
+    def predict(self, rows) -> np.ndarray:
+        return np.array(self.table["label"][:])
+
+    def predict_proba(self, rows) -> np.ndarray:
+        return np.array(self.table["probabilities"][:])
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("mode", "hard"), ("soft", "soft")])
+def test_votes_are_those_of_scikit_learn(ours, theirs):
+    """Whose ties of a hard vote go to the lowest class, as ours do where there are no probabilities."""
+    logits = np.random.default_rng(0).normal(size=(4, 200, 5))
+    members = [prediction_table(SST, ids(200), member) for member in logits]
+    voting = VotingClassifier([], voting=theirs)
+    voting.estimators_ = list(map(Fixed, members))
+    voting.le_ = LabelEncoder().fit(range(5))
+    tables = members if ours == "soft" else [member.remove_columns("probabilities") for member in members]
+    assert combine(SST, tables, ours)["label"][:] == voting.predict(np.zeros((200, 1))).tolist()
 
 
 def test_a_tie_goes_to_the_highest_mean_probability():
@@ -255,7 +283,7 @@ def test_the_recipe_names_mistakes(monkeypatch, tmp_path, course_folder, folders
         ([tmp_path / "broken" / "sst-dev.csv"], "begins with 'id,label'; expected"),
         ([tmp_path / "broken" / "sst-test.csv"], "sst-test.csv, row 1: sentiment is '7'"),
         ([tmp_path / "broken" / "nli-dev.csv"], "'nli' is no task of the course; give nli-dev.parquet"),
-        ([tmp_path / "none"], "no run folder, and it cannot be loaded"),
+        ([tmp_path / "none"], "none: no such folder"),
     ]:
         assert run_here(monkeypatch, *arguments, "--output_dir", tmp_path / "new", recipe=ENSEMBLE) == 2, message
         error = capsys.readouterr().err

@@ -63,7 +63,8 @@ def test_a_run_on_the_hub(hub, config, tmp_path):
     script = Path(__file__).with_name("push_everything.py")
     results = in_fresh_process(hub, tmp_path / "cache", script, config, run, other, token=hub.token)
     assert results["refused"]["code"] == 2 and not results["begun"], "before anything is computed"
-    assert "refused" not in results["refused"]["printed"] and "--hub_token" in results["refused"]["printed"]
+    (line,) = (line for line in results["refused"]["printed"].splitlines() if line.startswith("error: "))
+    assert "401" in line and "Invalid credentials" in line and line.endswith("--hub_token)?"), line
     for way in ("trained", "branch", "private"):
         assert results[way]["code"] == 0 and "pushed: " in results[way]["printed"], results[way]
     assert results["unfinished"]["code"] == 2 and "holds no finished run" in results["unfinished"]["printed"]
@@ -79,11 +80,23 @@ def test_a_run_on_the_hub(hub, config, tmp_path):
         "tokenizer_config.json",
     ]
     assert set(files) - {".gitattributes"} == {*others, *(f"{name}.py" for name in code)}
-    assert hub.files("me/run", "second") == files
+    second, secret = hub.files("me/run", "second"), hub.files("me/secret")
+    assert {name for name in files if not files[name] == second[name] == secret[name]} == {"README.md"}
+    assert second["README.md"] == files["README.md"].replace(b'("me/run"', b'("me/run", revision="second"')
+    assert secret["README.md"] == files["README.md"].replace(b'("me/run"', b'("me/secret"').replace(
+        b"- name: run", b"- name: secret"
+    )
     for name in ("README.md", "config.json", "model.safetensors", "metrics.json"):
         assert files[name] == (run / name).read_bytes(), name
     check_nothing_leaks(files, tmp_path, hub.token)
     assert [request for request in hub.requests if "me/secret" in request.path and not request.token] == []
+
+    third = hub.files("me/trainer", "third")
+    assert set(third) == set(files) - {"metrics.json"} and third["model.safetensors"] == files["model.safetensors"]
+    text = third["README.md"].decode()
+    assert f"| overall | mean | {results['trainer']:.4f} |" in text
+    assert 'MultitaskBertModel.from_pretrained("me/trainer", revision="third")' in text
+    check_nothing_leaks(third, tmp_path, hub.token)
 
     # A connection that broke in mid-push: one message, and the run is whole.
     assert results["broken"]["code"] == 2 and "Traceback" not in results["broken"]["printed"]
@@ -100,6 +113,8 @@ def test_a_run_on_the_hub(hub, config, tmp_path):
     assert loaded == {"encoder": "BertModel", "alone": "MultitaskBertModel"}
     card = ModelCard(hub.files("me/alone")["README.md"].decode())
     assert 'AutoModel.from_pretrained("me/alone", trust_remote_code=True)' in card.text and "| sst |" in card.text
+    assert card.data.base_model is None, "me/run, from which it was loaded, is the model itself"
+    assert hub.files("me/alone")["model.safetensors"] == files["model.safetensors"]
 
 
 def check_nothing_leaks(files: dict[str, bytes], tmp_path: Path, token: str) -> None:
@@ -128,8 +143,9 @@ def test_the_card_of_a_run(hub, config, tmp_path):
     for part in ("0.4800 – 0.5400", "seed 3", "the plan", "| sst | train | 8,544 |", "Limits and bias", "PAWS-Wiki"):
         assert part in text, part
     own = {"nli": Task(name="nli", kind="classification", text_pair="b", label_names=("yes", "no"))}
-    text = model_card(own, MultitaskBertConfig(), base_model=str(tmp_path))
-    assert ModelCard(text).data.base_model is None and str(tmp_path) not in text and "Quora" not in text
+    for folder in (tmp_path, tmp_path / "gone", "../runs/gone"):  # a path says nothing to others, and too much
+        text = model_card(own, MultitaskBertConfig(), base_model=str(folder))
+        assert ModelCard(text).data.base_model is None and str(folder) not in text and "Quora" not in text
     assert "model-index" not in text and "Limits and bias" in text
 
 

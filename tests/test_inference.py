@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, launch
+from conftest import ROOT, finish, launch
 from test_recipes import run_here
 from transformers import AutoTokenizer
 
@@ -124,7 +124,7 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
     (damaged / "run.json").write_text('{"run": {"old_flag": 1}}')
     for name, message in [
         (tiny_bert, "is a BERT without heads; expected a run"),
-        (tmp_path / "none", "none: no run folder, and it cannot be loaded from the Hub"),
+        (tmp_path / "none", "none: no such folder"),
         (damaged, "run.json: is not the record of a run"),
     ]:
         flags = ["--split", "dev", "--output_dir", tmp_path / "new"]
@@ -169,13 +169,19 @@ def test_recipes_take_a_hub_id(tmp_path, run, hub, files):
     assert "| nli | accuracy | 7 |" in page
 
 
-def test_two_processes_predict_as_one(tmp_path, run):
-    """One process is the run's own; of rows in odd numbers."""
-    process = launch(run, "--split", "dev", "--output_dir", str(tmp_path), processes=2, script=PREDICT)
-    printed = process.communicate(timeout=240)[0]
+def test_two_processes_predict_as_one(tmp_path, run, files):
+    """One process is the run's own; of rows in odd numbers, and of a single row, of which one process has none."""
+    frame = pd.read_csv(files["dev"])
+    frame[:1].to_csv(tmp_path / "one.csv", index=False)
+    nli = json.dumps({"name": "nli", "files": {"train": "none.csv", "dev": str(tmp_path / "one.csv")}})
+    flags = ["--split", "dev", "--output_dir", str(tmp_path), "--tasks", "sst", "sts", nli]
+    process = launch(run, *flags, processes=2, script=PREDICT)
+    printed = finish(process)
     assert process.returncode == 0, printed
+    alone = tables(run / "predictions", "dev")
+    alone["nli"] = alone["nli"].select([0])
     for task, table in tables(tmp_path, "dev").items():
-        same(table, tables(run / "predictions", "dev")[task])
+        same(table, alone[task])
     assert printed.count("predictions:") == 1, "one process speaks"
 
 
@@ -197,6 +203,22 @@ def test_several_runs_read_and_tokenise_once(monkeypatch, tmp_path, run):
     for task in first:
         assert first[task][:] == second[task][:]
     assert any(first[task][:] != short[task][:] for task in first)
+
+
+def test_tasks_without_test_rows(monkeypatch, tmp_path, run, files, capsys):
+    """Nothing to predict is a mistake; an ensemble of dev predictions needs no others."""
+    task = json.dumps({"name": "nli", "files": {"train": files["train"], "dev": files["dev"]}})
+    flags = ["--tasks", task, "--output_dir", tmp_path / "new"]
+    assert run_here(monkeypatch, run, "--split", "test", *flags, recipe=PREDICT) == 2
+    assert "run: none of its tasks has test rows" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    bare = tmp_path / "bare"
+    shutil.copytree(run, bare, ignore=shutil.ignore_patterns("checkpoint-*", "predictions"))
+    assert run_here(monkeypatch, bare, bare, *flags, recipe=ENSEMBLE) == 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "ensemble.json",
+        "nli-dev.csv",
+        "nli-dev.parquet",
+    ]
 
 
 def test_an_ensemble_of_runs_predicts_what_they_have_not(monkeypatch, tmp_path, run):

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -72,12 +73,12 @@ def flags_of(config: Path, name: str, processes: int = 1, accumulation: int = 1)
     return [str(flag) for flag in (config, *SAME, *SETTINGS[name], *share)]
 
 
-def start(runs: dict[Path, list[str]], processes: int | None, launcher: str = CPU) -> subprocess.Popen:
+def start(runs: dict[Path, list[str]], processes: int | None, launcher: str = CPU, options=()) -> subprocess.Popen:
     """Launch `launched.py` on {output folder: flags}."""
     file = next(iter(runs)).with_suffix(".runs.json")
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({str(folder): flags for folder, flags in runs.items()}))
-    return launch(file, processes=processes, script=Path(launched.__file__), launcher=launcher)
+    return launch(file, processes=processes, script=Path(launched.__file__), launcher=launcher, options=options)
 
 
 def rows_of_steps(run: Path, processes: int, accumulation: int) -> list[tuple[str, list[int]]]:
@@ -134,7 +135,7 @@ def check_output(printed: str, runs: int) -> None:
     """One process speaks for all, and has little to warn of."""
     assert printed.count("LOAD REPORT") == runs and "find_unused_parameters" not in printed, printed
     warnings = [line for line in printed.splitlines() if re.search(r"warn|\[(transformers|rank)", line, re.IGNORECASE)]
-    assert len(warnings) <= 3 * runs, warnings
+    assert len(warnings) <= 3 * runs + 1, warnings  # one more where checkpoints follow each other within a second
 
 
 def test_two_processes_train_as_one(rows_config, tmp_path):
@@ -224,6 +225,27 @@ def test_what_sharded_weights_do_not_allow(make_trainer, monkeypatch, library, m
     monkeypatch.setenv(f"ACCELERATE_USE_{library}", "true")
     with pytest.raises(InputError, match=message):
         check_sharding(trainer.model, trainer.args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "machines"), [("multi_gpu", 1), ("multi_machine", 2)])
+def test_configurations_of_gpus_on_a_cpu(rows_config, tmp_path, name, machines):
+    """Two processes in all, of one launcher, or of two that take each other for another machine."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    runs, options = {tmp_path / "two-plain": flags_of(rows_config, "shared-plain-fp32", 2)}, ["--mixed_precision", "no"]
+    if machines > 1:
+        options += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--machine_rank"]
+    launchers = [
+        start(runs, 2, f"recipes/accelerate/{name}.yaml", [*options, *[str(rank)] * (machines > 1)])
+        for rank in range(machines)
+    ]
+    launched.train({str(tmp_path / "one"): flags_of(rows_config, "shared-plain-fp32")})
+    for launcher in launchers:
+        printed = finish(launcher)
+        assert launcher.returncode == 0, printed
+    loss, weights = compare(tmp_path / "two-plain", tmp_path / "one", 2, 1)
+    assert loss < 1e-5 and weights < 1e-5
 
 
 @pytest.mark.slow

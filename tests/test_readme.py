@@ -40,10 +40,12 @@ def test_nothing_is_left_to_fill_in():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_flags_named_in_the_pages_exist(page):
     other = {"config_file", "num_processes", "num_cpu_threads_per_process", "quiet", "help", "logdir", "option"}
+    other |= {f"no_{field.name}" for field in fields(MultitaskTrainingArguments) if field.default is True}
     kinds = (RunArguments, MultitaskTrainingArguments, TuneArguments)
     flags = {field.name for arguments in kinds for field in fields(arguments)}
     for recipe in (ROOT / "recipes").glob("*.py"):
         other |= set(re.findall(r'"--([a-z0-9_]+)"', recipe.read_text()))
+    other |= set(re.findall(r'^    "([a-z_]+)": \{', (ROOT / "recipes" / "benchmark.py").read_text(), re.MULTILINE))
     assert set(re.findall(r"--([a-z0-9_]+)", page.read_text(encoding="utf-8"))) <= flags | other
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import RECIPE, ROOT, launch, losses, write_table
+from conftest import RECIPE, ROOT, finish, launch, losses, write_table
 from safetensors.torch import load_file
 
 from bert_multitask.data import load_rows
@@ -253,17 +253,19 @@ def test_a_run_resumes_only_with_its_own_settings(monkeypatch, config, capsys):
         run_here(monkeypatch, config, *flags, *elsewhere) == 2
         and "not a checkpoint of the run in" in capsys.readouterr().err
     )
+    record = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(record[: len(record) // 2])
+    assert run_here(monkeypatch, config, *flags, "--resume_from_checkpoint") == 2
+    assert "run.json: is not the record of a run" in capsys.readouterr().err
+    (folder / "run.json").write_text(record)
     assert run_here(monkeypatch, config, *flags, "--resume_from_checkpoint", "--logging_steps", 1) == 0
 
 
-def test_a_killed_run_resumes_to_the_same_weights(config):
+def test_a_killed_run_resumes_to_the_same_weights(monkeypatch, config, capsys):
     """Through `accelerate launch`: killed in mid-epoch by SIGKILL, resumed, and compared bit for bit."""
     epochs = ("--task_epochs", '{"sst": 8, "quora": 6, "sts": 8}', "--save_steps", "10", "--eval_steps", "10")
     whole, killed = config.parent / "whole", config.parent / "killed"
-    run = launch(config, *epochs, "--output_dir", str(whole))
-    assert run.wait(timeout=240) == 0, run.stdout.read()
-    assert json.loads((whole / "run.json").read_text())["processes"] == 1
-
+    uninterrupted = launch(config, *epochs, "--output_dir", str(whole))
     run = launch(config, *epochs, "--output_dir", str(killed))
     deadline = time.monotonic() + 240
     while not (killed / "checkpoint-10" / "trainer_state.json").exists():
@@ -274,16 +276,18 @@ def test_a_killed_run_resumes_to_the_same_weights(config):
     run.wait()
     assert not (killed / "metrics.json").exists()
 
-    again = launch(config, *epochs, "--output_dir", str(killed))
-    printed = again.communicate(timeout=240)[0]
-    assert again.returncode != 0 and "go on with --resume_from_checkpoint" in printed
+    assert run_here(monkeypatch, config, *epochs, "--output_dir", killed) == 2
+    assert "go on with --resume_from_checkpoint" in capsys.readouterr().err
     # As a kill in the middle of saving leaves it: a later checkpoint without what is written last.
     shutil.copytree(killed / "checkpoint-10", killed / "checkpoint-11")
     (killed / "checkpoint-11" / "trainer_state.json").unlink()
     (killed / "checkpoint-11" / "model.safetensors").write_bytes(b"cut off")
 
     resumed = launch(config, *epochs, "--output_dir", str(killed), "--resume_from_checkpoint")
-    assert resumed.wait(timeout=240) == 0, resumed.stdout.read()
+    for each in (uninterrupted, resumed):
+        printed = finish(each)
+        assert each.returncode == 0, printed
+    assert json.loads((whole / "run.json").read_text())["processes"] == 1
     expected, got = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
     assert all(expected[name].equal(got[name]) for name in expected)
     assert losses(killed) == losses(whole), "the history goes on where the checkpoint was"

@@ -14,7 +14,7 @@ from bert_multitask.analysis import LabelledPredictions
 from bert_multitask.arguments import MultitaskTrainingArguments
 from bert_multitask.configuration import InputError
 from bert_multitask.data import load_rows
-from bert_multitask.document import Document
+from bert_multitask.document import Document, plain
 from bert_multitask.plots import confusion_matrix, scatter, task_order, to_png, training_curves
 from bert_multitask.prediction import prediction_table, write_predictions
 from bert_multitask.report import add_worst, neighbour_table, write_report
@@ -150,6 +150,41 @@ def test_what_an_ensemble_takes(train, course_folder, tmp_path):
     assert f"{metrics['eval_sst_accuracy']:.4f}" in page and f"{metrics['eval_sts_pearson']:.4f}" in page
 
 
+def test_an_ensemble(monkeypatch, course_folder, tmp_path):
+    """Its members and picks, in their order, with the scores that the ensemble's recipe gave them."""
+    one, two = (str(tables(course_folder, tmp_path / f"m{seed}", ["quora", "sst"], seed)) for seed in (1, 2))
+    both = tmp_path / "both"
+    flags = ["--data_dir", course_folder, "--select", "greedy", "--output_dir", both]
+    assert run_here(monkeypatch, two, one, *flags, recipe=REPORT.with_name("ensemble.py")) == 0
+    write_report(both, tmp_path / "out", data_dir=str(course_folder))
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert sections(page)[:2] == ["Scores on dev", "Members"] and "Settings" not in sections(page)
+    members = page.partition("## Members")[2].partition("\n## ")[0]
+    record = json.loads((both / "ensemble.json").read_text())
+    assert plain(f"Vote: mode, of {two}, {one}.") in members
+    for task, picks in record["picks"].items():
+        assert plain(f"Selected for {task}: {picks.count(picks[0])} × {picks[0]}") in members
+    lines = [line.strip("| ").split(" | ") for line in members.splitlines() if line.startswith("| ")]
+    assert len(lines) == 12 and lines[0] == ["dev, the half selected on", "sst", "quora", "overall"]
+    scores = record["scores"]["dev, the other half"]
+    keys = ("eval_sst_accuracy", "eval_quora_accuracy", "eval_overall")
+    for name, line in zip([two, one, "all 2, mode", "selected, mode"], lines[8:], strict=True):
+        assert line == [plain(name), *(f"{scores[name][key]:.4f}" for key in keys)]
+
+
+def test_data_that_moved(train, course_folder, tmp_path):
+    run = train("run", "--max_steps", 2)
+    course_folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        InputError, match=f"--data_dir {course_folder}: no such folder; expected one that holds ids-sst"
+    ):
+        write_report(run, tmp_path / "none")
+    write_report(run, tmp_path / "out", data_dir=str(tmp_path / "elsewhere"))
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert sections(page) == SECTIONS
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_task_without_labels_is_left_out(course_folder, tmp_path):
     folder = tables(course_folder, tmp_path / "tables")
     file = course_folder / "ids-sst-dev.csv"
@@ -206,7 +241,7 @@ def test_tasks_of_the_users_own(train, tmp_path):
 def test_mistakes_are_named(course_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for path, words in (
-        (tmp_path / "gone", "no run folder, and it cannot be loaded from the Hub"),
+        (tmp_path / "gone", "gone: no such folder"),
         (tmp_path / "empty", "empty: no table {task}-dev.parquet or .csv, and no run to predict it"),
     ):
         with pytest.raises(InputError, match=words):
@@ -270,7 +305,11 @@ def test_the_numbers_are_in_the_pictures():
     np.testing.assert_array_equal(axis.collections[0].get_offsets(), [[1, 3], [2, 4]])
     np.testing.assert_array_equal(axis.lines[0].get_xydata(), [[0, 0], [5, 5]])
     top, bottom = task_order(["a", "b"] * 500 + ["a"] * 10, ["a", "b"]).axes
-    assert [len(events.get_positions()) for events in top.collections] == [150, 150]
+    first = [[path.get_extents().intervalx.tolist() for path in bars.get_paths()] for bars in top.collections]
+    assert first == [[[n - 0.5, n + 0.5] for n in range(start, 301, 2)] for start in (1, 2)]
+    top = task_order(["a"] * 3 + ["b"] * 2 + ["a"], ["a", "b", "c"]).axes[0]
+    assert [len(bars.get_paths()) for bars in top.collections] == [2, 1, 0]
+    assert top.get_ylim() == (2.5, -0.5), "a task without a step has its line"
     assert sum(bar.get_height() * bar.get_width() for bar in bottom.patches) == pytest.approx(100 * 1010)
     assert sum(bar.get_height() * bar.get_width() for bar in bottom.containers[1]) == pytest.approx(100 * 500)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MINILM
+from conftest import MINILM, ROOT
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
 from bert_multitask.classifier import TaskClassifier, split_pairs
 from bert_multitask.configuration import InputError
-from bert_multitask.export import export_classifier, export_encoder
+from bert_multitask.export import export_classifier
 from bert_multitask.heads import MultitaskBertModel, PerTaskBertModel
 from bert_multitask.prediction import predict
 from bert_multitask.run_folder import check_checkpoint
@@ -58,11 +59,17 @@ def folders(tiny_bert, tokenizer, tmp_path_factory) -> dict:
     for task, pair_encoding, pooling in EXPORTS:
         layout = {"pair_encoding": pair_encoding, "pooling": pooling}
         model = models[pair_encoding, pooling] = make_model(tiny_bert, encoder_sharing="per_task", **layout)
-        folder = root / "exports" / f"{task}-{pair_encoding}-{pooling}"
-        export_classifier(model, task).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    export_encoder(models["per_task"], "quora").save_pretrained(root / "exports" / "encoder")
+        run = root / f"{pair_encoding}-{pooling}"
+        model.save_pretrained(run)
+        tokenizer.save_pretrained(run)
+        export(run, "--task", task, "--output_dir", root / "exports" / f"{task}-{pair_encoding}-{pooling}")
+    export(root / "per_task", "--task", "quora", "--encoder", "--output_dir", root / "exports" / "encoder")
     return {"root": root, "models": models}
+
+
+def export(*argv) -> None:
+    """Run recipes/export.py."""
+    runpy.run_path(str(ROOT / "recipes" / "export.py"))["main"]([str(argument) for argument in argv])
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +114,14 @@ def test_remote_code_gives_every_head_bit_for_bit(folders, elsewhere, tokenizer)
 
 
 def test_nothing_random_comes_without_a_word(elsewhere):
-    """An encoder for each task needs its code; a stock classifier of several tasks has no outputs."""
+    """An encoder for each task needs its code; no head is a stock classifier's, unless a new one is asked for."""
     for way in ("no encoder", "no encoder of sentences"):
         assert "trust_remote_code=True" in elsewhere[way], way
-    assert elsewhere["no head"] == 0 and "empty" in elsewhere["no head, piped"]
+    for way in ("no stock encoder", "no stock head"):
+        assert "should be used as a decoder model if cross attention is added" in elsewhere[way], way
+    for way in ("no head", "no head of three labels", "no head of a pipeline", "no head of pairs"):
+        assert "dropout probability has to be between 0 and 1, but got -1" in elsewhere[way], way
+    assert elsewhere["new head"] == 3
 
 
 def test_with_the_package_the_auto_classes_know_its_type(folders):
@@ -146,8 +157,24 @@ def test_an_exported_encoder_is_its_tasks(folders, elsewhere, tokenizer):
     encoder = folders["models"]["per_task"].encoder("quora")
     expected = encoder(**tokenizer(*PAIR, return_tensors="pt")).last_hidden_state[0]
     torch.testing.assert_close(torch.tensor(elsewhere["exported encoder"]), expected, atol=1e-5, rtol=0)
-    with pytest.raises(InputError, match="no task 'nli'; it has sst, quora, sts"):
-        export_encoder(folders["models"]["shared"], "nli")
+    exported = AutoTokenizer.from_pretrained(folders["root"] / "exports" / "encoder")
+    assert exported(*PAIR) == tokenizer(*PAIR)
+
+
+def test_the_recipe_says_what_it_made_and_what_is_wrong(folders, tmp_path, capsys):
+    run, out = folders["root"] / "shared", tmp_path / "out"
+    export(run, "--task", "sts", "--output_dir", out)
+    printed = capsys.readouterr().out
+    assert f'pipeline("text-classification", "{out}")({{"text": "…", "text_pair": "…"}})' in printed
+    assert "its score is the place between 0 and 5, from 0 to 1" in printed
+    for argv, message in [
+        ((run, "--task", "sst", "--output_dir", out), "out is not empty; choose another folder"),
+        ((run, "--task", "nli", "--output_dir", tmp_path / "new"), "no task 'nli'; it has sst, quora, sts"),
+        ((tmp_path / "none", "--task", "sst", "--output_dir", tmp_path / "new"), "none: no such folder"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            export(*argv)
+    assert not (tmp_path / "new").exists()
 
 
 def test_exports_of_a_pretrained_bert(tokenizer):
@@ -243,7 +270,7 @@ def test_code_beside_the_weights_is_not_run_unasked(folders, tmp_path):
     assert not made.exists()
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "scheduler.pt", "model.safetensors"])
+@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"])
 def test_resume_reads_no_damaged_or_hostile_file(make_trainer, tmp_path, file):
     trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
@@ -253,10 +280,14 @@ def test_resume_reads_no_damaged_or_hostile_file(make_trainer, tmp_path, file):
     (checkpoint / file).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=f"{file} is damaged"):
         check_checkpoint(checkpoint)
-    if not file.endswith("safetensors"):
+    if file.endswith((".pt", ".pth")):
         torch.save({"state": Hostile(made)}, checkpoint / file)
         with pytest.raises(InputError, match=f"{file} is damaged, or not to be trusted"):
             check_checkpoint(checkpoint)
         with pytest.raises(pickle.UnpicklingError):  # Trainer's own way is as safe
             make_trainer(max_steps=2, save_strategy="no").train(resume_from_checkpoint=str(checkpoint))
     assert not made.exists() and not (checkpoint / "training_args.bin").exists()
+    if file.startswith(("model", "optimizer")):  # or training would go on with others, and say nothing
+        (checkpoint / file).unlink()
+        with pytest.raises(InputError, match="is not there; name another checkpoint"):
+            check_checkpoint(checkpoint)

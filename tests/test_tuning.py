@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import optuna
 import pytest
 import yaml
@@ -25,7 +24,8 @@ from bert_multitask.configuration import InputError
 from bert_multitask.data import load_rows
 from bert_multitask.plots import search_overview
 from bert_multitask.search_space import configure, present_settings, read_space, to_flags
-from bert_multitask.tuning import ReportToTrial
+from bert_multitask.tasks import TASKS
+from bert_multitask.tuning import ReportToTrial, find_importances
 
 TUNE = ROOT / "recipes" / "tune.py"
 DEFAULT = ROOT / "recipes" / "configs" / "tune.yaml"
@@ -138,6 +138,7 @@ def test_the_first_trial_is_the_flags_and_the_best_ends_as_yaml(monkeypatch, sea
     searched_too = {name: float(best[name]) for name in ("learning_rate", "weight_decay", "bregman_weight")}
     typed = {name.removeprefix("--"): value for name, value in zip(COMMON[::2], COMMON[1::2], strict=True)}
     del given["head_dropout"]
+    assert settings.pop("tasks") == ["sst", "quora", "sts"]
     assert settings == given | typed | searched_too | {"output_dir": str(folder / "best")}
     assert run_here(monkeypatch, folder / "best.yaml") == 0
     assert json.loads((folder / "best" / "metrics.json").read_text())["eval_overall"] == float(best["score"])
@@ -168,6 +169,35 @@ def test_a_killed_search_goes_on_as_it_would_have(monkeypatch, searched, tmp_pat
     states = [trial.state for trial in optuna.load_study(**storage).get_trials()]
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert search(monkeypatch, config, tmp_path / "search", "--n_trials", 2) == table, "there is nothing to do"
+
+
+def test_a_search_that_was_stopped_in_its_first_trial(monkeypatch, searched, tmp_path, capsys):
+    """Begins with the flags again. What is searched may stand in the configuration, and so may a task."""
+    settings = yaml.safe_load(searched[0].read_text()) | {"n_trials": 1, "search": {"learning_rate": [1e-4, "2e-4"]}}
+    fourth = vars(TASKS["sst"]) | {"name": "fourth", "hub": None}
+    settings |= {
+        "tasks": ["sts", {key: value for key, value in fourth.items() if value}],
+        "head_dropout": {"fourth": 0.1},
+    }
+    config, folder = tmp_path / "search.yaml", tmp_path / "search"
+    config.write_text(yaml.safe_dump(settings))
+    flags = [config, "--output_dir", folder, *COMMON, "--tasks", "fourth", "--task_epochs", "{}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning.SearchTrainer, "train", stop)
+        assert run_here(monkeypatch, *flags, recipe=TUNE) == 130
+    error = capsys.readouterr().err
+    assert "stopped; the same command goes on with the search" in error and "Traceback" not in error
+    assert run_here(monkeypatch, *flags, recipe=TUNE) == 0
+    (row,) = read_table(folder)
+    assert (row["trial"], float(row["learning_rate"])) == ("1", 2e-4)
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert not {"n_trials", "search"} & best.keys()
+    assert [task["name"] for task in best["tasks"]] == ["fourth"] and row["eval_fourth_accuracy"]
+
+
+def stop(*_, **__):
+    """As Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 class PruneLaterTrials(optuna.pruners.BasePruner):
@@ -214,12 +244,12 @@ def test_the_median_pruner_ends_what_lags_behind():
 
 def test_the_score_is_what_picks_the_best_checkpoint(monkeypatch, searched, tmp_path):
     folder = tmp_path / "search"
-    table = search(monkeypatch, searched[0], folder, "--n_trials", 2, "--metric_for_best_model", "eval_sts_loss")
-    entries = [history(folder / "trials" / row["trial"]) for row in table]
-    losses = [min(entry["eval_sts_loss"] for entry in logged if "eval_sts_loss" in entry) for logged in entries]
-    assert [float(row["score"]) for row in table] == losses
-    best = f"number {table[int(np.argmin(losses))]['trial']}: eval_sts_loss {min(losses):.4f}"
-    assert best in (folder / "best.yaml").read_text()
+    (row,) = search(monkeypatch, searched[0], folder, "--n_trials", 1, "--metric_for_best_model", "eval_sts_loss")
+    losses = [entry["eval_sts_loss"] for entry in history(folder / "trials" / "0") if "eval_sts_loss" in entry]
+    assert float(row["score"]) == min(losses) and len(losses) == 3
+    assert f"number 0: eval_sts_loss {min(losses):.4f}" in (folder / "best.yaml").read_text()
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
+    assert study.direction == optuna.study.StudyDirection.MINIMIZE
 
 
 def test_a_trial_that_diverges_counts_as_the_worst(monkeypatch, searched, tmp_path):
@@ -376,6 +406,21 @@ def test_the_picture():
         assert [line.get_xydata().tolist() for line in axis.lines][0] == [[second, 0.7]], "the best is ringed"
     assert [label.get_text() for label in slices[1].get_xticklabels()] == ["0", "5"]
     assert [bar.get_width() for bar in bars.patches] == [20, 80] and "%" in bars.get_xlabel()
+
+
+def test_too_few_trials_do_not_say_what_mattered():
+    """Of a made-up search, in which the learning rate is all that matters."""
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    settings, importances = ("learning_rate", "weight_decay"), []
+    for number in range(1, 31):
+        trial = study.ask()
+        study.tell(trial, [trial.suggest_float(name, 0, 1) for name in settings][0])
+        if number in (2, 3, 30):
+            importances.append(find_importances(study, settings))
+    assert importances[0] == {} and sum(importances[1].values()) == pytest.approx(1)
+    assert importances[2]["learning_rate"] > 0.9
+    figure = search_overview([], {name: [0.0, 1.0] for name in settings}, {}, "eval_overall")
+    assert [text.get_text() for text in figure.axes[1].texts] == ["too few whole trials to say"]
 
 
 TWO_PROCESSES = """

@@ -11,7 +11,14 @@ sys.modules["bert_multitask"] = None  # importing it raises ImportError
 
 import torch  # noqa: E402
 from sentence_transformers import CrossEncoder, SentenceTransformer  # noqa: E402
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    BertModel,
+    pipeline,
+)
 from transformers.utils import logging  # noqa: E402
 
 logging.disable_progress_bar()
@@ -38,10 +45,19 @@ def main(shared: str, per_task: str, exports: str) -> dict:
             0
         ].tolist(),
         "whole": [type(whole).__name__, {task: whole(task, **inputs).logits[0].tolist() for task in whole.tasks}],
-        "no head": AutoModelForSequenceClassification.from_pretrained(shared)(**inputs).logits.shape[1],
-        "no head, piped": refusal(lambda: pipeline("text-classification", shared)(PAIR[0])),
+        "no head": refusal(lambda: AutoModelForSequenceClassification.from_pretrained(shared)),
+        "no head of three labels": refusal(
+            lambda: AutoModelForSequenceClassification.from_pretrained(shared, num_labels=3)
+        ),
+        "no head of a pipeline": refusal(lambda: pipeline("text-classification", shared)),
+        "no head of pairs": refusal(lambda: CrossEncoder(shared)),
+        "new head": AutoModelForSequenceClassification.from_pretrained(
+            shared, num_labels=3, classifier_dropout=0.1
+        ).num_labels,
         "no encoder": refusal(lambda: AutoModel.from_pretrained(per_task)),
         "no encoder of sentences": refusal(lambda: SentenceTransformer(per_task)),
+        "no stock encoder": refusal(lambda: BertModel.from_pretrained(per_task)),
+        "no stock head": refusal(lambda: BertForSequenceClassification.from_pretrained(per_task)),
     }
     # Trusting one checkpoint's code is not trusting another's: this one is loaded last.
     whole = AutoModel.from_pretrained(per_task, trust_remote_code=True)
