@@ -17,8 +17,10 @@ table { border-collapse: collapse; display: block; overflow-x: auto; font-varian
 table, img { margin: 1rem 0; }
 th, td { border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding: .3rem .6rem;
   text-align: left; vertical-align: top; max-width: 24rem; overflow-wrap: break-word; }
+td:first-child { min-width: 4rem; overflow-wrap: anywhere; }
 th { vertical-align: bottom; }
-img { display: block; max-width: 100%; width: 50rem; background: #fff; border-radius: 6px; }
+img { display: block; max-width: 100%; width: 50rem; background: #fff; border-radius: 6px; padding: .4rem;
+  box-sizing: border-box; }
 """
 
 

@@ -250,15 +250,14 @@ def add_worst(document: Document, predictions: Mapping[str, LabelledPredictions]
     """The rows of each task that are furthest from right."""
     for name, part in predictions.items():
         shown = worst(part, WORST)
-        with_loss = part.probabilities is not None
+        probable = part.probabilities is not None
         columns = ["id", "text", *["second text"] * (part.task.text_pair is not None), "true", "predicted"]
-        columns += ["probability of the true label", "loss (nats)"] if with_loss else ["|predicted − true|"]
+        columns.append("probability of the true label" if probable else "|predicted − true|")
         lines = []
         for row in range(len(shown)):
             values = [label_name(part.task, value[row]) for value in (shown.labels, shown.predicted)]
-            if with_loss:
-                values.append(f"{shown.probabilities[row, shown.labels[row]]:.4f}")
-            lines.append([shown.ids[row], *map(cut, shown.texts[row]), *values, f"{shown.losses[row]:.2f}"])
+            last = f"{np.exp(-shown.losses[row]):.4f}" if probable else f"{shown.losses[row]:.2f}"
+            lines.append([shown.ids[row], *map(cut, shown.texts[row]), *values, last])
         document.add(f"Worst rows of {name}", Table(columns, lines) if lines else "Every row is right.")
 
 

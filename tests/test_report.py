@@ -141,7 +141,7 @@ def test_what_an_ensemble_takes(train, course_folder, tmp_path):
     parquet, csv = ((tmp_path / name / "report.md").read_text() for name in ("parquet", "csv"))
     (line,) = re.findall(r"^\| sst \| accuracy .*$", parquet, re.MULTILINE)
     assert line in csv and "| sst | " + line.split(" | ")[3] in csv.partition("## Comparison")[2]
-    assert "loss (nats)" in parquet and "loss (nats)" not in csv
+    assert "probability of the true label" in parquet and "probability of the true label" not in csv
     run = train("run", "--max_steps", 2, "--do_predict", "false")
     write_report(run, tmp_path / "out")
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
