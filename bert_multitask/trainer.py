@@ -89,14 +89,19 @@ class MultitaskTrainer(HubTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.add_callback(TimeEstimate())
-        if args.schedule == "sequential":
-            self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
-        if model.config.encoder_sharing == "per_task" and args.load_best_model_at_end:
-            self.add_callback(BestOfEachTask())
         self.teacher = None
         if any(task.bregman_weight for task in model.tasks.values()):
             self.teacher = MomentumTeacher(model, args.bregman_momentum)
+        self.add_callbacks()
+
+    def add_callbacks(self) -> None:
+        """Add what the schedule, the layout and SMART's Bregman term ask for."""
+        self.add_callback(TimeEstimate())
+        if self.args.schedule == "sequential":
+            self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
+        if self.model.config.encoder_sharing == "per_task" and self.args.load_best_model_at_end:
+            self.add_callback(BestOfEachTask())
+        if self.teacher:
             self.add_callback(self.teacher)
 
     def describe_plan(self) -> str:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
-from paper_tables import BASELINE, COLUMNS, ELEMENTS, FIGURES, TABLES, Job, PaperTable, System, member_seeds, needed
+from paper_tables import BASELINE, COLUMNS, ELEMENTS, FIGURES, TABLES, Job, PaperTable, Row, System, needed, row_seeds
 
 from bert_multitask.arguments import MultitaskTrainingArguments
 from bert_multitask.document import Document, Picture, Table
@@ -88,19 +88,15 @@ class Results:
 
     def __init__(self, options: argparse.Namespace, jobs: Jobs):
         self.options, self.jobs = options, jobs
-        self.seeds = options.seeds
-        self.members = {row.label: jobs.get((system, seed)) for row, system, seed in self.find_members()}
+        self.members = {
+            row.label: jobs.get((row.systems["overall"], *row_seeds(row, options.seeds)))
+            for row in TABLES["table5"].rows
+            if row.member is not None
+        }
         self.ensemble: dict[str, dict[str, float]] = {}  # split -> column -> score
         self.sources: list[Source] = []  # dev predictions of the ensemble and of each member
         if all(job and job.finished for job in self.members.values()):
             self.vote()
-
-    def find_members(self):
-        """Yield each member's row of Table 5, its system and its seed."""
-        seeds = member_seeds(self.seeds)
-        for row in TABLES["table5"].rows:
-            if row.member is not None:
-                yield row, row.systems["overall"], seeds[row.member]
 
     def vote(self) -> None:
         """Write the ensemble's predictions of dev and test: the mode of classes, the mean of scores (section 4.6)."""
@@ -145,17 +141,17 @@ class Results:
             lines.append(line)
         return Table([table.heading, *(name for column in columns for name in (COLUMNS[column], "paper"))], lines)
 
-    def score(self, row, column: str) -> str:
+    def score(self, row: Row, column: str) -> str:
         """One cell of a table."""
         if row.systems:
-            seeds = self.seeds if row.member is None else [member_seeds(self.seeds)[row.member]]
-            return cell([run_scores(self.jobs[row.systems[column], seed]).get(column) for seed in seeds])
+            jobs = [self.jobs[row.systems[column], seed] for seed in row_seeds(row, self.options.seeds)]
+            return cell([run_scores(job).get(column) for job in jobs])
         split = "test" if row.label == "Test" else "dev"
         if split == "test" and self.sources and split not in self.ensemble:
             return "no labels here"
         return cell([self.ensemble.get(split, {}).get(column)])
 
-    def intervals(self) -> list:
+    def intervals(self) -> list[str | Table]:
         """Whether the ensemble is better than its members, on the same rows; nothing before it has voted."""
         if not self.sources:
             return []
@@ -177,7 +173,7 @@ class Results:
     def figure(self, element: str) -> list[Picture]:
         """The pictures of a figure; none where its runs are not finished."""
         if element == "figure2":
-            job = self.jobs[BASELINE, self.seeds[0]]
+            job = self.jobs[BASELINE, self.options.seeds[0]]
             if not job.finished:
                 return []
             history = [json.loads(line) for line in (job.folder / "history.jsonl").read_text("utf-8").splitlines()]

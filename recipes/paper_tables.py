@@ -70,7 +70,9 @@ class PaperTable:
     rows: tuple[Row, ...]
 
 
-def row(label: str, numbers: str, system: System, columns: str = "overall sst quora sts", member: int | None = None):
+def row(
+    label: str, numbers: str, system: System, columns: str = "overall sst quora sts", member: int | None = None
+) -> Row:
     """A row of one system; `numbers` are the paper's, in the order of the columns."""
     names = columns.split()
     paper = dict(zip(names, map(float, numbers.split()), strict=True))
@@ -176,6 +178,11 @@ def member_seeds(seeds: Sequence[int]) -> list[int]:
     return [*seeds, *range(max(seeds) + 1, max(seeds) + 1 + MEMBERS)][:MEMBERS]
 
 
+def row_seeds(row: Row, seeds: Sequence[int]) -> Sequence[int]:
+    """The seeds whose mean a row shows: a member's own, or all."""
+    return seeds if row.member is None else [member_seeds(seeds)[row.member]]
+
+
 def needed(element: str, seeds: Sequence[int]) -> Iterator[tuple[System, int]]:
     """Yield the systems, with their seeds, that a table or figure is made of."""
     if element == "figure2":
@@ -184,5 +191,5 @@ def needed(element: str, seeds: Sequence[int]) -> Iterator[tuple[System, int]]:
     of_ensemble = element in ("table6", "figure3", "figure4")
     for row in TABLES["table5" if of_ensemble else element].rows:
         for system in dict.fromkeys(row.systems.values()):
-            for seed in seeds if row.member is None else [member_seeds(seeds)[row.member]]:
+            for seed in row_seeds(row, seeds):
                 yield system, seed

@@ -23,6 +23,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
+from benchmarks.cost import PASSES, count_evaluations
 from paper_results import write_paper
 from paper_tables import ELEMENTS, Job, System, needed
 from transformers import PrinterCallback, TrainerCallback
@@ -32,7 +33,7 @@ from bert_multitask.command_line import HelpFormatter, RecipeParser
 from bert_multitask.configuration import InputError
 from bert_multitask.data import HANDOUT, load_rows, usable_rows
 from bert_multitask.run_folder import compare_settings, deciding_settings, fingerprints, read_run
-from bert_multitask.schedule import count_batches
+from bert_multitask.schedule import SCHEDULES, count_batches
 from bert_multitask.training import prepare, run_recipe, train
 
 CONFIGS = Path(__file__).parent / "configs" / "paper"
@@ -156,25 +157,24 @@ def measure(job: Job, argv: list[str]) -> dict[tuple, float]:
 def estimate(job: Job, seconds: Mapping[tuple, float], rows: Mapping[str, Mapping[str, int]]) -> tuple[int, float]:
     """Steps of a run, and its seconds: its steps, its evaluations, its predictions at the end.
 
-    A row's forward pass is a third of its share of a plain step, and an eighth of one with SMART.
+    A row's forward pass is taken as its share of what a step's passes are (PASSES).
 
     Args:
         job: the run.
         seconds: {cost key: seconds of a step}.
         rows: {task: {split: rows}}.
     """
-    tasks, keys = job.run.load_tasks(), cost_keys(job)
-    train = {task.name: min(rows[task.name]["train"], task.max_train_samples or math.inf) for task in tasks}
-    batches = count_batches(train, {task.name: task.epochs for task in tasks}, BATCH, job.args.budget)
-    steps = sum(batches.values())
-    forward = {name: seconds[key] / BATCH / (8 if key[-1] else 3) for name, key in keys.items()}
-    dev = sum(rows[name]["dev"] * forward[name] for name in forward)
-    test = sum(rows[name].get("test", 0) * forward[name] for name in forward)
-    every = job.args.eval_steps
-    evaluations = math.ceil(1 / every) if every < 1 else steps // every
-    if job.run.encoder_sharing == "per_task":
-        evaluations /= len(tasks)  # only what trained since is evaluated
-    return steps, sum(batches[name] * seconds[keys[name]] for name in batches) + (evaluations + 1) * dev + test
+    tasks, keys = {task.name: task for task in job.run.load_tasks()}, cost_keys(job)
+    train = {name: min(rows[name]["train"], task.max_train_samples or math.inf) for name, task in tasks.items()}
+    batches = count_batches(train, {name: task.epochs for name, task in tasks.items()}, BATCH, job.args.budget)
+    plan = SCHEDULES[job.args.schedule](batches, job.seed)
+    evaluated = count_evaluations(plan, train, job.args, job.run.encoder_sharing == "per_task")
+    total = 0.0
+    for name, key in keys.items():
+        predicted = (evaluated[name] + 1) * rows[name]["dev"] + rows[name].get("test", 0)
+        forward = seconds[key] / BATCH / PASSES["smart" if key[-1] else "train"]
+        total += batches[name] * seconds[key] + predicted * forward
+    return len(plan), total
 
 
 def describe_jobs(jobs: Mapping[tuple, Job], argv: Mapping[tuple, list[str]]) -> str:

@@ -62,32 +62,12 @@ def test_a_run_on_the_hub(hub, config, tmp_path):
     hub.break_on("POST", "/api/models/me/broken/commit")
     script = Path(__file__).with_name("push_everything.py")
     results = in_fresh_process(hub, tmp_path / "cache", script, config, run, other, token=hub.token)
-    assert results["refused"]["code"] == 2 and not results["begun"], "before anything is computed"
-    (line,) = (line for line in results["refused"]["printed"].splitlines() if line.startswith("error: "))
-    assert "401" in line and "Invalid credentials" in line and line.endswith("--hub_token)?"), line
+    check_refusals(results)
     for way in ("trained", "branch", "private"):
         assert results[way]["code"] == 0 and "pushed: " in results[way]["printed"], results[way]
-    assert results["unfinished"]["code"] == 2 and "holds no finished run" in results["unfinished"]["printed"]
 
     files = hub.files("me/run")
-    code = "card configuration heads losses modeling packing tasks".split()
-    others = [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "metrics.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
-    assert set(files) - {".gitattributes"} == {*others, *(f"{name}.py" for name in code)}
-    second, secret = hub.files("me/run", "second"), hub.files("me/secret")
-    assert {name for name in files if not files[name] == second[name] == secret[name]} == {"README.md"}
-    assert second["README.md"] == files["README.md"].replace(b'("me/run"', b'("me/run", revision="second"')
-    assert secret["README.md"] == files["README.md"].replace(b'("me/run"', b'("me/secret"').replace(
-        b"- name: run", b"- name: secret"
-    )
-    for name in ("README.md", "config.json", "model.safetensors", "metrics.json"):
-        assert files[name] == (run / name).read_bytes(), name
+    check_files(hub, run)
     check_nothing_leaks(files, tmp_path, hub.token)
     assert [request for request in hub.requests if "me/secret" in request.path and not request.token] == []
 
@@ -105,16 +85,44 @@ def test_a_run_on_the_hub(hub, config, tmp_path):
     assert json.loads((other / "metrics.json").read_text()) == json.loads((run / "metrics.json").read_text())
     assert "model.safetensors" not in hub.files("me/broken"), "no half commit"
 
-    loaded = in_fresh_process(hub, tmp_path / "empty", "-c", LOAD)
+    check_loading(in_fresh_process(hub, tmp_path / "empty", "-c", LOAD), run)
+    card = ModelCard(hub.files("me/alone")["README.md"].decode())
+    assert 'AutoModel.from_pretrained("me/alone", trust_remote_code=True)' in card.text and "| sst |" in card.text
+    assert card.data.base_model is None, "me/run, from which it was loaded, is the model itself"
+    assert hub.files("me/alone")["model.safetensors"] == files["model.safetensors"]
+
+
+def check_refusals(results: dict) -> None:
+    """A wrong token and an unfinished run end in one line."""
+    assert results["refused"]["code"] == 2 and not results["begun"], "before anything is computed"
+    (line,) = (line for line in results["refused"]["printed"].splitlines() if line.startswith("error: "))
+    assert "401" in line and "Invalid credentials" in line and line.endswith("--hub_token)?"), line
+    assert results["unfinished"]["code"] == 2 and "holds no finished run" in results["unfinished"]["printed"]
+
+
+def check_files(hub, run: Path) -> None:
+    """What was pushed, and that the card alone differs, by its name, on a branch and in another repository."""
+    files = hub.files("me/run")
+    code = "card configuration heads losses modeling packing tasks".split()
+    others = "README.md config.json model.safetensors metrics.json tokenizer.json tokenizer_config.json".split()
+    assert set(files) - {".gitattributes"} == {*others, *(f"{name}.py" for name in code)}
+    second, secret = hub.files("me/run", "second"), hub.files("me/secret")
+    assert {name for name in files if not files[name] == second[name] == secret[name]} == {"README.md"}
+    card = files["README.md"]
+    assert second["README.md"] == card.replace(b'("me/run"', b'("me/run", revision="second"')
+    renamed = card.replace(b'("me/run"', b'("me/secret"').replace(b"- name: run", b"- name: secret")
+    assert secret["README.md"] == renamed
+    for name in ("README.md", "config.json", "model.safetensors", "metrics.json"):
+        assert files[name] == (run / name).read_bytes(), name
+
+
+def check_loading(loaded: dict, run: Path) -> None:
+    """What LOAD printed is what the run computes here."""
     model, tokenizer = MultitaskBertModel.from_pretrained(run).eval(), AutoTokenizer.from_pretrained(run)
     expected = model("sst", **tokenizer("a good film", return_tensors="pt")).logits[0].tolist()
     for revision in ("main", "second"):  # to rounding: this process may have other threads
         assert loaded.pop(revision) == pytest.approx(expected, abs=1e-6)
     assert loaded == {"encoder": "BertModel", "alone": "MultitaskBertModel"}
-    card = ModelCard(hub.files("me/alone")["README.md"].decode())
-    assert 'AutoModel.from_pretrained("me/alone", trust_remote_code=True)' in card.text and "| sst |" in card.text
-    assert card.data.base_model is None, "me/run, from which it was loaded, is the model itself"
-    assert hub.files("me/alone")["model.safetensors"] == files["model.safetensors"]
 
 
 def check_nothing_leaks(files: dict[str, bytes], tmp_path: Path, token: str) -> None:

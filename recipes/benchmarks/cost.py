@@ -124,11 +124,19 @@ def count_evaluations(
     plan: list[str], rows: Mapping[str, int], args: MultitaskTrainingArguments, per_task: bool
 ) -> Counter[str]:
     """{task: how often training predicts its dev rows}: at shares of the plan, at its end and at a sequential plan's
-    epoch ends; of all tasks or, where each has its encoder, after the first time of those that trained since."""
+    epoch ends; of all tasks or, where each has its encoder, after the first time of those that trained since.
+
+    Args:
+        plan: task of each step.
+        rows: {task: training rows}.
+        args: of the run; its processes and accumulation say the rows of a step.
+        per_task: whether each task has an encoder of its own.
+    """
     every = math.ceil(args.eval_steps * len(plan)) if args.eval_steps < 1 else int(args.eval_steps)
     steps = {*range(every, len(plan), every), len(plan)}
     if args.schedule == "sequential":
-        steps |= EpochEnds(plan, rows, args.per_device_train_batch_size).steps
+        size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        steps |= EpochEnds(plan, rows, size).steps
     evaluated, last = Counter(), 0
     for step in sorted(steps):
         evaluated.update(set(plan[last:step]) if per_task and last else rows.keys())
