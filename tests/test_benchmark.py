@@ -56,6 +56,19 @@ def test_benchmark(tiny_bert, what):
         assert result["rows"] == 15
 
 
+def test_both_sides_compute_in_bf16_in_each_round(scaling, tiny_bert):
+    from benchmarks.rig import Rig
+
+    rig = Rig(Namespace(model_name_or_path=tiny_bert, data_dir=SAMPLE, bf16=True, steps=1))
+    for model, train in ((rig.model, rig.train), (rig.stock.model, rig.train_stock)):
+        seen = []
+        dense = model.bert.encoder.layer[0].intermediate.dense
+        dense.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output.dtype))
+        for number in (0, 1):
+            train(number)
+        assert seen and set(seen) == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

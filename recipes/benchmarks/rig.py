@@ -100,6 +100,9 @@ class Rig:
         trainer.create_optimizer()
         clock.watch(trainer.optimizer, "step")
         trainer.train()
+        # The clock took Accelerate's autocast off with its own; these would have Accelerate think that it is on.
+        for mark in ("_original_forward", "_is_accelerate_prepared"):
+            vars(self.model).pop(mark, None)
         return clock
 
     def train_stock(self, seed: int) -> Clock:

@@ -18,7 +18,6 @@ from bert_multitask import InputError
 from bert_multitask.losses import DIVERGENCES, LOSSES
 from bert_multitask.modeling import MinBertModel
 
-from .peers import Stock
 from .rig import WARM_UP, Rig, alternate
 
 
@@ -37,8 +36,8 @@ def train(options) -> dict:
         "share of our step outside forward, backward and optimizer": median(
             1 - clocks[0].inside / clocks[0].seconds for clocks in rounds
         ),
-        "peak memory of a step, MB, ours": (ours := peak_memory(rig.model, rig.batches(), None)),
-        "peak memory of a step, MB, theirs": (theirs := peak_memory(rig.stock.model, rig.batches(), rig.stock)),
+        "peak memory of a step, MB, ours": (ours := peak_memory(rig, stock=False)),
+        "peak memory of a step, MB, theirs": (theirs := peak_memory(rig, stock=True)),
         "share of their memory": ours / theirs,
         "rise of resident memory, MB, ours": (ours := resident_rise(options, stock=False)),
         "rise of resident memory, MB, theirs": (theirs := resident_rise(options, stock=True)),
@@ -58,24 +57,27 @@ def loss_difference(rig: Rig) -> float:
     return max(differences)
 
 
-def forward_and_backward(model: nn.Module, batch: dict, stock: Stock | None) -> None:
+def forward_and_backward(rig: Rig, batch: dict, stock: bool) -> None:
     """One step of either side but for the optimizer's."""
     inputs = dict(batch)
-    if stock is None:
-        model(**inputs).loss.backward()
-    else:
-        task, labels = inputs.pop("task"), inputs.pop("labels")
-        stock.loss(task, model(**inputs).logits, labels).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=rig.options.bf16):
+        if stock:
+            task, labels = inputs.pop("task"), inputs.pop("labels")
+            loss = rig.stock.loss(task, rig.stock.model(**inputs).logits, labels)
+        else:
+            loss = rig.model(**inputs).loss
+    loss.backward()
 
 
-def peak_memory(model: nn.Module, batches: list[dict], stock: Stock | None) -> float:
+def peak_memory(rig: Rig, stock: bool) -> float:
     """Largest sum of the tensors that a forward and backward pass makes and holds, in MB: PyTorch's own count."""
+    model = rig.stock.model if stock else rig.model
     model.train()
     peak = 0
-    for batch in batches[:5]:
+    for batch in rig.batches()[:5]:
         model.zero_grad()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            forward_and_backward(model, batch, stock)
+            forward_and_backward(rig, batch, stock)
         held = top = 0
         for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
             if event.name() == "[memory]":
@@ -101,7 +103,7 @@ def take_first_passes(options, stock: bool) -> float:
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of building all this, is forgotten
     before = resident("VmRSS")
     for batch in batches:
-        forward_and_backward(model, batch, rig.stock if stock else None)
+        forward_and_backward(rig, batch, stock)
         model.zero_grad()
     return resident("VmHWM") - before
 
