@@ -90,13 +90,14 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden: Tensor, packing: Packing, masks: Sequence, first_token_only: bool
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """Args: hidden (T, H); masks, one a bucket, as the attention implementation wants them.
+        self, hidden: Tensor, packing: Packing, masks: Sequence | None, first_token_only: bool, output_attentions: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Args: hidden (T, H); masks, one a bucket, as the attention implementation wants them, or None where it takes
+        the packed tokens as they are.
 
         Returns:
             The attended values (T, H), or (B, H) where the first token of each row alone attends; and each bucket's
-            attention weights (b, A, l, l), where the implementation keeps them.
+            attention weights (b, A, l, l), if asked for: kept, they are most of a long batch's memory.
         """
         rate = self.config.attention_probs_dropout_prob if self.training else 0.0
         implementation = self.config._attn_implementation
@@ -107,7 +108,7 @@ class SelfAttention(nn.Module):
 
         queries = self.query(hidden[packing.first] if first_token_only else hidden)
         keys, values = self.key(hidden), self.value(hidden)
-        if is_flash_attention_requested(self.config) and packing.is_exact:
+        if masks is None:
             inputs = (packed.unflatten(-1, (-1, self.head_size)) for packed in (queries, keys, values))
             heads = (packed.transpose(0, 1).unsqueeze(0) for packed in inputs)  # (1, A, T, D)
             output, _ = attend(*heads, None, **packing.flash_arguments(first_token_only))
@@ -127,7 +128,8 @@ class SelfAttention(nn.Module):
             output, kept = attend(*heads, mask)
             output = output.flatten(2)
             attended.append(output.squeeze(1) if first_token_only else bucket.pack(output))
-            weights.append(kept)
+            if output_attentions:
+                weights.append(kept)
         return torch.cat(attended), weights
 
 
@@ -159,7 +161,7 @@ def eager_attention(
         if attention_mask.dtype == torch.bool:
             lowest = torch.finfo(scores.dtype).min
             attention_mask = scores.new_zeros(attention_mask.shape).masked_fill_(~attention_mask, lowest)
-        scores += attention_mask
+        scores = scores + attention_mask  # not in place: half precision would make -inf of a mask of float32's lowest
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     weights = drop(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2), weights
@@ -190,10 +192,10 @@ class Layer(GradientCheckpointingLayer):
         self.output = AddNorm(config, config.intermediate_size)
 
     def forward(
-        self, hidden: Tensor, packing: Packing, masks: Sequence, first_token_only: bool
-    ) -> tuple[Tensor, list[Tensor | None]]:
+        self, hidden: Tensor, packing: Packing, masks: Sequence | None, first_token_only: bool, output_attentions: bool
+    ) -> tuple[Tensor, list[Tensor]]:
         """Args: as for `SelfAttention`. Returns: hidden (T, H), or (B, H) of the rows' first tokens; their weights."""
-        attended, weights = self.attention["self"](hidden, packing, masks, first_token_only)
+        attended, weights = self.attention["self"](hidden, packing, masks, first_token_only, output_attentions)
         residual = hidden[packing.first] if first_token_only else hidden
         hidden = self.attention["output"](attended, residual)
         return self.output(self.activation(self.intermediate["dense"](hidden)), hidden), weights
@@ -317,8 +319,8 @@ class MinBertModel(MinBertPreTrainedModel):
             + 1 times (B, L, H), and `attentions`, layers times (B, A, L, L).
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds`, a mask that is not (B, L), or attention
-                weights asked of an implementation that keeps none.
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`, no token at all, a mask that is not (B, L),
+                or attention weights asked of an implementation that keeps none.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -330,6 +332,8 @@ class MinBertModel(MinBertPreTrainedModel):
 
         tokens = input_ids if input_ids is not None else inputs_embeds
         shape, device = tokens.shape[:2], tokens.device
+        if not shape.numel():
+            raise ValueError(f"the batch has shape {tuple(shape)}; expected at least one row of one token")
         if attention_mask is None:
             attention_mask = torch.ones(shape, dtype=torch.long, device=device)
         if attention_mask.shape != shape:
@@ -346,12 +350,15 @@ class MinBertModel(MinBertPreTrainedModel):
         )
         first_token_only = first_token_only and not (output_hidden_states or output_attentions)
         masks = self.masks(packing, hidden)
-        states, attentions = [hidden], []
+        states, attentions = [hidden] if output_hidden_states else [], []
         for layer in self.encoder["layer"]:
             alone = first_token_only and layer is self.encoder["layer"][-1]
-            hidden, weights = layer(hidden, packing, self.masks(packing, hidden, 1) if alone else masks, alone)
-            states.append(hidden)
-            attentions.append(weights)
+            layer_masks = self.masks(packing, hidden, 1) if alone else masks
+            hidden, weights = layer(hidden, packing, layer_masks, alone, output_attentions)
+            if output_hidden_states:
+                states.append(hidden)
+            if output_attentions:
+                attentions.append(weights)
         last_hidden_state = packing.unsort(hidden).unsqueeze(1) if first_token_only else packing.pad(hidden)
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=last_hidden_state,
@@ -360,8 +367,11 @@ class MinBertModel(MinBertPreTrainedModel):
             attentions=tuple(map(packing.pad_weights, attentions)) if output_attentions else None,
         )
 
-    def masks(self, packing: Packing, hidden: Tensor, queries: int | None = None) -> list:
-        """Each bucket's mask, as the attention implementation wants it, for so many queries a row; by default all."""
+    def masks(self, packing: Packing, hidden: Tensor, queries: int | None = None) -> list | None:
+        """Each bucket's mask, as the attention implementation wants it, for so many queries a row, by default all; None
+        where it wants none, since it takes packed tokens."""
+        if is_flash_attention_requested(self.config) and packing.is_exact:
+            return None
         masks = []
         for bucket in packing.buckets:
             rows, length = bucket.attention_mask.shape

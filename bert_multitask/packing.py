@@ -52,13 +52,14 @@ class Packing:
         real = real[self.order]
         rows, places = real.nonzero(as_tuple=True)
         self.index = self.order[rows] * self.shape[1] + places
-        counts = real.sum(1)
+        counts, mask = real.sum(1), attention_mask[self.order]
         self.begins = functional.pad(counts.cumsum(0), (1, 0))  # of each row, in packed order; and the end of the last
         self.first = self.begins[:-1]
-        counts = counts.tolist()
-        self.longest = max(counts, default=0)  # tokens
-        self.is_exact = bool(attention_mask[:, 0].all())  # no token is packed that the mask hides
-        self.buckets = list(self.bucket(attention_mask[self.order], rows, places, lengths.tolist(), counts))
+        # At once, since each transfer has the CPU wait for an accelerator.
+        lengths, counts, unhidden = torch.stack((lengths, counts, mask[:, 0].bool().long())).tolist()
+        self.longest = max(counts)  # tokens
+        self.is_exact = all(unhidden)  # no token is packed that the mask hides
+        self.buckets = list(self.bucket(mask, rows, places, lengths, counts))
 
     def bucket(self, mask: Tensor, rows: Tensor, places: Tensor, lengths: list, counts: list) -> Iterator[Bucket]:
         """Cut the sorted rows into buckets: by length on a CPU, where attention between padding costs much; elsewhere,

@@ -149,8 +149,9 @@ class MultitaskTrainer(HubTrainer):
         masks = DropoutMasks(inputs["labels"]) if task.smart_weight and self.args.smart_share_dropout else None
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.keep(f"loss_{task.name}", loss)
-        # Both as floats: processes gather them, and the label of a FILLER is an integer among scores, too.
-        self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"].float()))
+        if self.args.logging_strategy != "no":
+            # Both as floats: processes gather them, and the label of a FILLER is an integer among scores, too.
+            self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"].float()))
         rows = (inputs["labels"] != UNLABELLED).sum()
         share = rows if num_items_in_batch is None else rows / num_items_in_batch
         if self.args.average_tokens_across_devices:

@@ -36,14 +36,16 @@ def run_benchmark(*arguments) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("what", ["train", "smart", "predict", "ensemble", "ablate", "import"])
+@pytest.mark.parametrize("what", ["train", "smart", "predict", "ensemble", "tokenize", "ablate", "import"])
 def test_benchmark(tiny_bert, what):
     pytest.importorskip({"predict": "sentence_transformers", "smart": "smart_pytorch"}.get(what, "torch"))
-    flags = ["--rounds", 1] + ([] if what == "import" else ["--model_name_or_path", tiny_bert])
+    flags = ([] if what == "tokenize" else ["--rounds", 1]) + (
+        [] if what == "import" else ["--model_name_or_path", tiny_bert]
+    )
     flags += ["--steps", 3] if what in ("train", "smart", "ablate") else []
-    flags += ["--rows", 5] if what == "predict" else []
+    flags += {"predict": ["--rows", 5], "tokenize": ["--pairs", 300]}.get(what, [])
     result = run_benchmark(what, *flags)
-    assert all(value > 0 for key, value in result.items() if not key.startswith("largest difference"))
+    assert all(value > 0 for key, value in result.items() if not key.startswith(("largest difference", "rise")))
     for key, value in result.items():
         if key.startswith("largest difference"):
             assert value < (1e-6 if what == "ensemble" else 1e-4), key
@@ -54,6 +56,8 @@ def test_benchmark(tiny_bert, what):
         assert 1 < result["seconds of a SMART step by a plain one"]
     if what == "predict":
         assert result["rows"] == 15
+    if what == "tokenize":
+        assert result["pairs"] == 300
 
 
 def test_both_sides_compute_in_bf16_in_each_round(scaling, tiny_bert):
@@ -86,11 +90,27 @@ def test_wrong_settings(scaling, tmp_path, settings, words):
         scaling.read_settings(str(path))
 
 
-def test_wrong_input_is_one_line(tmp_path):
-    for flags in (["tokenize", "--data_dir", tmp_path / "none"], ["scale", "--settings", tmp_path / "none.yaml"]):
-        run = subprocess.run([sys.executable, RECIPE, *map(str, flags)], capture_output=True, text=True)
-        assert run.returncode == 2
-        assert run.stderr.splitlines()[-1].startswith("error: ") and "none" in run.stderr
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["tokenize", "--data_dir", "no/folder"], "error: --data_dir no/folder: no such folder"),
+        (["scale", "--settings", "none.yaml"], "error: --settings none.yaml: expected a YAML list"),
+        (["train", "--rounds", "0"], "error: argument --rounds: invalid positive value: '0'"),
+        (
+            ["smart"],
+            'error: import of smart_pytorch halted; None in sys.modules; the peers come with: pip install "bert',
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(tiny_bert, flags, words):
+    flags += [] if "--rounds" in flags else ["--model_name_or_path", tiny_bert]
+    without_peers = (
+        f"import runpy, sys; sys.modules['smart_pytorch'] = None; sys.path.insert(0, {str(RECIPE.parent)!r})"
+    )
+    code = f"{without_peers}; runpy.run_path({str(RECIPE)!r}, run_name='__main__')"
+    run = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert words in run.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("kind", ["predict", "train"])

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -141,6 +142,50 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_bert):
     torch.testing.assert_close(gradients(), plain)
 
 
+@pytest.mark.parametrize("way", ["inference", "checkpointing"])
+def test_a_layer_keeps_no_attention_weights_and_no_output_that_nobody_asked_for(tiny_bert, monkeypatch, way):
+    model = MinBertModel.from_pretrained(tiny_bert, attn_implementation="eager").train(way == "checkpointing")
+    made, alive = [], []
+
+    def attend(*args, **kwargs):
+        alive.append(sum(reference() is not None for reference in made))
+        output, weights = attention(*args, **kwargs)
+        made.append(weakref.ref(weights))
+        return output, weights
+
+    attention = modeling.eager_attention
+    monkeypatch.setattr(modeling, "eager_attention", attend)
+    if way == "checkpointing":
+        model.gradient_checkpointing_enable()
+    else:  # checkpointing keeps the layers' outputs on purpose
+        for layer in model.encoder["layer"]:
+            layer.register_forward_hook(lambda module, inputs, outputs: made.append(weakref.ref(outputs[0])))
+    with torch.set_grad_enabled(way == "checkpointing"):
+        model(**ragged_batch(model.config))
+    # At most what the bucket before left in a variable, and the layer's own input.
+    assert len(alive) > 2 and max(alive) <= (1 if way == "checkpointing" else 2)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_row_without_a_real_token_is_a_number_under_autocast(tiny_bert, implementation, training):
+    ours = MinBertModel.from_pretrained(tiny_bert, attn_implementation=implementation).train(training)
+    batch = ragged_batch(ours.config)
+    batch["attention_mask"][1] = 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(**batch).last_hidden_state.isfinite().all()
+
+
+@pytest.mark.slow
+def test_compiled_equals_plain(tiny_bert):
+    """`torch.compile` gives the same numbers, batch after batch of other shapes."""
+    model = MinBertModel.from_pretrained(tiny_bert).eval()
+    compiled = torch.compile(model, backend="eager")
+    for rows, length in ((6, 23), (3, 9), (8, 40)):
+        batch = ragged_batch(model.config, rows, length)
+        torch.testing.assert_close(compiled(**batch).last_hidden_state, model(**batch).last_hidden_state)
+
+
 @torch.inference_mode()
 def test_half_precision(tiny_bert):
     model = MinBertModel.from_pretrained(tiny_bert, dtype=torch.bfloat16).eval()
@@ -250,6 +295,9 @@ def test_wrong_inputs_are_refused(tiny_bert):
         model()
     with pytest.raises(ValueError, match="exactly one"):
         model(ids, inputs_embeds=torch.zeros(2, 3, 32))
+    for empty in ((0, 3), (2, 0)):
+        with pytest.raises(ValueError, match="at least one row of one token"):
+            model(torch.ones(empty, dtype=torch.long))
     with pytest.raises(ValueError, match="attention_mask"):
         model(ids, torch.ones(2, 1, 3, 3))
     with pytest.raises(InputError, match="num_attention_heads"):

@@ -93,6 +93,15 @@ def test_training_scores_are_those_of_the_rows_trained_on(make_trainer):
         assert log[f"{task.metric}_{name}"] == pytest.approx(scores[f"eval_{name}_{task.metric}"], abs=1e-5)
 
 
+def test_without_a_log_no_prediction_is_kept_for_it(make_trainer):
+    kept = {}
+    for strategy in ("no", "steps"):
+        trainer = make_trainer(logging_strategy=strategy, logging_steps=10 * STEPS)
+        trainer.train()
+        kept[strategy] = sum(map(len, trainer.seen.values()))
+    assert kept == {"no": 0, "steps": STEPS}
+
+
 def test_evaluate_gives_every_metric_and_the_overall_score(make_trainer):
     trainer = make_trainer()
     metrics = trainer.evaluate()

@@ -2,15 +2,18 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from operator import itemgetter
 from statistics import median
 
 import datasets
 import numpy as np
+import torch
 from torch import nn
 
 from bert_multitask import MultitaskTrainingArguments, predict
 from bert_multitask.inference import SplitReader, TrainedRun, predict_runs
+from bert_multitask.prediction import prediction_table
 from bert_multitask.tasks import TASKS, Task
 
 from .rig import NAMES, Rig, alternate
@@ -50,21 +53,38 @@ def predict_rows(options) -> dict:
 
     def stock_pipeline(_, rows: list):
         inputs = [{"text": row[0], "text_pair": row[1]} if isinstance(row, tuple) else row for row in rows]
-        return pipe(inputs, batch_size=32)
+        return pipe(inputs, batch_size=32, function_to_apply="none")
 
     sides = timed(ours, texts), timed(stock_pipeline, texts), timed(ours, pairs), timed(cross_encoder, pairs)
     rounds = list(alternate(options.rounds, *sides))
-    scores = rig.stock.predict("sts", rounds[0][3][1]["sts"]).tolist()
-    difference = max(abs(a - b) for a, b in zip(rounds[0][2][1]["sts"]["score"], scores, strict=True))
+    ours, piped, _, crossed = (results for _, results in rounds[0])
     seconds = [[side[0] for side in sides] for sides in rounds]
     rows = sum(map(len, texts.values()))
     return {
         "rows": rows,
-        "largest difference of a similarity score": difference,
+        "largest difference of a probability or score, pipeline": largest_difference(
+            rig, ours, {name: torch.tensor(list(map(logits_of, rows))) for name, rows in piped.items()}
+        ),
+        "largest difference of a probability or score, CrossEncoder": largest_difference(rig, ours, crossed),
         "rows/s, ours": rows / median(side[0] for side in seconds),
         "times faster than pipeline": median(side[1] / side[0] for side in seconds),
         "times faster than CrossEncoder.predict, pairs only": median(side[3] / side[2] for side in seconds),
     }
+
+
+def logits_of(labels: list[dict]) -> list[float]:
+    """The logits of a row, from the pipeline's list of labels, the likeliest first."""
+    return [label["score"] for label in sorted(labels, key=itemgetter("label"))]
+
+
+def largest_difference(rig: Rig, ours: Mapping[str, datasets.Dataset], logits: Mapping[str, torch.Tensor]) -> float:
+    """Of our tables' probabilities and scores from those of a peer's logits."""
+    differences = []
+    for name, values in logits.items():
+        theirs = prediction_table(TASKS[name], ours[name]["id"], rig.stock.predict(name, values).numpy())
+        column = "score" if TASKS[name].kind == "similarity" else "probabilities"
+        differences.append(np.abs(np.array(ours[name][column]) - np.array(theirs[column])).max().item())
+    return max(differences)
 
 
 def dev_and_test(rows: datasets.DatasetDict, task: Task, limit: int) -> list:
@@ -78,8 +98,8 @@ def dev_and_test(rows: datasets.DatasetDict, task: Task, limit: int) -> list:
 def ensemble(options) -> dict:
     """The dev rows predicted by six runs together, which reads and tokenises once, and by each of them alone."""
     rig = Rig(options)
-    args = MultitaskTrainingArguments(output_dir=options.data_dir, use_cpu=True)
     with tempfile.TemporaryDirectory() as folder:
+        args = MultitaskTrainingArguments(output_dir=folder, use_cpu=True)
         for number in range(MEMBERS):
             rig.model.save_pretrained(f"{folder}/{number}")
             rig.tokenizer.save_pretrained(f"{folder}/{number}")

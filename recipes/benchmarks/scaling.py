@@ -143,7 +143,7 @@ def draw_batches(setting: Setting, steps: int, mix: Mix) -> list[np.ndarray]:
 
 
 def measure(setting: Setting, batches: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Take the steps in new processes: their CPU seconds (steps,), and megabytes that are held at most, and sent, by
+    """Take the steps in new processes: their seconds (steps,), and megabytes that are held at most, and sent, by
     the process with most of each."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = (setting, batches, folder)
@@ -171,7 +171,7 @@ def take_steps(rank: int, setting: Setting, batches: list[np.ndarray], folder: s
     seconds = []
     for number, lengths in enumerate(batches):
         batch = make_batch(np.array_split(lengths, setting.processes)[rank], number % setting.tasks)
-        start = time.process_time()
+        start = time.perf_counter()
         if setting.kind == "predict":
             with torch.inference_mode():
                 model(**batch)
@@ -182,7 +182,7 @@ def take_steps(rank: int, setting: Setting, batches: list[np.ndarray], folder: s
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        seconds.append(time.process_time() - start)
+        seconds.append(time.perf_counter() - start)
     result = {"seconds": seconds[WARM_UP:], "memory": resident_peak() - before, "sent": sum(sent) / len(batches) / 1e6}
     Path(folder, f"{rank}.json").write_text(json.dumps(result))
     if setting.processes > 1:
