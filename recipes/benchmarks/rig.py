@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from bert_multitask import MultitaskBertModel, MultitaskTrainer, MultitaskTrainingArguments
 from bert_multitask.data import load_rows, load_tokenizer, tokenise_splits
@@ -94,6 +94,7 @@ class Rig:
     def train(self, seed: int) -> Clock:
         """Time our side."""
         trainer, clock = self.trainer(seed), Clock()
+        trainer.remove_callback(PrinterCallback)  # a benchmark prints what it measured
         trainer.add_callback(clock)
         clock.watch(self.model, "forward")
         clock.watch(trainer.accelerator, "backward")
@@ -112,6 +113,7 @@ class Rig:
         clock = Clock()
         args = TrainingArguments(**self.settings(), remove_unused_columns=False)
         trainer = StockTrainer(self.stock.model, args, callbacks=[clock])
+        trainer.remove_callback(PrinterCallback)
         trainer.stock, trainer.loader = self.stock, self.trainer(seed).get_train_dataloader()
         trainer.train()
         return clock
