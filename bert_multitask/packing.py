@@ -62,8 +62,8 @@ class Packing:
         self.buckets = list(self.bucket(mask, rows, places, lengths, counts))
 
     def bucket(self, mask: Tensor, rows: Tensor, places: Tensor, lengths: list, counts: list) -> Iterator[Bucket]:
-        """Cut the sorted rows into buckets: by length on a CPU, where attention between padding costs much; elsewhere,
-        where launching kernels does, into one."""
+        """Cut the sorted rows into buckets: by length on a CPU, where attention between padding costs much; elsewhere
+        into one, on the assumption that launching kernels costs more there (not measured)."""
         step = BUCKET_STEP if mask.device.type == "cpu" else self.shape[1]
         row = token = 0
         for _, group in itertools.groupby(lengths, key=lambda length: -(-length // step)):

@@ -27,7 +27,6 @@ FEATURES = {
     "values": "values of hidden states, millions, of which a layer has several: norms, activations, dropout",
     "attention": "attention weights, millions",
     "update": "trained weights, millions: clipping, the optimizer, the word embeddings' dense gradient",
-    "neighbours": "multiply-adds as above while another process computes beside this one",
     "exchange": "bytes that a process sends, millions",
 }
 
@@ -70,7 +69,6 @@ def count_work(
             passes * layers * tokens * width / 1e6,
             passes * pairs * config.num_attention_heads / 1e6,
             parameters / 1e6 * (kind != "predict"),
-            passes * products / 1e9 * (processes > 1),
             2 * (processes - 1) / processes * encoders * parameters * 4 / 1e6,
         ]
     )
