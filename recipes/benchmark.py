@@ -15,7 +15,6 @@ and then in the other. The peers come with `pip install "bert_multitask[benchmar
 """
 
 import argparse
-import dataclasses
 import json
 import subprocess
 import sys
@@ -42,7 +41,7 @@ from bert_multitask.tasks import TASKS
 
 def tokenize(options) -> dict:
     """A file of so many Quora pairs, made by repeating the rows that there are, read and tokenised: anew and again."""
-    task, result = dataclasses.replace(TASKS["quora"], course_rows=None), {"pairs": options.pairs}
+    task, result = TASKS["quora"], {"pairs": options.pairs}
     tokenizer = load_tokenizer(options.model_name_or_path, 30_522)
     rows = load_rows(task, options.data_dir, splits=["train"])["train"].to_pandas()
     rows = rows.iloc[[number % len(rows) for number in range(options.pairs)]]
@@ -50,7 +49,7 @@ def tokenize(options) -> dict:
     rows = rows.rename(columns={"text": task.text, "text_pair": task.text_pair, "label": task.label})
     with tempfile.TemporaryDirectory() as folder:
         datasets.config.HF_DATASETS_CACHE = folder
-        rows.to_csv(f"{folder}/{task.files['train']}", sep="\t")
+        rows.to_csv(f"{folder}/{task.files['train']}", sep="\t", index=False)
         del rows
         for run in ("anew", "from the cache"):
             before, start = forget_peak(), time.perf_counter()

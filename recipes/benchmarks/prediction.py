@@ -57,15 +57,15 @@ def predict_rows(options) -> dict:
 
     sides = timed(ours, texts), timed(stock_pipeline, texts), timed(ours, pairs), timed(cross_encoder, pairs)
     rounds = list(alternate(options.rounds, *sides))
-    ours, piped, _, crossed = (results for _, results in rounds[0])
+    tables, piped, _, crossed = (results for _, results in rounds[0])
     seconds = [[side[0] for side in sides] for sides in rounds]
     rows = sum(map(len, texts.values()))
     return {
         "rows": rows,
         "largest difference of a probability or score, pipeline": largest_difference(
-            rig, ours, {name: torch.tensor(list(map(logits_of, rows))) for name, rows in piped.items()}
+            rig, tables, {name: torch.tensor(list(map(logits_of, rows))) for name, rows in piped.items()}
         ),
-        "largest difference of a probability or score, CrossEncoder": largest_difference(rig, ours, crossed),
+        "largest difference of a probability or score, CrossEncoder": largest_difference(rig, tables, crossed),
         "rows/s, ours": rows / median(side[0] for side in seconds),
         "times faster than pipeline": median(side[1] / side[0] for side in seconds),
         "times faster than CrossEncoder.predict, pairs only": median(side[3] / side[2] for side in seconds),
@@ -77,13 +77,13 @@ def logits_of(labels: list[dict]) -> list[float]:
     return [label["score"] for label in sorted(labels, key=itemgetter("label"))]
 
 
-def largest_difference(rig: Rig, ours: Mapping[str, datasets.Dataset], logits: Mapping[str, torch.Tensor]) -> float:
-    """Of our tables' probabilities and scores from those of a peer's logits."""
+def largest_difference(rig: Rig, tables: Mapping[str, datasets.Dataset], logits: Mapping[str, torch.Tensor]) -> float:
+    """Of our tables' probabilities and scores from those of a peer's logits, {task: (rows, 7)}."""
     differences = []
     for name, values in logits.items():
-        theirs = prediction_table(TASKS[name], ours[name]["id"], rig.stock.predict(name, values).numpy())
+        theirs = prediction_table(TASKS[name], tables[name]["id"], rig.stock.predict(name, values).numpy())
         column = "score" if TASKS[name].kind == "similarity" else "probabilities"
-        differences.append(np.abs(np.array(ours[name][column]) - np.array(theirs[column])).max().item())
+        differences.append(np.abs(np.array(tables[name][column]) - np.array(theirs[column])).max().item())
     return max(differences)
 
 

@@ -30,7 +30,7 @@ def train(options) -> dict:
     ours, theirs, eager = ([clock.seconds for clock in clocks] for clocks in zip(*rounds, strict=True))
     rows = 32 * options.steps
     peak, stock_peak = (peak_memory(rig, stock) for stock in (False, True))
-    resident, stock_resident = (resident_rise(options, stock) for stock in (False, True))
+    rise, stock_rise = (resident_rise(options, stock) for stock in (False, True))
     return {
         "largest difference of a batch's loss": difference,
         "rows/s, ours": rows / median(ours),
@@ -43,9 +43,9 @@ def train(options) -> dict:
         "peak memory of a step, MB, ours": peak,
         "peak memory of a step, MB, theirs": stock_peak,
         "share of their memory": peak / stock_peak,
-        "rise of resident memory, MB, ours": resident,
-        "rise of resident memory, MB, theirs": stock_resident,
-        "share of their resident memory": resident / stock_resident,
+        "rise of resident memory, MB, ours": rise,
+        "rise of resident memory, MB, theirs": stock_rise,
+        "share of their resident memory": rise / stock_rise,
     }
 
 
