@@ -219,6 +219,30 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def check_clean(task: Task, rows: Dataset) -> None:
+    """Refuse rows that somebody made up without `load_rows` or `clean_rows`, and that are not clean.
+
+    Raises:
+        InputError: a column is missing, is of another type, has gaps, or has a label that is no class of the task.
+    """
+    advice = "expected clean rows: make them with load_rows or clean_rows"
+    if not isinstance(rows, Dataset):
+        raise InputError(f"the rows of task {task.name!r} are a {type(rows).__name__}; {advice}")
+    texts = ["id", "text", "text_pair"] if task.text_pair else ["id", "text"]
+    types = dict.fromkeys(texts, ("string", "large_string")) | {"label": "float" if task.score_range else "int"}
+    table = rows.with_format("arrow")[:]
+    for name, expected in types.items():
+        feature = rows.features.get(name)
+        if not isinstance(feature, Value) or not feature.dtype.startswith(expected):
+            raise InputError(f"the rows of task {task.name!r} have {feature} as column {name!r}; {advice}")
+        if table[name].null_count:
+            raise InputError(f"the rows of task {task.name!r} have gaps in column {name!r}; {advice}")
+    labels = table["label"].to_numpy()
+    wrong = [] if task.score_range else np.setdiff1d(labels[is_labelled(labels)], range(len(task.label_names)))
+    if len(wrong):
+        raise InputError(f"the rows of task {task.name!r} have the label {wrong[0]}, which is no class; {advice}")
+
+
 def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     """The rows a split is used with, after saying which have gaps, by file and row number (from 1).
 
@@ -226,8 +250,9 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     a label is predicted and not scored, an empty text is predicted as it is. A test split may have no labels at all.
 
     Raises:
-        InputError: no row is left to train on, or a dev split has no label to score.
+        InputError: no row is left to train on, a dev split has no label to score, or the rows are not clean.
     """
+    check_clean(task, rows)
     source, gaps = rows.info.description, []
     # [:] reads a column at once; going through it would read row by row, ten times as long.
     texts = [rows[column][:] for column in (["text", "text_pair"] if task.text_pair else ["text"])]
@@ -347,7 +372,11 @@ def tokenise(
     Returns:
         Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool). The tokens of
         a separately encoded pair are two lists.
+
+    Raises:
+        InputError: the rows are not clean.
     """
+    check_clean(task, rows)
     separate = task.text_pair is not None and pair_encoding == "separate"
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()

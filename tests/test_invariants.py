@@ -12,7 +12,7 @@ PACKAGE = ROOT / "bert_multitask"
 # From the bottom up: a module imports only modules of earlier lines.
 LAYERS = [
     {"configuration"},
-    {"fields"},
+    {"fields", "yaml_file"},
     {"tasks", "losses", "packing"},
     {"modeling", "schedule", "smart", "optim", "labels", "card"},
     {"files"},
