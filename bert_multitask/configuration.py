@@ -53,7 +53,7 @@ class MultitaskBertConfig(BertConfig):
         """
         model_type = cls.stored_fields(pretrained_model_name_or_path, **kwargs)["model_type"]
         config_class = PerTaskBertConfig if model_type == PerTaskBertConfig.model_type else MultitaskBertConfig
-        folder_or_id = resolve_folder(pretrained_model_name_or_path)
+        folder_or_id = resolve_checkpoint(pretrained_model_name_or_path)
         return super(MultitaskBertConfig, config_class).from_pretrained(folder_or_id, **kwargs)
 
     @classmethod
@@ -69,10 +69,7 @@ class MultitaskBertConfig(BertConfig):
             InputError: there is no such folder or no configuration, or it is another architecture's. Transformers
                 itself only warns of that, and would then fill the model with random weights.
         """
-        folder_or_id = resolve_folder(name)
-        if folder_or_id.startswith(("/", ".")) and not os.path.exists(folder_or_id):  # no Hub id begins so
-            raise InputError(f"{name}: no such folder")
-        fields = cls.get_config_dict(folder_or_id, **kwargs)[0]
+        fields = cls.get_config_dict(resolve_checkpoint(name), **kwargs)[0]
         if not fields:
             raise InputError(f"{name} has no config.json; expected a BERT checkpoint's folder")
         if fields.get("model_type") not in (MultitaskBertConfig.model_type, PerTaskBertConfig.model_type):
@@ -125,3 +122,15 @@ def resolve_folder(name: str | os.PathLike) -> str:
     if not folder.is_dir():
         raise InputError(f"{name}: the package {package!r} has no folder {path!r}")
     return str(folder)
+
+
+def resolve_checkpoint(name: str | os.PathLike) -> str:
+    """`resolve_folder` of a checkpoint, which must exist where the name can only be a folder's.
+
+    Raises:
+        InputError: there is no such folder; or as `resolve_folder`.
+    """
+    folder_or_id = resolve_folder(name)
+    if folder_or_id.startswith(("/", ".")) and not os.path.exists(folder_or_id):  # no Hub id begins so
+        raise InputError(f"{name}: no such folder")
+    return folder_or_id

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
-from .configuration import InputError, MultitaskBertConfig, resolve_folder
+from .configuration import InputError, MultitaskBertConfig, resolve_checkpoint
 from .packing import Bucket, Packing
 
 
@@ -209,7 +209,8 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(cls_embedding))
 
 
-MAX_LAYERS = 1000  # twenty times those of the deepest BERTs; a million take a minute to set up before any check
+MAX_LAYERS = 1000  # of all encoders; a million take a minute to set up, before they can be compared with the weights
+MAX_SIZE = 2**31 - 1  # so that a weight's number of values fits in 64 bits
 SIZES = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
     "type_vocab_size"
@@ -270,7 +271,7 @@ class MinBertPreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """Load any `model_type: bert` checkpoint: a folder, a Hub id, or `package:NAME/PATH` (`resolve_folder`).
+        """Load any `model_type: bert` checkpoint: a folder, a Hub id, or `package:NAME/PATH` (`resolve_checkpoint`).
 
         Keyword arguments are those of `PreTrainedModel.from_pretrained`. The weights are fp32 whatever the checkpoint
         stores, because training in half precision rounds most updates away; pass `dtype=torch.bfloat16` for inference
@@ -286,7 +287,7 @@ class MinBertPreTrainedModel(PreTrainedModel):
                 reported.
         """
         name = pretrained_model_name_or_path
-        folder_or_id = resolve_folder(name)
+        folder_or_id = resolve_checkpoint(name)
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:  # the second is Transformers' old name
             kwargs["dtype"] = torch.float32
         try:
@@ -491,13 +492,15 @@ class MinBertModel(MinBertPreTrainedModel):
 
     def describe_index_error(self, words: Tensor, positions: Tensor, types: Tensor) -> str:
         """Which index is outside its table, of integers (T,) or of word embeddings (T, H)."""
-        tables = [(positions, "position", "max_position_embeddings"), (types, "token_type_id", "type_vocab_size")]
-        tables += [(words, "token", "vocab_size")] * (words.dim() == 1)
-        for indices, name, field in tables:
+        tables = {"max_position_embeddings": positions, "type_vocab_size": types}
+        if words.dim() == 1:
+            tables["vocab_size"] = words
+        for field, indices in tables.items():
             size = getattr(self.config, field)
             for index in (int(indices.min()), int(indices.max())):
                 if not 0 <= index < size:
-                    return f"{name} {index} is outside the model's {size} ({field}); is the tokenizer the model's own?"
+                    hint = "shorten the texts" if indices is positions else "is the tokenizer the model's own?"
+                    return f"index {index} is outside 0 … {size - 1}, the model's {field}; {hint}"
         return "an index is outside the model's embeddings"
 
     def masks(self, packing: Packing, hidden: Tensor, queries: int | None = None) -> list | None:
