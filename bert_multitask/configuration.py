@@ -108,9 +108,7 @@ def resolve_folder(name: str | os.PathLike) -> str:
         return name
     package, _, path = name.removeprefix("package:").partition("/")
     if not package.isidentifier():  # with a dot, Python would import the parent package to look inside it
-        raise InputError(
-            f"{name}: {package!r} is not the name of a top-level Python package; expected package:NAME/PATH"
-        )
+        raise InputError(f"{name}: {package!r} is no name of a top-level package; expected package:NAME/PATH")
     # Not `importlib.util.find_spec`: for a module that is loaded already it returns what that module says of itself.
     spec = PathFinder.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

@@ -232,11 +232,13 @@ def check_encoder(config: MultitaskBertConfig) -> None:
         if (found or value) != value and not ours:
             raise InputError(f"config.json has {field} = {found!r}; this encoder computes {value!r} only")
     for field in SIZES:
-        if getattr(config, field) < 1:
-            raise InputError(f"config.json has {field} = {getattr(config, field)}; expected at least 1")
-    if config.num_hidden_layers > MAX_LAYERS:
+        if not 1 <= getattr(config, field) <= MAX_SIZE:
+            raise InputError(f"config.json has {field} = {getattr(config, field)}; expected 1 to {MAX_SIZE}")
+    encoders = len(config.tasks or ()) if config.encoder_sharing == "per_task" else 1
+    if config.num_hidden_layers * encoders > MAX_LAYERS:
         raise InputError(
-            f"config.json has num_hidden_layers = {config.num_hidden_layers}; expected at most {MAX_LAYERS}"
+            f"config.json has num_hidden_layers = {config.num_hidden_layers} in {encoders} encoders; expected at most "
+            f"{MAX_LAYERS} layers in all"
         )
     if config.hidden_size % config.num_attention_heads:
         raise InputError(
@@ -297,9 +299,8 @@ class MinBertPreTrainedModel(PreTrainedModel):
         except InputError:
             raise
         except Exception as error:  # a broken checkpoint fails in a dozen ways
-            raise InputError(
-                f"{name}: cannot be loaded as a BERT checkpoint: {loading_problem(name, error)}"
-            ) from error
+            reason = loading_problem(name, error)
+            raise InputError(f"{name}: cannot be loaded as a BERT checkpoint ({reason})") from error
         for key, weight in model.state_dict().items():
             if not all_finite(weight):
                 raise InputError(f"{name}: {key} has values that are not finite (NaN or infinity); the file is damaged")
