@@ -97,8 +97,9 @@ class BestOfEachTask(TrainerCallback):
 
 
 def task_weights(model: MultitaskBertModel, task: str) -> dict:
-    """The weights that one task alone uses, by name: its encoder's and its head's; they share the model's memory."""
-    prefixes = (f"encoders.{task}.", f"heads.{task}.")
+    """The weights that one task alone uses, by name: its encoder's and its head's; they share the model's memory. In a
+    model that peft made, their names have a prefix."""
+    prefixes = tuple(f"{peft}{part}.{task}." for peft in ("", "base_model.model.") for part in ("encoders", "heads"))
     return {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
 
 

@@ -55,7 +55,8 @@ class TaskClassifier(PerTaskBertModel):
         if self.is_separate(self.task):
             input_ids, attention_mask = split_pairs(input_ids, attention_mask, token_type_ids)
             token_type_ids = torch.zeros_like(input_ids)
-        logits = super().forward(self.task.name, input_ids, attention_mask, token_type_ids).logits
+        outputs = super().forward(self.task.name, input_ids, attention_mask, token_type_ids, return_dict=True)
+        logits = outputs.logits
         if self.task.kind == "binary":
             logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)  # softmax of (0, x) is (1 - p, p)
         if self.task.kind == "similarity":

@@ -4,8 +4,8 @@ It is one of the model files, which import nothing else of the package, so that 
 (docs/architecture.md).
 """
 
-import importlib.util
 import os
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,23 +49,36 @@ class MultitaskBertConfig(BertConfig):
         """Read a configuration from a folder, a Hub id or a `package:` name (see `resolve_folder`).
 
         Raises:
+            InputError: as `stored_fields`.
+        """
+        model_type = cls.stored_fields(pretrained_model_name_or_path, **kwargs)["model_type"]
+        config_class = PerTaskBertConfig if model_type == PerTaskBertConfig.model_type else MultitaskBertConfig
+        folder_or_id = resolve_checkpoint(pretrained_model_name_or_path)
+        return super(MultitaskBertConfig, config_class).from_pretrained(folder_or_id, **kwargs)
+
+    @classmethod
+    def stored_fields(cls, name: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
+        """The fields of a checkpoint's config.json, as they are stored.
+
+        Args:
+            name: folder, Hub id or `package:NAME/PATH`.
+            **kwargs: where and how to look, as `from_pretrained` takes them (`revision`, `token`, …); others are
+                ignored.
+
+        Raises:
             InputError: there is no such folder or no configuration, or it is another architecture's. Transformers
                 itself only warns of that, and would then fill the model with random weights.
         """
-        folder_or_id = resolve_folder(pretrained_model_name_or_path)
-        if folder_or_id.startswith(("/", ".")) and not os.path.exists(folder_or_id):  # no Hub id begins so
-            raise InputError(f"{pretrained_model_name_or_path}: no such folder")
-        fields = cls.get_config_dict(folder_or_id, **kwargs)[0]
+        fields = cls.get_config_dict(resolve_checkpoint(name), **kwargs)[0]
         if not fields:
-            raise InputError(f"{pretrained_model_name_or_path} has no config.json; expected a BERT checkpoint's folder")
-        for config_class in (MultitaskBertConfig, PerTaskBertConfig):
-            if fields.get("model_type") == config_class.model_type:
-                return super(MultitaskBertConfig, config_class).from_pretrained(folder_or_id, **kwargs)
-        raise InputError(
-            f"{pretrained_model_name_or_path} is a checkpoint of type {fields.get('model_type')!r}, not "
-            f"{MultitaskBertConfig.model_type!r}: choose a BERT checkpoint (its config.json says "
-            '"model_type": "bert"), for example google-bert/bert-base-uncased'
-        )
+            raise InputError(f"{name} has no config.json; expected a BERT checkpoint's folder")
+        if fields.get("model_type") not in (MultitaskBertConfig.model_type, PerTaskBertConfig.model_type):
+            raise InputError(
+                f"{name} is a checkpoint of type {fields.get('model_type')!r}, not "
+                f"{MultitaskBertConfig.model_type!r}: choose a BERT checkpoint (its config.json says "
+                '"model_type": "bert"), for example google-bert/bert-base-uncased'
+            )
+        return fields
 
 
 class PerTaskBertConfig(MultitaskBertConfig):
@@ -82,21 +95,40 @@ PerTaskBertConfig.register_for_auto_class()
 
 
 def resolve_folder(name: str | os.PathLike) -> str:
-    """Turn `package:NAME/PATH` into the folder PATH inside the installed Python package NAME.
+    """Turn `package:NAME/PATH` into the folder PATH inside the installed top-level Python package NAME.
 
-    Any other name (a folder or a Hub id) is returned as it is. The package is located, not imported.
+    Any other name (a folder or a Hub id) is returned as it is. The package is located without importing anything.
 
     Raises:
-        InputError: the package is not installed, or has no such folder.
+        InputError: NAME is not the name of a top-level package, it is not installed, or it has no such folder; or PATH
+            leaves the package.
     """
     name = os.fspath(name)
     if not name.startswith("package:"):
         return name
     package, _, path = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package)
+    if not package.isidentifier():  # with a dot, Python would import the parent package to look inside it
+        raise InputError(f"{name}: {package!r} is no name of a top-level package; expected package:NAME/PATH")
+    # Not `importlib.util.find_spec`: for a module that is loaded already it returns what that module says of itself.
+    spec = PathFinder.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"{name}: no Python package {package!r} is installed; install it with pip, or name a folder")
-    folder = Path(spec.submodule_search_locations[0], path)
+    root = Path(list(spec.submodule_search_locations)[0])
+    folder = root / path
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{name}: {path!r} is outside the package {package!r}; name a folder inside it")
     if not folder.is_dir():
         raise InputError(f"{name}: the package {package!r} has no folder {path!r}")
     return str(folder)
+
+
+def resolve_checkpoint(name: str | os.PathLike) -> str:
+    """`resolve_folder` of a checkpoint, which must exist where the name can only be a folder's.
+
+    Raises:
+        InputError: there is no such folder; or as `resolve_folder`.
+    """
+    folder_or_id = resolve_folder(name)
+    if folder_or_id.startswith(("/", ".")) and not os.path.exists(folder_or_id):  # no Hub id begins so
+        raise InputError(f"{name}: no such folder")
+    return folder_or_id

@@ -323,14 +323,19 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
         vocab_size: of the model.
 
     Raises:
-        InputError: there is none, it is no fast one, or its vocabulary is not the model's: where tokenizer files are
-            missing, Transformers makes up a tokenizer that knows five words.
+        InputError: there is none, it is no fast one, or its vocabulary is not the model's: tokens were added to it, or
+            its files are missing, where Transformers makes up a tokenizer that knows five words.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
     except Exception as error:  # missing, broken and foreign files fail in different ways
         raise InputError(f"{name}: its tokenizer cannot be loaded ({error})") from error
-    if not tokenizer.is_fast or not vocab_size // 2 <= len(tokenizer) <= vocab_size:
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{name}: its tokenizer knows {len(tokenizer)} tokens and its model {vocab_size}; if you added tokens, add "
+            f"their embeddings and save the model again: model.resize_token_embeddings({len(tokenizer)})"
+        )
+    if not tokenizer.is_fast or len(tokenizer) < vocab_size // 2:
         raise InputError(
             f"{name}: its tokenizer knows {len(tokenizer)} tokens and its model {vocab_size}; expected the model's own "
             "fast tokenizer: is tokenizer.json (or vocab.txt) missing?"

@@ -6,7 +6,7 @@ tokens (B, 2, L), embeddings (B, 2, H).
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -102,6 +102,44 @@ HEADS = {
 }
 
 
+def head_meaning(task: Task, layout: Mapping[str, Any]) -> dict[str, object]:
+    """What the weights of a task's head mean: its outputs, and the embeddings that it reads.
+
+    Args:
+        task: of the head.
+        layout: fields of the model's configuration; `pooling` and `pair_encoding` count.
+    """
+    meaning = {name: getattr(task, name) for name in ("kind", "label_names", "score_range")}
+    meaning |= {"texts a row": 2 if task.text_pair else 1, "pooling": layout.get("pooling", "cls")}
+    return meaning | ({"pair_encoding": layout.get("pair_encoding", "joint")} if task.text_pair else {})
+
+
+def check_heads(name: str | os.PathLike, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to load the trained head of a task for a task of the same name that means something else.
+
+    What does not change the meaning of the weights may differ: epochs, dropout, files, weights of regularisers.
+
+    Args:
+        name: of the checkpoint.
+        stored: the fields of its configuration.
+        wanted: those of the model to load.
+
+    Raises:
+        InputError: names the task and the field, with both values.
+    """
+    trained = {task.name: task for task in map(load_task, stored.get("tasks") or ())}
+    for task in map(load_task, wanted.get("tasks") or ()):
+        if task.name not in trained:
+            continue
+        before = head_meaning(trained[task.name], stored)
+        for field, value in head_meaning(task, wanted).items():
+            if value != before.get(field):
+                raise InputError(
+                    f"{name} has a head for task {task.name!r} that was trained with {field} {before.get(field)!r}, "
+                    f"not {value!r}; give the task another name to begin a new head, or use the run's {field}"
+                )
+
+
 class MultitaskBertModel(MinBertPreTrainedModel):
     """One BERT encoder for all tasks, or one for each, with one head per task of `config.tasks`.
 
@@ -160,6 +198,21 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         """The encoder that a task uses."""
         return self.bert if self.config.encoder_sharing == "shared" else self.encoders[task]
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Overridden to resize the word embeddings of every encoder; returns those of the first task's.
+
+        The arguments are those of `PreTrainedModel.resize_token_embeddings`. Where there are new tokens, all encoders
+        get the same new embeddings if they were the same before.
+        """
+        if self.config.encoder_sharing == "shared":
+            return super().resize_token_embeddings(*args, **kwargs)
+        state = torch.get_rng_state()
+        for encoder in self.encoders.values():
+            torch.set_rng_state(state)
+            encoder.resize_token_embeddings(*args, **kwargs)
+            self.config.vocab_size = encoder.config.vocab_size
+        return self.encoder(next(iter(self.tasks))).get_input_embeddings()
+
     def _init_weights(self, module: nn.Module) -> None:
         """New heads begin as `HeadLinear` says, everything else as in BERT."""
         if isinstance(module, HeadLinear):
@@ -183,7 +236,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             pretrained_model_name_or_path: folder, Hub id or `package:NAME/PATH`.
             tasks: presets' names, dictionaries of `Task` fields, or `Task`s. Needed on a checkpoint without heads,
                 whose new heads are random until trained; a trained run brings its own. A task that the run already
-                has keeps its weights; a run with an encoder for each task can take no other tasks.
+                has keeps its weights, so it must mean the same (`check_heads`); a run with an encoder for each task
+                can take no other tasks.
             encoder_sharing: "shared" or "per_task"; by default as in the checkpoint. With "per_task" a checkpoint's one
                 encoder is copied for each task.
             output_loading_info: also return Transformers' report of missing and unexpected weights.
@@ -191,14 +245,19 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                 `PreTrainedModel.from_pretrained` takes.
 
         Raises:
-            InputError: as `MinBertPreTrainedModel.from_pretrained`; or a trained run lacks weights of its heads, an
-                encoder for each task cannot become one, or the pooler that is asked for is not in the checkpoint.
+            InputError: as `MinBertPreTrainedModel.from_pretrained`; or a trained run lacks weights of its heads, a
+                task or the layout gives a trained head another meaning, an encoder for each task cannot become one, or
+                the pooler that is asked for is not in the checkpoint.
         """
         name = pretrained_model_name_or_path
         if encoder_sharing not in (None, *ENCODER_SHARING):
             raise InputError(f"encoder_sharing is {encoder_sharing!r}; choose one of {', '.join(ENCODER_SHARING)}")
         if tasks is not None:
             kwargs["tasks"] = [load_task(task).to_config() for task in tasks]
+        if kwargs.keys() & {"config", "tasks", "pair_encoding", "pooling"}:
+            stored = MultitaskBertConfig.stored_fields(name, **kwargs)
+            given = kwargs["config"].to_dict() if hasattr(kwargs.get("config"), "to_dict") else {}
+            check_heads(name, stored, stored | given | kwargs)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"])
         if tasks is None and (gone := [key for key in missing if key.startswith("heads.")]):
@@ -295,6 +354,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,  # an old config.json may say otherwise
             first_token_only=self.config.pooling != "mean",
         )
         embedding = self.pool(encoded, attention_mask)

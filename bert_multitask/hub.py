@@ -104,6 +104,11 @@ class HubTrainer(Trainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Overridden for one clear error, before training begins."""
+        if hasattr(self.model, "peft_config"):
+            raise InputError(
+                "a peft adapter is no model for others to load: push model = trainer.model.merge_and_unload() by "
+                "model.push_to_hub(…) instead (docs/reuse.md)"
+            )
         if not self.is_world_process_zero():
             return
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name

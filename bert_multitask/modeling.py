@@ -8,12 +8,13 @@ Shapes: B rows, L padded length, T real tokens of the batch, H hidden size, A he
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Self
 
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
@@ -23,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
-from .configuration import InputError, MultitaskBertConfig, resolve_folder
+from .configuration import InputError, MultitaskBertConfig, resolve_checkpoint
 from .packing import Bucket, Packing
 
 
@@ -78,11 +79,6 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        if config.hidden_size % config.num_attention_heads:
-            raise InputError(
-                f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
-                f"{config.num_attention_heads}"
-            )
         self.config = config
         self.head_size = config.hidden_size // config.num_attention_heads
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
@@ -213,6 +209,48 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(cls_embedding))
 
 
+MAX_LAYERS = 1000  # of all encoders; a million take a minute to set up, before they can be compared with the weights
+MAX_SIZE = 2**31 - 1  # so that a weight's number of values fits in 64 bits
+SIZES = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
+    "type_vocab_size"
+).split()
+# Fields of BERT's configurations that change what the encoder computes, with the one value that it computes here.
+# PerTaskBertConfig sets add_cross_attention only so that stock models refuse it.
+FIXED = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute", "pruned_heads": {}}
+
+
+def check_encoder(config: MultitaskBertConfig) -> None:
+    """Refuse settings that would be ignored or cannot be built.
+
+    Raises:
+        InputError: names the field.
+    """
+    for field, value in FIXED.items():
+        found = getattr(config, field, None)
+        ours = field == "add_cross_attention" and config.encoder_sharing == "per_task"
+        if (found or value) != value and not ours:
+            raise InputError(f"config.json has {field} = {found!r}; this encoder computes {value!r} only")
+    for field in SIZES:
+        if not 1 <= getattr(config, field) <= MAX_SIZE:
+            raise InputError(f"config.json has {field} = {getattr(config, field)}; expected 1 to {MAX_SIZE}")
+    encoders = len(config.tasks or ()) if config.encoder_sharing == "per_task" else 1
+    if config.num_hidden_layers * encoders > MAX_LAYERS:
+        raise InputError(
+            f"config.json has num_hidden_layers = {config.num_hidden_layers} in {encoders} encoders; expected at most "
+            f"{MAX_LAYERS} layers in all"
+        )
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"
+        )
+    if config.hidden_act not in ACT2FN:
+        raise InputError(f"config.json has hidden_act = {config.hidden_act!r}; choose one of {', '.join(ACT2FN)}")
+    for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if not 0 <= getattr(config, field) < 1:
+            raise InputError(f"{field} is {getattr(config, field)}; expected a probability in [0, 1)")
+
+
 class MinBertPreTrainedModel(PreTrainedModel):
     """What every model of this package shares: its configuration class, its loading, its attention implementations."""
 
@@ -235,19 +273,25 @@ class MinBertPreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """Load any `model_type: bert` checkpoint: a folder, a Hub id, or `package:NAME/PATH` (`resolve_folder`).
+        """Load any `model_type: bert` checkpoint: a folder, a Hub id, or `package:NAME/PATH` (`resolve_checkpoint`).
 
-        Keyword arguments are those of `PreTrainedModel.from_pretrained`. Weights of the checkpoint that this model has
+        Keyword arguments are those of `PreTrainedModel.from_pretrained`. The weights are fp32 whatever the checkpoint
+        stores, because training in half precision rounds most updates away; pass `dtype=torch.bfloat16` for inference
+        in half precision, or `dtype="auto"` for the stored precision. Weights of the checkpoint that this model has
         no place for (a language-model head, say) are listed in Transformers' load report.
 
         Weights are read from safetensors files alone: a pickle can run code of whoever wrote it.
 
         Raises:
-            InputError: the checkpoint is missing, broken or of another architecture, or it lacks an encoder weight,
-                which would then be random. The pooler may be missing, as it is from masked-language-model checkpoints:
-                it is reported.
+            InputError: the checkpoint is missing, broken or of another architecture, or one of its weights is not a
+                finite number or of another shape than its config.json says; or it lacks an encoder weight, which would
+                then be random. The pooler may be missing, as it is from masked-language-model checkpoints: it is
+                reported.
         """
-        folder_or_id = resolve_folder(pretrained_model_name_or_path)
+        name = pretrained_model_name_or_path
+        folder_or_id = resolve_checkpoint(name)
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:  # the second is Transformers' old name
+            kwargs["dtype"] = torch.float32
         try:
             model, info = super().from_pretrained(
                 folder_or_id, *args, output_loading_info=True, use_safetensors=True, **kwargs
@@ -255,26 +299,91 @@ class MinBertPreTrainedModel(PreTrainedModel):
         except InputError:
             raise
         except Exception as error:  # a broken checkpoint fails in a dozen ways
-            reason = error
-            if isinstance(error.__cause__, LocalEntryNotFoundError):
-                reason = "it is not in the Hub's cache, and the Hub is out of reach or HF_HUB_OFFLINE is set"
+            reason = loading_problem(name, error)
+            raise InputError(f"{name}: cannot be loaded as a BERT checkpoint ({reason})") from error
+        for key, weight in model.state_dict().items():
+            if not all_finite(weight):
+                raise InputError(f"{name}: {key} has values that are not finite (NaN or infinity); the file is damaged")
+        return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel,
+        state_dict: dict | None,
+        checkpoint_files: list[str] | None,
+        load_config: Any,
+        **kwargs: Any,
+    ) -> tuple:
+        """Overridden to compare the stored weights with the model's before memory is taken for those that are missing:
+        a config.json can ask for any amount."""
+        check_stored_types(checkpoint_files or ())
+        loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
+        name, info = load_config.pretrained_model_name_or_path, loaded[0]
+        if info.mismatched_keys and not load_config.ignore_mismatched_sizes:
+            key, stored, expected = sorted(info.mismatched_keys)[0]
             raise InputError(
-                f"{pretrained_model_name_or_path}: cannot be loaded as a BERT checkpoint in safetensors form ({reason})"
-            ) from error
-        missing = sorted(key for key in info["missing_keys"] if ".encoder." in f".{key}" or ".embeddings." in f".{key}")
+                f"{name}: {key} has shape {tuple(stored)}, but its config.json or the tasks asked for describe "
+                f"{tuple(expected)}"
+            )
+        missing = sorted(key for key in info.missing_keys if ".encoder." in f".{key}" or ".embeddings." in f".{key}")
         if missing:
             raise InputError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} encoder weights, {missing[0]} first: "
+                f"{name} lacks {len(missing)} encoder weights, {missing[0]} first: "
                 "its config.json or the tasks asked for do not describe its weights (a run with an encoder for each "
                 "task takes no others), or the weights are not those of a BERT"
             )
-        return (model, info) if output_loading_info else model
+        return loaded
+
+
+def loading_problem(name: str | os.PathLike, error: Exception) -> str:
+    """Why a checkpoint cannot be loaded, of the error that Transformers raised, and what to do."""
+    if isinstance(error.__cause__, LocalEntryNotFoundError):
+        return "it is not in the Hub's cache, and the Hub is out of reach or HF_HUB_OFFLINE is set"
+    if "safetensors" in str(error) and isinstance(error, OSError):  # no such file
+        return (
+            "it has no model.safetensors, and a pickle such as pytorch_model.bin is not read, because it can run code; "
+            "if you trust its author, convert it: from transformers import AutoTokenizer, BertModel; "
+            f'BertModel.from_pretrained("{name}", use_safetensors=False).save_pretrained("FOLDER"); '
+            f'AutoTokenizer.from_pretrained("{name}").save_pretrained("FOLDER")'
+        )
+    return str(error)
+
+
+def check_stored_types(files: Iterable[str]) -> None:
+    """Refuse weights that are no floating-point numbers of at least 16 bits, as quantised ones are: Transformers would
+    take the integers as weights.
+
+    Args:
+        files: safetensors files; only their headers are read.
+
+    Raises:
+        InputError: names the file and the tensor.
+    """
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118, it is no dictionary
+                stored = tensors.get_slice(key).get_dtype()
+                is_weight = key.endswith((".weight", ".bias", ".gamma", ".beta"))  # no constant, such as position_ids
+                if is_weight and stored not in ("F64", "F32", "F16", "BF16"):
+                    raise InputError(f"{file}: {key} is stored as {stored}; expected F32, F16, BF16 or F64 weights")
+
+
+def all_finite(weight: Tensor) -> bool:
+    """Whether a weight has neither NaN nor infinity; True of one that is not in memory.
+
+    The sum decides first, because it reads each value once and writes nothing: 4 times faster than `isfinite`. The sum
+    of finite values can be infinite, so only a bad one is looked at again.
+    """
+    if weight.is_meta or not weight.is_floating_point() or weight.sum().isfinite():
+        return True
+    return bool(weight.isfinite().all())
 
 
 class MinBertModel(MinBertPreTrainedModel):
     """The BERT encoder. The same inputs, outputs and parameter names as `transformers.BertModel`."""
 
     def __init__(self, config: MultitaskBertConfig):
+        check_encoder(config)
         super().__init__(config)
         self.embeddings = Embeddings(config)
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
@@ -306,7 +415,8 @@ class MinBertModel(MinBertPreTrainedModel):
         Args:
             input_ids: vocabulary indices, integer (B, L).
             attention_mask: 1 for real tokens and 0 for padding, (B, L); all real by default.
-            token_type_ids: segment indices, integer, broadcastable to (B, L); all 0 by default.
+            token_type_ids: segment indices, integer, broadcastable to (B, L); all 0 by default, and where the model has
+                one segment (`type_vocab_size: 1`).
             position_ids: position indices, integer, broadcastable to (B, L); 0 … L - 1 by default.
             inputs_embeds: word embeddings in place of `input_ids`, float (B, L, H).
             output_attentions: also return every layer's attention weights; needs `attn_implementation="eager"`.
@@ -321,33 +431,23 @@ class MinBertModel(MinBertPreTrainedModel):
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, no token at all, a mask that is not (B, L),
                 or attention weights asked of an implementation that keeps none.
+            InputError: on a CPU, a token, position or segment index is outside its table (elsewhere it ends the
+                process).
         """
+        output_attentions, output_hidden_states = self.wanted_outputs(output_attentions, output_hidden_states)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError('output_attentions needs a model loaded with attn_implementation="eager"')
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-
         tokens = input_ids if input_ids is not None else inputs_embeds
-        shape, device = tokens.shape[:2], tokens.device
+        shape = tokens.shape[:2]
         if not shape.numel():
             raise ValueError(f"the batch has shape {tuple(shape)}; expected at least one row of one token")
         if attention_mask is None:
-            attention_mask = torch.ones(shape, dtype=torch.long, device=device)
+            attention_mask = torch.ones(shape, dtype=torch.long, device=tokens.device)
         if attention_mask.shape != shape:
             raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, not {tuple(shape)}")
-        if position_ids is None:
-            position_ids = torch.arange(shape[1], device=device)
-        if token_type_ids is None:
-            token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
 
         packing = Packing(attention_mask)
-        words = packing.pack(tokens) if input_ids is None else self.embeddings.word_embeddings(packing.pack(tokens))
-        hidden = self.embeddings(
-            words, packing.pack(position_ids.expand(shape)), packing.pack(token_type_ids.expand(shape))
-        )
+        hidden = self.embed(packing, tokens, token_type_ids, position_ids)
         first_token_only = first_token_only and not (output_hidden_states or output_attentions)
         masks = self.masks(packing, hidden)
         states, attentions = [hidden] if output_hidden_states else [], []
@@ -366,6 +466,43 @@ class MinBertModel(MinBertPreTrainedModel):
             hidden_states=tuple(map(packing.pad, states)) if output_hidden_states else None,
             attentions=tuple(map(packing.pad_weights, attentions)) if output_attentions else None,
         )
+
+    def wanted_outputs(self, attentions: bool | None, hidden_states: bool | None) -> tuple[bool, bool]:
+        """Whether to return attention weights and hidden states: as asked, or else as the configuration says."""
+        attentions = self.config.output_attentions if attentions is None else attentions
+        if attentions and self.config._attn_implementation != "eager":
+            raise ValueError('output_attentions needs a model loaded with attn_implementation="eager"')
+        return attentions, self.config.output_hidden_states if hidden_states is None else hidden_states
+
+    def embed(
+        self, packing: Packing, tokens: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None
+    ) -> Tensor:
+        """The embeddings of the real tokens, (T, H); the arguments are those of `forward`, `tokens` either kind."""
+        shape, device = packing.shape, tokens.device
+        if position_ids is None:
+            position_ids = torch.arange(shape[1], device=device)
+        if token_type_ids is None or self.config.type_vocab_size == 1:  # which tells a pair's texts by [SEP] alone
+            token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
+        words, positions, types = map(packing.pack, (tokens, position_ids.expand(shape), token_type_ids.expand(shape)))
+        try:
+            if tokens.dim() == 2:
+                words = self.embeddings.word_embeddings(words)
+            return self.embeddings(words, positions, types)
+        except IndexError as error:
+            raise InputError(self.describe_index_error(words, positions, types)) from error
+
+    def describe_index_error(self, words: Tensor, positions: Tensor, types: Tensor) -> str:
+        """Which index is outside its table, of integers (T,) or of word embeddings (T, H)."""
+        tables = {"max_position_embeddings": positions, "type_vocab_size": types}
+        if words.dim() == 1:
+            tables["vocab_size"] = words
+        for field, indices in tables.items():
+            size = getattr(self.config, field)
+            for index in (int(indices.min()), int(indices.max())):
+                if not 0 <= index < size:
+                    hint = "shorten the texts" if indices is positions else "is the tokenizer the model's own?"
+                    return f"index {index} is outside 0 … {size - 1}, the model's {field}; {hint}"
+        return "an index is outside the model's embeddings"
 
     def masks(self, packing: Packing, hidden: Tensor, queries: int | None = None) -> list | None:
         """Each bucket's mask, as the attention implementation wants it, for so many queries a row, by default all; None

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ class MultitaskTrainer(HubTrainer):
     """Trains a `MultitaskBertModel` on a plan of its tasks' batches, one task a step.
 
     Args:
-        model: whose tasks say the epochs of each.
+        model: whose tasks say the epochs of each; or one that `peft.get_peft_model` made of it (docs/reuse.md).
         args: the schedule, its budget, and everything `TrainingArguments` has.
         train_dataset: {task: tokenised rows} of every task of the model.
         eval_dataset: the same of the dev rows; needed for evaluation.
@@ -72,6 +72,7 @@ class MultitaskTrainer(HubTrainer):
         check_metrics(model.tasks, args)
         check_smart(model.tasks, args)
         check_sharding(model, args)
+        check_weights(model, self.plan)
         for name in self.rows.keys() - set(self.plan):
             logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
         self.sums: dict[str, tuple] = {}
@@ -326,3 +327,43 @@ def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) 
             f"{names[0]} does not work with FSDP, which cuts the weights in pieces; leave it out, or use another "
             "configuration of recipes/accelerate"
         )
+
+
+def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
+    """Refuse weights that training would round away, cannot move or could not give back, and point out heads that stay
+    as they are.
+
+    Args:
+        model: to be trained; also one that peft made.
+        plan: the task of each step.
+
+    Raises:
+        InputError: names the weight or the task, and what to do.
+    """
+    weights = dict(model.named_parameters())
+    trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+    for name, weight in trained.items():
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            raise InputError(
+                f"the model's weights are {weight.dtype} ({name} first), which rounds most updates away; load it "
+                "without dtype=, or call model.float(); half precision in training is --bf16 or --fp16"
+            )
+        if name.count(".modules_to_save.") > 1:
+            raise InputError(
+                f"peft wraps {name} twice, and could not load it again: its task_type adds every layer called "
+                "classifier to modules_to_save; leave task_type out of the LoraConfig"
+            )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise InputError(
+            "model.add_adapter leaves checkpoints without the tasks; use peft.get_peft_model(model, config) instead"
+        )
+    for task in dict.fromkeys(plan):
+        head = any(f"heads.{task}." in name for name in trained)
+        encoder = "bert." if model.config.encoder_sharing == "shared" else f"encoders.{task}."
+        if not head and not any(encoder in name for name in trained):
+            raise InputError(f"task {task!r} has nothing to train: none of its weights has requires_grad")
+        if not head:
+            logger.warning(
+                f"the head of task {task!r} is not trained: none of its weights has requires_grad (with peft, name it: "
+                f'modules_to_save=["heads.{task}"])'
+            )

@@ -1,12 +1,15 @@
 """The multitask model: head shapes, formulas, losses, saving and loading."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, BertModel
 
-from bert_multitask.configuration import InputError
+from bert_multitask.configuration import InputError, MultitaskBertConfig
 from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.tasks import TASKS, Task
 
@@ -118,6 +121,117 @@ def test_a_trained_run_can_get_another_task(model, tmp_path):
     more = MultitaskBertModel.from_pretrained(tmp_path, tasks=["sst", TASKS["cfimdb"]])
     assert list(more.tasks) == ["sst", "cfimdb"]
     assert torch.equal(more.heads["sst"].classifier.weight, model.heads["sst"].classifier.weight)
+
+
+OWN = {"name": "a", "kind": "binary", "label_names": ["neg", "pos"]}
+OWN_PAIR = {"name": "b", "kind": "similarity", "text_pair": "other", "score_range": [0, 5]}
+
+
+@pytest.fixture(scope="module")
+def own_run(tiny_bert, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own_run")
+    MultitaskBertModel.from_pretrained(tiny_bert, tasks=[OWN, OWN_PAIR]).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "message"),
+    [
+        (OWN | {"label_names": ["pos", "neg"]}, {}, r"'a' .* label_names \('neg', 'pos'\), not \('pos', 'neg'\)"),
+        (OWN | {"label_names": ["no", "yes"]}, {}, r"label_names \('neg', 'pos'\), not \('no', 'yes'\)"),
+        (OWN | {"kind": "classification"}, {}, "'a' .* kind 'binary', not 'classification'"),
+        (OWN | {"text_pair": "second"}, {}, "'a' .* texts a row 1, not 2"),
+        (OWN_PAIR | {"score_range": [1, 5]}, {}, r"'b' .* score_range \(0.0, 5.0\), not \(1.0, 5.0\)"),
+        (OWN_PAIR, {"pair_encoding": "separate"}, "'b' .* pair_encoding 'joint', not 'separate'"),
+        (OWN, {"pooling": "mean"}, "'a' .* pooling 'cls', not 'mean'"),
+        (None, {"pooling": "pooler"}, "pooling 'cls', not 'pooler'"),
+    ],
+    ids=["other order", "other names", "other kind", "a pair", "other range", "apart", "pooled otherwise", "no tasks"],
+)
+def test_a_trained_head_is_never_given_another_meaning(own_run, tmp_path, task, settings, message):
+    tasks = task and [task]
+    with pytest.raises(InputError, match=message + ".*; give the task another name"):
+        MultitaskBertModel.from_pretrained(own_run, tasks=tasks, **settings)
+    config = MultitaskBertConfig.from_pretrained(own_run, **settings)
+    config.tasks = tasks or config.tasks
+    with pytest.raises(InputError, match=message):  # handed over as a whole
+        MultitaskBertModel.from_pretrained(own_run, config=config)
+    with pytest.raises(ValueError, match=message):  # the code in the folder
+        AutoModel.from_pretrained(own_run, trust_remote_code=True, tasks=config.tasks, **settings)
+
+
+def test_what_leaves_a_heads_meaning_may_differ(own_run):
+    """And a task of another name begins a new head, also in another layout."""
+    trained = MultitaskBertModel.from_pretrained(own_run)
+    again = OWN | {
+        "epochs": 2,
+        "dropout": 0.0,
+        "smart_weight": 1.0,
+        "text": "words",
+        "files": {"train": "t", "dev": "d"},
+    }
+    model = MultitaskBertModel.from_pretrained(own_run, tasks=[again, OWN | {"name": "new", "label_names": ["x", "y"]}])
+    assert torch.equal(model.heads["a"].hidden.weight, trained.heads["a"].hidden.weight)
+    assert not torch.equal(model.heads["new"].hidden.weight, trained.heads["a"].hidden.weight)
+    new = MultitaskBertModel.from_pretrained(own_run, tasks=[OWN_PAIR | {"name": "c"}], pair_encoding="separate")
+    assert linear_shapes(new.heads["c"]) == [(32, 32)]
+
+
+@pytest.mark.parametrize("sharing", ["shared", "per_task"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_run_stored_in_another_precision_loads_as_fp32(own_run, tmp_path, sharing, dtype):
+    stored = MultitaskBertModel.from_pretrained(own_run, dtype=dtype, encoder_sharing=sharing)
+    assert {weight.dtype for weight in stored.parameters()} == {dtype}, "asked for"
+    stored.save_pretrained(tmp_path)
+    for model in (
+        MultitaskBertModel.from_pretrained(tmp_path),
+        MultitaskBertModel.from_pretrained(tmp_path, tasks=[OWN], encoder_sharing=sharing),
+        MultitaskBertModel.from_pretrained(tmp_path, encoder_sharing="per_task"),
+        AutoModel.from_pretrained(tmp_path, trust_remote_code=True),
+    ):
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    model.save_pretrained(tmp_path)
+    assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+
+
+def test_a_head_with_a_bad_weight_is_refused(own_run, tmp_path):
+    shutil.copytree(own_run, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["heads.b.output.bias"] = torch.tensor([float("nan")])
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="heads.b.output.bias has values that are not finite"):
+        MultitaskBertModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("sharing", ["shared", "per_task"])
+def test_resized_token_embeddings(own_run, tmp_path, sharing):
+    model = MultitaskBertModel.from_pretrained(own_run, encoder_sharing=sharing).eval()
+    before, size = {task: model(task, **BATCH).logits for task in model.tasks}, model.config.vocab_size
+    assert len(model.resize_token_embeddings(size + 3).weight) == model.config.vocab_size == size + 3
+    new = {task: model.encoder(task).get_input_embeddings().weight[-3:] for task in model.tasks}
+    assert torch.equal(new["a"], new["b"]), "encoders that were the same stay so"
+    model.save_pretrained(tmp_path)
+    loaded = MultitaskBertModel.from_pretrained(tmp_path)
+    for task, logits in before.items():
+        torch.testing.assert_close(loaded(task, **BATCH).logits, logits)
+        assert loaded(task, torch.tensor([[size + 2]])).logits.isfinite().all()
+
+
+def test_an_encoder_for_each_of_too_many_tasks_is_refused_at_once(own_run, tmp_path):
+    shutil.copytree(own_run, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "multitask_bert"}
+    config["tasks"] = [OWN | {"name": f"t{number}"} for number in range(600)]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="num_hidden_layers = 2 in 600 encoders"):
+        MultitaskBertModel.from_pretrained(tmp_path)
+
+
+def test_a_configuration_that_wants_tuples_changes_nothing(own_run):
+    """`return_dict: false` is in some old checkpoints."""
+    model = MultitaskBertModel.from_pretrained(own_run).eval()
+    expected = model("a", **BATCH).logits
+    model.config.return_dict = False
+    assert torch.equal(model("a", **BATCH)[0], expected)
 
 
 def test_a_run_without_its_heads_is_refused(model, tmp_path):

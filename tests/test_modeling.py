@@ -349,6 +349,188 @@ def test_another_architecture_is_refused(tmp_path):
         MinBertModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("stored", "fields"),
+    [
+        ({}, {}),
+        (dict.fromkeys(("embeddings", "encoder", "pooler"), torch.bfloat16), {"dtype": "bfloat16"}),
+        (dict.fromkeys(("embeddings", "encoder", "pooler"), torch.float16), {"torch_dtype": "float16"}),
+        (dict.fromkeys(("embeddings", "encoder", "pooler"), torch.float64), {"dtype": "float64"}),
+        ({}, {"dtype": "bfloat16"}),
+        ({"embeddings": torch.bfloat16, "encoder": torch.float16}, {"dtype": "float16"}),
+    ],
+    ids=["fp32", "bf16", "fp16, old name of the field", "fp64", "the config alone says bf16", "mixed"],
+)
+def test_weights_are_fp32_whatever_is_stored(tiny_bert, tmp_path, stored, fields):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: weight.to(stored.get(name.partition(".")[0])) for name, weight in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    rewrite(folder, **{"dtype": None} | fields)
+    for dtype, expected in [(None, torch.float32), (torch.bfloat16, torch.bfloat16), ("float16", torch.float16)]:
+        model = MinBertModel.from_pretrained(folder, dtype=dtype)
+        assert {weight.dtype for weight in model.parameters()} == {expected}
+        for name, weight in model.state_dict().items():
+            assert torch.equal(weight, weights[name].to(expected)), name
+    assert MinBertModel.from_pretrained(folder, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    MinBertModel.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["dtype"] == "float32"
+
+
+def rewrite(folder, **fields) -> None:
+    """Change fields of a checkpoint's config.json; those that are None are taken out."""
+    file = folder / "config.json"
+    fields = json.loads(file.read_text()) | fields
+    file.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"is_decoder": True}, "is_decoder = True"),
+        ({"add_cross_attention": True}, "add_cross_attention = True"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'; .* 'absolute'"),
+        ({"position_embedding_type": "relative_key_query"}, "relative_key_query"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ({"hidden_act": "swiglu"}, "hidden_act = 'swiglu'; choose one of gelu"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers = 0; expected 1 to"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0"),
+        ({"num_attention_heads": 5}, "hidden_size 32 is not a multiple of num_attention_heads 5"),
+        ({"type_vocab_size": 0}, "type_vocab_size = 0"),
+        ({"num_hidden_layers": 1_000_000}, "num_hidden_layers = 1000000 in 1 encoders; expected at most 1000"),
+        ({"hidden_size": 10**9}, r"has shape \(32,\), but .* describe \(1000000000,\)"),
+        ({"vocab_size": 10**9}, r"word_embeddings.weight has shape \(30522, 32\)"),
+        ({"vocab_size": 10**20}, "vocab_size = 100000000000000000000; expected 1 to"),
+        ({"attention_probs_dropout_prob": 1.5}, r"attention_probs_dropout_prob is 1.5; .* \[0, 1\)"),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_settings_that_would_be_ignored_or_cannot_be_built_are_refused(tiny_bert, tmp_path, fields, message):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    rewrite(folder, **fields)
+    with pytest.raises(InputError, match=message):
+        MinBertModel.from_pretrained(folder)
+
+
+def test_every_field_of_berts_configuration_is_known():
+    """A field that a later Transformers adds must be read, fixed (`modeling.FIXED`) or found harmless."""
+    read = {*modeling.SIZES, "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps"}
+    read |= {"pad_token_id", "initializer_range"}
+    harmless = {"use_cache", "classifier_dropout", "bos_token_id", "eos_token_id", "tie_word_embeddings"}
+    assert {*vars(BertConfig)["__annotations__"]} - read - harmless <= modeling.FIXED.keys()
+
+
+def spoil(weight: torch.Tensor, value: float) -> torch.Tensor:
+    weight = weight.clone()
+    weight.view(-1)[-1] = value
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: spoil(weight, float("nan")), "{} has values that are not finite"),
+        (lambda weight: spoil(weight, float("inf")), "{} has values that are not finite"),
+        (lambda weight: spoil(weight, -float("inf")).to(torch.float16), "{} has values that are not finite"),
+        (lambda weight: weight.to(torch.int8), "model.safetensors: {} is stored as I8; expected F32"),
+        (lambda weight: weight.to(torch.float8_e4m3fn), "{} is stored as F8_E4M3"),
+        (lambda weight: weight[:-1].contiguous(), "{} has shape .*, but its config.json"),
+        (lambda weight: None, "lacks 1 encoder weights, {} first"),
+    ],
+    ids=["NaN", "infinity", "infinity in fp16", "integers", "fp8", "another shape", "none"],
+)
+@pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", "encoder.layer.1.output.LayerNorm.bias"])
+def test_weights_that_cannot_be_right_are_named(tiny_bert, tmp_path, name, change, message):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = change(weights[name])
+    weights = {key: weight for key, weight in weights.items() if weight is not None}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=message.format(re.escape(name))):
+        MinBertModel.from_pretrained(folder)
+
+
+def test_large_and_constant_values_are_finite():
+    """A sum may overflow where no value does."""
+    assert modeling.all_finite(torch.full((9,), 3e38)) and modeling.all_finite(torch.full((99,), 6e4).half())
+    assert not modeling.all_finite(torch.tensor([float("inf"), -float("inf")]))
+    assert modeling.all_finite(torch.arange(3))
+
+
+def test_constants_of_old_checkpoints_are_left_alone(tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors") | {"embeddings.position_ids": torch.arange(512)[None]}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    MinBertModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_ids": torch.tensor([[1, 30522]])}, "index 30522 is outside 0 … 30521, the model's vocab_size"),
+        ({"input_ids": torch.tensor([[1, -1]])}, "index -1 is outside 0 … 30521"),
+        ({"input_ids": torch.ones(1, 513, dtype=torch.long)}, "max_position_embeddings; shorten the texts"),
+        ({"inputs_embeds": torch.zeros(1, 513, 32)}, "index 512 is outside 0 … 511, the model's max_position"),
+        (
+            {"input_ids": torch.ones(1, 2, dtype=torch.long), "token_type_ids": torch.tensor([[0, 2]])},
+            "type_vocab_size",
+        ),
+    ],
+    ids=["token", "negative token", "position", "position of embeddings", "segment"],
+)
+def test_indices_outside_their_tables_are_named(tiny_bert, inputs, message):
+    with pytest.raises(InputError, match=message):
+        MinBertModel.from_pretrained(tiny_bert)(**inputs)
+
+
+@torch.inference_mode()
+def test_a_model_of_one_segment_takes_pairs(tiny_bert, tmp_path):
+    BertModel(BertConfig(vocab_size=100, type_vocab_size=1, **SIZE)).save_pretrained(tmp_path)
+    model, ids = MinBertModel.from_pretrained(tmp_path), torch.tensor([[1, 2, 3, 4]])
+    pair = model(ids, token_type_ids=torch.tensor([[0, 0, 1, 1]])).last_hidden_state
+    expected = BertModel.from_pretrained(tmp_path).eval()(ids).last_hidden_state
+    torch.testing.assert_close(pair, expected, atol=1e-5, rtol=0)
+
+
+def test_padding_may_reach_beyond_the_last_position(tiny_bert):
+    ids = torch.ones(1, 520, dtype=torch.long)
+    MinBertModel.from_pretrained(tiny_bert)(ids, (torch.arange(520) < 512).long()[None])
+
+
+@pytest.fixture
+def loud_package(tmp_path, monkeypatch):
+    """A package on the path whose code, if it is run, leaves a file `ran`; with a folder, and a link that leaves it."""
+    package = tmp_path / "path" / "loud_package"
+    (package / "sub" / "model").mkdir(parents=True)
+    for folder in (package, package / "sub"):
+        (folder / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "outside").mkdir()
+    (package / "link").symlink_to(tmp_path / "outside")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    return package
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("package:loud_package.sub/model", "'loud_package.sub' is no name of a top-level package"),
+        ("package:loud_package.sub", "'loud_package.sub' is no name of a top-level package"),
+        ("package:/etc", "'' is no name of a top-level package"),
+        ("package:loud_package/../../outside", "outside the package 'loud_package'"),
+        ("package:loud_package//etc", "'/etc' is outside the package"),
+        ("package:loud_package/link", "'link' is outside the package"),
+        ("package:loud_package/nowhere", "no folder 'nowhere'"),
+        ("package:json.decoder/x", "no name of a top-level package"),
+        ("package:os/x", "no Python package 'os' is installed"),
+    ],
+)
+def test_packages_are_located_and_never_imported(loud_package, tmp_path, name, message):
+    assert resolve_folder("package:loud_package/sub/model") == str(loud_package / "sub" / "model")
+    with pytest.raises(InputError, match=message):
+        resolve_folder(name)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_package_names():
     assert resolve_folder("some/folder") == "some/folder"
     with pytest.raises(InputError, match="no_such_package"):
