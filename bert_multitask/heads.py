@@ -5,6 +5,7 @@ A separately encoded pair has one more axis of length 2, as the choices of Huggi
 tokens (B, 2, L), embeddings (B, 2, H).
 """
 
+import inspect
 import os
 from collections.abc import Sequence
 from typing import Any, Self
@@ -102,6 +103,18 @@ HEADS = {
 }
 
 
+def check_loss_options(task: Task) -> None:
+    """Refuse class weights or label smoothing of a task whose loss does not take them.
+
+    Raises:
+        InputError: names the field.
+    """
+    taken = inspect.signature(LOSSES[task.loss]).parameters
+    for field in ("class_weights", "label_smoothing"):
+        if getattr(task, field) and field not in taken:
+            raise InputError(f"task {task.name!r}: loss {task.loss!r} takes no {field}; leave it out")
+
+
 class MultitaskBertModel(MinBertPreTrainedModel):
     """One BERT encoder for all tasks, or one for each, with one head per task of `config.tasks`.
 
@@ -132,6 +145,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         for name, task in self.tasks.items():
             if task.loss not in LOSSES:
                 raise InputError(f"task {name!r}: loss is {task.loss!r}; choose one of {', '.join(LOSSES)}")
+            check_loss_options(task)
             if task.divergence not in DIVERGENCES:
                 choices = ", ".join(DIVERGENCES)
                 raise InputError(f"task {name!r}: divergence is {task.divergence!r}; choose one of {choices}")
@@ -157,6 +171,12 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         """Raise InputError for a task that the model does not have."""
         if task not in self.tasks:
             raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
+
+    def change_task(self, task: Task) -> None:
+        """Give a task other settings of its training, also in what is saved; its head stays as it is."""
+        self.check_task(task.name)
+        self.tasks[task.name] = task
+        self.config.tasks = [task.to_config() for task in self.tasks.values()]
 
     def encoder(self, task: str) -> MinBertModel:
         """The encoder that a task uses."""
@@ -263,7 +283,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             inputs_embeds: word embeddings in place of `input_ids`, float, with one more axis, H.
             labels: (B,); classes (integer), 0 or 1 (integer), or scores (float); -100 for rows without a label.
             num_items_in_batch: divisor of the summed loss where this batch is one share of a larger one; by default
-                the number of labelled rows.
+                `losses.count_items` of the labels.
             output_attentions: as for `MinBertModel`, and with its shapes; a separately encoded pair counts as two rows.
             output_hidden_states: the same of the hidden states.
 
@@ -307,7 +327,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             logits = head(embedding.to(next(head.parameters()).dtype))
         loss = None
         if labels is not None:
-            loss = LOSSES[self.tasks[task].loss](logits=logits, labels=labels, num_items=num_items_in_batch)
+            spec = self.tasks[task]
+            loss = LOSSES[spec.loss](logits=logits, labels=labels, num_items=num_items_in_batch, **spec.loss_options)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
