@@ -13,7 +13,7 @@ from .arguments import MultitaskTrainingArguments
 from .configuration import InputError
 from .inference import SplitReader, first_run, known_tasks, locate_tasks, read_tables
 from .losses import is_labelled
-from .metrics import score_decisions
+from .metrics import score_decisions, signed
 from .prediction import Predictions, check_alike, decision_column
 from .tasks import Task
 
@@ -173,7 +173,8 @@ def select_greedily(task: Task, tables: Sequence[Dataset], labels: np.ndarray, v
         scores = []
         for member in members:
             combined = combine_columns(task, [*(members[pick] for pick in picks), member], vote)
-            scores.append(score_decisions(task, combined[decision_column(task)], labels)[task.metric])
+            found = score_decisions(task, combined[decision_column(task)], labels)[task.metric]
+            scores.append(signed(task, found))
         picks.append(int(np.argmax(scores)))
         path.append(max(scores))
     return picks[: int(np.argmax(path)) + 1]

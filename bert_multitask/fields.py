@@ -67,6 +67,7 @@ def describe(hint: Any) -> str:
         int: "a whole number",
         float: "a number",
         bool: "true or false",
+        dict: "{name: value, …}",
         NoneType: "nothing",
     }
     arguments = get_args(hint)

@@ -239,11 +239,21 @@ def score_tables(
     return flat | {"eval_overall": overall_score(scored, scores)}
 
 
-def describe_scores(scores: Mapping[str, Mapping[str, float]], title: str = "dev score") -> str:
-    """The scores of several predictions as a table, {what predicted: its `score_tables`}."""
-    columns = list(next(iter(scores.values())))
-    heads = [key.removeprefix("eval_").rpartition("_")[0] or "overall" for key in columns]
-    width = max(map(len, [title, *scores]))
-    lines = [f"{title:{width}}" + "".join(f"{head:>10}" for head in heads)]
-    lines += [f"{name:{width}}" + "".join(f"{values[key]:10.4f}" for key in columns) for name, values in scores.items()]
-    return "\n".join(lines)
+def describe_scores(
+    scores: Mapping[str, Mapping[str, float]], tasks: Mapping[str, Task], title: str = "dev score"
+) -> str:
+    """The scores of several predictions as a table.
+
+    Args:
+        scores: {what predicted: its `score_tables`}, all of the same tasks.
+        tasks: {name: task}.
+        title: of the first column.
+    """
+    keys = {name: f"eval_{name}_{task.metric}" for name, task in tasks.items()} | {"overall": "eval_overall"}
+    shown = {name: key for name, key in keys.items() if key in next(iter(scores.values()))}
+    lines = [[title, *shown]]
+    lines += [[name, *(f"{values[key]:.4f}" for key in shown.values())] for name, values in scores.items()]
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    widths = [max(width + 2, 10) for width in widths]
+    rows = [(line[0], zip(line[1:], widths, strict=True)) for line in lines]
+    return "\n".join(f"{head:{first}}" + "".join(f"{cell:>{width}}" for cell, width in cells) for head, cells in rows)

@@ -3,8 +3,9 @@
 import dataclasses
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from torch import nn
@@ -74,6 +75,12 @@ class Task:
         loss: key of `losses.LOSSES`; by default the kind's.
         divergence: key of `losses.DIVERGENCES`, by which SMART compares two predictions; by default the kind's.
         metric: key of `metrics.METRICS`; by default the kind's.
+        class_weights: {label name: weight above 0} of every class: a row's loss counts as much as its label's weight,
+            and the weighted losses are divided by the sum of the weights, as in `torch.nn.CrossEntropyLoss(weight=…)`.
+            "balanced": `MultitaskTrainer` makes them rows / (classes * rows of the class), of the rows it trains on.
+            None, all classes count alike. For classification and binary.
+        label_smoothing: share of a label that the loss spreads evenly over all classes, in [0, 1), as in
+            `torch.nn.CrossEntropyLoss(label_smoothing=…)`; for classification and binary.
         epochs: how often training sees each row (paper, section 4.2.2).
         max_train_samples: train on at most so many rows, drawn at random; None, on all.
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
@@ -97,6 +104,8 @@ class Task:
     loss: str | None = None
     divergence: str | None = None
     metric: str | None = None
+    class_weights: dict | str | None = None
+    label_smoothing: float = 0.0
     epochs: int = 10
     max_train_samples: int | None = None
     dropout: float = 0.3
@@ -122,6 +131,8 @@ class Task:
             raise InputError(f"{where}: course_rows has {', '.join(self.course_rows)}; expected {', '.join(SPLITS)}")
         for key, default in zip(("loss", "divergence", "metric"), KINDS[self.kind], strict=True):
             object.__setattr__(self, key, getattr(self, key) or default)
+        object.__setattr__(self, "class_weights", check_class_weights(self))
+        check_label_smoothing(self)
 
     def read_plain(self, where: str) -> None:
         """Give fields the types that YAML and JSON cannot write; a frozen dataclass needs the long way."""
@@ -173,10 +184,91 @@ class Task:
             if (value := getattr(self, key)) is not None and value < 1:
                 raise InputError(f"{where}: {key} is {value}; expected a whole number of at least 1")
 
+    @property
+    def loss_options(self) -> dict:
+        """What the task's loss takes besides logits and labels: `class_weights`, in the order of the classes, and
+        `label_smoothing`, where the task has them.
+
+        Raises:
+            InputError: the weights are "balanced", and no labels have been counted yet.
+        """
+        if self.class_weights == "balanced":
+            raise InputError(
+                f"task {self.name!r}: class_weights is 'balanced', and no training labels have been counted; "
+                "MultitaskTrainer counts them; elsewhere use Task.balance, or give a weight for each label name"
+            )
+        options = {}
+        if self.class_weights:
+            options["class_weights"] = tuple(self.class_weights.values())
+        if self.label_smoothing:
+            options["label_smoothing"] = self.label_smoothing
+        return options
+
+    def balance(self, labels: Iterable[int]) -> "Task":
+        """This task with numbers for "balanced" class weights (scikit-learn's formula); as it is if it has others.
+
+        Args:
+            labels: of the training rows, as class numbers; others, such as -100 for no label, are not counted.
+
+        Raises:
+            InputError: a class has no row.
+        """
+        if self.class_weights != "balanced":
+            return self
+        counts = Counter(labels)
+        rows = {name: counts[number] for number, name in enumerate(self.label_names)}
+        if missing := [name for name, count in rows.items() if not count]:
+            raise InputError(
+                f"task {self.name!r}: class_weights is 'balanced', but no training row has the label {missing[0]!r}; "
+                "give a weight for each label name"
+            )
+        total = sum(rows.values())
+        return replace(self, class_weights={name: total / (len(rows) * count) for name, count in rows.items()})
+
     def to_config(self) -> dict:
         """The fields a model needs, as plain data for `config.json`: all but where the rows come from."""
         fields = {key: value for key, value in vars(self).items() if key not in ("files", "hub", "course_rows")}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+
+
+def check_class_weights(task: Task) -> dict | str | None:
+    """A task's class weights in the order of its label names.
+
+    Raises:
+        InputError: the task has no classes, a class is unknown or has no weight, or a weight is no number above 0.
+    """
+    weights, where = task.class_weights, f"task {task.name!r}: class_weights"
+    if weights is None:
+        return None
+    if task.label_names is None:
+        raise InputError(f"{where} is {weights!r}; a {task.kind} task has no classes, so leave it out")
+    if weights == "balanced":
+        return weights
+    names = ", ".join(task.label_names)
+    if not isinstance(weights, dict):
+        raise InputError(f"{where} is {weights!r}; expected 'balanced', or a weight for each of {names}")
+    weights = {str(name): weight for name, weight in weights.items()}
+    if unknown := [name for name in weights if name not in task.label_names]:
+        raise InputError(f"{where} has {unknown[0]!r}; the label_names are {names}")
+    if missing := [name for name in task.label_names if name not in weights]:
+        raise InputError(f"{where} has no weight for {missing[0]!r}; expected one for each of {names}")
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+            raise InputError(f"{where}: {name!r} has {weight!r}; expected a number above 0")
+    return {name: float(weights[name]) for name in task.label_names}
+
+
+def check_label_smoothing(task: Task) -> None:
+    """Refuse a label smoothing that is no share, or of a task without classes.
+
+    Raises:
+        InputError: says which.
+    """
+    value, where = task.label_smoothing, f"task {task.name!r}: label_smoothing"
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise InputError(f"{where} is {value!r}; expected a share in [0, 1)")
+    if value and task.label_names is None:
+        raise InputError(f"{where} is {value!r}; a {task.kind} task has no classes, so leave it out")
 
 
 def load_task(spec: "str | dict | Task") -> Task:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,6 +88,8 @@ def prepare(run: RunArguments, args: MultitaskTrainingArguments, callbacks: Sequ
     model = load_model(run, tasks)
     tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
     trainer = MultitaskTrainer(model, args, **trainer_data(tokenizer, tokens), callbacks=list(callbacks))
+    # The trainer has counted the labels of "balanced" class weights, which are recorded with the run.
+    tasks = [replace(task, class_weights=trainer.model.tasks[task.name].class_weights) for task in tasks]
     return Prepared(tasks, rows, tokens, trainer)
 
 
