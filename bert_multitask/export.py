@@ -44,7 +44,10 @@ def export_classifier(model: MultitaskBertModel, task: str) -> BertForSequenceCl
     """
     model.check_task(task)
     spec = model.tasks[task]
-    if model.is_separate(spec) or model.config.pooling == "mean":
+    segments_missing = (
+        spec.text_pair is not None and model.config.type_vocab_size == 1
+    )  # stock models fail on pairs then
+    if model.is_separate(spec) or model.config.pooling == "mean" or segments_missing:
         return export_with_code(model, task)
     labels = spec.label_names or (spec.name,)
     config = stock_config(model)

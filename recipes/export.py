@@ -14,6 +14,7 @@ from bert_multitask.configuration import InputError
 from bert_multitask.data import load_tokenizer
 from bert_multitask.export import export_classifier, export_encoder
 from bert_multitask.heads import MultitaskBertModel
+from bert_multitask.modeling import share_weights
 from bert_multitask.training import run_recipe
 
 
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> None:
     exported = (export_encoder if options.encoder else export_classifier)(model, options.task)
     exported.save_pretrained(options.output_dir)
     tokenizer.save_pretrained(options.output_dir)
+    share_weights(options.output_dir)
 
     trust = ", trust_remote_code=True" if hasattr(exported.config, "auto_map") else ""
     if options.encoder:
