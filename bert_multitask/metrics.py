@@ -273,7 +273,7 @@ def check_finite(task: Task, predictions: np.ndarray) -> None:
     Raises:
         InputError: one is NaN or infinite.
     """
-    bad = ~np.isfinite(predictions).reshape(len(predictions), -1).all(-1)
+    bad = ~np.isfinite(predictions).all(tuple(range(1, predictions.ndim)))
     if bad.any():
         raise InputError(
             f"task {task.name!r}: {bad.sum()} of {len(bad)} predictions are NaN or infinite, number "

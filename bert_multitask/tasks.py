@@ -240,7 +240,7 @@ def check_class_weights(task: Task) -> dict | str | None:
     weights, where = task.class_weights, f"task {task.name!r}: class_weights"
     if weights is None:
         return None
-    if task.label_names is None:
+    if task.kind == "similarity":
         raise InputError(f"{where} is {weights!r}; a {task.kind} task has no classes, so leave it out")
     if weights == "balanced":
         return weights
@@ -267,7 +267,7 @@ def check_label_smoothing(task: Task) -> None:
     value, where = task.label_smoothing, f"task {task.name!r}: label_smoothing"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise InputError(f"{where} is {value!r}; expected a share in [0, 1)")
-    if value and task.label_names is None:
+    if value and task.kind == "similarity":
         raise InputError(f"{where} is {value!r}; a {task.kind} task has no classes, so leave it out")
 
 

@@ -78,7 +78,7 @@ def test_a_run_on_the_hub(hub, config, tmp_path):
     third = hub.files("me/trainer", "third")
     assert set(third) == set(files) - {"metrics.json"} and third["model.safetensors"] == files["model.safetensors"]
     text = third["README.md"].decode()
-    assert f"| overall | mean | {results['trainer']:.4f} |" in text
+    assert f"| overall | mean of accuracy, (pearson + 1) / 2 | {results['trainer']:.4f} |" in text
     assert 'MultitaskBertModel.from_pretrained("me/trainer", revision="third")' in text
     check_nothing_leaks(third, tmp_path, hub.token)
 

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import yaml
+from sklearn.utils.class_weight import compute_class_weight
 
 from bert_multitask.configuration import InputError
 from bert_multitask.tasks import TASKS, Task, load_task
@@ -76,6 +78,60 @@ def test_load_task_passes_tasks_and_names():
 def test_mistakes_are_named(spec, message):
     with pytest.raises(InputError, match=message):
         load_task(spec)
+
+
+TWO = {"name": "x", "kind": "binary", "label_names": ["n", "y"]}
+SCORE = {"name": "x", "kind": "similarity", "score_range": [0, 5]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (TWO | {"class_weights": {"n": 1, "yes": 2}}, "class_weights has 'yes'; the label_names are n, y"),
+        (TWO | {"class_weights": {"y": 2}}, "class_weights has no weight for 'n'"),
+        (TWO | {"class_weights": {"n": 1, "y": 0}}, "class_weights: 'y' has 0; expected a number above 0"),
+        (TWO | {"class_weights": {"n": -1, "y": 1}}, "'n' has -1"),
+        (TWO | {"class_weights": {"n": float("nan"), "y": 1}}, "'n' has nan"),
+        (TWO | {"class_weights": {"n": float("inf"), "y": 1}}, "'n' has inf"),
+        (TWO | {"class_weights": {"n": True, "y": 1}}, "'n' has True"),
+        (TWO | {"class_weights": {"n": "1", "y": 1}}, "'n' has '1'"),
+        (TWO | {"class_weights": [1, 2]}, "class_weights.*"),
+        (TWO | {"class_weights": {}}, "class_weights has no weight for 'n'"),
+        (TWO | {"class_weights": "balance"}, "class_weights is 'balance'; expected 'balanced'"),
+        (SCORE | {"class_weights": "balanced"}, "class_weights is 'balanced'; a similarity task has no classes"),
+        (SCORE | {"class_weights": {"a": 1}}, "a similarity task has no classes"),
+        (SCORE | {"label_smoothing": 0.1}, "label_smoothing is 0.1; a similarity task has no classes"),
+        (TWO | {"label_smoothing": 1}, "label_smoothing is 1; expected a share"),
+        (TWO | {"label_smoothing": -0.1}, "label_smoothing is -0.1"),
+        (TWO | {"label_smoothing": float("nan")}, "label_smoothing is nan"),
+        (TWO | {"label_smoothing": True}, "label_smoothing.*True"),
+    ],
+)
+def test_class_weights_and_label_smoothing_are_checked(spec, message):
+    with pytest.raises(InputError, match=f"task 'x': .*{message}"):
+        load_task(spec)
+
+
+def test_class_weights_are_in_the_order_of_the_classes():
+    """Also after a round trip through JSON that sorts keys, and where YAML reads names as numbers."""
+    task = load_task({"name": "x", "kind": "binary", "label_names": [2, 1], "class_weights": {1: 3, 2: 1}})
+    assert task.class_weights == {"2": 1.0, "1": 3.0}
+    restored = load_task(json.loads(json.dumps(task.to_config(), sort_keys=True)))
+    assert restored == task and restored.loss_options == {"class_weights": (1.0, 3.0)}
+    smooth = dataclasses.replace(task, class_weights=None, label_smoothing=0.1)
+    assert smooth.loss_options == {"label_smoothing": 0.1} and TASKS["sts"].loss_options == {}
+
+
+def test_balanced_class_weights_are_scikit_learns():
+    labels = [0, 0, 0, 2, 1, 1, 0, -100, 2]
+    task = load_task({"name": "x", "kind": "classification", "label_names": list("abc"), "class_weights": "balanced"})
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=[label for label in labels if label >= 0])
+    assert task.balance(labels).loss_options["class_weights"] == pytest.approx(tuple(expected))
+    assert TASKS["sst"].balance(labels) is TASKS["sst"]
+    with pytest.raises(InputError, match="no training row has the label 'c'"):
+        task.balance([0, 1, 1])
+    with pytest.raises(InputError, match="no training labels have been counted"):
+        _ = task.loss_options
 
 
 def test_a_task_cannot_be_changed():
