@@ -84,12 +84,12 @@ PerTaskBertConfig.register_for_auto_class()
 def resolve_folder(name: str | os.PathLike) -> str:
     """Turn `package:NAME/PATH` into the folder PATH inside the installed Python package NAME.
 
-    Any other name (a folder or a Hub id) is returned as it is. The package is located, not imported.
+    Any other name (a folder or a Hub id) is returned as it is, with `~` expanded. The package is located, not imported.
 
     Raises:
         InputError: the package is not installed, or has no such folder.
     """
-    name = os.fspath(name)
+    name = os.path.expanduser(os.fspath(name))
     if not name.startswith("package:"):
         return name
     package, _, path = name.removeprefix("package:").partition("/")

@@ -11,6 +11,9 @@ KINDS = {
     "binary": ("binary_cross_entropy", "binary_symmetric_kl", "accuracy"),
     "similarity": ("mean_squared_error", "squared_error", "pearson"),
 }
+QUOTING = ("standard", "none")
+# The fields that say where rows come from, which a model does not need.
+ROW_SOURCE = ("files", "quoting", "hub", "course_rows")
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,11 @@ class HubSource:
     Args:
         path: dataset id on the Hub.
         name: its configuration, where it has several.
+        revision: branch, tag or commit of the dataset; None is its main branch.
         text: its column of texts.
         text_pair: its column of second texts; None where a row has one.
         label: its column of labels.
-        splits: {our split: its split}.
+        splits: {our split: its split, or a slice of one such as "train[:80%]"}.
     """
 
     path: str
@@ -32,6 +36,7 @@ class HubSource:
     text_pair: str | None = None
     label: str = "label"
     splits: dict = dataclasses.field(default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"})
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Task:
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
         files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
             (tabs or commas), .jsonl or .parquet.
+        quoting: how tables quote: "standard", a field that begins with a double quote is quoted whole, with inner
+            quotes doubled; "none", quotes are plain characters, as in GLUE's own files.
         hub: the same rows on the Hub.
         course_rows: {split: rows} of the course's own files (the paper's section 5.1), said where a run has others.
         prediction_column: header of the predictions in the course's file form; by default they are written as a plain
@@ -78,6 +85,7 @@ class Task:
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
     files: dict | None = None
+    quoting: str = "standard"
     hub: HubSource | None = None
     course_rows: dict | None = None
     prediction_column: str | None = None
@@ -110,6 +118,8 @@ class Task:
                 raise InputError(f"{where}: {key} is {value!r}; expected a whole number of at least 1")
         if self.files is not None and not {"train", "dev"} <= set(self.files) <= {"train", "dev", "test"}:
             raise InputError(f"{where}: files has {', '.join(self.files)}; expected train, dev and perhaps test")
+        if self.quoting not in QUOTING:
+            raise InputError(f"{where}: quoting is {self.quoting!r}; choose one of {', '.join(QUOTING)}")
         # Defaults of the kind, and the types that YAML and JSON cannot write; frozen needs the long way.
         for key, default in zip(("loss", "divergence", "metric"), KINDS[self.kind], strict=True):
             object.__setattr__(self, key, getattr(self, key) or default)
@@ -122,7 +132,7 @@ class Task:
 
     def to_config(self) -> dict:
         """The fields a model needs, as plain data for `config.json`: all but where the rows come from."""
-        fields = {key: value for key, value in vars(self).items() if key not in ("files", "hub", "course_rows")}
+        fields = {key: value for key, value in vars(self).items() if key not in ROW_SOURCE}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
 
