@@ -113,14 +113,14 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
 def file_form(path: str, task: Task) -> tuple[Callable, str, Callable]:
     """The reader of a file, what its form is called, and how its bytes are opened, by the ending of its name."""
     name = PurePosixPath((urlparse(path).path if is_url(path) else path).lower())
-    decompress = COMPRESSIONS.get(name.suffix, open)
-    suffix = name.suffix if decompress is open else PurePosixPath(name.stem).suffix
+    decompress = COMPRESSIONS.get(name.suffix)
+    suffix = PurePosixPath(name.stem).suffix if decompress else name.suffix
     if suffix not in READERS:
         raise InputError(
             f"{path}: task {task.name!r} reads files that end in {', '.join(READERS)}, or in one of these and "
             f"{', '.join(COMPRESSIONS)}"
         )
-    return *READERS[suffix], decompress
+    return *READERS[suffix], decompress or open
 
 
 def fetch(path: str, task: Task) -> str:
