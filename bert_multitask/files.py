@@ -74,9 +74,9 @@ def reading(path: str, form: str) -> Iterator[None]:
         ) from error
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(value: object) -> str:
+    """An error's message, or any other value's text, in one line."""
+    return " ".join(str(value).split()) or type(value).__name__
 
 
 def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
@@ -201,7 +201,8 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
     columns: list[str] = []
     spanning, end = [], 0  # rows of several lines; the last line of the last row
     try:
-        header = lines.readline()
+        if not (header := lines.readline()).strip():
+            raise InputError(f"{path}: is empty, or begins with an empty line; expected column names and then rows")
         table = csv.reader(
             itertools.chain([header], lines),
             delimiter="\t" if "\t" in header else ",",
@@ -227,8 +228,6 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
         file.seek(0)
         line = next(number for number, line in enumerate(file, start=1) if not is_utf8(line))
         raise InputError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    if not columns:
-        raise InputError(f"{path}: is empty; expected a line of column names and then rows")
     if spanning:
         logger.warning(
             f"{path}: {len(spanning)} rows span several lines, the first is row {spanning[0]}; that is right for "

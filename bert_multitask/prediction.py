@@ -3,8 +3,10 @@ strings."""
 
 import json
 import math
+import os
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ from transformers.utils import logging
 from .collate import Collator
 from .configuration import InputError
 from .data import encode, parse_label
-from .files import as_text, check_columns, claim_id, reading
+from .files import as_text, check_columns, claim_id, one_line, reading
 from .heads import MultitaskBertModel
 from .losses import UNLABELLED
 from .metrics import decide
@@ -63,21 +65,43 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
     there an id that a spreadsheet would run as a formula is written with an apostrophe before it.
 
     Raises:
-        InputError: an id has a line break, which the course's form cannot hold; nothing is written.
+        InputError: an id has a line break, which the course's form cannot hold (nothing is written), or a file cannot
+            be written.
     """
     if task.prediction_column and (broken := [row_id for row_id in table["id"][:] if "\n" in row_id]):
         raise InputError(f"{path}.csv: the id {broken[0]!r} has a line break, which the course's form cannot hold")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if task.prediction_column:
         values = table[decision_column(task)]
-        with open(f"{path}.csv", "w", encoding="utf-8", newline="\n") as file:
+        with writing(f"{path}.csv") as draft, open(draft, "w", encoding="utf-8", newline="\n") as file:
             file.write(f"id \t {task.prediction_column} \n")
             file.writelines(f"{row_id} , {value} \n" for row_id, value in zip(table["id"], values, strict=True))
     else:
-        plain_table(task, table, f"{path}.csv").to_csv(f"{path}.csv", index=False)
+        frame = plain_table(task, table, f"{path}.csv")
+        with writing(f"{path}.csv") as draft:
+            frame.to_csv(draft, index=False)
     metadata = {"task": json.dumps(task.to_config()), "split": path.name.rpartition("-")[2]}
     columns = table.with_format("arrow")[:].replace_schema_metadata(metadata)
-    parquet.write_table(columns, f"{path}.parquet", write_page_checksum=True)
+    with writing(f"{path}.parquet") as draft:
+        parquet.write_table(columns, draft, write_page_checksum=True)
+
+
+@contextmanager
+def writing(path: str) -> Iterator[str]:
+    """Give the name of a draft, which takes the file's name once it is whole: a full disk or a kill leaves the file
+    that was there. The folder is made where there is none.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    draft = f"{path}.tmp"
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        os.replace(draft, path)
+    except OSError as error:
+        if Path(draft).is_file():
+            Path(draft).unlink()
+        raise InputError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
 
 
 def plain_table(task: Task, table: Dataset, path: str) -> pd.DataFrame:
@@ -150,7 +174,7 @@ def read_predictions(path: Path) -> Predictions:
         metadata = file.schema_arrow.metadata or {}
         if b"task" not in metadata and name not in TASKS:
             raise InputError(f"{path}: does not say what its task is; expected a file that predict.py wrote")
-        task = load_task(dict(json.loads(metadata[b"task"]))) if b"task" in metadata else TASKS[name]
+        task = stored_task(metadata[b"task"], path) if b"task" in metadata else TASKS[name]
         split = metadata.get(b"split", path.stem.rpartition("-")[2].encode()).decode()
         columns = file.read().to_pydict()
     if path.stem != f"{task.name}-{split}":
@@ -158,6 +182,14 @@ def read_predictions(path: Path) -> Predictions:
             f"{path}: its metadata says task {task.name!r} and split {split!r}; expected {task.name}-{split}.parquet"
         )
     return Predictions(task, check_table(task, columns, str(path)), str(path))
+
+
+def stored_task(fields: bytes, path: Path) -> Task:
+    """The task in a prediction file's metadata, as JSON of its fields."""
+    try:
+        return load_task(dict(json.loads(fields)))
+    except (ValueError, TypeError, RecursionError) as error:  # also of load_task: an InputError is a ValueError
+        raise InputError(f"{path}: the task in its metadata cannot be read ({one_line(error)})") from error
 
 
 def read_course_file(path: Path, task: Task) -> Dataset:
@@ -326,7 +358,9 @@ def plain_texts(task: Task, rows: Iterable) -> list[list[str]]:
     names = ["text", "text_pair"] if task.text_pair else ["text"]
     if isinstance(rows, (str, bytes, Mapping, Set, pd.DataFrame)) or not isinstance(rows, Iterable):
         hint = '; to_dict("records") makes one of it' if isinstance(rows, pd.DataFrame) else ""
-        raise InputError(f"rows is {reprlib.repr(rows)} ({type(rows).__name__}); expected a list of rows{hint}")
+        raise InputError(
+            f"rows is {one_line(reprlib.repr(rows))} ({type(rows).__name__}); expected a list of rows{hint}"
+        )
     texts: list[list[str]] = []
     for number, row in enumerate(rows):
         if isinstance(row, Mapping):
@@ -335,9 +369,9 @@ def plain_texts(task: Task, rows: Iterable) -> list[list[str]]:
             found = row if task.text_pair and isinstance(row, (tuple, list)) else [row]
         if len(found) != len(names) or not all(map(is_text, found)):
             expected = "a pair of texts" if task.text_pair else "a text"
-            keys = ", ".join(map(repr, names))
             raise InputError(
-                f"rows[{number}] is {reprlib.repr(row)}; task {task.name!r} takes {expected}, or a dictionary of {keys}"
+                f"rows[{number}] is {one_line(reprlib.repr(row))}; task {task.name!r} takes {expected}, or a "
+                f"dictionary of {' and '.join(names)}"
             )
         texts.append(found)
     return [[row[number] for row in texts] for number in range(len(names))]

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers.utils import logging
-
 from .analysis import LabelledPredictions, label_predictions
 from .arguments import MultitaskTrainingArguments
 from .configuration import InputError, resolve_folder
@@ -15,8 +13,6 @@ from .inference import SplitReader, first_run, known_tasks, locate_tasks, read_t
 from .run_folder import read_run
 from .schedule import SCHEDULES
 from .tasks import Task
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -95,34 +91,24 @@ def open_sources(
         if not predictions:
             raise InputError(f"{name}: there is nothing to score. {' '.join(unscored)}")
         _, record = read_run(name) or (None, None)
-        text = read_text(name, "ensemble.json")
-        ensemble = read_json(text, f"{name}/ensemble.json") if text else None
-        sources.append(Source(name, located, predictions, unscored, record, read_history(name), ensemble))
+        history = list(map(json.loads, read_text(name, "history.jsonl").splitlines()))
+        ensemble = read_ensemble(name)
+        sources.append(Source(name, located, predictions, unscored, record, history, ensemble))
     return sources
 
 
-def read_history(name: str) -> list[dict]:
-    """The log entries of a run; none where there are none. A last line without its end was cut off when the run was
-    stopped, and is left out with a warning."""
-    *lines, torn = read_text(name, "history.jsonl").split("\n")
-    if torn:
-        logger.warning(f"{name}/history.jsonl: line {len(lines) + 1} was cut off; it is left out")
-    return [read_json(line, f"{name}/history.jsonl, line {number}") for number, line in enumerate(lines, start=1)]
-
-
-def read_json(text: str, where: str) -> dict:
-    """What the JSON of an object says."""
+def read_ensemble(name: str) -> dict | None:
+    """What the `ensemble.json` of a folder says; None where there is none."""
+    if not (text := read_text(name, "ensemble.json")):
+        return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({error}); is it damaged?") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{where} is {text[:40]!r}; expected a JSON object")
-    return value
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{name}/ensemble.json: is damaged ({error}); combine the runs again") from error
 
 
 def read_text(name: str, file: str) -> str:
     """A file of a folder; empty where there is none."""
     path = Path(resolve_folder(name), file)
     with reading(str(path), "text"):
-        return path.read_bytes().decode() if path.is_file() else ""
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
