@@ -15,11 +15,14 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 from urllib.parse import urlparse
 
+import pyarrow
+from datasets import Features
 from datasets.utils.file_utils import cached_path
 from pyarrow import ArrowException, parquet
 from transformers.utils import logging
 
 from .configuration import InputError
+from .labels import LabelReader, name_labels
 from .tasks import Task
 
 logger = logging.get_logger(__name__)
@@ -86,12 +89,11 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
     called by its number, from 0. `labelled` says that the label's column must be there; every other column must anyway.
 
     Raises:
-        InputError: the file cannot be read or is damaged, a column is missing, or two rows have one id.
+        InputError: the file cannot be read or is damaged, or a column is missing.
     """
     read, form, decompress = file_form(path, task)
     local = fetch(path, task)
     needed = [column for column in (task.text, task.text_pair, task.label if labelled else None) if column]
-    seen: dict[str, int] = {}
     with reading(path, form), decompress(local, "rb") as file:
         for number, row in enumerate(read(file, path, task), start=1):
             for column in needed:
@@ -99,14 +101,11 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
                     raise InputError(
                         f"{path}: no column {column!r} in row {number}; its columns are {', '.join(filter(None, row))}"
                     )
-            row_id = claim_id(seen, as_id(row.get("id"), path, number), number, path)
-            label = row.get(task.label)
             yield {
-                "id": row_id,
+                "id": as_id(row.get("id"), path, number),
                 "text": as_text(row[task.text], path, number),
                 "text_pair": as_text(row[task.text_pair], path, number) if task.text_pair else None,
-                # As a table would write it, so that 1 means the same in every form.
-                "label": as_text(int(label) if isinstance(label, bool) else label, path, number),
+                "label": row.get(task.label),
             }
 
 
@@ -137,10 +136,10 @@ def fetch(path: str, task: Task) -> str:
 
 
 def as_text(value, path: str, number: int) -> str:
-    """A text as its source gives it; one that is missing (None or NaN) is empty.
+    """A text as its source gives it; one that is missing (None or NaN) is empty, and a number is written out.
 
     Raises:
-        InputError: it is no text or number but a list, a structure or bytes; the message names the file and the row.
+        InputError: it is a list, a structure or bytes; the message names the file and the row.
     """
     if isinstance(value, str):
         return value
@@ -274,8 +273,6 @@ def read_json_lines(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
             continue
         try:
             row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=unique_keys)
-            if b"\\u" in line:
-                json.dumps(row, ensure_ascii=False).encode()  # refuses half of a surrogate pair, which is no text
         except (ValueError, RecursionError) as error:  # UnicodeError is a ValueError
             raise InputError(f"{path}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
@@ -292,11 +289,28 @@ def unique_keys(pairs: list[tuple]) -> dict:
 
 
 def read_parquet(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
-    """Yield the rows of a Parquet file."""
+    """Yield the rows of a Parquet file, with the names of a `ClassLabel` for its numbers."""
     with parquet.ParquetFile(file, page_checksum_verification=True) as table:
         check_columns(table.schema_arrow.names, path)
-        for batch in table.iter_batches():
-            yield from batch.to_pylist()
+        rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+        features = column_features(table.schema_arrow, task.label, path)
+        yield from name_labels(rows, features, task.label, LabelReader(task), path)
+
+
+def column_features(schema: pyarrow.Schema, column: str, path: str) -> Features:
+    """What `datasets` wrote into a Parquet file about a column; nothing of other programs' files.
+
+    Raises:
+        InputError: it cannot be read; the message names the file.
+    """
+    if b"huggingface" not in (schema.metadata or {}):
+        return Features()
+    try:
+        # Not Features.from_arrow_schema, which forgets the names where the column is of another integer type.
+        fields = json.loads(schema.metadata[b"huggingface"])["info"]["features"] or {}
+        return Features.from_dict({name: fields[name] for name in fields if name == column})
+    except Exception as error:  # JSON that somebody changed fails in many ways
+        raise InputError(f"{path}: its metadata of the column {column!r} cannot be read ({error})") from error
 
 
 READERS = {

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score
 
-from .losses import LOSSES, UNLABELLED
+from .losses import LOSSES, is_labelled
 from .tasks import Task
 
 
@@ -66,7 +66,7 @@ def task_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str,
     Args:
         task: whose rows.
         logits: (B, C) or (B,), as the model gives them.
-        labels: (B,), UNLABELLED where a row has none.
+        labels: (B,), `no_label` where a row has none.
 
     Returns:
         {"loss": …, the metric's name: …}
@@ -81,9 +81,9 @@ def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> di
     Args:
         task: whose rows.
         decisions: (B,), as `decide` gives them.
-        labels: (B,), UNLABELLED where a row has none.
+        labels: (B,), `no_label` where a row has none.
     """
-    labelled = labels != UNLABELLED
+    labelled = is_labelled(labels)
     metric = METRICS[task.metric](keep_in_memory=True)
     return metric.compute(predictions=decisions[labelled], references=labels[labelled])
 

@@ -21,9 +21,10 @@ from transformers.utils import logging
 
 from .collate import Collator
 from .configuration import InputError
-from .data import encode, parse_label
+from .data import encode, is_unicode
 from .files import as_text, check_columns, claim_id, one_line, reading
 from .heads import MultitaskBertModel
+from .labels import LabelReader
 from .losses import UNLABELLED
 from .metrics import decide
 from .tasks import TASKS, Task, load_task
@@ -128,15 +129,15 @@ def plain_table(task: Task, table: Dataset, path: str) -> pd.DataFrame:
 
 def is_formula(text: str) -> bool:
     """Whether a spreadsheet would take a text as a formula: by its first character, unless it is a number."""
-    return text.startswith(("=", "+", "-", "@", "\t", "\r")) and not math.isfinite(as_number(text))
+    return text.startswith(("=", "+", "-", "@", "\t", "\r")) and not is_number(as_number(text))
 
 
-def as_number(written: str) -> float:
-    """The number that is written; NaN where it is none."""
+def as_number(written: str) -> float | None:
+    """The number that is written; None where it is none."""
     try:
         return float(written)
     except ValueError:
-        return math.nan
+        return None
 
 
 class Predictions(NamedTuple):
@@ -200,17 +201,16 @@ def read_course_file(path: Path, task: Task) -> Dataset:
     if header.split() != ["id", task.prediction_column]:
         raise InputError(f"{path}: begins with {header!r}; expected 'id \\t {task.prediction_column} '")
     columns: dict[str, list] = {"id": [], decision_column(task): []}
+    reader = LabelReader(task, numbered=True)
     for number, line in enumerate(lines, start=1):
         row_id, comma, value = line.rpartition(",")
         if not comma:
             raise InputError(f"{path}: row {number} is {line!r}; expected 'id , value'")
         columns["id"].append(row_id.removesuffix(" "))
         value = value.strip()
-        if task.kind == "similarity":
-            score = as_number(value)
-            columns["score"].append(score if math.isfinite(score) else value)
-        else:
-            columns["label"].append(parse_label(task, value, f"{path}, row {number}"))
+        found = as_number(value) if task.kind == "similarity" else reader.read(value)
+        # What is none is left as it is written, for the message about it.
+        columns[decision_column(task)].append(value if found in (None, UNLABELLED) else found)
     return check_table(task, columns, str(path))
 
 
@@ -367,7 +367,7 @@ def plain_texts(task: Task, rows: Iterable) -> list[list[str]]:
             found = [row[name] for name in names] if set(row) == set(names) else []
         else:
             found = row if task.text_pair and isinstance(row, (tuple, list)) else [row]
-        if len(found) != len(names) or not all(map(is_text, found)):
+        if len(found) != len(names) or not all(isinstance(text, str) and is_unicode(text) for text in found):
             expected = "a pair of texts" if task.text_pair else "a text"
             raise InputError(
                 f"rows[{number}] is {one_line(reprlib.repr(row))}; task {task.name!r} takes {expected}, or a "
@@ -375,11 +375,3 @@ def plain_texts(task: Task, rows: Iterable) -> list[list[str]]:
             )
         texts.append(found)
     return [[row[number] for row in texts] for number in range(len(names))]
-
-
-def is_text(value: object) -> bool:
-    """Whether a value is a string that can be encoded; half of a surrogate pair cannot."""
-    try:
-        return isinstance(value, str) and bool(value.isascii() or value.encode())
-    except UnicodeEncodeError:
-        return False

@@ -23,7 +23,7 @@ from .collate import Collator, TaskRows
 from .configuration import InputError
 from .heads import MultitaskBertModel
 from .hub import HubTrainer
-from .losses import DIVERGENCES, UNLABELLED
+from .losses import DIVERGENCES, UNLABELLED, is_labelled, no_label
 from .metrics import METRICS, decide, overall_score, task_scores
 from .optim import PaperAdamW
 from .schedule import SCHEDULES, PlanSampler, count_batches, describe
@@ -130,6 +130,14 @@ class MultitaskTrainer(HubTrainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
 
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor | int | None:
+        """Overridden because Trainer counts what is not -100, which may be a score; a missing score is NaN."""
+        marked = [
+            {"labels": torch.where(is_labelled(batch["labels"]), 0, UNLABELLED)} if "labels" in batch else batch
+            for batch in batch_samples
+        ]
+        return super()._get_num_items_in_batch(marked, device)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -150,9 +158,8 @@ class MultitaskTrainer(HubTrainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.keep(f"loss_{task.name}", loss)
         if self.args.logging_strategy != "no":
-            # Both as floats: processes gather them, and the label of a FILLER is an integer among scores, too.
-            self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"].float()))
-        rows = (inputs["labels"] != UNLABELLED).sum()
+            self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"]))
+        rows = is_labelled(inputs["labels"]).sum()
         share = rows if num_items_in_batch is None else rows / num_items_in_batch
         if self.args.average_tokens_across_devices:
             share = share * self.accelerator.num_processes  # as Trainer scales the loss: DDP takes the processes' mean
@@ -213,7 +220,7 @@ class MultitaskTrainer(HubTrainer):
                 logs[name] = self.accelerator.gather(total).mean().item() / steps
             for name, batches in sorted(self.seen.items()):
                 logits, labels = (self.gather_rows(torch.cat(column)) for column in zip(*batches, strict=True))
-                task, labelled = self.model.tasks[name], labels != UNLABELLED
+                task, labelled = self.model.tasks[name], is_labelled(labels)
                 predicted = decide(task, logits)
                 logs[f"{task.metric}_{name}"] = float(VECTORISED[task.metric](predicted[labelled], labels[labelled]))
             self.sums.clear()
@@ -222,7 +229,8 @@ class MultitaskTrainer(HubTrainer):
 
     def gather_rows(self, values: Tensor) -> np.ndarray:
         """The rows of all processes, which may have different numbers of them: filled up with unlabelled ones."""
-        padded = self.accelerator.pad_across_processes(values, pad_index=UNLABELLED)
+        missing = no_label(values.is_floating_point())
+        padded = self.accelerator.pad_across_processes(values, pad_index=missing)
         return self.accelerator.gather(padded).cpu().numpy()
 
     def evaluate(

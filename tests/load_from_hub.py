@@ -67,10 +67,10 @@ def load_everything() -> dict:
     columns = {"text": "question1", "text_pair": "question2"}
     sources = {
         "slices": ("sst", HubSource("SetFit/sst5", splits={"train": "train[:50%]", "dev": "train[50%:]+validation"})),
-        "revision": ("sst", HubSource("SetFit/sst5", splits={"train": "train"}, revision="old")),
+        "revision": ("sst", HubSource("SetFit/sst5", splits={"train": "train", "dev": "train"}, revision="old")),
         "an idx twice": (
             "quora",
-            HubSource("nyu-mll/glue", "qqp", splits={"train": "validation+validation"}, **columns),
+            HubSource("nyu-mll/glue", "qqp", splits={"train": "validation+validation", "dev": "test"}, **columns),
         ),
     }
     for name, (task, source) in sources.items():
@@ -78,7 +78,7 @@ def load_everything() -> dict:
         results[name] = {split: [list(row.values()) for row in rows] for split, rows in found.items()}
     broken = {
         "no revision": HubSource("SetFit/sst5", revision="never"),
-        "wrong split": HubSource("SetFit/sst5", splits={"train": "training"}),
+        "wrong split": HubSource("SetFit/sst5", splits={"train": "training", "dev": "validation"}),
         "wrong column": HubSource("SetFit/sst5", text="sentence"),
         "absent": HubSource("nobody/nothing"),
     }

@@ -140,14 +140,14 @@ def test_a_course_file_from_windows_or_excel(tmp_path):
         pytest.param("x , 4 \nx , 3 \n", "rows 1 and 2 both have the id 'x'", id="an id twice"),
         pytest.param("x , 4 \ny\n", "row 2 is 'y'; expected", id="no comma"),
         pytest.param("x , 4 \n\ny , 3 \n", "row 2 is ''", id="a blank line"),
-        pytest.param("x , 4 \ny , 7 \n", "row 2: .*'7'; expected a class from 0 to 4", id="no class"),
-        pytest.param("x , 4 \ny , nan \n", "row 2: .*'nan'", id="NaN"),
-        pytest.param("x , \n", "row 1: .*''", id="nothing"),
+        pytest.param("x , 4 \ny , 7 \n", "row 2 has the label '7'; expected a class from 0 to 4", id="no class"),
+        pytest.param("x , 4 \ny , nan \n", "row 2 has the label 'nan'", id="NaN"),
+        pytest.param("x , \n", "row 1 has the label ''", id="nothing"),
     ],
 )
 def test_damaged_course_files_are_refused(tmp_path, lines, message):
     (tmp_path / "sst-dev.csv").write_text("id \t Predicted_Sentiment \n" + lines)
-    with pytest.raises(InputError, match=f"sst-dev.csv[:,] {message}"):
+    with pytest.raises(InputError, match=f"sst-dev.csv: {message}"):
         read_predictions(tmp_path / "sst-dev.csv")
 
 
