@@ -58,7 +58,7 @@ class RecipeParser(HfArgumentParser):
             raise InputError(f"unknown flag {unknown[0]}{hint}; --help lists the flags")
         # `--tasks NAME` may name a task that the YAML defines.
         specs = [spec for spec in to_field(from_yaml) if isinstance(spec, dict) and {"name", "kind"} <= set(spec)]
-        defined = {spec["name"]: spec for spec in specs}
+        defined = {spec["name"]: spec for spec in specs if isinstance(spec["name"], str)}
         for arguments in parsed:
             if isinstance(arguments, RunArguments):
                 arguments.tasks = [defined.get(name, name) for name in arguments.tasks]

@@ -22,7 +22,7 @@ from .tasks import TASKS, Task, load_task
 logger = logging.get_logger(__name__)
 
 # What says where a task's rows are and how they are read, which a checkpoint's config.json does not.
-SOURCE = ("text", "text_pair", "label", "files", "hub")
+SOURCE = ("text", "text_pair", "label", "files", "quoting", "hub")
 
 
 class TrainedRun:
