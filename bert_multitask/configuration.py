@@ -97,8 +97,8 @@ PerTaskBertConfig.register_for_auto_class()
 def resolve_folder(name: str | os.PathLike) -> str:
     """Turn `package:NAME/PATH` into the folder PATH inside the installed top-level Python package NAME.
 
-    Any other name (a folder or a Hub id) is returned as it is, with `~` expanded. The package is located without importing
-    anything.
+    Any other name (a folder or a Hub id) is returned as it is, with `~` expanded. The package is located without
+    importing anything.
 
     Raises:
         InputError: NAME is not the name of a top-level package, it is not installed, or it has no such folder; or PATH
