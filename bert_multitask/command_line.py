@@ -110,10 +110,7 @@ class RecipeParser(HfArgumentParser):
                 value = "no"  # which YAML reads as false
             if value is not None:
                 values = value if isinstance(value, list) else [value]
-                argv += [
-                    f"--{name}",
-                    *map(as_typed, values),
-                ]
+                argv += [f"--{name}", *map(as_typed, values)]
         return argv
 
     def suggest(self, name: str) -> str:
