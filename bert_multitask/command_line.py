@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+from datetime import date
 from pathlib import Path
 
 from transformers import HfArgumentParser
@@ -19,6 +20,11 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks", nargs="+", help='which tasks, by default all; as JSON with files: {"name": "nli", "files": {…}}'
     )
+
+
+def as_typed(value: object) -> str:
+    """A value of a YAML file as it would be typed; YAML reads some texts as dates."""
+    return str(value) if isinstance(value, (str, date)) else json.dumps(value, default=str)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -104,10 +110,7 @@ class RecipeParser(HfArgumentParser):
                 value = "no"  # which YAML reads as false
             if value is not None:
                 values = value if isinstance(value, list) else [value]
-                argv += [
-                    f"--{name}",
-                    *(item if isinstance(item, str) else json.dumps(item, default=str) for item in values),
-                ]
+                argv += [f"--{name}", *map(as_typed, values)]
         return argv
 
     def suggest(self, name: str) -> str:

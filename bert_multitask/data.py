@@ -23,8 +23,8 @@ from transformers.utils import logging
 from .configuration import InputError, resolve_folder
 from .files import as_id, as_text, claim_id, is_url, one_line, read_file
 from .labels import LabelReader, name_labels
-from .losses import is_labelled
-from .tasks import SPLITS, HubSource, Task
+from .losses import UNLABELLED, is_labelled
+from .tasks import SPLITS, HubSource, Task, label_key
 
 logger = logging.get_logger(__name__)
 
@@ -180,7 +180,9 @@ def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bo
         if not isinstance(row, Mapping):
             raise InputError(f"{source}, row {number}: is {row!r}; expected a dictionary")
         if missing := [column for column in needed if column not in row]:
-            raise InputError(f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(row)}")
+            raise InputError(
+                f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
+            )
         yield {
             "id": as_id(row.get("id"), source, number),
             "text": as_text(row[task.text], source, number),
@@ -200,7 +202,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
 
     Raises:
         InputError: a label is none of the task's, a text is no valid Unicode, or two rows have one id; the message
-            names the row.
+            names the row. Or -1, which is no label, seems to be a class.
     """
     features = {"id": Value("string"), "text": Value("string")}
     if task.text_pair:
@@ -208,12 +210,19 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
     features["label"] = Value("float32" if task.kind == "similarity" else "int64")
     columns: dict[str, list] = {name: [] for name in features}
     seen: dict[str, int] = {}
+    hidden = False
     for number, row in enumerate(raw, start=1):
         claim_id(seen, row["id"], number, source)
         if (label := reader.read(row["label"])) is None:
             raise InputError(f"{source}, row {number}: {task.label} is {row['label']!r}; expected {reader.expected}")
+        hidden = hidden or (label == UNLABELLED and label_key(row["label"]) == -1)
         for name, values in columns.items():
             values.append(label if name == "label" else row[name])
+    if hidden and len(found := set(columns["label"]) - {UNLABELLED}) == 1:
+        raise InputError(
+            f"{source}: {task.label} is -1 (no label) or class {found.pop()} in every row; if -1 is a class, let the "
+            "label_names be the numbers, and if it is none, leave it empty"
+        )
     features = Features(features)
     # Not Dataset.from_dict, which looks at each value in Python again: a second of the full Quora file's.
     try:

@@ -194,7 +194,7 @@ words = st.text(characters, min_size=1, max_size=6).map(str.strip).filter(bool)
 odd = st.sampled_from(["True", "false", "NA", "nan", "None", "null", "1.0", "-1", "01", '"', "a,b", "'1'", "=1"])
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
 @given(names=st.lists(words | numbers | odd, min_size=2, max_size=5, unique_by=label_key), data=st.data())
 def test_names_give_the_same_classes_in_every_form(tmp_path, monkeypatch, names, data):
     classes = data.draw(st.lists(st.integers(0, len(names) - 1), min_size=1, max_size=8))
@@ -206,6 +206,18 @@ def test_names_give_the_same_classes_in_every_form(tmp_path, monkeypatch, names,
     codes = [theirs.index(label) for label in labels]
     for name, read in CLASS_LABELS.items():
         assert read(task, codes, tmp_path, monkeypatch, theirs) == classes, f"{name}, by number"
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [(["bad", "good"], [-1, 1]), (["bad", "good"], [1, -1.0, None]), (["0", "1"], [-1, 1]), (["1", "2"], [1, -1, 1])],
+    ids=["words", "words and a gap", "other numbers", "from one"],
+)
+def test_minus_one_beside_a_single_class_is_refused(tmp_path, monkeypatch, source, names, labels):
+    """The other common way to write two classes would lose one of them."""
+    with pytest.raises(InputError, match="label is -1 .no label. or class . in every row; .*label_names"):
+        SOURCES[source](make_task(names), labels, tmp_path, monkeypatch)
 
 
 def test_numbers_in_the_courses_form_are_class_numbers(tmp_path):
@@ -241,7 +253,7 @@ def test_scores(tmp_path, monkeypatch, source, low):
         SOURCES[source](task, [float("inf") if source == "parquet" else "inf"], tmp_path, monkeypatch)
 
 
-def test_the_columns_of_datasets_are_checked():
+def test_the_columns_of_datasets_are_checked(tokenizer):
     task = make_task(["n", "y"])
     for rows, message in (
         ([{"label": "n"}], "rows, row 1: has no 'text'; its columns are label"),
@@ -259,6 +271,7 @@ def test_the_columns_of_datasets_are_checked():
     )
     assert rows["text"][:] == ["a", "", "5", ""] and rows["id"][:] == ["7", "8", "9", "10"]
     assert rows["label"][:] == 4 * [NONE]
+    assert len(tokenise(task, usable_rows(task, clean_rows(task, []), "test"), tokenizer, 16)) == 0, "no rows at all"
 
 
 @pytest.mark.parametrize(
