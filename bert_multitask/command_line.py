@@ -21,6 +21,11 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def local_path(name: str) -> Path:
+    """A path on this machine, with `~` expanded also where the shell leaves it, as in `--flag=~/x`."""
+    return Path(name).expanduser()
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and the recipe's description as it is written."""
 
