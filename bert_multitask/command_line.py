@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+from datetime import date
 from pathlib import Path
 
 from transformers import HfArgumentParser
@@ -24,6 +25,11 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
 def local_path(name: str) -> Path:
     """A path on this machine, with `~` expanded also where the shell leaves it, as in `--flag=~/x`."""
     return Path(name).expanduser()
+
+
+def as_typed(value: object) -> str:
+    """A value of a YAML file as it would be typed; YAML reads some texts as dates."""
+    return str(value) if isinstance(value, (str, date)) else json.dumps(value, default=str)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -111,7 +117,7 @@ class RecipeParser(HfArgumentParser):
                 values = value if isinstance(value, list) else [value]
                 argv += [
                     f"--{name}",
-                    *(item if isinstance(item, str) else json.dumps(item, default=str) for item in values),
+                    *map(as_typed, values),
                 ]
         return argv
 
