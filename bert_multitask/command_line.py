@@ -22,6 +22,11 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def local_path(name: str) -> Path:
+    """A path on this machine, with `~` expanded also where the shell leaves it, as in `--flag=~/x`."""
+    return Path(name).expanduser()
+
+
 def as_typed(value: object) -> str:
     """A value of a YAML file as it would be typed; YAML reads some texts as dates."""
     return str(value) if isinstance(value, (str, date)) else json.dumps(value, default=str)

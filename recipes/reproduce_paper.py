@@ -29,7 +29,7 @@ from paper_tables import ELEMENTS, Job, System, needed
 from transformers import PrinterCallback, TrainerCallback
 
 from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.command_line import HelpFormatter, RecipeParser
+from bert_multitask.command_line import HelpFormatter, RecipeParser, local_path
 from bert_multitask.configuration import InputError
 from bert_multitask.data import HANDOUT, load_rows, usable_rows
 from bert_multitask.run_folder import compare_settings, deciding_settings, fingerprints, read_run
@@ -50,7 +50,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The recipe's own flags, and those for the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--data_dir", default=HANDOUT, help="rows: folder or URL in the course's layout, or hub")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs and the results")
+    parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the runs and the results")
     parser.add_argument("--budget", type=float, default=1.0, help="share of the paper's batches, in (0, 1]")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0], help="of every run; of several, mean ± sd is shown"
