@@ -1,7 +1,7 @@
 """How predictions are scored: `evaluate` metrics that need no download, and the overall score."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import datasets
 import evaluate
@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score
+from transformers import EvalPrediction
 
+from .configuration import InputError
 from .losses import LOSSES, UNLABELLED
 from .tasks import Task
 
@@ -86,6 +88,38 @@ def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> di
     labelled = labels != UNLABELLED
     metric = METRICS[task.metric](keep_in_memory=True)
     return metric.compute(predictions=decisions[labelled], references=labels[labelled])
+
+
+def labelled_metrics(
+    function: Callable[[EvalPrediction], Mapping[str, float]], task: Task, prediction: EvalPrediction
+) -> dict[str, float]:
+    """What a user's `compute_metrics` gives for a task's labelled rows; nothing where there are none.
+
+    Args:
+        function: the user's.
+        task: whose rows.
+        prediction: logits and labels of all rows, and losses and inputs where they are asked for.
+
+    Raises:
+        InputError: it gives no dictionary, a key that the task has already, or a number that is not finite.
+    """
+    labelled = prediction.label_ids != UNLABELLED
+    if not labelled.any():
+        return {}
+    fields = ("predictions", "label_ids", "inputs", "losses")
+    values = {name: getattr(prediction, name) for name in fields}
+    rows = {name: value[: len(labelled)][labelled] for name, value in values.items() if value is not None}
+    metrics = function(EvalPrediction(**rows))
+    if not isinstance(metrics, Mapping):
+        raise InputError(
+            f"compute_metrics gives a {type(metrics).__name__} for task {task.name!r}; expected {{key: number}}"
+        )
+    if taken := metrics.keys() & {task.metric, "loss"}:
+        raise InputError(f"compute_metrics gives {min(taken)!r}, which task {task.name!r} has already; use another key")
+    for key, value in metrics.items():
+        if not np.all(np.isfinite(value)):
+            raise InputError(f"compute_metrics gives {key} = {value} for task {task.name!r}; expected a finite number")
+    return dict(metrics)
 
 
 def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, float]]) -> float:

@@ -13,10 +13,11 @@ PACKAGE = ROOT / "bert_multitask"
 LAYERS = [
     {"configuration"},
     {"tasks", "losses", "packing"},
-    {"modeling", "schedule", "smart", "optim", "files", "card"},
+    {"modeling", "schedule", "smart", "optim", "finite", "flags", "files", "card"},
     {"heads", "collate", "metrics"},
-    {"data", "callbacks", "classifier", "statistics", "document"},
+    {"data", "callbacks", "classifier", "statistics", "document", "token_rows"},
     {"arguments", "prediction", "export", "hub"},
+    {"checks"},
     {"run_folder", "trainer", "analysis", "search_space", "command_line"},
     {"training", "inference", "soup", "plots"},
     {"ensemble", "sources", "tuning"},
