@@ -106,15 +106,15 @@ class StopAtBadStep(TrainerCallback):
     """Looks for numbers that are not finite at the end of a step that is logged, evaluated or saved, and of the last.
 
     Args:
-        check: raises an error where there is one.
+        check: raises an error where there is one; it is told whether the weights will be saved.
     """
 
-    def __init__(self, check: Callable[[], None]):
+    def __init__(self, check: Callable[[bool], None]):
         self.check = check
 
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
-            self.check()
+            self.check(control.should_save)
 
 
 class TimeEstimate(TrainerCallback):

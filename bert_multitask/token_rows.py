@@ -128,17 +128,14 @@ def check_tokens(table: pa.Table, config: PretrainedConfig, separate: bool, wher
     """Refuse tokens that the model cannot look up, and rows of another shape than the task's."""
     tokens, lengths = {}, {}
     for name in set(table.column_names) - {"labels", "task"}:
-        column = table[name].combine_chunks()
-        if separate and pa.types.is_list(column.type) and (pc.list_value_length(column).to_numpy(False) == 2).all():
-            column = pc.list_flatten(column)
-        value = getattr(column.type, "value_type", None)
-        if value is None or not pa.types.is_integer(value):
+        column = sequences(table[name].combine_chunks(), separate)
+        if column is None:
             raise InputError(
-                f"{where}: {name} is {table[name].type}; expected {'two lists' if separate else 'a list'} "
-                "of token numbers a row, as bert_multitask.data.tokenise gives it"
+                f"{where}: {name} is {table[name].type}; expected {'two lists' if separate else 'a list'} of token "
+                "numbers a row, as bert_multitask.data.tokenise gives it"
             )
         tokens[name] = pc.list_flatten(column).to_numpy(zero_copy_only=False)
-        lengths[name] = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+        lengths[name] = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     for name, length in lengths.items():
         if not np.array_equal(length, lengths["input_ids"]):
             raise InputError(f"{where}: {name} and input_ids differ in length")
@@ -156,3 +153,14 @@ def check_tokens(table: pa.Table, config: PretrainedConfig, separate: bool, wher
                 f"{where}: {name} are from {low} to {high}, and the model takes 0 to {size - 1}; are they of another "
                 "model's tokenizer?"
             )
+
+
+def sequences(column: pa.Array, separate: bool) -> pa.Array | None:
+    """A column of tokens as one list a sequence; None where a row is no list of numbers, or no two where texts are
+    encoded separately."""
+    if separate:
+        if not hasattr(column.type, "value_type") or not pc.all(pc.equal(pc.list_value_length(column), 2)).as_py():
+            return None
+        column = pc.list_flatten(column)
+    value = getattr(column.type, "value_type", None)
+    return column if value and (pa.types.is_integer(value) or pa.types.is_boolean(value)) else None

@@ -1,6 +1,7 @@
 """The one place where tasks, model, schedule and loss meet: a thin subclass of `transformers.Trainer`."""
 
 import copy
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ from .tasks import Task
 from .token_rows import check_labelled, rows_by_task
 
 logger = logging.get_logger(__name__)
+SKIPPED = 50  # by then fp16's scale of the loss has gone from 2 ** 16 to nothing
 SHOWN_ROWS = 8  # rows that a message names
 
 
@@ -152,6 +154,8 @@ class MultitaskTrainer(HubTrainer):
         self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # task -> logits and labels since the last log entry
         self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
         self.bad = FirstBadStep()
+        self.before: tuple | None = None  # with fp16: the last step, and what there was to log before it
+        self.skipped = 0  # steps in a row that fp16's scaler skipped
 
     def add_callbacks(self) -> None:
         """Add what the flags, the schedule, the layout and SMART's Bregman term ask for."""
@@ -198,9 +202,31 @@ class MultitaskTrainer(HubTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Overridden to note a loss that is not a finite number, without waiting for the device."""
+        step = self.state.global_step + 1
+        if self.accelerator.scaler and (self.before is None or self.before[0] != step):
+            self.forget_skipped_step()
+            self.before = (step, self.bad.code, dict(self.sums), {name: list(self.seen[name]) for name in self.seen})
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.bad.note("loss", loss, self.state.global_step + 1)
+        self.bad.note("loss", loss, step)
         return loss
+
+    def forget_skipped_step(self) -> None:
+        """Drop what the last step recorded where fp16's loss scaler skipped it: it changed no weight.
+
+        Raises:
+            NonFiniteError: it skipped SKIPPED steps in a row; a smaller scale does not help then.
+        """
+        if self.before and self.accelerator.optimizer_step_was_skipped:
+            self.skipped += 1
+            _, self.bad.code, self.sums, self.seen = self.before
+            if self.skipped == SKIPPED:
+                raise NonFiniteError(
+                    f"--fp16 skipped {SKIPPED} steps in a row up to step {self.before[0]}, since their gradients are not "
+                    "finite numbers; use --bf16, or lower --learning_rate"
+                )
+        elif self.before:
+            self.skipped = 0
+        self.before = None
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         """Overridden to note a gradient norm that is not a finite number; Trainer computes it with every step, clipped
@@ -210,13 +236,19 @@ class MultitaskTrainer(HubTrainer):
             self.bad.note("gradient norm", norm, self.state.global_step + 1)
         return norm
 
-    def check_numbers(self) -> None:
+    def check_numbers(self, weights: bool = False) -> None:
         """Stop where a step had a loss or a gradient norm that is not a finite number; all processes stop together.
 
+        Args:
+            weights: whether to look at the weights, too: no loss follows the last update before they are saved.
+
         Raises:
-            NonFiniteError: names the step, its task and rows.
+            NonFiniteError: names the step, its task and rows; or the first such weight.
         """
+        self.forget_skipped_step()
         found = self.bad.read(self.accelerator)
+        if found is None and weights:
+            self.check_weights()
         if found is None:
             return
         (step, quantity), task = found, self.plan[found[0] - 1]
@@ -236,17 +268,22 @@ class MultitaskTrainer(HubTrainer):
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Overridden to refuse weights that are not finite numbers, as the very last update may leave them.
+        """Overridden to refuse weights that are not finite numbers (see `check_weights`)."""
+        self.check_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def check_weights(self) -> None:
+        """Refuse weights that are not finite numbers.
 
         Raises:
             NonFiniteError: names the first such weight.
         """
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # whose processes have different weights
-            for name, weight in self.model.named_parameters():
-                if not torch.isfinite(weight).all():
-                    step = self.state.global_step
-                    raise NonFiniteError(f"weight {name} is not finite after step {step}; lower --learning_rate")
-        super().save_model(output_dir, _internal_call)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return  # each process has other weights, and they have to stop together
+        for name, weight in self.model.named_parameters():
+            if not torch.isfinite(weight).all():
+                step = self.state.global_step
+                raise NonFiniteError(f"weight {name} is not finite after step {step}; lower --learning_rate")
 
     def compute_loss(
         self,
@@ -343,6 +380,9 @@ class MultitaskTrainer(HubTrainer):
                 logs[f"{task.metric}_{name}"] = float(VECTORISED[task.metric](predicted[labelled], labels[labelled]))
             self.sums.clear()
             self.seen.clear()
+        if self.accelerator.scaler:  # the loss or gradient of a step that it skipped: no number to log
+            for key in [key for key, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
+                del logs[key]
         super().log(logs, start_time)
 
     def gather_rows(self, values: Tensor) -> np.ndarray:
