@@ -126,12 +126,12 @@ def check_optimizers(
                 scheduler_specific_kwargs=args.lr_scheduler_kwargs,
             )
         except (TypeError, ValueError) as error:
-            raise InputError(f"--lr_scheduler_type {args.lr_scheduler_type} with its kwargs: {error}") from error
+            raise InputError(f"--lr_scheduler_type {args.lr_scheduler_type.value} with its kwargs: {error}") from error
 
 
 def check_optim(args: MultitaskTrainingArguments, model: nn.Module) -> None:
     """Refuse an --optim whose package or layers are missing, and --optim_args that it does not have or ignores."""
-    where = f"--optim {args.optim}"
+    where = f"--optim {args.optim.value}"
     try:
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if settings.keys().isdisjoint(("params", "model", "optimizer_dict")):

@@ -148,8 +148,9 @@ def check_resolved(args: TrainingArguments) -> None:
         raise InputError("--torch_compile needs a C++ compiler: install g++, or name one in the variable CXX")
     if args.debug and args.debug != ["underflow_overflow"]:
         raise InputError("--debug takes underflow_overflow only")
-    # A string is of the names of layers, for the optimizers that treat some of them in another way.
     if args.optim_target_modules is not None and not args.optim.startswith(("galore", "apollo")):
-        raise InputError(f"--optim_target_modules does nothing with --optim {args.optim}; it is for galore and apollo")
+        raise InputError(
+            f"--optim_target_modules does nothing with --optim {args.optim.value}; it is for galore and apollo"
+        )
     if args.fsdp and args.world_size == 1:
         raise InputError("--fsdp works with several processes only: accelerate launch --num_processes N")

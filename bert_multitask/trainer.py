@@ -221,8 +221,8 @@ class MultitaskTrainer(HubTrainer):
             _, self.bad.code, self.sums, self.seen = self.before
             if self.skipped == SKIPPED:
                 raise NonFiniteError(
-                    f"--fp16 skipped {SKIPPED} steps in a row up to step {self.before[0]}, since their gradients are not "
-                    "finite numbers; use --bf16, or lower --learning_rate"
+                    f"--fp16 skipped {SKIPPED} steps in a row, up to step {self.before[0]}: their gradients are not finite "
+                    "numbers; use --bf16, or lower --learning_rate"
                 )
         elif self.before:
             self.skipped = 0
@@ -415,7 +415,9 @@ class MultitaskTrainer(HubTrainer):
         # Of the trainer's own datasets Trainer wants the names, under which it keeps persistent loaders.
         loaders = {name: name for name in self.eval_dataset}
         if eval_dataset is not None or not loaders:
-            loaders = rows_by_task(eval_dataset or {}, self.model, "eval_dataset")
+            loaders = rows_by_task({} if eval_dataset is None else eval_dataset, self.model, "eval_dataset")
+            if not loaders:
+                raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
             check_labelled(loaders, "eval_dataset")
         steps = Counter(self.plan[: self.state.global_step])
         # With an encoder for each task a step changes one task; the others predict what they did before.

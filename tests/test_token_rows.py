@@ -88,7 +88,10 @@ WRONG = {
     "texts": ({"a": ["good", "bad"]}, r"\['a'\] is no list of rows"),
     "nothing": ({"a": []}, r"train_dataset\['a'\] has no rows"),
     "an empty dataset": ({"a": CLASSES.select([])}, r"train_dataset\['a'\] has no rows"),
-    "not tokenised": ({"a": Dataset.from_dict({"text": ["x"], "label": [0]})}, "no column input_ids and no token_type_ids"),
+    "not tokenised": (
+        {"a": Dataset.from_dict({"text": ["x"], "label": [0]})},
+        "column input_ids and no token_type_ids",
+    ),
     "label for labels": ({"a": CLASSES.rename_column("labels", "label")}, "has no column labels; its columns are"),
     "no segments": ({"a": CLASSES.remove_columns("token_type_ids")}, "has no column token_type_ids"),
     "another task's": ({"a": Dataset.from_dict(rows(task=["a", "b", "a"]))}, "row 1 is of task 'b'"),
@@ -102,22 +105,25 @@ WRONG = {
         {"a": CLASSES.cast_column("labels", ClassLabel(names=["high", "mid", "low"]))},
         "labels are high, mid, low, in this order",
     ),
-    "score 6": ({"b": Dataset.from_dict(rows([0.0, 6.0, 1.0]))}, "label of row 1 is 6.0; expected a score from 0 to 5"),
+    "score 6": ({"b": Dataset.from_dict(rows([0.0, 6.0, 1.0]))}, "row 1 is 6.0; expected a score from 0 to 5"),
     "infinite score": ({"b": Dataset.from_dict(rows([0.0, float("inf"), 1.0]))}, "label of row 1 is inf"),
-    "no tokens": ({"a": Dataset.from_dict(rows(input_ids=[[101], [], [102]], token_type_ids=[[0], [], [0]]))}, "row 1 has 0"),
+    "no tokens": (
+        {"a": Dataset.from_dict(rows(input_ids=[[101], [], [102]], token_type_ids=[[0], [], [0]]))},
+        "row 1 has 0 tokens",
+    ),
     "too many tokens": (
         {"a": Dataset.from_dict(rows(input_ids=[[7] * 513] * 3, token_type_ids=[[0] * 513] * 3))},
         "row 0 has 513 tokens; the model takes 1 to 512",
     ),
-    "foreign tokens": ({"a": Dataset.from_dict(rows(input_ids=[[50_000] * 3] * 3))}, "input_ids are from 50000 to 50000"),
+    "foreign tokens": ({"a": Dataset.from_dict(rows(input_ids=[[50_000] * 3] * 3))}, "from 50000 to 50000"),
     "segment 2": ({"a": Dataset.from_dict(rows(token_type_ids=[[2] * 3] * 3))}, "token_type_ids are from 2 to 2"),
-    "ragged": ({"a": Dataset.from_dict(rows(token_type_ids=[[0] * 4] * 3))}, "token_type_ids and input_ids differ in length"),
+    "ragged": ({"a": Dataset.from_dict(rows(token_type_ids=[[0] * 4] * 3))}, "differ in length"),
     "two sequences": (
         {"a": Dataset.from_dict(rows(input_ids=[[[7], [7]]] * 3, token_type_ids=[[[0], [0]]] * 3))},
         "expected a list of token numbers",
     ),
     "texts as tokens": ({"a": Dataset.from_dict(rows(input_ids=["good"] * 3))}, "input_ids is string"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
