@@ -48,7 +48,6 @@ from .tasks import Task
 from .token_rows import check_labelled, rows_by_task
 
 logger = logging.get_logger(__name__)
-SKIPPED = 50  # by then fp16's scale of the loss has gone from 2 ** 16 to nothing
 SHOWN_ROWS = 8  # rows that a message names
 
 
@@ -123,6 +122,7 @@ class MultitaskTrainer(HubTrainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        self.bad = FirstBadStep(scaled=self.accelerator.mixed_precision == "fp16")
         self.teacher = None
         if any(task.bregman_weight for task in model.tasks.values()):
             self.teacher = MomentumTeacher(model, args.bregman_momentum)
@@ -153,9 +153,6 @@ class MultitaskTrainer(HubTrainer):
         self.sums: dict[str, tuple] = {}
         self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # task -> logits and labels since the last log entry
         self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
-        self.bad = FirstBadStep()
-        self.before: tuple | None = None  # with fp16: the last step, and what there was to log before it
-        self.skipped = 0  # steps in a row that fp16's scaler skipped
 
     def add_callbacks(self) -> None:
         """Add what the flags, the schedule, the layout and SMART's Bregman term ask for."""
@@ -202,38 +199,15 @@ class MultitaskTrainer(HubTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Overridden to note a loss that is not a finite number, without waiting for the device."""
-        step = self.state.global_step + 1
-        if self.accelerator.scaler and (self.before is None or self.before[0] != step):
-            self.forget_skipped_step()
-            self.before = (step, self.bad.code, dict(self.sums), {name: list(self.seen[name]) for name in self.seen})
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.bad.note("loss", loss, step)
+        self.bad.note_loss(loss, self.state.global_step + 1)
         return loss
-
-    def forget_skipped_step(self) -> None:
-        """Drop what the last step recorded where fp16's loss scaler skipped it: it changed no weight.
-
-        Raises:
-            NonFiniteError: it skipped SKIPPED steps in a row; a smaller scale does not help then.
-        """
-        if self.before and self.accelerator.optimizer_step_was_skipped:
-            self.skipped += 1
-            _, self.bad.code, self.sums, self.seen = self.before
-            if self.skipped == SKIPPED:
-                raise NonFiniteError(
-                    f"--fp16 skipped {SKIPPED} steps in a row, up to step {self.before[0]}: their gradients are not finite "
-                    "numbers; use --bf16, or lower --learning_rate"
-                )
-        elif self.before:
-            self.skipped = 0
-        self.before = None
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         """Overridden to note a gradient norm that is not a finite number; Trainer computes it with every step, clipped
         or not, and has no public place to see it."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None:
-            self.bad.note("gradient norm", norm, self.state.global_step + 1)
+        self.bad.note_norm(norm, self.state.global_step + 1)
         return norm
 
     def check_numbers(self, weights: bool = False) -> None:
@@ -245,19 +219,18 @@ class MultitaskTrainer(HubTrainer):
         Raises:
             NonFiniteError: names the step, its task and rows; or the first such weight.
         """
-        self.forget_skipped_step()
         found = self.bad.read(self.accelerator)
         if found is None and weights:
             self.check_weights()
         if found is None:
             return
-        (step, quantity), task = found, self.plan[found[0] - 1]
+        step, task = found[0], self.plan[found[0] - 1]
         sampler = PlanSampler(self.plan, self.rows, self.batch_size, seed=self.data_seed)
         rows = self.train_dataset.__getitems__(next(islice(sampler, step - 1, None)))
         folder = Path(self.args.output_dir)
         checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
         raise NonFiniteError(
-            f"the {quantity} is not a finite number at step {step}, a batch of task {task!r} (rows {name_rows(rows)}); "
+            f"{found[1]} at step {step}, a batch of task {task!r} (rows {name_rows(rows)}); "
             f"lower --learning_rate ({self.args.learning_rate:g}) or look at these rows; "
             + (f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet")
         )
@@ -376,11 +349,12 @@ class MultitaskTrainer(HubTrainer):
             for name, batches in sorted(self.seen.items()):
                 logits, labels = (self.gather_rows(torch.cat(column)) for column in zip(*batches, strict=True))
                 task, labelled = self.model.tasks[name], labels != UNLABELLED
+                labelled &= np.isfinite(logits).reshape(len(logits), -1).all(1)  # without those that fp16 skipped
                 predicted = decide(task, logits)
                 logs[f"{task.metric}_{name}"] = float(VECTORISED[task.metric](predicted[labelled], labels[labelled]))
             self.sums.clear()
             self.seen.clear()
-        if self.accelerator.scaler:  # the loss or gradient of a step that it skipped: no number to log
+        if self.bad.scaled:  # the loss or gradient of a step that fp16's scaler skipped is no number to log
             for key in [key for key, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
                 del logs[key]
         super().log(logs, start_time)

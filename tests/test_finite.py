@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import finish, launch
 from datasets import Dataset
+from test_recipes import run_here
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
 from bert_multitask.configuration import NonFiniteError
-from bert_multitask.finite import FirstBadStep
+from bert_multitask.finite import NORM, SKIPPED, FirstBadStep
 
 SAVING = {
     "eval_strategy": "steps",
@@ -26,9 +28,23 @@ def test_the_first_bad_step_is_kept():
     bad = FirstBadStep()
     assert bad.read(Accelerator(cpu=True)) is None
     for step, loss, norm in [(1, 1.0, 2.0), (2, 0.0, float("inf")), (3, float("nan"), float("nan"))]:
-        bad.note("loss", torch.tensor(loss), step)
-        bad.note("gradient norm", torch.tensor(norm), step)
-    assert bad.read(Accelerator(cpu=True)) == (2, "gradient norm")
+        bad.note_loss(torch.tensor(loss), step)
+        bad.note_norm(torch.tensor(norm), step)
+    assert bad.read(Accelerator(cpu=True)) == (2, NORM)
+
+
+def test_skipped_steps_are_bad_only_in_a_row():
+    bad = FirstBadStep(scaled=True)
+    for step in range(1, 200):
+        bad.note_loss(torch.tensor(float("nan")), step)
+        bad.note_norm(torch.tensor(1.0 if step == 60 else float("inf")), step)
+        found = bad.read(Accelerator(cpu=True))
+        assert found == (None if step < 50 else (50, SKIPPED))
+    bad = FirstBadStep(scaled=True)
+    for step, norm in enumerate([float("inf")] * 49 + [1.0] + [float("nan")] * 49, start=1):
+        bad.note_loss(torch.tensor(1.0), step)
+        bad.note_norm(torch.tensor(norm), step)
+    assert bad.read(Accelerator(cpu=True)) is None
 
 
 class Poison(TrainerCallback):
@@ -162,3 +178,51 @@ def test_rows_without_ids_are_called_by_their_numbers(make_trainer):
     trainer.model.heads["sst"].classifier.weight.data[0] = float("nan")
     with pytest.raises(NonFiniteError, match="rows 0, 1, 2"):
         trainer.evaluate({"sst": rows})
+
+
+def scaled(make_trainer, loss, **settings):
+    """A trainer whose loss is scaled as with --fp16, which a CPU has not."""
+    trainer = make_trainer(given={"compute_loss_func": {"sst": loss}}, logging_steps=1, **settings)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    trainer.bad = FirstBadStep(scaled=True)
+    return trainer
+
+
+@pytest.mark.parametrize("kind", ["gradient", "nan", "inf"])
+def test_steps_that_the_scaler_skips_do_not_count(make_trainer, kind):
+    trainer = scaled(make_trainer, bad_loss(kind), **SAVING)
+    trainer.train()
+    check_left(trainer)
+    skipped = [step for step, task in enumerate(trainer.plan, start=1) if task == "sst"][2]
+    entries = {entry["step"]: entry for entry in trainer.state.log_history if "learning_rate" in entry}
+    assert len(entries) == 16 and "grad_norm" not in entries[skipped]
+    assert ("loss_sst" in entries[skipped]) == (kind == "gradient")
+    assert all("loss" in entry for step, entry in entries.items() if step != skipped)
+
+
+def test_a_scaler_that_skips_every_step(make_trainer, monkeypatch):
+    monkeypatch.setattr("bert_multitask.finite.PATIENCE", 3)
+    trainer = scaled(make_trainer, lambda outputs, labels, num_items_in_batch: outputs.logits.sum() * float("nan"))
+    trainer.plan[:] = ["sst"] * 16
+    with pytest.raises(NonFiniteError, match="--fp16 the gradient was not a finite number .* at step 3,"):
+        trainer.train()
+
+
+def test_a_recipe_ends_with_one_line(monkeypatch, config, capsys):
+    flags = ["--learning_rate", "1e30", "--output_dir", str(config.parent / "bad")]
+    assert run_here(monkeypatch, config, *flags) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(error) == 1 and "is not a finite number at step 2" in error[0]
+    assert not (config.parent / "bad" / "metrics.json").exists()
+    for line in (config.parent / "bad" / "history.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together(config):
+    run = launch(config, "--learning_rate", 1e30, "--use_cpu", "--output_dir", config.parent / "two", processes=2)
+    printed = finish(run, timeout=120)
+    assert run.returncode and printed.count("error: the") == 1 and "is not a finite number at step 2" in printed, (
+        printed
+    )
+    assert not (config.parent / "two" / "metrics.json").exists()
