@@ -4,7 +4,7 @@ and the history file."""
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 
@@ -32,7 +32,7 @@ class EpochEnds(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step in self.steps:
-            control.should_evaluate = args.eval_strategy != "no"
+            control.should_evaluate = args.eval_strategy != "no" and args.eval_delay <= state.global_step
             control.should_save = args.save_strategy != "no"
         return control
 
@@ -108,6 +108,21 @@ def task_weights(model: MultitaskBertModel, task: str) -> dict:
     return {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
 
 
+class StopAtBadStep(TrainerCallback):
+    """Looks for numbers that are not finite at the end of a step that is logged, evaluated or saved, and of the last.
+
+    Args:
+        check: raises an error where there is one; it is told whether the weights will be saved.
+    """
+
+    def __init__(self, check: Callable[[bool], None]):
+        self.check = check
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
+            self.check(control.should_save)
+
+
 class TimeEstimate(TrainerCallback):
     """Says after the first steps how long the rest will take, evaluation not counted."""
 
@@ -142,9 +157,11 @@ class HistoryFile(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+            self.path.write_text(
+                "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in state.log_history), encoding="utf-8"
+            )
 
     def on_log(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(state.log_history[-1]) + "\n")
+                file.write(json.dumps(state.log_history[-1], allow_nan=False) + "\n")

@@ -19,6 +19,11 @@ class InputError(ValueError):
     """
 
 
+class NonFiniteError(InputError):
+    """A loss, gradient, weight or prediction that is not a finite number, which ends a run: what follows would be
+    wrong. The message names where it was found first."""
+
+
 ENCODER_SHARING = ("shared", "per_task")
 PAIR_ENCODING = ("joint", "separate")
 POOLING = ("cls", "pooler", "mean")

@@ -241,7 +241,9 @@ def read_run(name: str) -> tuple[RunArguments, dict] | None:
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file whole or not at all."""
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    draft.write_text(
+        json.dumps(content, indent=2, sort_keys=True, default=str, allow_nan=False) + "\n", encoding="utf-8"
+    )
     os.replace(draft, path)
 
 

@@ -118,7 +118,7 @@ def write_course(folder: Path, train_rows: tuple[int, int, int] = (11, 14, 9)) -
 def make_trainer(tiny_bert, tokenizer, course_folder, tmp_path):
     """A trainer of two epochs of sst, one of quora and two of sts, with keyword arguments for the rest."""
 
-    def make(model_settings=None, callbacks=None, task_settings=None, **settings) -> MultitaskTrainer:
+    def make(model_settings=None, callbacks=None, task_settings=None, given=None, **settings) -> MultitaskTrainer:
         set_seed(0)
         tasks = [
             dataclasses.replace(TASKS[name], **{"epochs": epochs, "dropout": 0.0} | (task_settings or {}).get(name, {}))
@@ -143,14 +143,13 @@ def make_trainer(tiny_bert, tokenizer, course_folder, tmp_path):
             "load_best_model_at_end": False,
             "disable_tqdm": True,
         }
-        return MultitaskTrainer(
-            model,
-            MultitaskTrainingArguments(**(defaults | settings)),
-            train_dataset={name: splits["train"] for name, splits in tokens.items()},
-            eval_dataset={name: splits["dev"] for name, splits in tokens.items()},
-            processing_class=tokenizer,
-            callbacks=callbacks,
-        )
+        parts = {
+            "train_dataset": {name: splits["train"] for name, splits in tokens.items()},
+            "eval_dataset": {name: splits["dev"] for name, splits in tokens.items()},
+            "processing_class": tokenizer,
+            "callbacks": callbacks,
+        }
+        return MultitaskTrainer(model, MultitaskTrainingArguments(**(defaults | settings)), **(parts | (given or {})))
 
     return make
 
