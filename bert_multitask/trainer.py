@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments
@@ -26,6 +27,7 @@ from .hub import HubTrainer
 from .losses import DIVERGENCES, UNLABELLED
 from .metrics import METRICS, decide, overall_score, task_scores
 from .optim import PaperAdamW
+from .randomness import keeps_generators
 from .schedule import SCHEDULES, PlanSampler, count_batches, describe
 from .smart import DropoutMasks, MomentumTeacher, smart_penalty
 from .statistics import VECTORISED
@@ -225,6 +227,12 @@ class MultitaskTrainer(HubTrainer):
         padded = self.accelerator.pad_across_processes(values, pad_index=UNLABELLED)
         return self.accelerator.gather(padded).cpu().numpy()
 
+    @keeps_generators
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Overridden to leave the random generators alone."""
+        return super().predict(*args, **kwargs)
+
+    @keeps_generators
     def evaluate(
         self,
         eval_dataset: Mapping[str, Dataset] | None = None,

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "bert_multitask"
 LAYERS = [
     {"configuration"},
     {"tasks", "losses", "packing"},
-    {"modeling", "schedule", "smart", "optim", "files", "card"},
-    {"heads", "collate", "metrics"},
+    {"modeling", "schedule", "smart", "optim", "files", "card", "records", "checkpoints", "stopping", "randomness"},
+    {"heads", "collate", "metrics", "folder_lock"},
     {"data", "callbacks", "classifier", "statistics", "document"},
     {"arguments", "prediction", "export", "hub"},
     {"run_folder", "trainer", "analysis", "search_space", "command_line"},
