@@ -23,6 +23,7 @@ logger = logging.get_logger(__name__)
 
 LOCK, RUNNING = ".run.lock", "running.json"
 OWN = {LOCK, RUNNING, "running.tmp"}  # the names that a lock leaves, or may leave
+PATIENCE = 2.0  # seconds that a killed process may take to end
 # Errors of a file system without locks.
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -74,7 +75,7 @@ class FolderLock:
     def acquire(self) -> None:
         """Take the operating system's lock, where the file system has one."""
         try:
-            self.lock.acquire(timeout=0)
+            self.lock.acquire(timeout=PATIENCE)
         except filelock.Timeout:
             raise InputError(
                 f"--output_dir {self.path} is being written by {describe(read_writer(self.path))}; wait for it, stop "
@@ -140,7 +141,8 @@ def is_alive(writer: Mapping | None) -> bool:
     if writer is None or writer["host"] != socket.gethostname():
         return writer is not None
     try:
-        started = psutil.Process(writer["process"]).create_time()
+        process = psutil.Process(writer["process"])
+        is_same = abs(process.create_time() - writer["started"]) < 1
+        return is_same and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, ValueError, OverflowError):
         return False
-    return writer["process"] != os.getpid() and abs(started - writer["started"]) < 1

@@ -1,5 +1,6 @@
 """Stopping a run: what SIGTERM, Ctrl-C and the end of the launcher do, and the command that goes on afterwards."""
 
+import math
 import os
 import select
 import shlex
@@ -11,11 +12,13 @@ import time
 from contextlib import contextmanager
 
 import psutil
-from torch.distributed import distributed_c10d, is_initialized
+from torch.distributed import DistError, distributed_c10d, is_initialized
 from transformers import TrainerCallback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE = 8.0  # seconds from the signal until the process is ended by force, so that after 10 none is alive
+# Seconds from the signal until the process is ended by force, so that after 10 none is alive: while training is in its
+# steps, which end with a checkpoint, and otherwise.
+GRACE, BRIEF_GRACE = 7.0, 3.0
 REPEAT = 1.0  # seconds within which a second SIGINT is the same Ctrl-C: the terminal sends one, the launcher another
 POLL = 0.5  # seconds between looks at the launcher
 
@@ -36,7 +39,7 @@ class StopRequest:
     """Whether this process was asked to stop; as a context manager, listens to the signals in the meantime.
 
     The first signal raises `Stopped` in the main thread or, while training is in its steps, is left to `StopAtStepEnd`.
-    A thread ends the process GRACE seconds later where it is still alive, and at once after a second Ctrl-C. It hears a
+    A thread ends the process some seconds later where it is still alive, and at once after a second Ctrl-C. It hears a
     signal even while the main thread waits for another process. Where a launcher started this process, the launcher's
     end counts as SIGTERM: `accelerate launch` that is ended leaves its process alone.
 
@@ -94,18 +97,18 @@ class StopRequest:
 
     def watch(self) -> None:
         """The thread: end the process by force, and look after the launcher."""
-        asked = 0.0
+        asked, deadline = 0.0, math.inf
         while True:
-            left = POLL if not asked else min(POLL, max(0.0, asked + GRACE - time.monotonic()))
+            left = max(0.0, min(POLL, deadline - time.monotonic()))
             heard = self.heard.recv(64) if select.select([self.heard], [], [], left)[0] else None
             if heard == b"":
                 return
             now = time.monotonic()
             signums = [signum for signum in heard or () if signum in SIGNALS]
-            if asked and (now >= asked + GRACE or (signal.SIGINT in signums and now >= asked + REPEAT)):
-                self.end_by_force(signums[-1] if signums else self.signum or signal.SIGTERM)
+            if now >= deadline or (asked and signal.SIGINT in signums and now >= asked + REPEAT):
+                self.end_by_force(self.signum or signal.SIGTERM)
             if signums and not asked:
-                asked = now
+                asked, deadline = now, now + (GRACE if self.deferred else BRIEF_GRACE)
             elif not asked and self.launcher and os.getppid() != self.launcher:
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -203,11 +206,14 @@ class StopAtStepEnd(TrainerCallback):
         if not is_initialized() or distributed_c10d.get_world_size() == 1:
             return asked
         store = distributed_c10d._get_default_store()
-        if not store.check([self.KEY]):
+        try:
+            if store.check([self.KEY]):
+                return step >= int(store.get(self.KEY))
             if asked:
                 store.set(self.KEY, str(step + 1))
             return False
-        return step >= int(store.get(self.KEY))
+        except DistError:  # the launcher, which may hold the store, is gone; no more can be agreed on, nor saved
+            self.stop()
 
     def stop(self) -> None:
         """End training."""

@@ -104,7 +104,7 @@ def explained_failures(args: MultitaskTrainingArguments):
             rows, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
             raise InputError(
                 f"out of memory with --per_device_train_batch_size {rows} and --gradient_accumulation_steps {steps} "
-                f"({reason}); halve the one and double the other, which leaves the rows of a step as they are; where an "
+                f"({reason}); halve the one and double the other, which leaves a step's rows as they are; where an "
                 f"evaluation failed, lower --per_device_eval_batch_size {args.per_device_eval_batch_size}"
             ) from error
         if (isinstance(error, OSError) and error.errno in DISK_ERRORS) or DISK_WORDS.search(reason):
