@@ -133,7 +133,6 @@ FIXED = {
     "prediction_loss_only": (False, "predictions are what is scored"),
     "eval_do_concat_batches": (True, "predictions are one table"),
     "remove_unused_columns": (False, "the collator picks the columns"),
-    "enable_jit_checkpoint": (False, "SIGTERM saves a checkpoint in any case, and training does not go on after it"),
     "hub_strategy": ("end", "a push in mid-training would carry what belongs to this machine, and no code"),
 }
 RANGES = {
