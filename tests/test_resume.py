@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import run_here
+from conftest import losses, run_here
 from safetensors.torch import load_file
 
 from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
@@ -61,7 +61,12 @@ RUNS = {
     "per task, sequential": [*PER_TASK, "--schedule", "sequential"],
     "per task, SMART, separate pairs": [*PER_TASK, *SMART, "--pair_encoding", "separate"],
 }
-PLACES = {"saving": "_save_rng_state", "evaluating": "evaluation_loop", "stepping": "training_step"}
+# place -> the method in which the run is killed, and at which of its calls, first and after the resume.
+PLACES = {
+    "saving": ("_save_rng_state", 3, 2),
+    "evaluating": ("evaluation_loop", 5, 3),  # at step 6, with an encoder per task
+    "stepping": ("training_step", 6, 2),
+}
 QUICK = {("per task, sequential", "evaluating")}
 
 
@@ -71,10 +76,11 @@ QUICK = {("per task, sequential", "evaluating")}
 )
 def test_a_run_killed_in_an_adverse_place(monkeypatch, config, name, place):
     """Between an evaluation and the end of its checkpoint, in an evaluation, in a step: twice, and resumed twice."""
-    flags, method = [*FLAGS, "--no_do_predict", *RUNS[name]], PLACES[place]
+    flags = [*FLAGS, "--no_do_predict", *RUNS[name]]
+    method, first, second = PLACES[place]
     whole, killed = config.parent / "whole", config.parent / "run"
     assert run_here(monkeypatch, config, *flags, "--output_dir", whole) == 0
-    for call, resume in ((3, []), (2, ["--resume_from_checkpoint"])):
+    for call, resume in ((first, []), (second, ["--resume_from_checkpoint"])):
         with monkeypatch.context() as patch:
             count, original = [], getattr(MultitaskTrainer, method)
 
@@ -90,6 +96,7 @@ def test_a_run_killed_in_an_adverse_place(monkeypatch, config, name, place):
     assert run_here(monkeypatch, config, *flags, "--resume_from_checkpoint") == 0
     expected, got = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
     assert expected.keys() == got.keys() and all(expected[name].equal(got[name]) for name in expected)
+    assert losses(killed) == losses(whole)
     assert (killed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
 
 
