@@ -10,6 +10,7 @@ from .arguments import MultitaskTrainingArguments
 from .configuration import InputError, resolve_folder
 from .files import reading
 from .inference import SplitReader, first_run, known_tasks, locate_tasks, read_tables
+from .records import read_history
 from .run_folder import read_run
 from .schedule import SCHEDULES
 from .tasks import Task
@@ -91,7 +92,7 @@ def open_sources(
         if not predictions:
             raise InputError(f"{name}: there is nothing to score. {' '.join(unscored)}")
         _, record = read_run(name) or (None, None)
-        history = list(map(json.loads, read_text(name, "history.jsonl").splitlines()))
+        history = read_history(Path(resolve_folder(name), "history.jsonl"))
         ensemble = read_ensemble(name)
         sources.append(Source(name, located, predictions, unscored, record, history, ensemble))
     return sources

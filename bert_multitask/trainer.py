@@ -44,6 +44,7 @@ from .hub import HubTrainer
 from .losses import DIVERGENCES, UNLABELLED, count_items, is_labelled, no_label
 from .metrics import decide, higher_is_better, labelled_metrics, overall_score, score_decisions, task_scores
 from .optim import PaperAdamW
+from .randomness import keeps_generators
 from .schedule import SCHEDULES, PlanSampler, count_batches, describe
 from .smart import DropoutMasks, MomentumTeacher, smart_penalty
 from .tasks import Task
@@ -400,6 +401,7 @@ class MultitaskTrainer(HubTrainer):
         padded = self.accelerator.pad_across_processes(values, pad_index=missing)
         return self.accelerator.gather(padded).cpu().numpy()
 
+    @keeps_generators
     def evaluate(
         self,
         eval_dataset: Mapping[str, Dataset] | Dataset | None = None,
@@ -458,10 +460,12 @@ class MultitaskTrainer(HubTrainer):
         if self.is_in_train and best not in metrics:
             raise InputError(f"--metric_for_best_model is {best!r}, but the evaluation gives {', '.join(metrics)}")
 
+    @keeps_generators
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Overridden to check the rows, of one task, as those to train on are checked; labels may be missing.
+        """Overridden to check the rows, of one task, as those to train on are checked (labels may be missing), and to leave
+        the random generators alone.
 
         Raises:
             InputError: names what is wrong with the rows.

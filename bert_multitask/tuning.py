@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch, to_field
 from .callbacks import HistoryFile
+from .checkpoints import list_checkpoints
 from .configuration import InputError, NonFiniteError
 from .data import describe_rows, load_rows
 from .metrics import higher_is_better
@@ -306,5 +307,5 @@ def find_importances(study: "optuna.Study", settings: Collection[str]) -> dict[s
 
 def remove_checkpoints(run: Path) -> None:
     """Remove the weights that a trial left; its history stays."""
-    for folder in [*run.glob("checkpoint-*"), run / "_best"]:
+    for folder in [*list_checkpoints(run).values(), run / "_best"]:
         shutil.rmtree(folder, ignore_errors=True)

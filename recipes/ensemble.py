@@ -21,7 +21,7 @@ from bert_multitask.configuration import InputError
 from bert_multitask.ensemble import VOTES, collect_members, combine, find_labels, halve, select_greedily
 from bert_multitask.inference import SplitReader, describe_scores, score_tables
 from bert_multitask.prediction import Predictions, write_predictions
-from bert_multitask.run_folder import write_json
+from bert_multitask.records import write_json
 from bert_multitask.training import run_recipe
 
 

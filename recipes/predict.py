@@ -14,7 +14,7 @@ from bert_multitask.command_line import HelpFormatter, add_row_flags, local_path
 from bert_multitask.configuration import InputError
 from bert_multitask.inference import SplitReader, TrainedRun, describe_scores, predict_runs, score_tables
 from bert_multitask.prediction import write_predictions
-from bert_multitask.run_folder import write_json
+from bert_multitask.records import write_json
 from bert_multitask.training import run_recipe
 
 

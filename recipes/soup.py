@@ -12,7 +12,8 @@ import argparse
 from bert_multitask.command_line import HelpFormatter, local_path
 from bert_multitask.configuration import InputError
 from bert_multitask.data import load_tokenizer
-from bert_multitask.run_folder import read_run, write_json
+from bert_multitask.records import write_json
+from bert_multitask.run_folder import read_run
 from bert_multitask.soup import average_weights
 from bert_multitask.training import run_recipe
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -175,6 +176,16 @@ def config(tmp_path, tiny_bert, course_folder) -> Path:
     }
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+def run_here(monkeypatch, *argv, recipe: Path = RECIPE) -> int:
+    """Run a recipe in this process, as `python recipes/train_multitask.py …` does; its exit code."""
+    monkeypatch.setattr(sys, "argv", [str(recipe), *map(str, argv)])
+    try:
+        runpy.run_path(str(recipe), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code
+    return 0
 
 
 def launch(

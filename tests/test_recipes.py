@@ -2,9 +2,7 @@
 
 import json
 import re
-import runpy
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import RECIPE, ROOT, finish, launch, losses, write_table
+from conftest import ROOT, finish, launch, losses, run_here, write_table
 from safetensors.torch import load_file
 
 from bert_multitask.data import load_rows
@@ -22,16 +20,6 @@ from bert_multitask.tasks import TASKS
 SINGLE = ROOT / "recipes" / "train_single.py"
 PAPER = sorted((ROOT / "recipes" / "configs" / "paper").glob("*.yaml"))
 TASK_NAMES = ("sst", "quora", "sts")
-
-
-def run_here(monkeypatch, *argv, recipe: Path = RECIPE) -> int:
-    """Run a recipe in this process, as `python recipes/train_multitask.py …` does; its exit code."""
-    monkeypatch.setattr(sys, "argv", [str(recipe), *map(str, argv)])
-    try:
-        runpy.run_path(str(recipe), run_name="__main__")
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 def test_two_steps_leave_a_run_folder(monkeypatch, config, course_folder, capsys):
