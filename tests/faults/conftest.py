@@ -18,6 +18,7 @@ OPTIONS = {
     "soak": (1800, "seconds of the soak"),
     "soak-bound": (1.0, "MiB per 1,000 steps by which the soak's memory may grow"),
     "seed": (0, "of everything that is drawn"),
+    "number": (-1, "the one input to judge again, with -k and its reader, and to show"),
     "faults-folder": ("", "where runs and results are kept, so that a later call goes on; by default a temporary one"),
 }
 RESULTS = pytest.StashKey[list]()

@@ -46,6 +46,16 @@ def judge(reader, rng: random.Random) -> tuple[str, str]:
     return ("wrong", difference) if difference else ("read", "")
 
 
+def show(reader, rng: random.Random) -> None:
+    """Print one input before and after its damage, and what comes of it."""
+    expected = reader.make(rng)
+    print("\nwritten: ", reader.path.read_bytes()[:2000], "\nmeans:   ", expected)
+    if rng.random() > VALID:
+        reader.damage(rng)
+        print("damaged: ", reader.path.read_bytes()[:2000], "\nmeans:   ", reader.second_opinion())
+    print("read:    ", reader.read())
+
+
 def work_through(name: str, folder: Path, seed: int, numbers: range, parent) -> None:
     """Judge inputs in a process of its own, and tell the parent of each."""
     os.setsid()
@@ -116,6 +126,10 @@ def try_inputs(name: str, folder: Path, seed: int, numbers: range) -> tuple[Coun
 
 @pytest.mark.parametrize("name", READERS)
 def test_readers(name, work, journal, option, seed, result):
+    if (number := option("number")) >= 0:
+        folder = work / "readers" / f"{name}-{number}"
+        folder.mkdir(parents=True)
+        return show(READERS[name](folder), random.Random(f"{seed} {name} {number}"))
     total = round(option("inputs") * READERS[name].share)
     start = time.monotonic()
     while (done := sum(entry["inputs"] for entry in journal.entries)) < total:

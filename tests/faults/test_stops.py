@@ -56,18 +56,18 @@ def test_a_stopped_recipe(number, stage, work, long_run, journal, seed, result):
         before, start = saved_step(folder), time.monotonic()
         os.kill(run.pid, number)
         ended = run.finish(60)
-        seconds, wrong = time.monotonic() - start, []
+        seconds, step, wrong = time.monotonic() - start, saved_step(folder), []
         if ended.code == 0:
             continue  # it was quicker than the signal
         if seconds > DEADLINE:
             wrong.append(f"it took {seconds:.0f} s to end")
-        if saved_step(folder) <= before:
+        if step <= before:
             wrong.append(f"no checkpoint was saved after step {before}")
         if RESUME not in ended.printed or "Traceback" in ended.printed:
             wrong.append(f"exit {ended.code}, and it does not say how to go on: {last_line(ended)}")
         again = stage.run("shared-joint", folder, *LONG, RESUME)
         wrong += [f"exit {again.code}: {last_line(again)}"] if again.code else differences(folder, long_run)
-        journal.add(seconds=round(seconds, 1), step=saved_step(folder), wrong=wrong)
+        journal.add(seconds=round(seconds, 1), step=step, wrong=wrong)
         print(number.name, journal.entries[-1], flush=True)
     wrong = [entry for entry in journal.entries if entry["wrong"]]
     slowest = max(entry["seconds"] for entry in journal.entries)
