@@ -1,7 +1,9 @@
 """Signals that stop a run, also through `accelerate launch`; and two runs in one folder."""
 
+import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +22,13 @@ from .test_kills import RESUME, last_line
 DEADLINE = 10  # seconds in which all processes must have ended
 LONG = ["--task_epochs", '{"sst": 40, "quora": 20, "sts": 40}', "--eval_steps", 50, "--save_steps", 50]
 STOPS = 6  # of each signal to the recipe alone
-LAUNCHERS = {1: "accelerate_config.yaml", 2: "recipes/accelerate/cpu.yaml"}
+PLAIN = "--num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1 --num_processes 1"
+# Name -> what `accelerate launch` is given, and the rows of a process, so that a step has the same rows.
+LAUNCHERS = {
+    "1 process, as the Makefile": (PLAIN.split(), 4),
+    "1 process of torchrun's agent": (["--config_file", ROOT / "accelerate_config.yaml"], 4),
+    "2 processes": (["--config_file", ROOT / "recipes/accelerate/cpu.yaml"], 2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,40 +83,51 @@ def test_a_stopped_recipe(number, stage, work, long_run, journal, seed, result):
     assert not wrong, "\n".join(map(str, wrong))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+def stop(launcher: subprocess.Popen, everyone: list[psutil.Process], number: int, group: bool) -> float:
+    """Send a launcher, or its group as a terminal does, a signal; the seconds until all have ended, up to DEADLINE."""
+    start = time.monotonic()
+    (os.killpg if group else os.kill)(launcher.pid, number)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        launcher.wait(DEADLINE)  # not by psutil, which would take its exit code
+    psutil.wait_procs(everyone, timeout=max(0, start + DEADLINE - time.monotonic()))
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGINT to the terminal's group"])
-def test_a_stopped_launcher(how, processes, stage, work, long_run, result):
+def test_a_stopped_launcher(how, name, stage, work, long_run, result):
     """`accelerate launch` gets the signal: ten seconds later no process is alive, and the run can go on."""
-    folder = work / "launched" / f"{how.replace(' ', '-')}-{processes}"
+    folder = work / "launched" / re.sub(r"\W+", "-", f"{how} {name}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / LAUNCHERS[processes])]
-    flags = [*stage.flags("shared-joint"), *LONG, "--use_cpu", "--output_dir", folder]
-    with open(folder.with_suffix(".log"), "w+") as log:
-        output = {"stdout": log, "stderr": subprocess.STDOUT}
-        launcher = subprocess.Popen([*command, str(RECIPE), *map(str, flags)], **output, start_new_session=True)
-        begun = wait_until(lambda: saved_step(folder) or launcher.poll() is not None)
-        everyone = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
-        before, number = saved_step(folder), getattr(signal, how.partition(" ")[0])
-        (os.killpg if "group" in how else os.kill)(launcher.pid, number)
-        start = time.monotonic()
-        _, alive = psutil.wait_procs(everyone, timeout=DEADLINE)
-        seconds = time.monotonic() - start
-        for process in alive:
-            process.kill()
-        launcher.wait()
-        printed = Path(log.name).read_text()
-    wrong = [f"alive after {DEADLINE} s: {len(alive)} of {len(everyone)} processes"] * bool(alive)
-    wrong += [f"exit {launcher.returncode}"] * (not begun or launcher.returncode == 0)
+    options, rows = LAUNCHERS[name]
+    flags = [*stage.flags("shared-joint"), *LONG, "--use_cpu", "--per_device_train_batch_size", rows]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, RECIPE, *flags, "--output_dir", folder]
+    log = folder.with_suffix(".log")
+    with log.open("w") as output:
+        launcher = subprocess.Popen(
+            list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    begun = wait_until(lambda: saved_step(folder) or launcher.poll() is not None)
+    everyone = psutil.Process(launcher.pid).children(recursive=True) if launcher.poll() is None else []
+    before = saved_step(folder)
+    seconds = stop(launcher, everyone, getattr(signal, how.partition(" ")[0]), "group" in how)
+    alive = [process for process in everyone if process.is_running()] + [launcher] * (launcher.poll() is None)
+    for process in alive:
+        process.kill()
+    printed = log.read_text()
+    wrong = [f"alive after {DEADLINE} s: {len(alive)} of {1 + len(everyone)} processes"] * bool(alive)
+    wrong += [f"exit {launcher.wait()}"] * (not begun or launcher.wait() == 0)
     wrong += [f"no checkpoint was saved after step {before}"] * (saved_step(folder) <= before)
     wrong += ["it does not say how to go on"] * (RESUME not in printed)
     again = stage.run("shared-joint", folder, *LONG, RESUME)
     if again.code:
         wrong.append(f"resumed, exit {again.code}: {last_line(again)}")
-    elif processes == 1:
+    elif rows == 4:  # the gradients of two processes are added up in another order
         wrong += differences(folder, long_run)
-    name = f"{how} to `accelerate launch`, {processes} process" + "es" * (processes > 1)
-    result(name, f"1 time, all ended in {seconds:.1f} s", "; ".join(wrong) or "nothing")
+    result(
+        f"{how} to `accelerate launch`, {name}", f"1 time, all ended in {seconds:.1f} s", "; ".join(wrong) or "nothing"
+    )
     assert not wrong, "\n".join([*wrong, printed[-3000:]])
 
 
