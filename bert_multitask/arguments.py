@@ -13,9 +13,10 @@ from transformers.utils import logging
 
 from .configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING, InputError
 from .data import HANDOUT, SAMPLE
+from .metrics import find_metric
 from .schedule import SCHEDULES
 from .smart import PROJECTIONS
-from .tasks import TASKS, Task, load_task
+from .tasks import TASKS, Task, load_task, load_tasks
 
 logger = logging.get_logger(__name__)
 
@@ -24,8 +25,16 @@ TASK_FIELDS = {
     "task_epochs": "epochs",
     "max_train_samples": "max_train_samples",
     "head_dropout": "dropout",
+    "class_weights": "class_weights",
+    "label_smoothing": "label_smoothing",
     "smart_weight": "smart_weight",
     "bregman_weight": "bregman_weight",
+}
+EXAMPLE = '0.1 or {"sst": 0.2}'  # of such a flag
+EXAMPLES = {
+    "task_epochs": '{"sst": 3}',
+    "max_train_samples": '1000 or {"quora": 1000}',
+    "class_weights": 'balanced or {"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}',
 }
 
 
@@ -62,6 +71,21 @@ class RunArguments:
         default=None,
         metadata={"help": "dropout before the heads, one probability or JSON by task; by default the task's own"},
     )
+    class_weights: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "how much the rows of each class count in the loss: balanced (as if all classes had as many rows), "
+            'or JSON by task: \'{"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}\'; by default '
+            "the task's own, all alike"
+        },
+    )
+    label_smoothing: dict | str | float | None = field(
+        default=None,
+        metadata={
+            "help": "share of each label that the loss spreads over all classes, one number or JSON by task: "
+            "'{\"sst\": 0.1}'; by default the task's own, 0"
+        },
+    )
     encoder_dropout: float | None = field(
         default=None, metadata={"help": "both of BERT's dropout probabilities; by default the checkpoint's"}
     )
@@ -88,11 +112,12 @@ class RunArguments:
 
     def __post_init__(self):
         for name in TASK_FIELDS:
-            value = parse_json(f"--{name}", getattr(self, name))
-            if not isinstance(value, (dict, NoneType) if name == "task_epochs" else (dict, int, float, NoneType)):
-                counts = {"task_epochs": '{"sst": 3}', "max_train_samples": '1000 or {"quora": 1000}'}
-                example = counts.get(name, '0.1 or {"sst": 0.2}')
-                raise InputError(f"--{name} is {value!r}; expected, for example, {example}")
+            value = getattr(self, name)
+            for_all = ("balanced",) if name == "class_weights" else ()
+            value = value if value in for_all else parse_json(f"--{name}", value)
+            numbers = () if name in ("task_epochs", "class_weights") else (int, float)
+            if value not in for_all and not isinstance(value, (dict, NoneType, *numbers)):
+                raise InputError(f"--{name} is {value!r}; expected, for example, {EXAMPLES.get(name, EXAMPLE)}")
             setattr(self, name, value)
         if self.max_length < 8:
             raise InputError(f"--max_length is {self.max_length}; expected at least 8 tokens")
@@ -103,17 +128,14 @@ class RunArguments:
         """The run's tasks, with its epochs and dropout in the place of the presets'.
 
         Raises:
-            InputError: a task is unknown or named twice, or a setting is for a task that the run does not have.
+            InputError: a task is unknown or named twice, a setting is for a task that the run does not have, or a
+                metric cannot score its task.
         """
-        tasks = {}
-        for spec in self.tasks:
-            task = load_task(parse_json("--tasks", spec) if str(spec).startswith("{") else spec)
-            if task.name in tasks:
-                raise InputError(f"--tasks names {task.name!r} twice")
-            tasks[task.name] = task
+        specs = [parse_json("--tasks", spec) if str(spec).startswith("{") else spec for spec in self.tasks]
+        tasks = load_tasks(specs)
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)
-            if isinstance(values, (int, float)):
+            if values is not None and not isinstance(values, dict):
                 values = dict.fromkeys(tasks, values)
             for name, value in (values or {}).items():
                 if name in TASKS and name not in tasks:
@@ -121,6 +143,8 @@ class RunArguments:
                 if name not in tasks:
                     raise InputError(f"--{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
                 tasks[name] = load_task(vars(tasks[name]) | {key: value})
+        for task in tasks.values():
+            find_metric(task)
         return list(tasks.values())
 
 
@@ -129,7 +153,7 @@ FIXED = {
     "num_train_epochs": (1, "epochs belong to tasks, see --task_epochs"),
     "train_sampling_strategy": ("random", "the plan orders the rows, and predictions keep the files' order"),
     "dataloader_drop_last": (False, "no row is lost"),
-    "label_smoothing_factor": (0, "each task has its loss"),
+    "label_smoothing_factor": (0, "it belongs to tasks, see --label_smoothing"),
     "prediction_loss_only": (False, "predictions are what is scored"),
     "eval_do_concat_batches": (True, "predictions are one table"),
     "remove_unused_columns": (False, "the collator picks the columns"),
@@ -166,9 +190,7 @@ class MultitaskTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training"
 
-    schedule: str = field(
-        default="round_robin", metadata={"help": "which task comes next", "choices": sorted(SCHEDULES)}
-    )
+    schedule: str = field(default="round_robin", metadata={"help": "which task comes next", "choices": SCHEDULES})
     budget: float = field(
         default=1.0, metadata={"help": "share of each task's batches to train on, in (0, 1]; small for smoke runs"}
     )
@@ -177,7 +199,7 @@ class MultitaskTrainingArguments(TrainingArguments):
         metadata={
             "help": "how SMART bounds its perturbation: ball, each component within smart_radius (the formula); unit, "
             "each token's largest component near 1 (what smart-pytorch does)",
-            "choices": sorted(PROJECTIONS),
+            "choices": PROJECTIONS,
         },
     )
     smart_radius: float = field(default=1e-5, metadata={"help": "SMART's ε, in units of the word embeddings"})
@@ -299,7 +321,7 @@ def parse_json(flag: str, value):
         return value
     try:
         return json.loads(value)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number may have too many digits, a list too many levels
         raise InputError(f"{flag} is {value!r}, which is not JSON ({error}); for example '{{\"sst\": 3}}'") from error
 
 

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from .heads import MultitaskBertModel
+from .metrics import signed
 
 logger = logging.get_logger(__name__)
 
@@ -41,28 +42,31 @@ class BestOfEachTask(TrainerCallback):
 
     For a model with an encoder for each task (paper, section 4.2.1), whose tasks have no weights in common, so that the
     best of each make one model. The weights lie in `_best/{task}-{step}.safetensors` in the output folder, a file for
-    each rise of the score; those that no checkpoint could need are removed.
+    each better score; those that no checkpoint could need are removed.
     """
 
     def __init__(self):
-        self.best: dict[str, float] = {}  # of the tasks in training
+        self.best: dict[str, float] = {}  # of the tasks in training, `signed`
 
     def on_train_begin(self, args, state, control, model: MultitaskBertModel, **kwargs):
-        for task in model.tasks:
-            self.best[task] = float("-inf")
-            for step, file in self.files(args, task).items():
+        for name, task in model.tasks.items():
+            self.best[name] = float("-inf")
+            for step, file in self.files(args, name).items():
                 if state.global_step and step <= state.global_step:
                     with safe_open(file, "pt") as weights:
-                        self.best[task] = float(weights.metadata()["score"])
+                        self.best[name] = signed(task, float(weights.metadata()["score"]))
                 elif state.is_world_process_zero:
                     file.unlink()  # a stopped run had got beyond the checkpoint that this one goes on from
 
     def on_evaluate(self, args, state, control, metrics: dict, model: MultitaskBertModel, **kwargs):
         for name, task in model.tasks.items():
-            score = metrics.get(f"eval_{name}_{task.metric}", float("-inf"))
-            if not score > self.best.get(name, float("inf")):
+            key = f"eval_{name}_{task.metric}"
+            if key not in metrics or name not in self.best:
                 continue
-            self.best[name] = score
+            score = metrics[key]
+            if not signed(task, score) > self.best[name]:
+                continue
+            self.best[name] = signed(task, score)
             if state.is_world_process_zero:
                 file = Path(args.output_dir, "_best", f"{name}-{state.global_step}.safetensors")
                 file.parent.mkdir(exist_ok=True)
@@ -85,13 +89,14 @@ class BestOfEachTask(TrainerCallback):
             if files := self.files(args, name):
                 step, file = max(files.items())
                 with safe_open(file, "pt") as weights:
+                    score = float(weights.metadata()["score"])
                     for key, weight in task_weights(model, name).items():
                         weight.copy_(weights.get_tensor(key))
-                logger.info(f"{name}: weights of step {step}, dev score {self.best[name]:.4f}")
+                logger.info(f"{name}: weights of step {step}, dev score {score:.4f}")
         self.best = {}
 
     def files(self, args, task: str) -> dict[int, Path]:
-        """{step: file} of a task's weights, in the order of steps, so that scores rise."""
+        """{step: file} of a task's weights, in the order of steps, so that scores get better."""
         files = Path(args.output_dir, "_best").glob(f"{task}-*.safetensors")
         return dict(sorted((int(file.stem.rpartition("-")[2]), file) for file in files))
 

@@ -31,6 +31,7 @@ def model_card(
     settings: Mapping[str, object] | None = None,
     plan: str | None = None,
     data: Mapping[str, Mapping[str, Mapping]] | None = None,
+    metrics: Mapping[str, str] | None = None,
 ) -> str:
     """Write a card, with metadata that the Hub reads (`model-index`); what is not given is left out.
 
@@ -43,6 +44,7 @@ def model_card(
         settings: of the training, for a table; `seed` is among them.
         plan: the schedule as a table.
         data: {task: {split: {"rows": …, "sha256": …}}}.
+        metrics: {task: its metric in words}, and what "overall" is; by default the metrics' names.
 
     Returns:
         Markdown below YAML.
@@ -62,7 +64,7 @@ def model_card(
         "## Use\n\n" + describe_use(tasks, config, repo_id or "PATH"),
     ]
     if scores:
-        parts.append("## Scores on the dev rows\n\n" + score_table(tasks, scores, settings or {}))
+        parts.append("## Scores on the dev rows\n\n" + score_table(tasks, scores, settings or {}, metrics or {}))
     if settings:
         parts.append("## Training\n\n" + table(("setting", "value"), settings.items()))
     if plan:
@@ -152,10 +154,10 @@ table = predict(model, tokenizer, "{task.name}", [{f"({texts})" if task.text_pai
 The encoder alone: `{encoder}."""
 
 
-def score_table(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -> str:
+def score_table(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping, metrics: Mapping[str, str]) -> str:
     """The scores with their intervals, and what the intervals mean."""
     rows = [
-        (name, tasks[name].metric if name in tasks else "mean", f"{value:.4f}", interval(low, high))
+        (name, metrics.get(name, tasks[name].metric if name in tasks else "mean"), f"{value:.4f}", interval(low, high))
         for name, (value, low, high) in scores.items()
     ]
     seed = f"One run, seed {settings['seed']}. " if "seed" in settings else ""
@@ -164,8 +166,7 @@ def score_table(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -
         "is, not how much another seed would change. "
     )
     bounds = note if any(low is not None for _, low, _ in scores.values()) else ""
-    overall = "Overall is the mean of accuracies and (Pearson + 1) / 2."
-    return f"{table(('task', 'metric', 'score', '95 % interval'), rows)}\n\n{seed}{bounds}{overall}"
+    return f"{table(('task', 'metric', 'score', '95 % interval'), rows)}\n\n{seed}{bounds}".rstrip()
 
 
 def interval(low: float | None, high: float | None) -> str:

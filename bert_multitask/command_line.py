@@ -5,12 +5,12 @@ import difflib
 import json
 from pathlib import Path
 
-import yaml
 from transformers import HfArgumentParser
 
 from .arguments import RunArguments, to_field
 from .configuration import InputError
 from .data import SAMPLE
+from .yaml_file import load_yaml
 
 
 def add_row_flags(parser: argparse.ArgumentParser) -> None:
@@ -90,12 +90,7 @@ class RecipeParser(HfArgumentParser):
 
     def read_yaml(self, path: Path) -> list[str]:
         """The flags of a YAML file, as they would be typed."""
-        try:
-            fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: no such configuration file") from error
-        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise InputError(f"{path}: not a YAML file: {error}") from error
+        fields = load_yaml(path) or {}
         if not isinstance(fields, dict):
             raise InputError(f"{path}: expected `field: value` lines")
         known = {action.dest for action in self._actions} - {"help", "config"}
@@ -105,11 +100,14 @@ class RecipeParser(HfArgumentParser):
                 raise InputError(
                     f"{path}: unknown field {name!r}{self.suggest(str(name))}; fields are flags without --"
                 )
-            if value is False and name.endswith("_strategy"):
+            if value is False and str(name).endswith("_strategy"):
                 value = "no"  # which YAML reads as false
             if value is not None:
                 values = value if isinstance(value, list) else [value]
-                argv += [f"--{name}", *(item if isinstance(item, str) else json.dumps(item) for item in values)]
+                argv += [
+                    f"--{name}",
+                    *(item if isinstance(item, str) else json.dumps(item, default=str) for item in values),
+                ]
         return argv
 
     def suggest(self, name: str) -> str:

@@ -5,6 +5,7 @@ A separately encoded pair has one more axis of length 2, as the choices of Huggi
 tokens (B, 2, L), embeddings (B, 2, H).
 """
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -28,7 +29,7 @@ from .configuration import (
 )
 from .losses import DIVERGENCES, LOSSES
 from .modeling import MinBertModel, MinBertPreTrainedModel
-from .tasks import Task, load_task
+from .tasks import Task, load_task, load_tasks
 
 
 class HeadLinear(nn.Linear):
@@ -140,6 +141,18 @@ def check_heads(name: str | os.PathLike, stored: Mapping[str, Any], wanted: Mapp
                 )
 
 
+def check_loss_options(task: Task) -> None:
+    """Refuse class weights or label smoothing of a task whose loss does not take them.
+
+    Raises:
+        InputError: names the field.
+    """
+    taken = inspect.signature(LOSSES[task.loss]).parameters
+    for field in ("class_weights", "label_smoothing"):
+        if getattr(task, field) and field not in taken:
+            raise InputError(f"task {task.name!r}: loss {task.loss!r} takes no {field}; leave it out")
+
+
 class MultitaskBertModel(MinBertPreTrainedModel):
     """One BERT encoder for all tasks, or one for each, with one head per task of `config.tasks`.
 
@@ -166,15 +179,14 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         config.classifier_dropout = -1
         config.num_labels = 0
         config.add_cross_attention = config.encoder_sharing == "per_task"
-        self.tasks = {task.name: task for task in map(load_task, config.tasks)}
+        self.tasks = load_tasks(config.tasks)
         for name, task in self.tasks.items():
             if task.loss not in LOSSES:
                 raise InputError(f"task {name!r}: loss is {task.loss!r}; choose one of {', '.join(LOSSES)}")
+            check_loss_options(task)
             if task.divergence not in DIVERGENCES:
                 choices = ", ".join(DIVERGENCES)
                 raise InputError(f"task {name!r}: divergence is {task.divergence!r}; choose one of {choices}")
-            if hasattr(nn.ModuleDict(), name):
-                raise InputError(f"task {name!r}: PyTorch keeps this name for itself; choose another")
         if config.encoder_sharing == "shared":
             self.bert = MinBertModel(config)
         else:
@@ -195,6 +207,12 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         """Raise InputError for a task that the model does not have."""
         if task not in self.tasks:
             raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
+
+    def change_task(self, task: Task) -> None:
+        """Give a task other settings of its training, also in what is saved; its head stays as it is."""
+        self.check_task(task.name)
+        self.tasks[task.name] = task
+        self.config.tasks = [task.to_config() for task in self.tasks.values()]
 
     def encoder(self, task: str) -> MinBertModel:
         """The encoder that a task uses."""
@@ -320,9 +338,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             attention_mask: 1 for real tokens and 0 for padding, of the same shape; all real by default.
             token_type_ids: segment indices, of the same shape; all 0 by default.
             inputs_embeds: word embeddings in place of `input_ids`, float, with one more axis, H.
-            labels: (B,); classes (integer), 0 or 1 (integer), or scores (float); -100 for rows without a label.
+            labels: (B,); classes (integer), 0 or 1 (integer), or scores (float). A row without a
+                label has the class -100 or the score NaN.
             num_items_in_batch: divisor of the summed loss where this batch is one share of a larger one; by default
-                the number of labelled rows.
+                `losses.count_items` of the labels.
             output_attentions: as for `MinBertModel`, and with its shapes; a separately encoded pair counts as two rows.
             output_hidden_states: the same of the hidden states.
 
@@ -367,7 +386,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             logits = head(embedding.to(next(head.parameters()).dtype))
         loss = None
         if labels is not None:
-            loss = LOSSES[self.tasks[task].loss](logits=logits, labels=labels, num_items=num_items_in_batch)
+            spec = self.tasks[task]
+            loss = LOSSES[spec.loss](logits=logits, labels=labels, num_items=num_items_in_batch, **spec.loss_options)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )

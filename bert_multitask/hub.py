@@ -11,6 +11,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from .card import model_card
 from .configuration import InputError
+from .metrics import describe_metric, describe_overall
 
 CARD = "README.md"
 # All that others need to use and judge a model. Nothing else of the folder: run.json, TensorBoard's files and Trainer's
@@ -133,8 +134,9 @@ class HubTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
+        tasks = self.model.tasks
         card = model_card(
-            self.model.tasks,
+            tasks,
             self.model.config,
             self.hub_model_id or self.args.hub_model_id,
             base_model or self.model.name_or_path,
@@ -142,6 +144,7 @@ class HubTrainer(Trainer):
             self.card_settings(),
             self.describe_plan(),
             data,
+            {name: describe_metric(task) for name, task in tasks.items()} | {"overall": describe_overall(tasks)},
         )
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         Path(self.args.output_dir, CARD).write_text(card, encoding="utf-8")
@@ -153,6 +156,9 @@ class HubTrainer(Trainer):
         if smart:
             settings["smart_weight"] = ", ".join(f"{name} {weight:g}" for name, weight in smart.items())
             settings |= {name: getattr(self.args, name) for name in ("smart_projection", "smart_radius", "smart_steps")}
+        for field in ("class_weights", "label_smoothing"):
+            values = {name: getattr(task, field) for name, task in self.model.tasks.items()}
+            settings |= {f"{field} of {name}": value for name, value in values.items() if value}
         return settings
 
     def last_scores(self) -> dict[str, tuple]:

@@ -13,7 +13,7 @@ from .arguments import MultitaskTrainingArguments, RunArguments, parse_json
 from .configuration import InputError, MultitaskBertConfig
 from .data import load_rows, load_tokenizer, tokenise, usable_rows
 from .heads import MultitaskBertModel
-from .losses import UNLABELLED
+from .losses import is_labelled
 from .metrics import overall_score, score_decisions
 from .prediction import Predictions, decision_column, find_tables, predict_logits, prediction_table
 from .run_folder import read_run
@@ -152,10 +152,10 @@ class SplitReader:
         return found
 
     def labels(self, tasks: Mapping[str, Task], data_dir: str | None) -> dict[str, np.ndarray]:
-        """{task: labels (N,), UNLABELLED where a row has none} of the tasks that have any."""
+        """{task: labels (N,), `no_label` where a row has none} of the tasks that have any."""
         rows = {name: self.rows(task, data_dir) for name, task in tasks.items()}
         labels = {name: np.array(part["label"][:]) for name, part in rows.items() if part is not None}
-        return {name: values for name, values in labels.items() if (values != UNLABELLED).any()}
+        return {name: values for name, values in labels.items() if is_labelled(values).any()}
 
 
 def predict_runs(
@@ -239,11 +239,21 @@ def score_tables(
     return flat | {"eval_overall": overall_score(scored, scores)}
 
 
-def describe_scores(scores: Mapping[str, Mapping[str, float]], title: str = "dev score") -> str:
-    """The scores of several predictions as a table, {what predicted: its `score_tables`}."""
-    columns = list(next(iter(scores.values())))
-    heads = [key.removeprefix("eval_").rpartition("_")[0] or "overall" for key in columns]
-    width = max(map(len, [title, *scores]))
-    lines = [f"{title:{width}}" + "".join(f"{head:>10}" for head in heads)]
-    lines += [f"{name:{width}}" + "".join(f"{values[key]:10.4f}" for key in columns) for name, values in scores.items()]
-    return "\n".join(lines)
+def describe_scores(
+    scores: Mapping[str, Mapping[str, float]], tasks: Mapping[str, Task], title: str = "dev score"
+) -> str:
+    """The scores of several predictions as a table.
+
+    Args:
+        scores: {what predicted: its `score_tables`}, all of the same tasks.
+        tasks: {name: task}.
+        title: of the first column.
+    """
+    keys = {name: f"eval_{name}_{task.metric}" for name, task in tasks.items()} | {"overall": "eval_overall"}
+    shown = {name: key for name, key in keys.items() if key in next(iter(scores.values()))}
+    lines = [[title, *shown]]
+    lines += [[name, *(f"{values[key]:.4f}" for key in shown.values())] for name, values in scores.items()]
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    widths = [max(width + 2, 10) for width in widths]
+    rows = [(line[0], zip(line[1:], widths, strict=True)) for line in lines]
+    return "\n".join(f"{head:{first}}" + "".join(f"{cell:>{width}}" for cell, width in cells) for head, cells in rows)

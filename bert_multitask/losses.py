@@ -1,71 +1,132 @@
 """The tasks' losses, pure functions of logits and labels, and the divergences by which SMART compares two predictions.
 
-A loss sums over the labelled rows and divides by `num_items`: the number of labelled rows of the whole optimizer step
-where a batch is one share of it (gradient accumulation, several processes), so that the shares add up to the mean over
-the step, and the batch's own number otherwise.
+A loss sums over the labelled rows and divides by `num_items`: `count_items` of the whole optimizer step where a batch
+is one share of it (gradient accumulation, several processes), so that the shares add up to the mean over the step, and
+of the batch otherwise. An item is a labelled row; with class weights a row counts as much as its label's weight, as in
+torch's weighted mean. A new loss is one function here and one entry in LOSSES; it may leave the options out.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-UNLABELLED = -100  # Hugging Face's mark for "no label here", which Trainer leaves out of its counts; also for scores
+UNLABELLED = -100  # the class of a row without a label, as everywhere in Hugging Face; no class has a negative number
 
 
-def cross_entropy(*, logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+def no_label(scores: bool) -> int | float:
+    """The label of a row without one: UNLABELLED among classes; NaN among scores, since any number may be a score."""
+    return math.nan if scores else UNLABELLED
+
+
+def is_labelled(labels: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """Which rows have a label.
+
+    Args:
+        labels: scores, floating point, or classes, integer, of any shape (see `no_label`).
+
+    Returns:
+        Truth values of the same shape and kind.
+    """
+    scores = labels.is_floating_point() if isinstance(labels, Tensor) else labels.dtype.kind == "f"
+    return labels == labels if scores else labels != UNLABELLED  # NaN alone is not itself
+
+
+def cross_entropy(
+    *,
+    logits: Tensor,
+    labels: Tensor,
+    num_items: Tensor | float | None = None,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Negative log-likelihood of the true class, in nats (paper, section 4.1, SA).
+
+    With the options it is `torch.nn.CrossEntropyLoss(weight=class_weights, label_smoothing=label_smoothing)`.
 
     Args:
         logits: unnormalised scores, float (B, C).
         labels: classes in [0, C), or UNLABELLED, integer (B,).
-        num_items: divisor of the sum; by default the number of labelled rows.
+        num_items: divisor of the sum; by default `count_items` of the labels.
+        class_weights: factor of each class's losses, C of them; by default 1.
+        label_smoothing: share of the true class that is spread over all classes, in [0, 1).
 
     Returns:
-        Scalar, fp32.
+        Scalar, at least fp32.
     """
-    total = functional.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
-    return total / row_count(labels, num_items)
+    logits = at_least_fp32(logits)
+    weights = None if class_weights is None else logits.new_tensor(class_weights)
+    total = functional.cross_entropy(
+        logits, labels, weights, ignore_index=UNLABELLED, reduction="sum", label_smoothing=label_smoothing
+    )
+    return divide(total, count_items(labels, weights) if num_items is None else num_items)
 
 
-def binary_cross_entropy(*, logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+def binary_cross_entropy(
+    *,
+    logits: Tensor,
+    labels: Tensor,
+    num_items: Tensor | float | None = None,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Negative log-likelihood of the true answer under sigmoid(logit), in nats (paper, section 4.1, PD).
+
+    It is `cross_entropy` of the two classes' logits (0, x), also with the options. So class weights (1, p) give the sum
+    of losses of `torch.nn.BCEWithLogitsLoss(pos_weight=p)`, divided by the sum of the weights; that loss of torch's
+    divides by the number of rows.
 
     Args:
         logits: float (B,).
         labels: 0, 1 or UNLABELLED, integer (B,).
-        num_items: divisor of the sum; by default the number of labelled rows.
+        num_items: divisor of the sum; by default `count_items` of the labels.
+        class_weights: factors of the losses of "no" and of "yes"; by default 1.
+        label_smoothing: share of the true answer that is spread over both, in [0, 1).
 
     Returns:
-        Scalar, fp32.
+        Scalar, at least fp32.
     """
-    labelled = labels != UNLABELLED
-    total = functional.binary_cross_entropy_with_logits(
-        logits.float()[labelled], labels[labelled].float(), reduction="sum"
-    )
-    return total / row_count(labels, num_items)
+    if class_weights is not None or label_smoothing:
+        both = torch.stack([torch.zeros_like(logits), logits], dim=-1)
+        options = {"class_weights": class_weights, "label_smoothing": label_smoothing}
+        return cross_entropy(logits=both, labels=labels, num_items=num_items, **options)
+    labelled = is_labelled(labels)
+    kept = at_least_fp32(logits)[labelled]
+    total = functional.binary_cross_entropy_with_logits(kept, labels[labelled].to(kept.dtype), reduction="sum")
+    return divide(total, count_items(labels) if num_items is None else num_items)
 
 
-def mean_squared_error(*, logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+def mean_squared_error(*, logits: Tensor, labels: Tensor, num_items: Tensor | float | None = None) -> Tensor:
     """Squared difference between predicted and true score (paper, section 4.1, STS).
 
     Args:
         logits: predicted scores, float (B,).
-        labels: true scores, or UNLABELLED, float (B,).
+        labels: true scores, or NaN where a row has none, float (B,).
         num_items: divisor of the sum; by default the number of labelled rows.
 
     Returns:
-        Scalar, fp32.
+        Scalar, at least fp32.
     """
-    labelled = labels != UNLABELLED
-    total = functional.mse_loss(logits.float()[labelled], labels[labelled].float(), reduction="sum")
-    return total / row_count(labels, num_items)
+    labelled = is_labelled(labels)
+    kept = at_least_fp32(logits)[labelled]
+    total = functional.mse_loss(kept, labels[labelled].to(kept.dtype), reduction="sum")
+    return divide(total, count_items(labels) if num_items is None else num_items)
 
 
-def row_count(labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-    """The divisor of a loss: `num_items` if given, else the number of labelled rows; at least 1."""
-    return torch.as_tensor((labels != UNLABELLED).sum() if num_items is None else num_items).clamp(min=1)
+def count_items(labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """What the sum of rows' losses is divided by, for labels (B,): the number of labelled rows, or with class weights
+    (C,) the sum of those of their labels."""
+    labelled = is_labelled(labels)
+    return labelled.sum() if class_weights is None else (class_weights[labels * labelled] * labelled).sum()
+
+
+def divide(total: Tensor, items: Tensor | float) -> Tensor:
+    """A sum of losses, by its number of items; by 1 where that is 0, as of a share without a labelled row."""
+    items = torch.as_tensor(items)
+    return total / (items + (items == 0)).to(total.dtype)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

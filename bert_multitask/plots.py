@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .analysis import LabelledPredictions, confusion, error_by_length
+from .metrics import find_metric
 from .tasks import Task
 
 WIDTH = 8  # inches
@@ -34,7 +35,6 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 SHOWN_STEPS = 300  # of the plan, one by one
-UNITS = {"accuracy": "share of rows right", "pearson": "Pearson's r"}
 MANY_CLASSES = 12  # beyond which there is no room for a figure in each cell or above each bar
 
 
@@ -62,7 +62,8 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
         draw_train(right, history, f"{task.metric}_{name}")
         draw_dev(right, history, f"eval_{name}_{task.metric}")
         left.set(title=f"{name}: loss", ylabel=f"loss ({'squared score' if task.kind == 'similarity' else 'nats'})")
-        right.set(title=f"{name}: {task.metric}{best_dev(right)}", ylabel=UNITS[task.metric])
+        metric = find_metric(task)
+        right.set(title=f"{name}: {task.metric}{best_dev(right, metric.greater_is_better)}", ylabel=metric.unit)
     left, right = axes[-1]
     draw_train(left, history, "loss")
     smart = any(key.startswith(("smart_", "bregman_")) for entry in history for key in entry)
@@ -92,11 +93,11 @@ def draw_curve(axis: Axes, history: Sequence[Mapping], key: str, **style) -> Non
         axis.plot(*zip(*points, strict=True), **style)
 
 
-def best_dev(axis: Axes) -> str:
-    """Ring the highest point of the dev curve, if there is one; words for the title."""
+def best_dev(axis: Axes, highest: bool = True) -> str:
+    """Ring the highest point of the dev curve, or the lowest, if there is one; words for the title."""
     for line in axis.lines:
         if line.get_label() == DEV_LABEL:
-            step, value = max(line.get_xydata(), key=lambda point: point[1])
+            step, value = (max if highest else min)(line.get_xydata(), key=lambda point: point[1])
             axis.plot(step, value, "o", color=DEV, markersize=8, fillstyle="none", label="best on dev")
             return f", best on dev {value:.3f} at step {step:,.0f}"
     return ""
@@ -229,7 +230,11 @@ def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
 
 @rc_context(STYLE)
 def search_overview(
-    trials: Sequence[Mapping], space: Mapping[str, dict | list], importances: Mapping[str, float], metric: str
+    trials: Sequence[Mapping],
+    space: Mapping[str, dict | list],
+    importances: Mapping[str, float],
+    metric: str,
+    highest: bool = True,
 ) -> Figure:
     """A hyperparameter search: the score of each trial, what mattered, and the scores over the values of each setting.
 
@@ -238,15 +243,16 @@ def search_overview(
         space: {setting: its range or choices}.
         importances: {setting: its share of the variance that they explain}; empty where trials are too few to say.
         metric: what the score is.
+        highest: whether the best score is the highest, or the lowest.
     """
     trials = [trial for trial in trials if np.isfinite(trial["score"])]  # diverged ones have no place
     lines = -(-len(space) // 3)
     figure = Figure(figsize=(WIDTH, 3 + 2.2 * lines))
     top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2.2 * lines])
     history, bars = top.subplots(1, 2)
-    draw_trials(history, trials, [trial["trial"] for trial in trials])
+    draw_trials(history, trials, [trial["trial"] for trial in trials], highest)
     complete = [trial for trial in trials if trial["state"] == "complete"]
-    best = np.maximum.accumulate([trial["score"] for trial in complete])
+    best = (np.maximum if highest else np.minimum).accumulate([trial["score"] for trial in complete])
     history.step(
         [trial["trial"] for trial in complete], best, where="post", color=TRAIN, linewidth=0.8, label="best so far"
     )
@@ -263,13 +269,13 @@ def search_overview(
     for axis, (name, values) in zip(axes, space.items(), strict=False):
         axis.set(xlabel=name, ylabel=metric if axis.get_subplotspec().is_first_col() else "")
         if isinstance(values, list):
-            draw_trials(axis, trials, [values.index(trial[name]) for trial in trials])
+            draw_trials(axis, trials, [values.index(trial[name]) for trial in trials], highest)
             axis.set_xticks(
                 range(len(values)), [f"{value:g}" if isinstance(value, float) else value for value in values]
             )
             axis.set_xlim(-0.5, len(values) - 0.5)
         else:
-            draw_trials(axis, trials, [trial[name] for trial in trials])
+            draw_trials(axis, trials, [trial[name] for trial in trials], highest)
             axis.set_xscale("log" if values["log"] else "linear")
     for axis in axes[len(space) :]:
         axis.remove()
@@ -278,7 +284,7 @@ def search_overview(
     return figure
 
 
-def draw_trials(axis: Axes, trials: Sequence[Mapping], places: Sequence[float]) -> None:
+def draw_trials(axis: Axes, trials: Sequence[Mapping], places: Sequence[float], highest: bool) -> None:
     """Each trial's score at its place, the best whole one ringed."""
     styles = {"complete": {"marker": "o", "color": TRAIN}, "pruned": {"marker": "x", "color": DEV}}
     points = {
@@ -289,7 +295,7 @@ def draw_trials(axis: Axes, trials: Sequence[Mapping], places: Sequence[float]) 
         if points[state]:
             axis.scatter(*zip(*points[state], strict=True), s=22, label=f"{state} trial", **style)
     if points["complete"]:
-        place, score = max(points["complete"], key=lambda point: point[1])
+        place, score = (max if highest else min)(points["complete"], key=lambda point: point[1])
         axis.plot(place, score, "o", color=DEV, markersize=10, fillstyle="none", label="best trial")
 
 

@@ -15,6 +15,7 @@ from .analysis import LabelledPredictions, has_neighbours, worst
 from .arguments import MultitaskTrainingArguments
 from .configuration import InputError
 from .document import Document, Picture, Table
+from .metrics import describe_metric, describe_overall, find_metric
 from .plots import (
     confusion_matrix,
     distance_shares,
@@ -89,12 +90,13 @@ def add_scores(document: Document, source: Source, split: str) -> None:
     predictions = source.predictions
     found = scores(predictions)
     lines = [
-        [name, part.task.metric, f"{len(part):,}", f"{found[name].value:.4f}", bounds(found[name])]
+        [name, describe_metric(part.task), f"{len(part):,}", f"{found[name].value:.4f}", bounds(found[name])]
         for name, part in predictions.items()
     ]
     overall = found["overall"]
     total = f"{sum(map(len, predictions.values())):,}"
-    lines.append(["overall", "mean; of Pearson's r, (r + 1) / 2", total, f"{overall.value:.4f}", bounds(overall)])
+    words = describe_overall({name: part.task for name, part in predictions.items()})
+    lines.append(["overall", words, total, f"{overall.value:.4f}", bounds(overall)])
     document.add(
         f"Scores on {split}",
         Table(["task", "metric", "rows", "score", f"{LEVEL:.0%} interval"], lines),
@@ -115,7 +117,10 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
     lines = []
     for name in [*common, "overall"]:
         difference = ours.difference(theirs, name)
-        line = [name, f"{ours[name].value:.4f}", f"{theirs[name].value:.4f}", f"{difference.value:+.4f}"]
+        head = name
+        if name in common and not find_metric(common[name].task).greater_is_better:
+            head = f"{name} (lower is better)"
+        line = [head, f"{ours[name].value:.4f}", f"{theirs[name].value:.4f}", f"{difference.value:+.4f}"]
         line += [bounds(difference, "+.4f"), "", "", ""]
         if name in common and common[name].task.metric == "accuracy":
             test = mcnemar(common[name].predicted, second[name].predicted, common[name].labels)
@@ -282,9 +287,10 @@ def add_settings(document: Document, source: Source) -> None:
     plain |= {"data_dir": record["run"]["data_dir"], "processes": record["processes"], "commit": record["commit"]}
     plain |= record["versions"]
     fields = ["kind", "loss", "metric", "epochs", "dropout", "smart_weight", "bregman_weight"]
+    fields += ["class_weights", "label_smoothing"]
     splits = ["train", "dev", "test"]
     lines = [
-        [name, *(str(decides[f"task {name}"][key]) for key in fields)]
+        [name, *(setting_text(decides[f"task {name}"].get(key)) for key in fields)]
         + [f"{decides[f'rows of {name}'].get(split, {}).get('rows', 0):,}" for split in splits]
         for name in tasks
     ]
@@ -299,4 +305,6 @@ def setting_text(value) -> str:
     """A setting as it is shown."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {setting_text(item)}" for key, item in value.items())
     return "" if value is None else str(value)

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments, parse_json
 from .configuration import InputError
 from .tasks import TASKS
+from .yaml_file import load_yaml
 
 # What can be searched: what decides the weights, but neither rows, tokens nor steps, which a search's trials share.
 NUMBERS = (
     "learning_rate weight_decay warmup_steps adam_beta1 adam_beta2 max_grad_norm head_dropout encoder_dropout "
+    "label_smoothing "
     "smart_weight smart_radius smart_step_size smart_noise_std bregman_weight bregman_momentum"
 ).split()
 WORDS = "lr_scheduler_type smart_projection".split()
@@ -92,11 +92,9 @@ def read_entries(search: str | Mapping) -> tuple[str, Mapping]:
     if isinstance(entries, Mapping):
         return "--search", entries
     try:
-        entries = yaml.safe_load(Path(search).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--search {search}: no such file, and no JSON") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--search {search}: not a YAML file: {error}") from error
+        entries = load_yaml(Path(search))
+    except InputError as error:
+        raise InputError(f"--search {error}") from error
     if not isinstance(entries, Mapping):
         raise InputError(f"--search {search}: expected lines `flag: {{low: …, high: …}}` or `flag: [choices]`")
     return f"--search {search}", entries

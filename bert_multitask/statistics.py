@@ -1,13 +1,13 @@
 """How sure a score is: bootstrap intervals, and paired tests of two runs on the same rows."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from .metrics import unit_score
+from .metrics import find_metric, score, unit_score
 from .tasks import Task
 
 RESAMPLES = 9_999
@@ -21,23 +21,6 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def accuracies(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Share of predictions that equal the reference, along an axis."""
-    return (predictions == references).mean(axis)
-
-
-def pearsons(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Pearson correlations along an axis; where undefined, of a constant or of one row, 0, as in `metrics.Pearson`."""
-    if references.shape[axis] < 2:
-        return np.zeros(references.shape)[..., 0]
-    with warnings.catch_warnings(action="ignore"):
-        return np.nan_to_num(stats.pearsonr(predictions, references, axis=axis).statistic)
-
-
-# As `metrics.METRICS`, but of many resamples at once.
-VECTORISED: dict[str, Callable] = {"accuracy": accuracies, "pearson": pearsons}
 
 
 def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: int, number: int) -> np.ndarray:
@@ -58,16 +41,16 @@ def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: 
     """
     if len(references) < 2:
         return np.full(RESAMPLES, np.nan)
-    return stats.bootstrap(
-        (predictions, references),
-        VECTORISED[task.metric],
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=max(1, BATCH // len(references)),
-        method="percentile",
-        rng=np.random.default_rng([seed, number]),
-    ).bootstrap_distribution
+    with warnings.catch_warnings(action="ignore"):  # a resample may well have one class, or one score
+        return stats.bootstrap(
+            (predictions, references),
+            find_metric(task).score,  # scipy looks whether it takes an axis
+            paired=True,
+            n_resamples=RESAMPLES,
+            batch=max(1, BATCH // len(references)),
+            method="percentile",
+            rng=np.random.default_rng([seed, number]),
+        ).bootstrap_distribution
 
 
 def estimate(value: float, resampled: np.ndarray) -> Estimate:
@@ -96,11 +79,11 @@ class Scores:
         self.values, self.resamples = {}, {}
         for number, (name, task) in enumerate(tasks.items()):
             pair = predictions[name], references[name]
-            self.values[name] = VECTORISED[task.metric](*pair)
+            self.values[name] = score(task, *pair)
             self.resamples[name] = resample(task, *pair, seed, number)
         # Resampled apart, the tasks' rows are independent: a mean of resamples is a resample of the mean.
         for scores in (self.values, self.resamples):
-            scores["overall"] = np.mean([unit_score(task.metric, scores[name]) for name, task in tasks.items()], axis=0)
+            scores["overall"] = np.mean([unit_score(task, scores[name]) for name, task in tasks.items()], axis=0)
 
     def __getitem__(self, name: str) -> Estimate:
         """A task's score, or the "overall" score, with its interval."""

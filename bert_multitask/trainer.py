@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -23,12 +24,11 @@ from .collate import Collator, TaskRows
 from .configuration import InputError
 from .heads import MultitaskBertModel
 from .hub import HubTrainer
-from .losses import DIVERGENCES, UNLABELLED
-from .metrics import METRICS, decide, overall_score, task_scores
+from .losses import DIVERGENCES, UNLABELLED, count_items, is_labelled, no_label
+from .metrics import decide, find_metric, higher_is_better, overall_score, score_decisions, task_scores
 from .optim import PaperAdamW
 from .schedule import SCHEDULES, PlanSampler, count_batches, describe
 from .smart import DropoutMasks, MomentumTeacher, smart_penalty
-from .statistics import VECTORISED
 from .tasks import Task
 
 logger = logging.get_logger(__name__)
@@ -59,6 +59,8 @@ class MultitaskTrainer(HubTrainer):
             raise InputError(f"args is a {type(args).__name__}; expected MultitaskTrainingArguments")
         if missing := [name for name in model.tasks if name not in train_dataset]:
             raise InputError(f"train_dataset has no rows of task {missing[0]!r}, which the model has")
+        for task in [task for task in model.tasks.values() if task.class_weights == "balanced"]:
+            model.change_task(task.balance(train_dataset[task.name]["labels"][:]))
         self.rows = {name: len(train_dataset[name]) for name in model.tasks}
         self.epochs = {name: task.epochs for name, task in model.tasks.items()}
         self.batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -70,11 +72,13 @@ class MultitaskTrainer(HubTrainer):
         # Trainer repeats a data loader that is shorter than max_steps; the plan is all there is.
         args.max_steps = len(self.plan)
         check_metrics(model.tasks, args)
+        args.greater_is_better = higher_is_better(model.tasks, args.metric_for_best_model, args.greater_is_better)
         check_smart(model.tasks, args)
         check_sharding(model, args)
         check_weights(model, self.plan)
         for name in self.rows.keys() - set(self.plan):
             logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
+        self.step_rows: Tensor | int | None = None  # labelled rows of the step, where its loss is divided by others
         self.sums: dict[str, tuple] = {}
         self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # task -> logits and labels since the last log entry
         self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
@@ -131,6 +135,31 @@ class MultitaskTrainer(HubTrainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
 
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor | int | None:
+        """Overridden because Trainer counts what is not -100, which may be a score; a missing score is NaN."""
+        marked = [
+            {"labels": torch.where(is_labelled(batch["labels"]), 0, UNLABELLED)} if "labels" in batch else batch
+            for batch in batch_samples
+        ]
+        return super()._get_num_items_in_batch(marked, device)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Overridden because a task with class weights divides its loss by the sum of the step's weights, over all
+        processes and accumulation steps as Trainer counts rows, so that it is torch's weighted mean however it is cut.
+        """
+        batches, rows = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.step_rows = rows
+        options = self.model.tasks[batches[0]["task"]].loss_options if batches else {}
+        if rows is None or "class_weights" not in options:
+            return batches, rows
+        weights = torch.tensor(options["class_weights"], device=device)
+        items = sum(count_items(batch["labels"].to(device), weights) for batch in batches)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()
+        return batches, items
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -141,8 +170,8 @@ class MultitaskTrainer(HubTrainer):
         """Overridden to add SMART's terms to a training step's loss, and to keep each task's losses and predictions for
         the log.
 
-        Scaling is as Trainer's: the model divides by the labelled rows of the whole step, all processes and
-        accumulation steps together.
+        Scaling is as Trainer's: the model divides by the labelled rows of the whole step (or by the sum of their class
+        weights), all processes and accumulation steps together.
         """
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -151,10 +180,10 @@ class MultitaskTrainer(HubTrainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.keep(f"loss_{task.name}", loss)
         if self.args.logging_strategy != "no":
-            # Both as floats: processes gather them, and the label of a FILLER is an integer among scores, too.
-            self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"].float()))
-        rows = (inputs["labels"] != UNLABELLED).sum()
-        share = rows if num_items_in_batch is None else rows / num_items_in_batch
+            self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"]))
+        rows = is_labelled(inputs["labels"]).sum()
+        items = self.step_rows if task.class_weights else num_items_in_batch
+        share = rows if items is None else rows / items
         if self.args.average_tokens_across_devices:
             share = share * self.accelerator.num_processes  # as Trainer scales the loss: DDP takes the processes' mean
         for name, weight, penalty in self.penalties(task, inputs, outputs["logits"], masks):
@@ -214,16 +243,20 @@ class MultitaskTrainer(HubTrainer):
                 logs[name] = self.accelerator.gather(total).mean().item() / steps
             for name, batches in sorted(self.seen.items()):
                 logits, labels = (self.gather_rows(torch.cat(column)) for column in zip(*batches, strict=True))
-                task, labelled = self.model.tasks[name], labels != UNLABELLED
-                predicted = decide(task, logits)
-                logs[f"{task.metric}_{name}"] = float(VECTORISED[task.metric](predicted[labelled], labels[labelled]))
+                task, labelled = self.model.tasks[name], is_labelled(labels)
+                if not np.isfinite(logits[labelled]).all():
+                    continue  # a step that fp16's scaler skipped: no value is better than a wrong one
+                with warnings.catch_warnings(action="ignore"):  # a few rows may well be of one class
+                    found = score_decisions(task, decide(task, logits[labelled]), labels[labelled])
+                logs[f"{task.metric}_{name}"] = found[task.metric]
             self.sums.clear()
             self.seen.clear()
         super().log(logs, start_time)
 
     def gather_rows(self, values: Tensor) -> np.ndarray:
         """The rows of all processes, which may have different numbers of them: filled up with unlabelled ones."""
-        padded = self.accelerator.pad_across_processes(values, pad_index=UNLABELLED)
+        missing = no_label(values.is_floating_point())
+        padded = self.accelerator.pad_across_processes(values, pad_index=missing)
         return self.accelerator.gather(padded).cpu().numpy()
 
     def evaluate(
@@ -275,9 +308,8 @@ class MultitaskTrainer(HubTrainer):
 
 def check_metrics(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> None:
     """Refuse metrics that no evaluation would give, before anything is computed."""
-    for name, task in tasks.items():
-        if task.metric not in METRICS:
-            raise InputError(f"task {name!r}: metric is {task.metric!r}; choose one of {', '.join(METRICS)}")
+    for task in tasks.values():
+        find_metric(task)
     keys = [f"{name}_{key}" for name, task in tasks.items() for key in (task.metric, "loss")] + ["overall"]
     if args.load_best_model_at_end and args.metric_for_best_model.removeprefix("eval_") not in keys:
         raise InputError(f"--metric_for_best_model is {args.metric_for_best_model!r}; choose one of {', '.join(keys)}")

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from .callbacks import HistoryFile
 from .configuration import InputError, MultitaskBertConfig
 from .data import describe_rows, load_rows, load_tokenizer, sample_rows, tokenise_splits
 from .heads import MultitaskBertModel
-from .losses import UNLABELLED
+from .losses import is_labelled
 from .metrics import decide
 from .prediction import prediction_table, write_predictions
 from .run_folder import RunFolder
@@ -87,6 +88,8 @@ def prepare(run: RunArguments, args: MultitaskTrainingArguments, callbacks: Sequ
     model = load_model(run, tasks)
     tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
     trainer = MultitaskTrainer(model, args, **trainer_data(tokenizer, tokens), callbacks=list(callbacks))
+    # The trainer has counted the labels of "balanced" class weights, which are recorded with the run.
+    tasks = [replace(task, class_weights=trainer.model.tasks[task.name].class_weights) for task in tasks]
     return Prepared(tasks, rows, tokens, trainer)
 
 
@@ -161,7 +164,7 @@ def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dic
 
 def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]) -> dict[str, Estimate]:
     """{task: its score and the bounds of its 95 % interval}, and the overall score's, of predictions with labels."""
-    labelled = {name: output.label_ids != UNLABELLED for name, output in outputs.items()}
+    labelled = {name: is_labelled(output.label_ids) for name, output in outputs.items()}
     predicted = {name: decide(tasks[name], output.predictions)[labelled[name]] for name, output in outputs.items()}
     labels = {name: output.label_ids[labelled[name]] for name, output in outputs.items()}
     scores = Scores(tasks, predicted, labels)

@@ -21,6 +21,7 @@ from .arguments import MultitaskTrainingArguments, RunArguments, check_launch, t
 from .callbacks import HistoryFile
 from .configuration import InputError
 from .data import describe_rows, load_rows
+from .metrics import higher_is_better
 from .plots import search_overview, to_png
 from .run_folder import compare_settings, deciding_settings, fingerprints
 from .search_space import TuneArguments, configure, present_settings, read_space, to_flags
@@ -140,8 +141,10 @@ class Search:
         self.folder = Path(args.output_dir)
         self.check_folder()
         self.metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
-        self.direction = "maximize" if args.greater_is_better else "minimize"
         self.tasks = run.load_tasks()
+        tasks = {task.name: task for task in self.tasks}
+        self.highest = higher_is_better(tasks, args.metric_for_best_model, args.greater_is_better)
+        self.direction = "maximize" if self.highest else "minimize"
         self.space = read_space(options.search, run, args)
         self.rows = {task.name: load_rows(task, run.data_dir) for task in self.tasks}
         model = load_model(run, self.tasks)
@@ -278,7 +281,8 @@ class Search:
 
     def draw(self) -> None:
         """Write `search.png`."""
-        figure = search_overview(self.table(), self.space, find_importances(self.study, self.space), self.metric)
+        importances = find_importances(self.study, self.space)
+        figure = search_overview(self.table(), self.space, importances, self.metric, self.highest)
         (self.folder / "search.png").write_bytes(to_png(figure))
 
 

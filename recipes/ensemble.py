@@ -123,7 +123,7 @@ def report(options: argparse.Namespace, members: list, labels: dict[str, ndarray
             name: score_tables(tasks, {task: tables[task].select(rows[task]) for task in labels}, kept)
             for name, tables in predictions.items()
         }
-        print(describe_scores(scores[title], title), end="\n\n")
+        print(describe_scores(scores[title], tasks, title), end="\n\n")
     return scores
 
 

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     if options.split == "dev" and (labels := reader.labels(run.tasks, run.data_dir)):
         scores = score_tables(run.tasks, tables, labels)
         write_json(options.output_dir / "scores.json", scores)
-        print(describe_scores({options.run: scores}), end="\n\n")
+        print(describe_scores({options.run: scores}, run.tasks), end="\n\n")
     rows = ", ".join(f"{len(table):,} of {name}" for name, table in tables.items())
     print(f"{options.split} rows: {rows}\npredictions: {options.output_dir}", flush=True)
 

@@ -63,14 +63,14 @@ def test_load_task_passes_tasks_and_names():
         ({"name": "x", "kind": "similarity", "score_range": [5, 0]}, "score_range"),
         ({"name": "x", "kind": "binary", "label_names": ["n", "y"], "dropout": 1.5}, "dropout is 1.5"),
         ({"name": "x", "kind": "binary", "label_names": ["n", "y"], "epochs": 0}, "epochs is 0"),
-        ({"name": "x", "kind": "classification", "label_names": 3}, "task 'x': .*see the fields' types"),
-        ({"name": "x", "kind": "similarity", "score_range": 5}, "task 'x': .*see the fields' types"),
+        ({"name": "x", "kind": "classification", "label_names": 3}, "task 'x': label_names is 3; expected"),
+        ({"name": "x", "kind": "similarity", "score_range": 5}, "task 'x': score_range is 5; expected"),
         ({"name": "x", "kind": "binary", "label_names": ["n", "y"], "hub": {"url": "a"}}, "task 'x': .*'url'"),
         (
             {"name": "x", "kind": "binary", "label_names": ["n", "y"], "files": {"train": "a", "valid": "b"}},
             "files has",
         ),
-        ({"name": "x", "kind": "binary", "label_names": ["n", "y"], "files": "a.tsv"}, "files has"),
+        ({"name": "x", "kind": "binary", "label_names": ["n", "y"], "files": "a.tsv"}, "files is 'a.tsv'; expected"),
     ],
 )
 def test_mistakes_are_named(spec, message):

@@ -56,10 +56,14 @@ def predict_rows(options) -> dict:
         return pipe(inputs, batch_size=32, function_to_apply="none")
 
     sides = timed(ours, texts), timed(stock_pipeline, texts), timed(ours, pairs), timed(cross_encoder, pairs)
-    rounds = list(alternate(options.rounds, *sides))
+    return compare_sides(rig, sum(map(len, texts.values())), list(alternate(options.rounds, *sides)))
+
+
+def compare_sides(rig: Rig, rows: int, rounds: list) -> dict:
+    """What `predict_rows` reports of its rounds: each gives (seconds, results) of ours, the pipeline, ours on the pairs
+    alone, and CrossEncoder."""
     tables, piped, _, crossed = (results for _, results in rounds[0])
     seconds = [[side[0] for side in sides] for sides in rounds]
-    rows = sum(map(len, texts.values()))
     return {
         "rows": rows,
         "largest difference of a probability or score, pipeline": largest_difference(
