@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -122,7 +122,7 @@ class RunFolder:
             "training": self.args.to_dict(),  # Transformers blanks the tokens
             "batches": dict(batches),
             "processes": self.args.world_size,
-            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "versions": {name: installed_version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "commit": git_commit(),
         }
         file = self.path / "run.json"
@@ -243,6 +243,14 @@ def write_json(path: Path, content: dict) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
     os.replace(draft, path)
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a package by its metadata; None where it has none, as a plain checkout of this one on the path."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:
