@@ -34,6 +34,20 @@ def run_here(monkeypatch, *argv, recipe: Path = RECIPE) -> int:
     return 0
 
 
+def test_a_plain_checkout_has_no_version(monkeypatch, config):
+    """On the path but not installed, so without metadata."""
+
+    def version(name: str) -> str:
+        if name == "bert_multitask":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return importlib.metadata.version(name)
+
+    monkeypatch.setattr("bert_multitask.run_folder.version", version)
+    assert run_here(monkeypatch, config, "--max_steps", 1) == 0
+    versions = json.loads((config.parent / "run" / "run.json").read_text())["versions"]
+    assert versions["bert_multitask"] is None and versions["torch"]
+
+
 def test_two_steps_leave_a_run_folder(monkeypatch, config, course_folder, capsys):
     folder = config.parent / "run"
     assert run_here(monkeypatch, config, "--max_steps", 2) == 0

@@ -32,10 +32,11 @@ def pack(options) -> dict:
     model = AutoModel.from_pretrained(resolve_folder(options.model_name_or_path), dtype=torch.float16)
     model.save_pretrained(folder / "model")
     load_tokenizer(options.model_name_or_path, model.config.vocab_size).save_pretrained(folder / "model")
-    for name in NAMES:
-        for file in TASKS[name].files.values():
-            if (Path(options.data_dir) / file).is_file():
-                shutil.copyfile(Path(options.data_dir) / file, folder / "data" / file)
+    for file in [file for name in NAMES for file in TASKS[name].files.values()]:
+        try:
+            shutil.copyfile(Path(resolve_folder(options.data_dir), file), folder / "data" / file)
+        except OSError as error:
+            raise InputError(f"--data_dir {options.data_dir}: {file} cannot be copied ({error.strerror})") from error
     if options.wheels:
         download(options.wheels, options.python_version, folder / "wheels")
     sizes = {part: size(folder / part) for part in ("model", "data", "wheels")}
