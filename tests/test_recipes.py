@@ -1,5 +1,6 @@
 """The training recipe as users run it: two steps of it, its mistakes, a kill in the middle, the quickstart."""
 
+import importlib.metadata
 import json
 import re
 import runpy
