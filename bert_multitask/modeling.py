@@ -2,7 +2,8 @@
 
 A padded batch of these tasks is more than half padding, so the model drops it once at the door: `Packing` lists the
 real tokens, every linear layer, LayerNorm and dropout runs on those alone, and only attention, which needs to see the
-rows, is given padded tensors, one for each bucket of rows of similar length.
+rows, is given padded tensors, one for each bucket of rows of similar length, or packed ones where it has kernels for
+them (`takes_packed`).
 
 Shapes: B rows, L padded length, T real tokens of the batch, H hidden size, A heads, D = H / A head size.
 """
@@ -99,13 +100,15 @@ class SelfAttention(nn.Module):
         """
         rate = self.config.attention_probs_dropout_prob if self.training else 0.0
         implementation = self.config._attn_implementation
-        if implementation == "sdpa" and rate and hidden.device.type == "cpu":
-            implementation = "eager"  # with dropout PyTorch has no kernel of its own here, and its way is slower
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        if implementation == "sdpa" and masks is None:
+            attend = packed_attention
+        elif implementation == "sdpa" and rate and hidden.device.type == "cpu":
+            attend = eager_attention  # with dropout PyTorch has no kernel of its own here, and its way is slower
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         attend = partial(attend, self, dropout=rate, scaling=self.head_size**-0.5)
 
-        queries = self.query(hidden[packing.first] if first_token_only else hidden)
-        keys, values = self.key(hidden), self.value(hidden)
+        queries, keys, values = self.project(hidden, packing.first if first_token_only else None)
         if masks is None:
             inputs = (packed.unflatten(-1, (-1, self.head_size)) for packed in (queries, keys, values))
             heads = (packed.transpose(0, 1).unsqueeze(0) for packed in inputs)  # (1, A, T, D)
@@ -129,6 +132,12 @@ class SelfAttention(nn.Module):
             if output_attentions:
                 weights.append(kept)
         return torch.cat(attended), weights
+
+    def project(self, hidden: Tensor, queried: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the hidden states (T, H), each (T, H); queries of the tokens at the indices
+        `queried` alone, if given, (B, H)."""
+        queries = self.query(hidden if queried is None else hidden[queried])
+        return queries, self.key(hidden), self.value(hidden)
 
 
 def eager_attention(
@@ -163,6 +172,66 @@ def eager_attention(
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     weights = drop(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2), weights
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    dropout: float,
+    scaling: float,
+    cu_seq_lens_q: Tensor,
+    cu_seq_lens_k: Tensor,
+    max_length_q: int,
+    max_length_k: int,
+) -> tuple[Tensor, None]:
+    """Attention within the rows of packed tokens by the CUDA kernels behind PyTorch's SDPA, called directly because
+    SDPA takes padded tensors, and `torch.nn.attention.varlen.varlen_attn` has no dropout.
+
+    Args:
+        module: the calling layer.
+        query: (1, A, T, D); there may be fewer queries than keys.
+        key: (1, A, T, D).
+        value: (1, A, T, D).
+        attention_mask: None; the rows are told apart by where they begin.
+        dropout: probability of dropping an attention weight.
+        scaling: factor of the scores.
+        cu_seq_lens_q: where each row's queries begin, and the end of the last, int32 (B + 1,).
+        cu_seq_lens_k: the same of keys and values.
+        max_length_q: the most queries of a row.
+        max_length_k: the most keys of a row.
+
+    Returns:
+        Attended values (1, T, A, D), and None where other implementations return weights.
+    """
+    inputs = [packed.transpose(1, 2) for packed in (query, key, value)]  # (1, T, A, D)
+    rows = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
+    if query.dtype in (torch.float16, torch.bfloat16):
+        flat = (packed.squeeze(0) for packed in inputs)
+        no_mask, no_debugging = False, False
+        output = torch.ops.aten._flash_attention_forward(*flat, *rows, dropout, no_mask, no_debugging, scale=scaling)[0]
+        return output.unsqueeze(0), None
+    no_bias, no_mask, keep_for_backward = None, 0, torch.is_grad_enabled()
+    output = torch.ops.aten._efficient_attention_forward(
+        *inputs, no_bias, *rows, dropout, no_mask, keep_for_backward, scale=scaling
+    )[0]
+    return output, None
+
+
+def takes_packed(config: MultitaskBertConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention takes packed tokens: Transformers' flash interfaces do; so does `packed_attention`, to which
+    "sdpa" leads on an NVIDIA GPU whose kernels fit."""
+    if is_flash_attention_requested(config):
+        return True
+    if config._attn_implementation != "sdpa" or device.type != "cuda" or torch.version.hip:
+        return False
+    if torch.compiler.is_compiling():  # which cannot trace the fp32 kernel's backward pass (PyTorch 2.13)
+        return False
+    head_size = config.hidden_size // config.num_attention_heads
+    has_kernel = head_size % 8 == 0 and head_size <= 256 and dtype != torch.float64
+    return has_kernel and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere, from which on flash exists
 
 
 class AddNorm(nn.Module):
@@ -526,7 +595,7 @@ class MinBertModel(MinBertPreTrainedModel):
     def masks(self, packing: Packing, hidden: Tensor, queries: int | None = None) -> list | None:
         """Each bucket's mask, as the attention implementation wants it, for so many queries a row, by default all; None
         where it wants none, since it takes packed tokens."""
-        if is_flash_attention_requested(self.config) and packing.is_exact:
+        if packing.is_exact and takes_packed(self.config, hidden.device, hidden.dtype):
             return None
         masks = []
         for bucket in packing.buckets:

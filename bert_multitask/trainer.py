@@ -464,8 +464,8 @@ class MultitaskTrainer(HubTrainer):
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Overridden to check the rows, of one task, as those to train on are checked (labels may be missing), and to leave
-        the random generators alone.
+        """Overridden to check the rows, of one task, as those to train on are checked (labels may be missing), and to
+        leave the random generators alone.
 
         Raises:
             InputError: names what is wrong with the rows.

@@ -9,6 +9,8 @@
     python recipes/benchmark.py tokenize --data_dir DATA       # 283,010 pairs, anew and from the cache
     python recipes/benchmark.py import                         # against a bare interpreter
     python recipes/benchmark.py scale --data_dir DATA          # speed and memory by size; the paper's runs predicted
+    python recipes/benchmark.py gpu --data_dir DATA            # on a GPU: parity, steps, runs, loops, graphs
+    python recipes/benchmark.py pack --output_dir KIT          # what that needs on a machine without network
 
 Every ratio is the median over rounds in which both sides work on the same rows, one after the other, first in one order
 and then in the other. The peers come with `pip install "bert_multitask[benchmark]"`; --json prints one JSON object.
@@ -26,7 +28,9 @@ from statistics import median
 import datasets
 import pandas as pd
 import torch
+from benchmarks.gpu import STAGES, gpu
 from benchmarks.memory import forget_peak, resident
+from benchmarks.pack import pack
 from benchmarks.prediction import ensemble, predict_rows
 from benchmarks.rig import alternate
 from benchmarks.scaling import scale
@@ -107,6 +111,12 @@ FLAGS = {
         "help": "predict the paper's runs, of this model and of bert-base, for a machine that trains this model on the "
         "real mix at this rate; by default for one thread of this one",
     },
+    "stages": {"nargs": "+", "choices": STAGES, "default": list(STAGES), "help": "what to measure, in this order"},
+    "budget": {"type": positive, "default": 600, "help": "seconds for all stages; what no longer fits is left out"},
+    "output_dir": {"help": "folder for what is written"},
+    "tiny": {"action": "store_true", "help": "small shapes and few steps, to try the stages on a CPU"},
+    "wheels": {"nargs": "*", "default": [], "help": "packages that the machine lacks, such as datasets"},
+    "python_version": {"default": "3.12", "help": "of the machine"},
     "json": {"action": "store_true", "help": "print one JSON object"},
 }
 INPUTS = ["model_name_or_path", "data_dir", "json"]
@@ -120,6 +130,8 @@ COMMANDS = {
     "tokenize": (tokenize, [*INPUTS, "pairs"]),
     "import": (import_package, ["rounds", "json"]),
     "scale": (scale, [*INPUTS, "rounds", "steps", "settings", "rows_per_second"]),
+    "gpu": (gpu, [*INPUTS, "stages", "steps", "budget", "output_dir", "tiny"]),
+    "pack": (pack, [*INPUTS, "output_dir", "wheels", "python_version"]),
 }
 
 

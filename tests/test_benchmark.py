@@ -3,8 +3,10 @@ is no test's business."""
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections import Counter
 
@@ -13,10 +15,12 @@ import pytest
 import torch
 import yaml
 from conftest import MINILM, ROOT
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from bert_multitask.data import SAMPLE
+from bert_multitask.data import SAMPLE, load_rows
 from bert_multitask.heads import MultitaskBertModel
+from bert_multitask.tasks import TASKS
 
 RECIPE = ROOT / "recipes" / "benchmark.py"
 
@@ -60,17 +64,110 @@ def test_benchmark(tiny_bert, what):
         assert result["pairs"] == 300
 
 
-def test_both_sides_compute_in_bf16_in_each_round(scaling, tiny_bert):
+def test_both_sides_compute_as_asked_in_each_round(scaling, tiny_bert):
+    """Also in bf16 after fp32: Accelerate leaves its marks on a model, and would keep the first precision."""
     from benchmarks.rig import Rig
 
-    rig = Rig(Namespace(model_name_or_path=tiny_bert, data_dir=SAMPLE, bf16=True, steps=1))
+    rig = Rig(Namespace(model_name_or_path=tiny_bert, data_dir=SAMPLE, bf16=False, steps=1))
     for model, train in ((rig.model, rig.train), (rig.stock.model, rig.train_stock)):
         seen = []
         dense = model.bert.encoder.layer[0].intermediate.dense
         dense.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output.dtype))
-        for number in (0, 1):
+        for number, bf16 in enumerate((False, True, True, False)):
+            rig.options.bf16 = bf16
+            seen.clear()
             train(number)
-        assert seen and set(seen) == {torch.bfloat16}
+            assert set(seen) == {torch.bfloat16 if bf16 else torch.float32}, number
+
+
+def run_stages(tiny_bert, folder, stages: list[str], *flags) -> list[dict]:
+    """What stages of `benchmark.py gpu` report, but for the marks of their ends."""
+    arguments = ["gpu", "--tiny", "--model_name_or_path", tiny_bert, "--steps", 3, "--output_dir", folder]
+    run_benchmark(*arguments, "--stages", *stages, *flags)
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines if line.get("done")] == stages
+    return [line for line in lines if not line.get("done")]
+
+
+def test_gpu_stages_on_a_cpu(tiny_bert, tmp_path):
+    lines = run_stages(tiny_bert, tmp_path, ["facts", "parity", "loop"])
+    assert not [line for line in lines if "error" in line or "skipped" in line]
+    outputs = [line for line in lines if line.get("what", "").startswith("‖out")]
+    assert {line["dtype"] for line in outputs} == {"fp32", "tf32", "bf16"}
+    assert all(outputs[0][side] < 1e-6 for side in ("stock sdpa", "ours padded", "ours packed", "ours eager"))
+    gradients = [line["value"] for line in lines if "gradient" in line.get("what", "")]
+    assert len(gradients) == 3 and max(gradients) < 1e-5
+    smart = [line for line in lines if line.get("what") == "SMART"]
+    assert len(smart) == 6 and all(line["shared masks differ by"] == 0 < line["penalty"] for line in smart)
+    assert {line["side"] for line in lines if line["stage"] == "loop"} == {"stock sdpa", "ours padded", "ours packed"}
+
+
+@pytest.mark.slow
+def test_the_slower_gpu_stages_on_a_cpu(tiny_bert, tmp_path):
+    lines = run_stages(tiny_bert, tmp_path, ["steps", "runs", "seeds", "graph", "compile"])
+    assert not [line for line in lines if "error" in line or "skipped" in line or "stopped_after" in line]
+    assert sum(line["stage"] == "steps" for line in lines) == 1 + 2 * 4
+    assert [line["scores"].keys() >= {"eval_overall"} for line in lines if "run" in line] == [True, True]
+    assert [line["stage"] for line in lines if "eager" in line] == ["graph"] * 2
+    assert "seconds of the first step" in lines[-1]
+
+
+@pytest.fixture
+def session(scaling, tmp_path):
+    from benchmarks.session import Session
+
+    return Session.begin(Namespace(budget=100), tmp_path / "new")
+
+
+def reported(session) -> list[dict]:
+    return [json.loads(line) for line in (session.folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_what_fails_does_not_stop_the_rest(session):
+    def fail(*_):
+        raise RuntimeError("no such kernel")
+
+    session.measure("one", fail, rows=32)
+    session.measure("one", lambda: {"ms": 1.5}, rows=256)
+    session.run("two", fail)
+    session.run("three", lambda session: session.report("three", found=True))
+    one, other, two, _, three, _ = reported(session)
+    assert (one["rows"], one["error"]) == (32, "RuntimeError: no such kernel")
+    assert (other["rows"], other["ms"]) == (256, 1.5)
+    assert "no such kernel" in two["error"] and three["found"]
+
+
+def test_what_no_longer_fits_is_left_out(session):
+    session.end = session.start + 5
+    session.measure("one", lambda: {"ms": 1.5}, rows=32)
+    session.run("two", lambda session: session.report("two"))
+    assert all("10 needed" in line["skipped"] for line in reported(session))
+
+
+def hang(session):
+    time.sleep(1000)
+
+
+def die(session):
+    os.abort()
+
+
+@pytest.mark.parametrize(("stage", "most", "field"), [(hang, 1, "stopped_after"), (die, 90, "error")])
+def test_a_stage_apart_is_stopped(session, stage, most, field):
+    session.run_apart("apart", stage, most)
+    (line,) = reported(session)
+    assert line["stage"] == "apart" and field in line
+
+
+def test_what_a_machine_without_network_needs(tiny_bert, tmp_path):
+    """Weights as fp16, of which a run makes fp32 again, and data."""
+    result = run_benchmark("pack", "--model_name_or_path", tiny_bert, "--output_dir", tmp_path)
+    assert result["model, MB"] > 0 and result["data, MB"] > 0 and result["wheels, MB"] == 0
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert {weight.dtype for weight in stored.values()} == {torch.float16}
+    model = MultitaskBertModel.from_pretrained(str(tmp_path / "model"), tasks=["sst"])
+    assert model.dtype == torch.float32
+    assert all(load_rows(TASKS[name], str(tmp_path / "data"))["train"] for name in ("sst", "quora", "sts"))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +192,7 @@ def test_wrong_settings(scaling, tmp_path, settings, words):
     [
         (["tokenize", "--data_dir", "no/folder"], "error: --data_dir no/folder: no such folder"),
         (["scale", "--settings", "none.yaml"], "error: --settings none.yaml: expected a YAML list"),
+        (["pack"], "error: --output_dir is required"),
         (["train", "--rounds", "0"], "error: argument --rounds: invalid positive value: '0'"),
         (
             ["smart"],

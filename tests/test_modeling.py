@@ -257,23 +257,94 @@ def attend_within_rows(module, query, key, value, attention_mask, dropout, scali
     return torch.cat(attended, 2).transpose(1, 2), None
 
 
-@torch.inference_mode()
-def test_flash_attention_takes_the_packed_tokens(tiny_bert, monkeypatch):
+@pytest.fixture(params=["flash_attention_2", "sdpa"])
+def packed_calls(request, monkeypatch):
+    """Lets attention take packed tokens, by a stand-in for Transformers' interface or for PyTorch's kernels; the
+    implementation's name, and a list with an entry for each call."""
     calls = []
-    monkeypatch.setitem(
-        modeling.ALL_ATTENTION_FUNCTIONS,
-        "flash_attention_2",
-        lambda *args, **kwargs: (calls.append(1), attend_within_rows(*args, **kwargs))[1],
-    )
-    model = MinBertModel.from_pretrained(tiny_bert).eval()
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return attend_within_rows(*args, **kwargs)
+
+    monkeypatch.setitem(modeling.ALL_ATTENTION_FUNCTIONS, "flash_attention_2", counted)
+    monkeypatch.setattr(modeling, "packed_attention", counted)
+    monkeypatch.setattr(modeling, "takes_packed", lambda *_: True)
+    return request.param, calls
+
+
+def test_attention_takes_the_packed_tokens(tiny_bert, packed_calls):
+    """Outputs and gradients are those of padded attention, for all tokens and for the first alone."""
+    name, calls = packed_calls
+    model = MinBertModel.from_pretrained(tiny_bert, attn_implementation="eager").eval()
     batch = ragged_batch(model.config)
     batch["attention_mask"][:, 0] = 1
-    expected, first = model(**batch), model(**batch, first_token_only=True)
-    model.config._attn_implementation = "flash_attention_2"
-    got, got_first = model(**batch), model(**batch, first_token_only=True)
-    torch.testing.assert_close(got.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=0)
-    torch.testing.assert_close(got_first.last_hidden_state, first.last_hidden_state, atol=1e-5, rtol=0)
+
+    def outputs(**settings) -> list[torch.Tensor]:
+        found = model(**batch, **settings)
+        weights = model.encoder["layer"][0].attention["self"].query.weight
+        return [found.last_hidden_state, *torch.autograd.grad(found.last_hidden_state.square().sum(), weights)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling, "takes_packed", lambda *_: False)
+        expected = outputs() + outputs(first_token_only=True)
+    assert not calls
+    model.config._attn_implementation = name
+    torch.testing.assert_close(outputs() + outputs(first_token_only=True), expected, atol=1e-5, rtol=1e-5)
     assert len(calls) == 2 * model.config.num_hidden_layers, "once a layer"
+
+
+def test_a_hidden_first_token_takes_the_padded_way(tiny_bert, packed_calls):
+    """It is packed, but must not be attended to."""
+    name, calls = packed_calls
+    model = MinBertModel.from_pretrained(tiny_bert).eval()
+    batch = ragged_batch(model.config)
+    batch["attention_mask"][1, 0] = 0
+    expected = model(**batch).last_hidden_state
+    if name == "sdpa":
+        model.config._attn_implementation = name
+        torch.testing.assert_close(model(**batch).last_hidden_state, expected)
+    assert not calls
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("implementation", "device", "dtype", "size", "capability", "expected"),
+    [
+        pytest.param("sdpa", CUDA, torch.float32, 32, (9, 0), True, id="fp32"),
+        pytest.param("sdpa", CUDA, torch.bfloat16, 64, (8, 0), True, id="bf16"),
+        pytest.param("sdpa", torch.device("cpu"), torch.float32, 32, None, False, id="cpu"),
+        pytest.param("sdpa", torch.device("mps"), torch.float32, 32, None, False, id="mps"),
+        pytest.param("eager", CUDA, torch.float32, 32, (9, 0), False, id="eager"),
+        pytest.param("sdpa", CUDA, torch.float64, 32, (9, 0), False, id="float64"),
+        pytest.param("sdpa", CUDA, torch.float32, 12, (9, 0), False, id="head-of-12"),
+        pytest.param("sdpa", CUDA, torch.float32, 264, (9, 0), False, id="head-of-264"),
+        pytest.param("sdpa", CUDA, torch.float16, 32, (7, 5), False, id="turing"),
+        pytest.param("flash_attention_2", torch.device("cpu"), torch.float32, 12, None, True, id="flash-attn"),
+    ],
+)
+def test_where_attention_takes_packed_tokens(monkeypatch, implementation, device, dtype, size, capability, expected):
+    config = MultitaskBertConfig(hidden_size=4 * size, num_attention_heads=4)
+    config._attn_implementation = implementation
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert modeling.takes_packed(config, device, dtype) is expected
+    if implementation == "sdpa":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not modeling.takes_packed(config, device, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("queries", [70, 4])
+def test_pytorchs_kernels_are_called_as_declared(dtype, queries):
+    """Without a GPU: on tensors without values, which PyTorch checks against the operators' signatures."""
+    query, key, value = (torch.empty(1, 12, tokens, 32, device="meta", dtype=dtype) for tokens in (queries, 70, 70))
+    begins = torch.empty(5, dtype=torch.int32, device="meta")
+    output, weights = modeling.packed_attention(
+        None, query, key, value, None, 0.1, 0.2, begins, begins, max_length_q=30, max_length_k=30
+    )
+    assert weights is None and output.shape == (1, queries, 12, 32) and output.dtype == dtype
 
 
 def test_buckets_change_no_number(tiny_bert, monkeypatch):

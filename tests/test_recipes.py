@@ -1,5 +1,6 @@
 """The training recipe as users run it: two steps of it, its mistakes, a kill in the middle, the quickstart."""
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -20,6 +21,20 @@ from bert_multitask.tasks import TASKS
 SINGLE = ROOT / "recipes" / "train_single.py"
 PAPER = sorted((ROOT / "recipes" / "configs" / "paper").glob("*.yaml"))
 TASK_NAMES = ("sst", "quora", "sts")
+
+
+def test_a_plain_checkout_has_no_version(monkeypatch, config):
+    """On the path but not installed, so without metadata."""
+
+    def version(name: str) -> str:
+        if name == "bert_multitask":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return importlib.metadata.version(name)
+
+    monkeypatch.setattr("bert_multitask.run_folder.version", version)
+    assert run_here(monkeypatch, config, "--max_steps", 1) == 0
+    versions = json.loads((config.parent / "run" / "run.json").read_text())["versions"]
+    assert versions["bert_multitask"] is None and versions["torch"]
 
 
 def test_two_steps_leave_a_run_folder(monkeypatch, config, course_folder, capsys):

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
+from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from bert_multitask import MultitaskBertModel, MultitaskTrainer, MultitaskTrainingArguments
@@ -102,9 +103,7 @@ class Rig:
         trainer.create_optimizer()
         clock.watch(trainer.optimizer, "step")
         trainer.train()
-        # The clock took Accelerate's autocast off with its own; these would have Accelerate think that it is on.
-        for mark in ("_original_forward", "_is_accelerate_prepared"):
-            vars(self.model).pop(mark, None)
+        forget_trainer(self.model)
         return clock
 
     def train_stock(self, seed: int, attention: str = "sdpa") -> Clock:
@@ -116,11 +115,18 @@ class Rig:
         trainer.remove_callback(PrinterCallback)
         trainer.stock, trainer.loader = self.stock, self.trainer(seed).get_train_dataloader()
         trainer.train()
+        forget_trainer(self.stock.model)
         return clock
 
     def batches(self, seed: int = 0) -> list[dict]:
         """The batches of a round."""
         return list(self.trainer(seed).get_train_dataloader())
+
+
+def forget_trainer(model: nn.Module) -> None:
+    """Take off what Accelerate put on a model: the next Trainer would keep it, and train in this one's precision."""
+    for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        vars(model).pop(mark, None)
 
 
 def alternate(rounds: int, *sides: Callable[[int], object]) -> Iterator[list]:
