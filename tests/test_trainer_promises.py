@@ -205,7 +205,7 @@ def test_optimizers_that_cannot_be_made(tmp_path, optim):
         ({"paper_optimizer": True, "given": {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 1.0})}}, "exclude"),
         ({"given": {"optimizers": (torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0), None)}}, "not this model's"),
     ],
-    ids=lambda value: "" if isinstance(value, str) else str(value)[:60],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value.get("given", value)),
 )  # fmt: skip
 def test_what_a_trainer_refuses(make_trainer, tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
