@@ -12,7 +12,7 @@ class ConfigLoader(yaml.SafeLoader):
     """Reads YAML without aliases, of which a few lines can make a document of any size, and without repeated keys."""
 
     def compose_node(self, parent, index):
-        """Overridden to refuse an alias, with its line."""
+        """Overridden to refuse aliases."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.MarkedYAMLError(
@@ -22,7 +22,7 @@ class ConfigLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor):
-        """Overridden to refuse a key that a mapping has twice, with its line."""
+        """Overridden to refuse repeated keys, of which PyYAML takes the last."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
