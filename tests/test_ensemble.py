@@ -281,7 +281,7 @@ def test_the_recipe_names_mistakes(monkeypatch, tmp_path, course_folder, folders
         ([one, "--split", "test", "--select", "greedy"], "needs dev labels of 'sst'; name the rows with --data_dir"),
         ([one / "sst-dev.csv", "--data_dir", other], "other (sst): row 1 has id 'x', and 'sdev0' in"),
         ([tmp_path / "broken" / "sst-dev.csv"], "begins with 'id,label'; expected"),
-        ([tmp_path / "broken" / "sst-test.csv"], "sst-test.csv, row 1: sentiment is '7'"),
+        ([tmp_path / "broken" / "sst-test.csv"], "sst-test.csv: row 1 has the label '7'; expected a class from 0 to 4"),
         ([tmp_path / "broken" / "nli-dev.csv"], "'nli' is no task of the course; give nli-dev.parquet"),
         ([tmp_path / "none"], "none: no such folder"),
     ]:
