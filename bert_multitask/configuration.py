@@ -9,6 +9,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Self
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import BertConfig
 
 
@@ -71,10 +72,15 @@ class MultitaskBertConfig(BertConfig):
                 ignored.
 
         Raises:
-            InputError: there is no such folder or no configuration, or it is another architecture's. Transformers
-                itself only warns of that, and would then fill the model with random weights.
+            InputError: there is no such folder or no configuration, it cannot be read, or it is another architecture's.
+                Transformers itself only warns of that, and would then fill the model with random weights.
         """
-        fields = cls.get_config_dict(resolve_checkpoint(name), **kwargs)[0]
+        try:
+            fields = cls.get_config_dict(resolve_checkpoint(name), **kwargs)[0]
+        except (OSError, ValueError) as error:  # the Hub is out of reach, the name is no Hub id, or it is no JSON
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{name}: its config.json cannot be loaded ({hub_reason(error)})") from error
         if not fields:
             raise InputError(f"{name} has no config.json; expected a BERT checkpoint's folder")
         if fields.get("model_type") not in (MultitaskBertConfig.model_type, PerTaskBertConfig.model_type):
@@ -84,6 +90,13 @@ class MultitaskBertConfig(BertConfig):
                 '"model_type": "bert"), for example google-bert/bert-base-uncased'
             )
         return fields
+
+
+def hub_reason(error: Exception) -> str:
+    """The reason of an error that Transformers raised on its way to a file of the Hub."""
+    if isinstance(error.__cause__, LocalEntryNotFoundError):
+        return "it is not in the Hub's cache, and the Hub is out of reach or HF_HUB_OFFLINE is set"
+    return str(error)
 
 
 class PerTaskBertConfig(MultitaskBertConfig):

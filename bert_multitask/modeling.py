@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -27,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
-from .configuration import InputError, MultitaskBertConfig, resolve_checkpoint
+from .configuration import InputError, MultitaskBertConfig, hub_reason, resolve_checkpoint
 from .packing import Bucket, Packing
 
 
@@ -425,16 +424,14 @@ def share_weights(folder: str | os.PathLike) -> None:
 
 def loading_problem(name: str | os.PathLike, error: Exception) -> str:
     """Why a checkpoint cannot be loaded, of the error that Transformers raised, and what to do."""
-    if isinstance(error.__cause__, LocalEntryNotFoundError):
-        return "it is not in the Hub's cache, and the Hub is out of reach or HF_HUB_OFFLINE is set"
-    if "safetensors" in str(error) and isinstance(error, OSError):  # no such file
+    if isinstance(error, OSError) and "file named" in str(error) and "safetensors" in str(error):
         return (
             "it has no model.safetensors, and a pickle such as pytorch_model.bin is not read, because it can run code; "
             "if you trust its author, convert it: from transformers import AutoTokenizer, BertModel; "
             f'BertModel.from_pretrained("{name}", use_safetensors=False).save_pretrained("FOLDER"); '
             f'AutoTokenizer.from_pretrained("{name}").save_pretrained("FOLDER")'
         )
-    return str(error)
+    return hub_reason(error)
 
 
 def check_stored_types(files: Iterable[str]) -> None:
