@@ -171,6 +171,18 @@ def test_accumulation_changes_nothing_with_class_weights(make_trainer, monkeypat
         torch.testing.assert_close(runs[2][0][name], weight, atol=1e-6, rtol=1e-4, msg=name)
 
 
+def test_class_weights_leave_smart_as_it_is(make_trainer, monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", lambda embeddings: torch.sin(50 * embeddings.detach()))
+    penalties = []
+    for class_weights in (None, dict.fromkeys(TASKS["sst"].label_names, 0.1)):
+        fields = {"smart_weight": 1.0, "class_weights": class_weights}
+        settings = {"schedule": "sequential", "max_steps": 1, "logging_steps": 1, "gradient_accumulation_steps": 2}
+        trainer = make_trainer(NO_DROPOUT, task_settings={"sst": fields}, **settings)
+        trainer.train()
+        penalties.append(trainer.state.log_history[0]["smart_sst"])
+    assert penalties[1] == pytest.approx(penalties[0], rel=1e-5)
+
+
 def test_the_loss_of_a_step_is_torchs_weighted_mean(make_trainer):
     names = TASKS["sst"].label_names
     fields = {"class_weights": dict(zip(names, (1.0, 2.0, 0.5, 3.0, 1.5), strict=True)), "label_smoothing": 0.2}
