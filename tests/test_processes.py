@@ -42,11 +42,12 @@ SAME += ["--logging_steps", 1, "--eval_steps", 5, "--save_steps", 5, "--save_tot
 # 1e-5 its direction would be left to fp32's rounding.
 SMART = ["--smart_weight", '{"sst": 1, "sts": 1}', "--bregman_weight", 0.5]
 SMART += ["--smart_radius", 0.02, "--smart_step_size", 0.02, "--smart_noise_std", 0.02]
+WEIGHTED = ["--class_weights", '{"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}']
 SETTINGS = {
     f"{sharing}-{'smart' if smart else 'plain'}-{dtype}": [
         *("--encoder_sharing", sharing),
         *(["--no_load_best_model_at_end"] if sharing == "shared" else []),
-        *(SMART if smart else []),
+        *(SMART + WEIGHTED if smart else []),
         *(["--bf16"] if dtype == "bf16" else []),
     ]
     for sharing, smart, dtype in itertools.product(["shared", "per_task"], [False, True], ["fp32", "bf16"])
@@ -139,7 +140,7 @@ def check_output(printed: str, runs: int) -> None:
 
 
 def test_two_processes_train_as_one(rows_config, tmp_path):
-    """Both ways to share the encoder, SMART's two terms, and gradient accumulation, in one launch."""
+    """Both ways to share the encoder, SMART with class weights, and gradient accumulation, in one launch."""
     chosen = {"shared-plain-fp32": 1, "shared-smart-fp32": 4, "per_task-smart-fp32": 2}
     runs = {tmp_path / "two" / name: flags_of(rows_config, name, 2, steps) for name, steps in chosen.items()}
     two = start(runs, processes=None)  # as the configuration says

@@ -148,7 +148,7 @@ def test_accumulation_changes_nothing_with_class_weights(make_trainer, monkeypat
     monkeypatch.setattr(torch, "randn_like", lambda embeddings: torch.sin(50 * embeddings.detach()))
     fields = {"class_weights": WEIGHTS, "label_smoothing": 0.1, "smart_weight": smart}
     runs = {}
-    for rows, accumulation in [(8, 1), (3, 3)]:  # of the last, ragged batch some shares have no row
+    for rows, accumulation in [(8, 1), (2, 4)]:  # the last batch has 6 rows, in shares of 2, 2, 1 and 1
         settings = {"smart_radius": 0.02, "smart_step_size": 0.02, "smart_noise_std": 0.02} if smart else {}
         trainer = make_trainer(
             NO_DROPOUT,
@@ -161,16 +161,26 @@ def test_accumulation_changes_nothing_with_class_weights(make_trainer, monkeypat
             schedule="sequential",
             **settings,
         )
-        if rows * accumulation != 8:
-            monkeypatch.setattr(trainer, "batch_size", 8)  # the same steps
         trainer.train()
         runs[rows] = weights(trainer), [log for log in trainer.state.log_history if "loss_quora" in log]
     assert len(runs[8][1]) == 2
-    for cut, whole in zip(runs[3][1], runs[8][1], strict=True):
+    for cut, whole in zip(runs[2][1], runs[8][1], strict=True):
         for key in ("loss", "loss_quora", *["smart_quora"] * bool(smart)):
             assert cut[key] == pytest.approx(whole[key], rel=1e-4), key
     for name, weight in runs[8][0].items():
-        torch.testing.assert_close(runs[3][0][name], weight, atol=1e-6, rtol=1e-4, msg=name)
+        torch.testing.assert_close(runs[2][0][name], weight, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_class_weights_leave_smart_as_it_is(make_trainer, monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", lambda embeddings: torch.sin(50 * embeddings.detach()))
+    penalties = []
+    for class_weights in (None, dict.fromkeys(TASKS["sst"].label_names, 0.1)):
+        fields = {"smart_weight": 1.0, "class_weights": class_weights}
+        settings = {"schedule": "sequential", "max_steps": 1, "logging_steps": 1, "gradient_accumulation_steps": 2}
+        trainer = make_trainer(NO_DROPOUT, task_settings={"sst": fields}, **settings)
+        trainer.train()
+        penalties.append(trainer.state.log_history[0]["smart_sst"])
+    assert penalties[1] == pytest.approx(penalties[0], rel=1e-5)
 
 
 def test_the_loss_of_a_step_is_torchs_weighted_mean(make_trainer):
