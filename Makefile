@@ -7,7 +7,7 @@ CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 LAUNCH := $(VENV)/bin/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no --num_cpu_threads_per_process $(CORES)
 
-.PHONY: help quickstart test check docs
+.PHONY: help quickstart test faults check docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,6 +17,9 @@ quickstart: $(VENV)/installed-quickstart  ## train a small BERT on the shipped s
 
 test: $(VENV)/installed-test  ## run the tests, two files at a time with a thread each; ARGS='-k schedule'
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+faults: $(VENV)/installed-test  ## try faults on purpose, an hour and more; ARGS='--kills 300 --soak 60 -k kills'
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults -m faults -s $(ARGS)
 
 check: $(VENV)/installed-dev  ## lint and formatting, as pre-commit does
 	$(VENV)/bin/ruff check .

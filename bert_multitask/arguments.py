@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING, InputError
 from .data import HANDOUT, SAMPLE
+from .flags import check_devices, check_resolved, check_values
 from .metrics import find_metric
 from .schedule import SCHEDULES
 from .smart import PROJECTIONS
@@ -36,6 +37,9 @@ EXAMPLES = {
     "max_train_samples": '1000 or {"quora": 1000}',
     "class_weights": 'balanced or {"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}',
 }
+
+# What --resume_from_checkpoint may be besides a folder: as flags in the scripts of Transformers, too.
+RESUME = {"true": "last", "last": "last", "false": None, "none": None}
 
 
 @dataclass
@@ -148,36 +152,6 @@ class RunArguments:
         return list(tasks.values())
 
 
-# Flags of TrainingArguments that a plan of tasks leaves no room for, and their only value.
-FIXED = {
-    "num_train_epochs": (1, "epochs belong to tasks, see --task_epochs"),
-    "train_sampling_strategy": ("random", "the plan orders the rows, and predictions keep the files' order"),
-    "dataloader_drop_last": (False, "no row is lost"),
-    "label_smoothing_factor": (0, "it belongs to tasks, see --label_smoothing"),
-    "prediction_loss_only": (False, "predictions are what is scored"),
-    "eval_do_concat_batches": (True, "predictions are one table"),
-    "remove_unused_columns": (False, "the collator picks the columns"),
-    "hub_strategy": ("end", "a push in mid-training would carry what belongs to this machine, and no code"),
-}
-RANGES = {
-    "budget": ("a share in (0, 1]", lambda value: 0 < value <= 1),
-    "max_steps": ("at least 1, or -1 for the whole plan", lambda value: value == -1 or value >= 1),
-    "per_device_train_batch_size": ("at least 1", lambda value: value >= 1),
-    "per_device_eval_batch_size": ("at least 1", lambda value: value >= 1),
-    "gradient_accumulation_steps": ("at least 1", lambda value: value >= 1),
-    "learning_rate": ("0 or more", lambda value: value >= 0),
-    "weight_decay": ("0 or more", lambda value: value >= 0),
-    "seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
-    "smart_radius": ("above 0", lambda value: value > 0),
-    "smart_step_size": ("above 0", lambda value: value > 0),
-    "smart_noise_std": ("above 0", lambda value: value > 0),
-    "smart_steps": ("at least 1", lambda value: value >= 1),
-    "bregman_momentum": ("from 0 to below 1", lambda value: 0 <= value < 1),
-    "adam_beta1": ("from 0 to below 1", lambda value: 0 <= value < 1),
-    "adam_beta2": ("from 0 to below 1", lambda value: 0 <= value < 1),
-}
-
-
 @dataclass
 class MultitaskTrainingArguments(TrainingArguments):
     """`TrainingArguments` with a schedule over tasks. `num_train_epochs` is not used: epochs belong to tasks.
@@ -240,6 +214,16 @@ class MultitaskTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(
         default=2, metadata={"help": "checkpoints kept; from 2 on the best and the last are among them"}
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "stop after so many evaluations in which --metric_for_best_model did not rise; by default never"
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0,
+        metadata={"help": "a rise of --metric_for_best_model counts for --early_stopping_patience above this"},
+    )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "end with the best checkpoint"})
     metric_for_best_model: str | None = field(default="eval_overall", metadata={"help": "what the best has most of"})
     do_predict: bool = field(default=True, metadata={"help": "write predictions for every dev and test row at the end"})
@@ -247,6 +231,9 @@ class MultitaskTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(
         default=None,
         metadata={"help": "where logs go: tensorboard, wandb, none …; by default TensorBoard if installed"},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "False; a loss that is not a finite number stops the run"}
     )
     log_level_replica: str | None = field(
         default="error", metadata={"help": "what the other processes log: errors, since the first speaks for all"}
@@ -257,18 +244,7 @@ class MultitaskTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"--schedule is {self.schedule!r}; choose one of {', '.join(sorted(SCHEDULES))}")
-        for name, (allowed, why) in FIXED.items():
-            if getattr(self, name, allowed) != allowed:
-                raise InputError(f"--{name} is {getattr(self, name)!r}; only {allowed!r} works here: {why}")
-        if self.smart_projection not in PROJECTIONS:
-            raise InputError(f"--smart_projection is {self.smart_projection!r}; choose one of {', '.join(PROJECTIONS)}")
-        for name, (expected, is_fine) in RANGES.items():
-            if not is_fine(getattr(self, name)):
-                raise InputError(f"--{name} is {getattr(self, name)}; expected {expected}")
-        if self.output_dir is None:
-            raise InputError("--output_dir is missing: name the folder that the run shall leave")
+        check_values(self, {"schedule": SCHEDULES, "smart_projection": PROJECTIONS})
         if (self.eval_steps or 0) >= 1 > self.save_steps:
             self.save_steps = self.eval_steps  # Transformers refuses a number of steps beside a share of the plan
         if str(self.eval_strategy) == "no":
@@ -278,7 +254,12 @@ class MultitaskTrainingArguments(TrainingArguments):
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.resume_from_checkpoint = RESUME.get(str(self.resume_from_checkpoint).lower(), self.resume_from_checkpoint)
+        # Else a resumed run would count the evaluations without a rise from 0.
+        self.restore_callback_states_from_checkpoint |= self.early_stopping_patience is not None
+        check_devices(self)
         super().__post_init__()
+        check_resolved(self)
 
     @property
     def n_gpu(self) -> int:

@@ -1,21 +1,24 @@
 """What happens around training: evaluation at epoch ends, the best weights of each task, an estimate of the time left,
 and the history file."""
 
-import json
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 
 from accelerate import PartialState
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from .checkpoints import list_checkpoints
+from .configuration import InputError
 from .heads import MultitaskBertModel
 from .metrics import signed
+from .records import to_json, write_text
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +35,7 @@ class EpochEnds(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step in self.steps:
-            control.should_evaluate = args.eval_strategy != "no"
+            control.should_evaluate = args.eval_strategy != "no" and args.eval_delay <= state.global_step
             control.should_save = args.save_strategy != "no"
         return control
 
@@ -53,8 +56,7 @@ class BestOfEachTask(TrainerCallback):
             self.best[name] = float("-inf")
             for step, file in self.files(args, name).items():
                 if state.global_step and step <= state.global_step:
-                    with safe_open(file, "pt") as weights:
-                        self.best[name] = signed(task, float(weights.metadata()["score"]))
+                    self.best[name] = signed(task, read_score(file))
                 elif state.is_world_process_zero:
                     file.unlink()  # a stopped run had got beyond the checkpoint that this one goes on from
 
@@ -76,7 +78,7 @@ class BestOfEachTask(TrainerCallback):
     def on_save(self, args, state, control, model: MultitaskBertModel, **kwargs):
         if not state.is_world_process_zero:
             return
-        checkpoints = [int(folder.name.rpartition("-")[2]) for folder in Path(args.output_dir).glob("checkpoint-*")]
+        checkpoints = list_checkpoints(Path(args.output_dir))
         for task in model.tasks:
             files = self.files(args, task)
             needed = {max((step for step in files if step <= checkpoint), default=None) for checkpoint in checkpoints}
@@ -97,8 +99,24 @@ class BestOfEachTask(TrainerCallback):
 
     def files(self, args, task: str) -> dict[int, Path]:
         """{step: file} of a task's weights, in the order of steps, so that scores get better."""
-        files = Path(args.output_dir, "_best").glob(f"{task}-*.safetensors")
-        return dict(sorted((int(file.stem.rpartition("-")[2]), file) for file in files))
+        name = re.compile(rf"{re.escape(task)}-([0-9]+)\.safetensors")
+        files = Path(args.output_dir, "_best").glob("*.safetensors")
+        return dict(sorted((int(match[1]), file) for file in files if (match := name.fullmatch(file.name))))
+
+
+def read_score(file: Path) -> float:
+    """The dev score that a task's best weights had.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        with safe_open(file, "pt") as weights:
+            return float(weights.metadata()["score"])
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{file}: the best weights of a task are damaged ({error}); start the run anew with --overwrite"
+        ) from error
 
 
 def task_weights(model: MultitaskBertModel, task: str) -> dict:
@@ -106,6 +124,21 @@ def task_weights(model: MultitaskBertModel, task: str) -> dict:
     model that peft made, their names have a prefix."""
     prefixes = tuple(f"{peft}{part}.{task}." for peft in ("", "base_model.model.") for part in ("encoders", "heads"))
     return {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+
+
+class StopAtBadStep(TrainerCallback):
+    """Looks for numbers that are not finite at the end of a step that is logged, evaluated or saved, and of the last.
+
+    Args:
+        check: raises an error where there is one; it is told whether the weights will be saved.
+    """
+
+    def __init__(self, check: Callable[[bool], None]):
+        self.check = check
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
+            self.check(control.should_save)
 
 
 class TimeEstimate(TrainerCallback):
@@ -142,9 +175,9 @@ class HistoryFile(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+            write_text(self.path, "".join(to_json(entry) + "\n" for entry in state.log_history))
 
     def on_log(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(state.log_history[-1]) + "\n")
+                file.write(to_json(state.log_history[-1]) + "\n")

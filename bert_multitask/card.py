@@ -1,9 +1,13 @@
 """The model card: what a checkpoint can do, how well, how it came about, and how it is used."""
 
+import html
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from .configuration import MultitaskBertConfig
 from .tasks import TASKS, Task
@@ -39,7 +43,7 @@ def model_card(
         tasks: {name: task}.
         config: the model's.
         repo_id: where it will be; by default the card says PATH.
-        base_model: what training started from. A Hub id is named; a local path is nobody's business.
+        base_model: what training started from. A Hub id is named; a local path is omitted, so that it cannot leak.
         scores: {task: (dev score, lower and upper bound of its 95 % interval or None)}; also of "overall".
         settings: of the training, for a table; `seed` is among them.
         plan: the schedule as a table.
@@ -49,18 +53,18 @@ def model_card(
     Returns:
         Markdown below YAML.
     """
-    is_local = base_model is None or os.path.exists(base_model) or base_model.startswith(("/", ".", "package:"))
+    base_model = base_model if is_hub_id(base_model) else None
     results = model_index(tasks, scores or {}, settings or {}) or None
     metadata = ModelCardData(
         model_name=(repo_id or "multitask BERT").split("/")[-1] if results else None,
         library_name="transformers",
-        base_model=None if is_local else base_model,
+        base_model=base_model,
         tags=TAGS,
         eval_results=results,
     )
     parts = [
         "# " + ", ".join(tasks) + ": one model",
-        describe_model(tasks, config, base_model if not is_local else None),
+        describe_model(tasks, config, base_model),
         "## Use\n\n" + describe_use(tasks, config, repo_id or "PATH"),
     ]
     if scores:
@@ -74,6 +78,17 @@ def model_card(
     limits = [COURSE_LIMITS, LIMITS] if TASKS.keys() & tasks.keys() else [LIMITS]
     parts += ["## Limits and bias", *limits]
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a name is a Hub id, and not a local folder."""
+    if name is None or os.path.exists(name):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def model_index(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -> list[EvalResult]:
@@ -177,7 +192,7 @@ def interval(low: float | None, high: float | None) -> str:
 def data_table(data: Mapping[str, Mapping[str, Mapping]]) -> str:
     """Rows and fingerprint of each split."""
     rows = [
-        (name, split, f"{part['rows']:,}", f"`{part['sha256']}`")
+        (name, split, f"{part['rows']:,}", part["sha256"])
         for name, splits in data.items()
         for split, part in splits.items()
     ]
@@ -185,9 +200,12 @@ def data_table(data: Mapping[str, Mapping[str, Mapping]]) -> str:
 
 
 def table(header: Sequence, rows: Iterable[Sequence]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(getattr(cell, "value", cell)).replace("|", "\\|") for cell in line) + " |"
-        for line in lines
-    )
+    """A Markdown table; its cells are shown as they are."""
+    cells = [[escape(str(getattr(cell, "value", cell))) for cell in line] for line in [header, *rows]]
+    cells.insert(1, ["---"] * len(header))
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def escape(text: str) -> str:
+    """A text that Markdown shows as it is, on one line: names of labels may hold tags, links or line breaks."""
+    return html.escape(re.sub(r"([\\`*\[\]|~$])", r"\\\1", " ".join(text.split())), quote=False)

@@ -45,7 +45,8 @@ class Collator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, Tensor | str]:
-        """Args: rows of `tokenise`, B of them, all of one task.
+        """Args: rows of `tokenise`, B of them, all of one task. Where they have an `attention_mask`, as rows that are
+        padded already, its zeros are left out.
 
         Returns:
             `task`, its name; `input_ids`, `attention_mask` and `token_type_ids`, integer (B, L), or (B, 2, L) where a
@@ -63,6 +64,8 @@ class Collator:
         def pad(column: str, value: int) -> Tensor:
             """A column as a tensor, its sequences filled up with the value."""
             values = [row[column] for row in rows]
+            if "attention_mask" in rows[0]:
+                values = [real_tokens(row[column], row["attention_mask"]) for row in rows]
             sequences = [sequence for pair in values for sequence in pair] if separate else values
             padded = pad_sequence([torch.tensor(sequence) for sequence in sequences], True, value)
             return padded.unflatten(0, (-1, 2)) if separate else padded
@@ -76,3 +79,10 @@ class Collator:
             "token_type_ids": pad("token_type_ids", 0),
             "labels": torch.tensor([row["labels"] for row in rows]),
         }
+
+
+def real_tokens(values: Sequence, mask: Sequence) -> list:
+    """The values, of a row or of both texts of a pair, where the mask is not 0."""
+    if isinstance(mask[0], Sequence):
+        return [real_tokens(*pair) for pair in zip(values, mask, strict=True)]
+    return [value for value, real in zip(values, mask, strict=True) if real]

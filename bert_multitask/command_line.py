@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+from datetime import date
 from pathlib import Path
 
 from transformers import HfArgumentParser
@@ -19,6 +20,16 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks", nargs="+", help='which tasks, by default all; as JSON with files: {"name": "nli", "files": {…}}'
     )
+
+
+def local_path(name: str) -> Path:
+    """A path on this machine, with `~` expanded also where the shell leaves it, as in `--flag=~/x`."""
+    return Path(name).expanduser()
+
+
+def as_typed(value: object) -> str:
+    """A value of a YAML file as it would be typed; YAML reads some texts as dates."""
+    return str(value) if isinstance(value, (str, date)) else json.dumps(value, default=str)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -58,7 +69,7 @@ class RecipeParser(HfArgumentParser):
             raise InputError(f"unknown flag {unknown[0]}{hint}; --help lists the flags")
         # `--tasks NAME` may name a task that the YAML defines.
         specs = [spec for spec in to_field(from_yaml) if isinstance(spec, dict) and {"name", "kind"} <= set(spec)]
-        defined = {spec["name"]: spec for spec in specs}
+        defined = {spec["name"]: spec for spec in specs if isinstance(spec["name"], str)}
         for arguments in parsed:
             if isinstance(arguments, RunArguments):
                 arguments.tasks = [defined.get(name, name) for name in arguments.tasks]
@@ -104,10 +115,7 @@ class RecipeParser(HfArgumentParser):
                 value = "no"  # which YAML reads as false
             if value is not None:
                 values = value if isinstance(value, list) else [value]
-                argv += [
-                    f"--{name}",
-                    *(item if isinstance(item, str) else json.dumps(item, default=str) for item in values),
-                ]
+                argv += [f"--{name}", *map(as_typed, values)]
         return argv
 
     def suggest(self, name: str) -> str:

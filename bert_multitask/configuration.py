@@ -19,6 +19,11 @@ class InputError(ValueError):
     """
 
 
+class NonFiniteError(InputError):
+    """A loss, gradient, weight or prediction that is not a finite number, which ends a run: what follows would be
+    wrong. The message names where it was found first."""
+
+
 ENCODER_SHARING = ("shared", "per_task")
 PAIR_ENCODING = ("joint", "separate")
 POOLING = ("cls", "pooler", "mean")
@@ -97,13 +102,14 @@ PerTaskBertConfig.register_for_auto_class()
 def resolve_folder(name: str | os.PathLike) -> str:
     """Turn `package:NAME/PATH` into the folder PATH inside the installed top-level Python package NAME.
 
-    Any other name (a folder or a Hub id) is returned as it is. The package is located without importing anything.
+    Any other name (a folder or a Hub id) is returned as it is, with `~` expanded. The package is located without
+    importing anything.
 
     Raises:
         InputError: NAME is not the name of a top-level package, it is not installed, or it has no such folder; or PATH
             leaves the package.
     """
-    name = os.fspath(name)
+    name = os.path.expanduser(os.fspath(name))
     if not name.startswith("package:"):
         return name
     package, _, path = name.removeprefix("package:").partition("/")

@@ -7,7 +7,10 @@ of them; what is left out of training or scoring, and why, is said by `usable_ro
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -18,10 +21,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration import InputError, resolve_folder
-from .files import as_text, is_url, read_file
+from .files import as_id, as_text, claim_id, is_url, one_line, read_file
 from .labels import LabelReader, name_labels
-from .losses import is_labelled
-from .tasks import SPLITS, HubSource, Task
+from .losses import UNLABELLED, is_labelled
+from .tasks import SPLITS, HubSource, Task, label_key
 
 logger = logging.get_logger(__name__)
 
@@ -60,10 +63,12 @@ def load_rows(
     for split, name in task.files.items():
         if split not in splits:
             continue
-        path = name if is_url(name) or Path(name).is_absolute() else f"{folder}/{name}"
-        if path != name and not is_url(folder) and not Path(folder).is_dir():
-            raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {name}")
-        if split == "test" and not is_url(path) and not Path(path).exists():
+        path = os.path.expanduser(name)
+        if not is_url(path) and not os.path.isabs(path):
+            path = f"{folder}/{name}"
+            if not is_url(folder) and not os.path.isdir(folder):
+                raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {name}")
+        if split == "test" and not is_url(path) and not os.path.exists(path):
             logger.warning(f"{path}: no such file; task {task.name!r} has no test rows to predict")
         else:
             raw = read_file(path, task, labelled=split in labelled)
@@ -90,27 +95,37 @@ def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> 
     source = task.hub
     if source is None:
         raise InputError(f"task {task.name!r} says nowhere where its rows are; add files or hub to the task")
+    wanted = {split: name for split, name in source.splits.items() if split in splits}
     try:
-        remote = datasets.load_dataset(source.path, source.name)
+        # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".
+        remote = datasets.load_dataset(source.path, source.name, revision=source.revision, split=wanted)
     except Exception as error:  # the Hub client and the dataset builders share no base class
         raise InputError(
-            f"{source.path}: cannot be loaded from the Hub ({error}); name a local folder with --data_dir"
+            f"{source.path}: cannot be loaded from the Hub ({one_line(error)}); check the path, name, revision and "
+            "splits in the task's hub, or name a local folder with --data_dir"
         ) from error
     reader = LabelReader(task, source.label_names, dataset=True)
     rows = {}
-    for split, name in source.splits.items():
-        if split not in splits:
-            continue
+    for split, name in wanted.items():
         where = "/".join(filter(None, (source.path, source.name, name)))
-        if name not in remote:
-            raise InputError(f"{where}: no such split; the dataset has {', '.join(remote)}")
-        raw = read_hub_split(remote[name], source, reader, where, split in labelled)
+        raw = read_hub_split(remote[split], source, reader, where, split in labelled, hub_ids(remote[split], where))
         rows[split] = clean(task, raw, where, reader)
     return rows
 
 
+def hub_ids(remote: Dataset, where: str) -> str | None:
+    """The column of a Hub split's ids: `idx`; None where there is none, or its values occur twice."""
+    if "idx" not in remote.column_names:
+        return None
+    values = list(map(str, remote["idx"][:]))
+    if len(set(values)) == len(values):
+        return "idx"
+    logger.warning(f"{where}: its column idx has values that occur twice; rows are numbered instead")
+    return None
+
+
 def read_hub_split(
-    remote: Dataset, source: HubSource | Task, reader: LabelReader, where: str, labelled: bool, ids: str = "idx"
+    remote: Dataset, source: HubSource | Task, reader: LabelReader, where: str, labelled: bool, ids: str | None
 ) -> Iterator[dict]:
     """Yield a dataset's rows under our column names; a row without an id is called by its number, from 0.
 
@@ -126,11 +141,11 @@ def read_hub_split(
         if column and column not in remote.column_names:
             raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
     rows = name_labels(remote, remote.features, source.label, reader, where)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, start=1):
         yield {
-            "id": str(row.get(ids, number)),
-            "text": as_text(row[source.text], where, number + 1),
-            "text_pair": as_text(row[source.text_pair], where, number + 1) if source.text_pair else None,
+            "id": as_id(row.get(ids), where, number),
+            "text": as_text(row[source.text], where, number),
+            "text_pair": as_text(row[source.text_pair], where, number) if source.text_pair else None,
             "label": row.get(source.label),
         }
 
@@ -165,9 +180,11 @@ def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bo
         if not isinstance(row, Mapping):
             raise InputError(f"{source}, row {number}: is {row!r}; expected a dictionary")
         if missing := [column for column in needed if column not in row]:
-            raise InputError(f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(row)}")
+            raise InputError(
+                f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
+            )
         yield {
-            "id": str(row.get("id", number - 1)),
+            "id": as_id(row.get("id"), source, number),
             "text": as_text(row[task.text], source, number),
             "text_pair": as_text(row[task.text_pair], source, number) if task.text_pair else None,
             "label": row.get(task.label),
@@ -184,18 +201,28 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
         reader: of the source's labels.
 
     Raises:
-        InputError: a label is none of the task's, or a text is no valid Unicode; the message names the row.
+        InputError: a label is none of the task's, a text is no valid Unicode, or two rows have one id; the message
+            names the row. Or -1, which is no label, seems to be a class.
     """
     features = {"id": Value("string"), "text": Value("string")}
     if task.text_pair:
         features["text_pair"] = Value("string")
     features["label"] = Value("float32" if task.kind == "similarity" else "int64")
     columns: dict[str, list] = {name: [] for name in features}
+    seen: dict[str, int] = {}
+    hidden = False
     for number, row in enumerate(raw, start=1):
+        claim_id(seen, row["id"], number, source)
         if (label := reader.read(row["label"])) is None:
             raise InputError(f"{source}, row {number}: {task.label} is {row['label']!r}; expected {reader.expected}")
+        hidden = hidden or (label == UNLABELLED and label_key(row["label"]) == -1)
         for name, values in columns.items():
             values.append(label if name == "label" else row[name])
+    if hidden and len(found := set(columns["label"]) - {UNLABELLED}) == 1:
+        raise InputError(
+            f"{source}: {task.label} is -1 (no label) or class {found.pop()} in every row; if -1 is a class, let the "
+            "label_names be the numbers, and if it is none, leave it empty"
+        )
     features = Features(features)
     # Not Dataset.from_dict, which looks at each value in Python again: a second of the full Quora file's.
     try:
@@ -328,17 +355,22 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
-    except Exception as error:  # missing, broken and foreign files fail in different ways
-        raise InputError(f"{name}: its tokenizer cannot be loaded ({error})") from error
+        tokenizer("a", "b")["token_type_ids"]  # some damage shows only in use
+    except BaseException as error:  # missing, broken and foreign files fail in different ways
+        # A panic of the tokenizer's Rust code is no Exception; Ctrl-C and exits are none either.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{name}: its tokenizer cannot be loaded ({one_line(error)})") from error
     if len(tokenizer) > vocab_size:
         raise InputError(
             f"{name}: its tokenizer knows {len(tokenizer)} tokens and its model {vocab_size}; if you added tokens, add "
             f"their embeddings and save the model again: model.resize_token_embeddings({len(tokenizer)})"
         )
-    if not tokenizer.is_fast or len(tokenizer) < vocab_size // 2:
+    last = max(tokenizer.get_vocab().values(), default=0)
+    if not tokenizer.is_fast or len(tokenizer) < vocab_size // 2 or last >= vocab_size:
         raise InputError(
-            f"{name}: its tokenizer knows {len(tokenizer)} tokens and its model {vocab_size}; expected the model's own "
-            "fast tokenizer: is tokenizer.json (or vocab.txt) missing?"
+            f"{name}: its tokenizer knows {len(tokenizer)} tokens, with ids up to {last}, and its model {vocab_size}; "
+            "expected the model's own fast tokenizer: is tokenizer.json (or vocab.txt) missing?"
         )
     return tokenizer
 
@@ -388,11 +420,20 @@ def tokenise(
     backend.no_padding()
     settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, "v2")
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
-    folder = Path(datasets.config.HF_DATASETS_CACHE, "bert_multitask")
-    folder.mkdir(parents=True, exist_ok=True)
     ids, segments = datasets.List(Value("int32")), datasets.List(Value("int8"))
+    features = Features(
+        {
+            "id": Value("string"),
+            "task": Value("string"),
+            "input_ids": datasets.List(ids) if separate else ids,
+            "token_type_ids": datasets.List(segments) if separate else segments,
+            "labels": rows.features["label"],
+            "truncated": Value("bool"),
+        }
+    )
     texts = ["text", "text_pair"] if task.text_pair else ["text"]
-    tokens = rows.map(
+    compute = partial(
+        rows.map,
         lambda batch: {
             "task": [task.name] * len(batch["id"]),
             "labels": batch["label"],
@@ -400,24 +441,60 @@ def tokenise(
         },
         batched=True,
         remove_columns=[name for name in rows.column_names if name != "id"],
-        features=Features(
-            {
-                "id": Value("string"),
-                "task": Value("string"),
-                "input_ids": datasets.List(ids) if separate else ids,
-                "token_type_ids": datasets.List(segments) if separate else segments,
-                "labels": rows.features["label"],
-                "truncated": Value("bool"),
-            }
-        ),
-        cache_file_name=str(folder / f"{key}.arrow"),
+        features=features,
         new_fingerprint=key,
         desc=f"tokenising {task.name}",
     )
+    tokens = cached(f"{key}.arrow", compute, features, len(rows))
     backend.no_truncation()
     if truncated := sum(tokens["truncated"][:]) if len(tokens) else 0:
         logger.warning(f"{task.name}: {truncated} of {len(tokens)} rows were cut to {max_length} tokens")
     return tokens
+
+
+def cached(name: str, compute: Callable[..., Dataset], features: Features, count: int) -> Dataset:
+    """Tokens from the cache, computed and stored where they are not in it.
+
+    A damaged cache file is replaced. A cache that cannot be written is done without, in memory. Both are logged.
+
+    Args:
+        name: of the cache file.
+        compute: `Dataset.map` with its function; it takes `cache_file_name` or `keep_in_memory`.
+        features: of the tokens.
+        count: number of rows.
+    """
+    if not count:
+        return compute(keep_in_memory=True)
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "bert_multitask")
+    file = folder / name
+    try:
+        if file.exists():
+            if tokens := read_cache(file, features, count):
+                return tokens
+            logger.warning(f"{file}: is damaged; it is discarded, and its rows are tokenised again")
+        folder.mkdir(parents=True, exist_ok=True)
+        # In a folder of its own, so that neither a kill nor a full disk leaves half a file under the name.
+        with tempfile.TemporaryDirectory(dir=folder) as draft:
+            compute(cache_file_name=f"{draft}/{name}")
+            os.replace(f"{draft}/{name}", file)
+    except OSError as error:
+        logger.warning(
+            f"{folder}: tokens cannot be cached ({error.strerror or error}) and are kept in memory; free space there, "
+            "or name another folder in the environment variable HF_DATASETS_CACHE"
+        )
+        return compute(keep_in_memory=True)
+    return Dataset.from_file(str(file), info=datasets.DatasetInfo(features=features))
+
+
+def read_cache(file: Path, features: Features, count: int) -> Dataset | None:
+    """The memory-mapped tokens of a cache file; None where it is damaged. A file that was cut between two batches of
+    rows is a shorter file to Arrow, so the rows are counted."""
+    try:
+        tokens = Dataset.from_file(str(file), info=datasets.DatasetInfo(features=features))
+        tokens.data.table.validate(full=True)
+    except Exception:  # the reader's own errors share no base class
+        return None
+    return tokens if len(tokens) == count else None
 
 
 def encode(

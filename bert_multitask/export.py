@@ -44,7 +44,8 @@ def export_classifier(model: MultitaskBertModel, task: str) -> BertForSequenceCl
     """
     model.check_task(task)
     spec = model.tasks[task]
-    if model.is_separate(spec) or model.config.pooling == "mean":
+    one_segment = spec.text_pair is not None and model.config.type_vocab_size == 1  # stock models fail on such pairs
+    if model.is_separate(spec) or model.config.pooling == "mean" or one_segment:
         return export_with_code(model, task)
     labels = spec.label_names or (spec.name,)
     config = stock_config(model)

@@ -12,6 +12,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from .card import model_card
 from .configuration import InputError
 from .metrics import describe_metric, describe_overall
+from .modeling import share_weights
 
 CARD = "README.md"
 # All that others need to use and judge a model. Nothing else of the folder: run.json, TensorBoard's files and Trainer's
@@ -65,10 +66,10 @@ def push_folder(
     Raises:
         InputError: nothing was committed; the folder is as it was.
     """
+    files = public_files(Path(folder))
     try:
         if revision is not None:
             create_branch(repo_id, branch=revision, token=token, exist_ok=True)
-        files = sorted({file for pattern in PUBLIC for file in Path(folder).glob(pattern) if file.is_file()})
         contents = {file.name: named_card(file, repo_id, revision) if file.name == CARD else file for file in files}
         operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
         return create_commit(
@@ -80,6 +81,21 @@ def push_folder(
             f"the run in {folder} is whole, but it could not be pushed to {repo_id} ({reason(error)}); try again with "
             f"`python recipes/push_to_hub.py {folder} --hub_model_id {repo_id}{where}`"
         ) from error
+
+
+def public_files(folder: Path) -> list[Path]:
+    """The PUBLIC files of a folder, sorted.
+
+    Raises:
+        InputError: one is a link that leaves the folder; it could publish any file of the machine.
+    """
+    files = sorted({file for pattern in PUBLIC for file in folder.glob(pattern) if file.is_file()})
+    for file in files:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{file} is a link to {file.resolve()}; replace it with a copy, or remove it, and push again"
+            )
+    return files
 
 
 def named_card(file: Path, repo_id: str, revision: str | None = None) -> bytes:
@@ -99,9 +115,12 @@ class HubTrainer(Trainer):
     """
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Overridden to leave no training_args.bin: a pickle, which is unsafe to read and which nothing here reads."""
+        """Overridden to leave no training_args.bin, a pickle, which is unsafe to read and which nothing here reads; and
+        for the permissions of an adapter's weights."""
         super()._save(output_dir, state_dict)
-        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        folder = Path(output_dir or self.args.output_dir)
+        Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        share_weights(folder)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Overridden for one clear error, before training begins."""

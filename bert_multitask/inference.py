@@ -22,7 +22,7 @@ from .tasks import TASKS, Task, load_task
 logger = logging.get_logger(__name__)
 
 # What says where a task's rows are and how they are read, which a checkpoint's config.json does not.
-SOURCE = ("text", "text_pair", "label", "files", "hub")
+SOURCE = ("text", "text_pair", "label", "files", "quoting", "hub")
 
 
 class TrainedRun:
@@ -212,7 +212,7 @@ def read_tables(
     numbers = [
         number
         for number, name in enumerate(names)
-        if not found[number] and (not Path(name).exists() or Path(name, "config.json").exists())
+        if not found[number] and (not (path := Path(name).expanduser()).exists() or (path / "config.json").exists())
     ]
     runs = [TrainedRun(names[number], specs, data_dir) for number in numbers]
     for number, run, tables in zip(numbers, runs, predict_runs(runs, reader, args), strict=True):

@@ -1,13 +1,14 @@
 """How predictions are scored: the table of metrics, and the overall score."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import datasets
 import evaluate
 import numpy as np
 import torch
 from scipy import stats
+from transformers import EvalPrediction
 
 from .configuration import InputError
 from .losses import LOSSES, is_labelled
@@ -273,7 +274,7 @@ def check_finite(task: Task, predictions: np.ndarray) -> None:
     Raises:
         InputError: one is NaN or infinite.
     """
-    bad = ~np.isfinite(predictions).reshape(len(predictions), -1).all(-1)
+    bad = ~np.isfinite(predictions).all(tuple(range(1, predictions.ndim)))
     if bad.any():
         raise InputError(
             f"task {task.name!r}: {bad.sum()} of {len(bad)} predictions are NaN or infinite, number "
@@ -359,6 +360,38 @@ def higher_is_better(tasks: Mapping[str, Task], key: str | None, given: bool | N
                 raise InputError(f"--greater_is_better is False, but of {key} a higher value is better; leave it out")
             return known
     return given
+
+
+def labelled_metrics(
+    function: Callable[[EvalPrediction], Mapping[str, float]], task: Task, prediction: EvalPrediction
+) -> dict[str, float]:
+    """What a user's `compute_metrics` gives for a task's labelled rows; nothing where there are none.
+
+    Args:
+        function: the user's.
+        task: whose rows.
+        prediction: logits and labels of all rows, and losses and inputs where they are asked for.
+
+    Raises:
+        InputError: it gives no dictionary, a key that the task has already, or a number that is not finite.
+    """
+    labelled = is_labelled(prediction.label_ids)
+    if not labelled.any():
+        return {}
+    fields = ("predictions", "label_ids", "inputs", "losses")
+    values = {name: getattr(prediction, name) for name in fields}
+    rows = {name: value[: len(labelled)][labelled] for name, value in values.items() if value is not None}
+    metrics = function(EvalPrediction(**rows))
+    if not isinstance(metrics, Mapping):
+        raise InputError(
+            f"compute_metrics gives a {type(metrics).__name__} for task {task.name!r}; expected {{key: number}}"
+        )
+    if taken := metrics.keys() & {task.metric, "loss"}:
+        raise InputError(f"compute_metrics gives {min(taken)!r}, which task {task.name!r} has already; use another key")
+    for key, value in metrics.items():
+        if not np.all(np.isfinite(value)):
+            raise InputError(f"compute_metrics gives {key} = {value} for task {task.name!r}; expected a finite number")
+    return dict(metrics)
 
 
 def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, float]]) -> float:

@@ -9,8 +9,10 @@ Shapes: B rows, L padded length, T real tokens of the batch, H hidden size, A he
 """
 
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -375,6 +377,11 @@ class MinBertPreTrainedModel(PreTrainedModel):
                 raise InputError(f"{name}: {key} has values that are not finite (NaN or infinity); the file is damaged")
         return (model, info) if output_loading_info else model
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`; the weights get the same permissions as the other files."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        share_weights(save_directory)
+
     @staticmethod
     def _load_pretrained_model(
         model: PreTrainedModel,
@@ -402,6 +409,18 @@ class MinBertPreTrainedModel(PreTrainedModel):
                 "task takes no others), or the weights are not those of a BERT"
             )
         return loaded
+
+
+def share_weights(folder: str | os.PathLike) -> None:
+    """Give the weights in a folder the permissions of its configuration: safetensors lets their owner alone read them.
+
+    Args:
+        folder: which a model, or an adapter of peft, was saved in.
+    """
+    for config in Path(folder).glob("*config.json"):
+        for file in Path(folder).glob("*.safetensors"):
+            shutil.copymode(config, file)
+        return
 
 
 def loading_problem(name: str | os.PathLike, error: Exception) -> str:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .configuration import InputError
+
 BUCKET_STEP = 8  # tokens; on a CPU, rows whose lengths are the same when rounded up to this share a bucket
 
 
@@ -42,9 +44,19 @@ class Packing:
 
     Args:
         attention_mask: 1 or True for real tokens, shape (B, L).
+
+    Raises:
+        InputError: the model is being traced by `torch.export` or `torch.jit.trace`; the graph would hold the number of
+            tokens of the example.
     """
 
     def __init__(self, attention_mask: Tensor):
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            raise InputError(
+                "this encoder drops padding, so a traced graph would hold for batches of its example's lengths alone; "
+                "trace a stock model: export_encoder(model, task), or export_classifier(model, task) of a task on "
+                "'cls' or 'pooler' whose pairs are encoded jointly"
+            )
         self.shape = attention_mask.shape
         columns = torch.arange(self.shape[1], device=attention_mask.device)
         real = attention_mask.bool() | (columns == 0)

@@ -3,25 +3,33 @@ strings."""
 
 import json
 import math
-from collections.abc import Sequence
+import os
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
-from pyarrow import ArrowException, parquet
+from pyarrow import parquet
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .collate import Collator
 from .configuration import InputError
-from .data import encode
+from .data import encode, is_unicode
+from .files import as_text, check_columns, claim_id, one_line, reading
 from .heads import MultitaskBertModel
 from .labels import LabelReader
 from .losses import UNLABELLED
 from .metrics import decide
 from .tasks import TASKS, Task, load_task
+
+logger = logging.get_logger(__name__)
 
 
 def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray) -> Dataset:
@@ -50,29 +58,86 @@ def decision_column(task: Task) -> str:
 
 
 def write_predictions(task: Task, table: Dataset, path: Path) -> None:
-    """Write a prediction table as `path`.parquet and `path`.csv.
+    """Write a prediction table as `path`.parquet and `path`.csv; the path's name is `{task}-{split}`.
 
-    The Parquet file holds the table as it is, and the task in its metadata. The CSV file of a task with a
+    The Parquet file holds the table as it is, and the task and the split in its metadata. The CSV file of a task with a
     `prediction_column` has the course's form: `id \\t Predicted_X`, then `id , value` lines, classes as numbers. Any
-    other task's is a plain table of `id`, and `score`, or the `label`'s name and its `probability` where there is one.
+    other task's is a plain table of `id`, and `score`, or the `label`'s name and its `probability` where there is one;
+    there an id that a spreadsheet would run as a formula is written with an apostrophe before it.
+
+    Raises:
+        InputError: an id has a line break, which the course's form cannot hold (nothing is written), or a file cannot
+            be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = table[decision_column(task)]
+    if task.prediction_column and (broken := [row_id for row_id in table["id"][:] if "\n" in row_id]):
+        raise InputError(f"{path}.csv: the id {broken[0]!r} has a line break, which the course's form cannot hold")
     if task.prediction_column:
-        with open(f"{path}.csv", "w", encoding="utf-8") as file:
+        values = table[decision_column(task)]
+        with writing(f"{path}.csv") as draft, open(draft, "w", encoding="utf-8", newline="\n") as file:
             file.write(f"id \t {task.prediction_column} \n")
             file.writelines(f"{row_id} , {value} \n" for row_id, value in zip(table["id"], values, strict=True))
     else:
-        frame = table.to_pandas()
-        if "probabilities" in frame:
-            frame["probability"] = [
-                p[label] for p, label in zip(frame.pop("probabilities"), frame["label"], strict=True)
-            ]
-        if "label" in frame:
-            frame["label"] = [task.label_names[label] for label in frame["label"]]
-        frame.to_csv(f"{path}.csv", index=False)
-    columns = table.with_format("arrow")[:]
-    parquet.write_table(columns.replace_schema_metadata({"task": json.dumps(task.to_config())}), f"{path}.parquet")
+        frame = plain_table(task, table, f"{path}.csv")
+        with writing(f"{path}.csv") as draft:
+            frame.to_csv(draft, index=False)
+    metadata = {"task": json.dumps(task.to_config()), "split": path.name.rpartition("-")[2]}
+    columns = table.with_format("arrow")[:].replace_schema_metadata(metadata)
+    with writing(f"{path}.parquet") as draft:
+        parquet.write_table(columns, draft, write_page_checksum=True)
+
+
+@contextmanager
+def writing(path: str) -> Iterator[str]:
+    """Give the name of a draft, which takes the file's name once it is whole: a full disk or a kill leaves the file
+    that was there. The folder is made where there is none.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    draft = f"{path}.tmp"
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        os.replace(draft, path)
+    except OSError as error:
+        if Path(draft).is_file():
+            Path(draft).unlink()
+        raise InputError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
+
+
+def plain_table(task: Task, table: Dataset, path: str) -> pd.DataFrame:
+    """A prediction table with the labels' names and their probabilities, and with ids that are safe in a spreadsheet.
+
+    Args:
+        task: whose.
+        table: its predictions.
+        path: of the file to write, for the message.
+    """
+    frame = table.to_pandas()
+    if "probabilities" in frame:
+        frame["probability"] = [p[label] for p, label in zip(frame.pop("probabilities"), frame["label"], strict=True)]
+    if "label" in frame:
+        frame["label"] = [task.label_names[label] for label in frame["label"]]
+    if formulas := sum(map(is_formula, frame["id"])):
+        frame["id"] = ["'" * is_formula(row_id) + row_id for row_id in frame["id"]]
+        logger.warning(
+            f"{path}: {formulas} ids begin as a spreadsheet's formulas do; they are written with an apostrophe before "
+            "them, and as they are in the Parquet file"
+        )
+    return frame
+
+
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet would take a text as a formula: by its first character, unless it is a number."""
+    return text.startswith(("=", "+", "-", "@", "\t", "\r")) and not is_number(as_number(text))
+
+
+def as_number(written: str) -> float | None:
+    """The number that is written; None where it is none."""
+    try:
+        return float(written)
+    except ValueError:
+        return None
 
 
 class Predictions(NamedTuple):
@@ -85,7 +150,7 @@ class Predictions(NamedTuple):
 
 def find_tables(name: str, split: str) -> dict[str, Predictions]:
     """{task: table} of a prediction file, of those in a folder, or of those in a run's `predictions`; Parquet first."""
-    path = Path(name)
+    path = Path(name).expanduser()
     folder = path / "predictions" if Path(path, "predictions").is_dir() else path
     paths = [path] if path.is_file() else [*folder.glob("*.csv"), *folder.glob("*.parquet")]
     files = {file.stem.rpartition("-")[0]: file for file in paths if file.stem.endswith(f"-{split}")}
@@ -105,54 +170,94 @@ def read_predictions(path: Path) -> Predictions:
         if name not in TASKS:
             raise InputError(f"{path}: {name!r} is no task of the course; give {path.with_suffix('.parquet').name}")
         return Predictions(TASKS[name], read_course_file(path, TASKS[name]), str(path))
+    with reading(str(path), "Parquet"), parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        check_columns(file.schema_arrow.names, str(path))
+        metadata = file.schema_arrow.metadata or {}
+        if b"task" not in metadata and name not in TASKS:
+            raise InputError(f"{path}: does not say what its task is; expected a file that predict.py wrote")
+        task = stored_task(metadata[b"task"], path) if b"task" in metadata else TASKS[name]
+        split = metadata.get(b"split", path.stem.rpartition("-")[2].encode()).decode()
+        columns = file.read().to_pydict()
+    if path.stem != f"{task.name}-{split}":
+        raise InputError(
+            f"{path}: its metadata says task {task.name!r} and split {split!r}; expected {task.name}-{split}.parquet"
+        )
+    return Predictions(task, check_table(task, columns, str(path)), str(path))
+
+
+def stored_task(fields: bytes, path: Path) -> Task:
+    """The task in a prediction file's metadata, as JSON of its fields."""
     try:
-        metadata = parquet.read_schema(path).metadata or {}
-        columns = parquet.read_table(path).to_pydict()
-    except (OSError, ArrowException) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
-    if b"task" not in metadata and name not in TASKS:
-        raise InputError(f"{path}: does not say what its task is; expected a file that predict.py wrote")
-    task = load_task(json.loads(metadata[b"task"])) if b"task" in metadata else TASKS[name]
-    if missing := {"id", decision_column(task)} - set(columns):
-        raise InputError(f"{path}: no column {min(missing)!r}; its columns are {', '.join(columns)}")
-    if task.kind != "similarity" and (beyond := set(columns["label"]) - set(range(len(task.label_names)))):
-        last = len(task.label_names) - 1
-        raise InputError(f"{path}: has label {beyond.pop()!r}; the classes of task {task.name!r} are 0 to {last}")
-    return Predictions(task, Dataset.from_dict(columns), str(path))
+        return load_task(dict(json.loads(fields)))
+    except (ValueError, TypeError, RecursionError) as error:  # also of load_task: an InputError is a ValueError
+        raise InputError(f"{path}: the task in its metadata cannot be read ({one_line(error)})") from error
 
 
 def read_course_file(path: Path, task: Task) -> Dataset:
-    """A prediction table without probabilities, from a file in the course's form."""
-    try:
-        header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    """A prediction table without probabilities, from a file in the course's form. Rows end with line feeds and with
+    nothing else, since ids may hold whatever else Python takes for the end of a line."""
+    with reading(str(path), "a file in the course's form"):
+        header, *lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
     if header.split() != ["id", task.prediction_column]:
         raise InputError(f"{path}: begins with {header!r}; expected 'id \\t {task.prediction_column} '")
-    ids, values, scores = [], [], task.kind == "similarity"
+    columns: dict[str, list] = {"id": [], decision_column(task): []}
     reader = LabelReader(task, numbered=True)
     for number, line in enumerate(lines, start=1):
         row_id, comma, value = line.rpartition(",")
         if not comma:
             raise InputError(f"{path}: row {number} is {line!r}; expected 'id , value'")
-        ids.append(row_id.strip())
-        where = f"{path}, row {number}"
-        label = parse_score(value, where) if scores else reader.read(value)
-        if label in (None, UNLABELLED):
-            raise InputError(f"{where}: the label is {value.strip()!r}; expected {reader.expected}")
-        values.append(label)
-    return Dataset.from_dict({"id": ids, decision_column(task): np.array(values, np.float32 if scores else np.int64)})
+        columns["id"].append(row_id.removesuffix(" "))
+        value = value.strip()
+        found = as_number(value) if task.kind == "similarity" else reader.read(value)
+        # What is none is left as it is written, for the message about it.
+        columns[decision_column(task)].append(value if found in (None, UNLABELLED) else found)
+    return check_table(task, columns, str(path))
 
 
-def parse_score(written: str, where: str) -> float:
-    """A predicted score, which may lie outside the range of the labels, if only by rounding."""
-    try:
-        score = float(written)
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
-        raise InputError(f"{where}: the score is {written.strip()!r}; expected a number")
-    return score
+def check_table(task: Task, columns: Mapping[str, list], path: str) -> Dataset:
+    """The prediction table of a file's columns; other columns than a table's are left out.
+
+    Raises:
+        InputError: a column is missing, an id is missing or occurs twice, or a prediction is none of the task's. A
+            score may lie outside the range of the labels, if only by rounding.
+    """
+    last = len(task.label_names or ()) - 1
+    rules = {
+        "score": (is_number, "a number"),
+        "label": (lambda value: type(value) is int and 0 <= value <= last, f"a class from 0 to {last}"),
+        "probabilities": (
+            lambda values: is_distribution(values, last + 1),
+            f"{last + 1} probabilities that sum to 1",
+        ),
+    }
+    decision = decision_column(task)
+    if missing := {"id", decision} - set(columns):
+        raise InputError(f"{path}: no column {min(missing)!r}; its columns are {', '.join(columns)}")
+    seen: dict[str, int] = {}
+    for number, row_id in enumerate(columns["id"], start=1):
+        if row_id is None:
+            raise InputError(f"{path}: row {number} has no id")
+        claim_id(seen, as_text(row_id, path, number), number, path)
+    table = {"id": list(seen)}
+    for column in [decision] + ["probabilities"] * (decision == "label" and "probabilities" in columns):
+        holds, expected = rules[column]
+        for number, value in enumerate(columns[column], start=1):
+            if not holds(value):
+                raise InputError(f"{path}: row {number} has the {column} {value!r}; expected {expected}")
+        table[column] = columns[column]
+    return Dataset.from_dict(table)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_distribution(values: object, classes: int) -> bool:
+    """Whether a value is a probability for each class; they sum to 1 but for rounding, perhaps to fp16."""
+    if not isinstance(values, list) or len(values) != classes:
+        return False
+    return all(is_number(value) and value >= 0 for value in values) and abs(sum(values) - 1) < 0.01
 
 
 def check_alike(members: Sequence[Predictions]) -> None:
@@ -210,7 +315,7 @@ def predict(
     model: MultitaskBertModel,
     tokenizer: PreTrainedTokenizerBase,
     task: str,
-    rows: Sequence[str] | Sequence[tuple[str, str]],
+    rows: Iterable[str] | Iterable[tuple[str, str]] | Iterable[Mapping[str, str]],
     batch_size: int = 64,
     max_length: int = 512,
 ) -> Dataset:
@@ -220,7 +325,7 @@ def predict(
         model: on the device to use; it is put in evaluation mode.
         tokenizer: the model's.
         task: name of one of its tasks.
-        rows: texts, or (text, text) pairs for a pair task.
+        rows: texts, or (text, text) pairs for a pair task; or dictionaries of `text`, and `text_pair` for a pair task.
         batch_size: rows at a time.
         max_length: tokens a row may have; longer rows are cut, also to what the model can take.
 
@@ -228,23 +333,45 @@ def predict(
         `prediction_table` of the rows, with their numbers, from 0, as ids.
 
     Raises:
-        InputError: the model has no such task, or the rows are texts where it takes pairs, or the other way round.
+        InputError: the model has no such task, or a row is none of the above; the message names its number.
     """
     if task not in model.tasks:
         raise InputError(f"this model has no task {task!r}; it has {', '.join(model.tasks)}")
     spec = model.tasks[task]
-    pairs = spec.text_pair is not None
     max_length = min(max_length, model.config.max_position_embeddings)
-    if isinstance(rows, str):
-        raise InputError(f"rows is the string {rows!r}; expected a list of rows")
-    for number, row in enumerate(rows):
-        if isinstance(row, str) == pairs or not (isinstance(row, str) or len(row) == 2):
-            expected = "a pair of texts" if pairs else "a text"
-            raise InputError(f"rows[{number}] is {row!r}; task {task!r} takes {expected}")
+    texts = plain_texts(spec, rows)
+    count = len(texts[0])
     columns = {"input_ids": [], "token_type_ids": []}
-    if len(rows):
-        texts = list(map(list, zip(*rows, strict=True))) if pairs else [list(rows)]
+    if count:
         encoded = encode(tokenizer, texts, max_length, model.is_separate(spec))
         columns = {name: encoded[name] for name in columns}
-    tokens = Dataset.from_dict({"task": [task] * len(rows), "labels": [UNLABELLED] * len(rows)} | columns)
-    return prediction_table(spec, list(map(str, range(len(rows)))), predict_logits(model, task, tokens, batch_size))
+    tokens = Dataset.from_dict({"task": [task] * count, "labels": [UNLABELLED] * count} | columns)
+    return prediction_table(spec, list(map(str, range(count))), predict_logits(model, task, tokens, batch_size))
+
+
+def plain_texts(task: Task, rows: Iterable) -> list[list[str]]:
+    """The texts of plain rows, and for a pair task their second texts, a list each.
+
+    Raises:
+        InputError: the rows are not in an order, or one is not what the task takes.
+    """
+    names = ["text", "text_pair"] if task.text_pair else ["text"]
+    if isinstance(rows, (str, bytes, Mapping, Set, pd.DataFrame)) or not isinstance(rows, Iterable):
+        hint = '; to_dict("records") makes one of it' if isinstance(rows, pd.DataFrame) else ""
+        raise InputError(
+            f"rows is {one_line(reprlib.repr(rows))} ({type(rows).__name__}); expected a list of rows{hint}"
+        )
+    texts: list[list[str]] = []
+    for number, row in enumerate(rows):
+        if isinstance(row, Mapping):
+            found = [row[name] for name in names] if set(row) == set(names) else []
+        else:
+            found = row if task.text_pair and isinstance(row, (tuple, list)) else [row]
+        if len(found) != len(names) or not all(isinstance(text, str) and is_unicode(text) for text in found):
+            expected = "a pair of texts" if task.text_pair else "a text"
+            raise InputError(
+                f"rows[{number}] is {one_line(reprlib.repr(row))}; task {task.name!r} takes {expected}, or a "
+                f"dictionary of {' and '.join(names)}"
+            )
+        texts.append(found)
+    return [[row[number] for row in texts] for number in range(len(names))]

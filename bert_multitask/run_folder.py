@@ -1,97 +1,136 @@
 """The folder a run leaves: what is in it, when it may be written, and how a run in it goes on."""
 
+import contextlib
 import dataclasses
 import json
-import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Self
 
-import torch
 from datasets import DatasetDict
-from safetensors import safe_open
-from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments
+from .checkpoints import find_checkpoint, list_checkpoints
 from .configuration import InputError, resolve_folder
 from .data import fingerprint
-from .tasks import Task
+from .folder_lock import FolderLock, cannot_write, contents
+from .hub import PUBLIC
+from .records import to_json, write_json
+from .tasks import Task, load_task
 
 logger = logging.get_logger(__name__)
 
-# Arguments that decide the weights, of training and of the run; a resumed run must have the same.
-DECIDES = (
-    "seed data_seed schedule budget max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim "
-    "paper_optimizer weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 smart_projection "
-    "smart_radius smart_step_size smart_noise_std smart_steps smart_share_dropout bregman_momentum"
-).split()
-DECIDES_RUN = (
-    "model_name_or_path max_length encoder_dropout encoder_sharing pair_encoding pooling freeze_encoder".split()
-)
+# Fields that decide nothing about a run's weights and scores; a resumed run must have the same value of every other,
+# also of one that a later version of Transformers adds. First of the run:
+HARMLESS_RUN = {
+    *("tasks", "task_epochs", "max_train_samples", "head_dropout", "smart_weight", "bregman_weight"),  # are in Task
+    *("data_dir", "overwrite"),  # the rows themselves are compared
+}
+# and of training:
+HARMLESS = {
+    *("output_dir", "resume_from_checkpoint", "do_train", "do_eval", "do_predict", "debug", "skip_memory_metrics"),
+    # Rows of a step are compared; how they are dealt to devices and processes, and by what, is rounding.
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "use_cpu", "local_rank", "torch_empty_cache_steps"),
+    *("ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_find_unused_parameters"),
+    *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object"),
+    # Logs.
+    *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node"),
+    *("log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id"),
+    *("trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen"),
+    # What is kept and pushed.
+    *("save_total_limit", "save_on_each_node", "enable_jit_checkpoint"),
+    *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+    "hub_revision",
+    # The order of rows is the sampler's, whoever loads them.
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_in_order"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    "option",  # of train_single.py: learning_rate and freeze_encoder say what it does
+}
 PACKAGES = ("bert_multitask", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
+# What a run may leave besides its checkpoints and run.json, as patterns.
+WRITTEN = [
+    "metrics.json",  # first: without it a run is unfinished
+    *(pattern for pattern in PUBLIC if pattern != "*.py"),
+    *(module.name for module in Path(__file__).parent.glob("*.py")),  # the model files are among them
+    *("special_tokens_map.json", "added_tokens.json", "training_args.bin", "history.jsonl"),
+    *("runs", "predictions", "report", "_best"),
+]
 
 
 class RunFolder:
-    """`--output_dir`, checked before anything is computed.
+    """`--output_dir`, held against other runs and checked before anything is computed.
 
-    A run is finished when its `metrics.json` exists, which is written last.
+    A run is finished when its `metrics.json` exists, which is written last. The first process holds the folder.
 
     Args:
         args: `output_dir` and `resume_from_checkpoint`.
         overwrite: whether a run that is there may be replaced.
-
-    Raises:
-        InputError: the folder holds a run (or something else) that the flags do not say what to do with.
     """
 
     def __init__(self, args: MultitaskTrainingArguments, overwrite: bool):
         self.args = args
         self.path = Path(args.output_dir)
-        self.checkpoint = None
+        self.checkpoint: str | None = None
         self.overwrite = overwrite
         self.data: dict[str, dict] = {}  # {task: {split: rows and fingerprint}}, on the first process
-        if args.resume_from_checkpoint:
-            if overwrite:
-                raise InputError("--overwrite and --resume_from_checkpoint exclude each other")
-            self.checkpoint = self.find_checkpoint(args.resume_from_checkpoint)
-            if self.checkpoint:
-                check_checkpoint(Path(self.checkpoint))
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if args.resume_from_checkpoint and overwrite:
+            raise InputError("--overwrite and --resume_from_checkpoint exclude each other")
+        self.held = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Hold the folder, check what it holds, and find the checkpoint to go on from.
+
+        Raises:
+            InputError: the folder cannot be written, another process writes it, or it holds a run (or something else)
+                that the flags do not say what to do with.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.args.process_index == 0:
+                stack.enter_context(FolderLock(self.path))
+            self.check()
+            if self.args.resume_from_checkpoint:
+                checkpoint = find_checkpoint(self.path, self.args.resume_from_checkpoint)
+                self.checkpoint = None if checkpoint is None else str(checkpoint)
+            self.held = stack.pop_all()
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Let go of the folder."""
+        self.held.close()
+
+    def check(self) -> None:
+        """Refuse a folder that holds what the flags do not say what to do with. What is left of a run that was cut off
+        before it began is nothing."""
+        found = contents(self.path) - {"run.tmp"}
+        if not found:
             return
-        if not (self.path / "run.json").exists():
+        if "run.json" not in found:
             raise InputError(f"--output_dir {self.path} exists and holds no run; choose another folder")
-        if overwrite:
+        if self.overwrite:
             return
-        if (self.path / "metrics.json").exists():
+        if "metrics.json" in found:
             raise InputError(
                 f"--output_dir {self.path} holds a finished run; choose another folder, or replace it with --overwrite"
             )
-        if not args.resume_from_checkpoint:
+        if not self.args.resume_from_checkpoint:
             raise InputError(
                 f"--output_dir {self.path} holds an unfinished run; go on with --resume_from_checkpoint, "
                 "or start anew with --overwrite"
             )
+        read_run(str(self.path))
 
-    def find_checkpoint(self, name: str) -> str | None:
-        """The checkpoint folder to resume from; None, with a word, where the run was stopped before its first.
-
-        A checkpoint without `trainer_state.json`, which is written last, was cut off while it was saved.
-        """
-        if name != "last":
-            if not Path(name, "trainer_state.json").is_file():
-                raise InputError(f"--resume_from_checkpoint {name}: no checkpoint; expected a folder checkpoint-N")
-            if Path(name).resolve().parent != self.path.resolve():
-                raise InputError(f"--resume_from_checkpoint {name}: not a checkpoint of the run in {self.path}")
-            return name
-        whole = [state.parent for state in self.path.glob("checkpoint-*/trainer_state.json")]
-        if not whole:
-            logger.warning(f"{self.path} has no checkpoint yet; training starts from the beginning")
-            return None
-        return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])))
+    def clear(self) -> None:
+        """Remove what a run left, and nothing else; `run.json` stays until it is replaced, so that the folder is known
+        as a run's all the time."""
+        for path in [found for pattern in WRITTEN for found in self.path.glob(pattern)]:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        for checkpoint in list_checkpoints(self.path).values():
+            shutil.rmtree(checkpoint)
 
     def begin(
         self,
@@ -128,16 +167,15 @@ class RunFolder:
         file = self.path / "run.json"
         if self.args.resume_from_checkpoint and file.exists():
             _, before = read_run(str(self.path))
-            compare_settings(before["decides"], record["decides"], self.path)
+            compare_settings(recorded_settings(before, record["decides"]), record["decides"], self.path)
         try:
-            if self.overwrite and self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
+            if self.overwrite:
+                self.clear()
             write_json(file, record)
         except OSError as error:
-            raise InputError(f"--output_dir {self.path} cannot be written: {error}") from error
+            raise cannot_write(self.path, error) from error
 
-    def finish(self, metrics: dict[str, float], tasks: Sequence[Task]) -> None:
+    def finish(self, metrics: dict[str, float], tasks: Iterable[Task]) -> None:
         """Write `metrics.json`, which marks the run as finished, and print the dev scores."""
         if self.args.process_index != 0:
             return
@@ -164,16 +202,37 @@ def deciding_settings(
     data: Mapping[str, dict],
     batch_size: int,
 ) -> dict[str, object]:
-    """What decides a run's weights, {name: value}, of its arguments, tasks, `fingerprints` and rows of a step."""
+    """What decides a run's weights and scores, {name: value}, of its arguments, tasks, `fingerprints` and rows of a
+    step."""
     training = args.to_dict()
     return (
-        {name: training[name] for name in DECIDES}
-        | {name: getattr(run, name) for name in DECIDES_RUN}
+        {field.name: training[field.name] for field in dataclasses.fields(args) if field.name not in HARMLESS}
+        | {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name not in HARMLESS_RUN}
+        | {"mixed precision": args.mixed_precision}  # Accelerate's configuration may say it
         | {"tasks": [task.name for task in tasks]}
-        | {f"task {task.name}": task.to_config() for task in tasks}
+        | {f"task {task.name}": task.to_config() for task in tasks}  # all but where the rows come from
         | {f"rows of {name}": splits for name, splits in data.items()}
         | {"rows of a step": batch_size}
     )
+
+
+def recorded_settings(record: Mapping, names: Iterable[str]) -> dict[str, object]:
+    """What decided a recorded run, {name: value}, with what an older version recorded elsewhere or did not know.
+
+    Args:
+        record: of `run.json`.
+        names: of the settings that decide today.
+    """
+    fields = [*dataclasses.fields(RunArguments), *dataclasses.fields(MultitaskTrainingArguments)]
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    known = defaults | record["training"] | record["run"]
+    precision = "bf16" if known.get("bf16") else "fp16" if known.get("fp16") else "no"
+    found = {name: known[name] for name in names if name in known} | {"mixed precision": precision} | record["decides"]
+    for name, value in found.items():
+        if name.startswith("task "):
+            with contextlib.suppress(InputError):  # then the comparison refuses it
+                found[name] = load_task(value).to_config()
+    return json.loads(to_json(found))
 
 
 def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
@@ -182,44 +241,13 @@ def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
     Raises:
         InputError: names the first setting that differs.
     """
-    now = json.loads(json.dumps(now, default=str))
+    now = json.loads(to_json(now))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise InputError(
                 f"{path} cannot be resumed with other settings: {name} was {before.get(name)!r} and is "
                 f"{now.get(name)!r}; use the flags it was started with, or another --output_dir"
             )
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Refuse a checkpoint with a file that is cut off, or that holds more than tensors and plain data: unpickling
-    anything else could run code; and one without the weights or the optimizer's state, which would begin anew.
-
-    Raises:
-        InputError: names the file.
-    """
-    needed = {"weights": ["model*.safetensors*"], "optimizer's state": ["optimizer*", "global_step*"]}  # DeepSpeed's
-    for what, patterns in needed.items():
-        if not any(file for pattern in patterns for file in folder.glob(pattern)):
-            raise InputError(
-                f"--resume_from_checkpoint {folder}: the {what} ({patterns[0]}) is not there; name another checkpoint "
-                "of the run (--save_only_model leaves none to resume from)"
-            )
-    for file in sorted(folder.iterdir()):
-        try:
-            if file.suffix == ".json":
-                json.loads(file.read_bytes())
-            if file.suffix == ".safetensors":
-                with safe_open(file, "pt"):
-                    pass
-            elif file.suffix in (".pt", ".pth", ".bin"):
-                with safe_globals():  # NumPy's arrays, which the random states have
-                    torch.load(file, map_location="cpu", mmap=True, weights_only=True)  # mapped, so nothing is copied
-        except Exception as error:  # damage shows in a dozen ways
-            raise InputError(
-                f"--resume_from_checkpoint {folder}: {file.name} is damaged, or not to be trusted "
-                f"({str(error).partition(chr(10))[0]}); name another checkpoint of the run"
-            ) from error
 
 
 def read_run(name: str) -> tuple[RunArguments, dict] | None:
@@ -236,13 +264,6 @@ def read_run(name: str) -> tuple[RunArguments, dict] | None:
         return RunArguments(**record["run"]), record
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is not the record of a run ({error}); did another version write it?") from error
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file whole or not at all."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
-    os.replace(draft, path)
 
 
 def installed_version(name: str) -> str | None:

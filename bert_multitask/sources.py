@@ -8,7 +8,9 @@ from pathlib import Path
 from .analysis import LabelledPredictions, label_predictions
 from .arguments import MultitaskTrainingArguments
 from .configuration import InputError, resolve_folder
+from .files import reading
 from .inference import SplitReader, first_run, known_tasks, locate_tasks, read_tables
+from .records import read_history
 from .run_folder import read_run
 from .schedule import SCHEDULES
 from .tasks import Task
@@ -90,13 +92,24 @@ def open_sources(
         if not predictions:
             raise InputError(f"{name}: there is nothing to score. {' '.join(unscored)}")
         _, record = read_run(name) or (None, None)
-        history = list(map(json.loads, read_text(name, "history.jsonl").splitlines()))
-        ensemble = json.loads(read_text(name, "ensemble.json") or "null")
+        history = read_history(Path(resolve_folder(name), "history.jsonl"))
+        ensemble = read_ensemble(name)
         sources.append(Source(name, located, predictions, unscored, record, history, ensemble))
     return sources
+
+
+def read_ensemble(name: str) -> dict | None:
+    """What the `ensemble.json` of a folder says; None where there is none."""
+    if not (text := read_text(name, "ensemble.json")):
+        return None
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{name}/ensemble.json: is damaged ({error}); combine the runs again") from error
 
 
 def read_text(name: str, file: str) -> str:
     """A file of a folder; empty where there is none."""
     path = Path(resolve_folder(name), file)
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    with reading(str(path), "text"):
+        return path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -19,6 +19,9 @@ KINDS = {
     "binary": ("binary_cross_entropy", "binary_symmetric_kl", "accuracy"),
     "similarity": ("mean_squared_error", "squared_error", "pearson"),
 }
+QUOTING = ("standard", "none")
+# The fields that say where rows come from, which a model does not need.
+ROW_SOURCE = ("files", "quoting", "hub", "course_rows")
 
 
 SPLITS = ("train", "dev", "test")
@@ -35,10 +38,11 @@ class HubSource:
     Args:
         path: dataset id on the Hub.
         name: its configuration, where it has several.
+        revision: branch, tag or commit of the dataset; None is its main branch.
         text: its column of texts.
         text_pair: its column of second texts; None where a row has one.
         label: its column of labels.
-        splits: {our split: its split}.
+        splits: {our split: its split, or a slice of one such as "train[:80%]"}.
         label_names: what its labels are called, in the order of the task's label_names; by default as those.
     """
 
@@ -50,6 +54,7 @@ class HubSource:
     splits: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"}
     )
+    revision: str | None = None
     label_names: tuple[str, ...] | None = None
 
     def __post_init__(self):
@@ -88,6 +93,8 @@ class Task:
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
         files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
             (tabs or commas), .jsonl or .parquet.
+        quoting: how tables quote: "standard", a field that begins with a double quote is quoted whole, with inner
+            quotes doubled; "none", quotes are plain characters, as in GLUE's own files.
         hub: the same rows on the Hub.
         course_rows: {split: rows} of the course's own files (the paper's section 5.1), said where a run has others.
         prediction_column: header of the predictions in the course's file form; by default they are written as a plain
@@ -112,6 +119,7 @@ class Task:
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
     files: dict[str, str] | None = None
+    quoting: str = "standard"
     hub: HubSource | None = None
     course_rows: dict[str, int] | None = None
     prediction_column: str | None = None
@@ -127,6 +135,8 @@ class Task:
         self.check_ranges(where)
         if self.files is not None:
             check_splits(self.files, f"{where}: files")
+        if self.quoting not in QUOTING:
+            raise InputError(f"{where}: quoting is {self.quoting!r}; choose one of {', '.join(QUOTING)}")
         if self.course_rows is not None and self.course_rows.keys() != set(SPLITS):
             raise InputError(f"{where}: course_rows has {', '.join(self.course_rows)}; expected {', '.join(SPLITS)}")
         for key, default in zip(("loss", "divergence", "metric"), KINDS[self.kind], strict=True):
@@ -227,7 +237,7 @@ class Task:
 
     def to_config(self) -> dict:
         """The fields a model needs, as plain data for `config.json`: all but where the rows come from."""
-        fields = {key: value for key, value in vars(self).items() if key not in ("files", "hub", "course_rows")}
+        fields = {key: value for key, value in vars(self).items() if key not in ROW_SOURCE}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
 
@@ -240,7 +250,7 @@ def check_class_weights(task: Task) -> dict | str | None:
     weights, where = task.class_weights, f"task {task.name!r}: class_weights"
     if weights is None:
         return None
-    if task.label_names is None:
+    if task.kind == "similarity":
         raise InputError(f"{where} is {weights!r}; a {task.kind} task has no classes, so leave it out")
     if weights == "balanced":
         return weights
@@ -267,7 +277,7 @@ def check_label_smoothing(task: Task) -> None:
     value, where = task.label_smoothing, f"task {task.name!r}: label_smoothing"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise InputError(f"{where} is {value!r}; expected a share in [0, 1)")
-    if value and task.label_names is None:
+    if value and task.kind == "similarity":
         raise InputError(f"{where} is {value!r}; a {task.kind} task has no classes, so leave it out")
 
 

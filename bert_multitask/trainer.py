@@ -1,109 +1,176 @@
 """The one place where tasks, model, schedule and loss meet: a thin subclass of `transformers.Trainer`."""
 
 import copy
-import dataclasses
+import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, get_last_checkpoint
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments
-from .callbacks import BestOfEachTask, EpochEnds, TimeEstimate
+from .callbacks import BestOfEachTask, EpochEnds, StopAtBadStep, TimeEstimate
+from .checks import (
+    balance_tasks,
+    by_task,
+    check_collator,
+    check_metrics,
+    check_optimizers,
+    check_parts,
+    check_sharding,
+    check_smart,
+    check_weights,
+    eval_rows,
+    train_rows,
+)
 from .collate import Collator, TaskRows
-from .configuration import InputError
+from .configuration import InputError, NonFiniteError
+from .finite import FirstBadStep
 from .heads import MultitaskBertModel
 from .hub import HubTrainer
 from .losses import DIVERGENCES, UNLABELLED, count_items, is_labelled, no_label
-from .metrics import decide, find_metric, higher_is_better, overall_score, score_decisions, task_scores
+from .metrics import decide, higher_is_better, labelled_metrics, overall_score, score_decisions, task_scores
 from .optim import PaperAdamW
+from .randomness import keeps_generators
 from .schedule import SCHEDULES, PlanSampler, count_batches, describe
 from .smart import DropoutMasks, MomentumTeacher, smart_penalty
 from .tasks import Task
+from .token_rows import check_labelled, rows_by_task
 
 logger = logging.get_logger(__name__)
+SHOWN_ROWS = 8  # rows that a message names
 
 
 class MultitaskTrainer(HubTrainer):
     """Trains a `MultitaskBertModel` on a plan of its tasks' batches, one task a step.
 
+    Everything that `transformers.Trainer` takes is here, too, or is refused when the trainer is built (docs/trainer.md
+    has the table). What Trainer takes for one task may be {task: …} here: rows and functions.
+
     Args:
-        model: whose tasks say the epochs of each; or one that `peft.get_peft_model` made of it (docs/reuse.md).
+        model: its `tasks` give each task's number of epochs; or one that `peft.get_peft_model` made of it
+            (docs/reuse.md).
         args: the schedule, its budget, and everything `TrainingArguments` has.
-        train_dataset: {task: tokenised rows} of every task of the model.
+        train_dataset: {task: tokenised rows} of every task of the model (see `token_rows.rows_by_task`).
         eval_dataset: the same of the dev rows; needed for evaluation.
         processing_class: the tokenizer; it is saved with every checkpoint.
-        **kwargs: other arguments of `transformers.Trainer`.
+        data_collator: rows of one task -> a batch, in the place of `Collator`, and with its keys.
+        model_init: refused.
+        compute_loss_func: (outputs, labels, num_items_in_batch) -> the loss of a batch, or {task: such a function};
+            the sum over the batch's rows divided by `num_items_in_batch`, so that the shares of a step add up. A row
+            without a label has the label -100. It gives `eval_{task}_loss`, too.
+        compute_metrics: `EvalPrediction` of a task's labelled rows, with logits as predictions -> {key: number}, or
+            {task: such a function}. The numbers are `eval_{task}_{key}`, which `metric_for_best_model` may name.
+        callbacks: of the training.
+        optimizers: an optimizer of the model's parameters, and a schedule of its learning rate; None makes ours.
+        optimizer_cls_and_kwargs: an optimizer's class and settings, in the place of `args.optim`.
+        preprocess_logits_for_metrics: refused.
+
+    Raises:
+        InputError: something given is wrong, missing, or would be ignored; nothing is computed or written then.
     """
 
     def __init__(
         self,
-        model: MultitaskBertModel,
-        args: MultitaskTrainingArguments,
-        train_dataset: Mapping[str, Dataset],
-        eval_dataset: Mapping[str, Dataset] | None = None,
+        model: MultitaskBertModel | None = None,
+        args: MultitaskTrainingArguments | None = None,
+        train_dataset: Mapping[str, Dataset] | Dataset | None = None,
+        eval_dataset: Mapping[str, Dataset] | Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        **kwargs: Any,
+        data_collator: Callable | None = None,
+        model_init: None = None,
+        compute_loss_func: Callable | Mapping[str, Callable] | None = None,
+        compute_metrics: Callable | Mapping[str, Callable] | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple[type, dict] | None = None,
+        preprocess_logits_for_metrics: None = None,
     ):
-        if not isinstance(args, MultitaskTrainingArguments):
-            raise InputError(f"args is a {type(args).__name__}; expected MultitaskTrainingArguments")
-        if missing := [name for name in model.tasks if name not in train_dataset]:
-            raise InputError(f"train_dataset has no rows of task {missing[0]!r}, which the model has")
-        for task in [task for task in model.tasks.values() if task.class_weights == "balanced"]:
-            model.change_task(task.balance(train_dataset[task.name]["labels"][:]))
-        self.rows = {name: len(train_dataset[name]) for name in model.tasks}
+        refused = {"model_init": model_init, "preprocess_logits_for_metrics": preprocess_logits_for_metrics}
+        check_parts(model, args, refused)
+        train, dev = train_rows(train_dataset, model), eval_rows(eval_dataset, model, args)
+        balance_tasks(model, train)
+        args = self.plan_steps(model, args, {name: len(rows) for name, rows in train.items()})
+        self.loss_functions = by_task(compute_loss_func, model.tasks, "compute_loss_func")
+        self.metric_functions = by_task(compute_metrics, model.tasks, "compute_metrics")
+        check_metrics(model.tasks, args, self.metric_functions)
+        check_smart(model.tasks, args)
+        check_sharding(model, args)
+        check_weights(model, self.plan)
+        check_optimizers(model, args, optimizers, optimizer_cls_and_kwargs)
+        if data_collator is not None:
+            check_collator(data_collator, train | dev)
+        if args.paper_optimizer:
+            adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+            optimizer_cls_and_kwargs = (PaperAdamW, {"lr": args.learning_rate} | adam)
+        self.begin_record()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or Collator(model.config.pad_token_id or 0),
+            train_dataset=TaskRows(train),
+            eval_dataset=dev,
+            processing_class=processing_class,
+            callbacks=list(callbacks or ()),
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
+        self.bad = FirstBadStep(scaled=self.accelerator.mixed_precision == "fp16")
+        self.teacher = None
+        if any(task.bregman_weight for task in model.tasks.values()):
+            self.teacher = MomentumTeacher(model, args.bregman_momentum)
+        self.add_callbacks()
+
+    def plan_steps(
+        self, model: MultitaskBertModel, args: MultitaskTrainingArguments, rows: dict[str, int]
+    ) -> MultitaskTrainingArguments:
+        """Lay out the plan for {task: training rows}; returns a copy of the arguments whose `max_steps` is its length.
+
+        Trainer repeats a data loader that is shorter than max_steps; the plan is all there is.
+        """
+        self.rows = rows
         self.epochs = {name: task.epochs for name, task in model.tasks.items()}
         self.batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.data_seed = args.data_seed if args.data_seed is not None else args.seed
         self.batches = count_batches(self.rows, self.epochs, self.batch_size, args.budget)
         plan = SCHEDULES[args.schedule](self.batches, self.data_seed)
         self.plan = plan[: args.max_steps] if args.max_steps > 0 else plan
-        args = copy.copy(args)  # the caller's stay as they are
-        # Trainer repeats a data loader that is shorter than max_steps; the plan is all there is.
-        args.max_steps = len(self.plan)
-        check_metrics(model.tasks, args)
-        args.greater_is_better = higher_is_better(model.tasks, args.metric_for_best_model, args.greater_is_better)
-        check_smart(model.tasks, args)
-        check_sharding(model, args)
-        check_weights(model, self.plan)
         for name in self.rows.keys() - set(self.plan):
             logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
+        args = copy.copy(args)  # the caller's stay as they are
+        args.max_steps = len(self.plan)
+        args.greater_is_better = higher_is_better(model.tasks, args.metric_for_best_model, args.greater_is_better)
+        return args
+
+    def begin_record(self) -> None:
+        """Start what training keeps for its log, and for the next evaluation."""
         self.step_rows: Tensor | int | None = None  # labelled rows of the step, where its loss is divided by others
         self.sums: dict[str, tuple] = {}
         self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # task -> logits and labels since the last log entry
         self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
-        if args.paper_optimizer:
-            adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-            kwargs["optimizer_cls_and_kwargs"] = (PaperAdamW, {"lr": args.learning_rate} | adam)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=Collator(model.config.pad_token_id or 0),
-            train_dataset=TaskRows(train_dataset),
-            eval_dataset=dict(eval_dataset or {}),
-            processing_class=processing_class,
-            **kwargs,
-        )
-        self.teacher = None
-        if any(task.bregman_weight for task in model.tasks.values()):
-            self.teacher = MomentumTeacher(model, args.bregman_momentum)
-        self.add_callbacks()
 
     def add_callbacks(self) -> None:
-        """Add what the schedule, the layout and SMART's Bregman term ask for."""
+        """Add what the flags, the schedule, the layout and SMART's Bregman term ask for."""
         self.add_callback(TimeEstimate())
+        if self.args.early_stopping_patience:
+            patience, threshold = self.args.early_stopping_patience, self.args.early_stopping_threshold
+            self.add_callback(EarlyStoppingCallback(patience, threshold))
         if self.args.schedule == "sequential":
             self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
+        self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
         if self.model.config.encoder_sharing == "per_task" and self.args.load_best_model_at_end:
             self.add_callback(BestOfEachTask())
         if self.teacher:
@@ -133,6 +200,7 @@ class MultitaskTrainer(HubTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor | int | None:
@@ -160,6 +228,69 @@ class MultitaskTrainer(HubTrainer):
             items = self.accelerator.gather(items).sum()
         return batches, items
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Overridden to note a loss that is not a finite number, without waiting for the device."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.bad.note_loss(loss, self.state.global_step + 1)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """Overridden to note a gradient norm that is not a finite number; Trainer computes it with every step, clipped
+        or not, and has no public place to see it."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.bad.note_norm(norm, self.state.global_step + 1)
+        return norm
+
+    def check_numbers(self, weights: bool = False) -> None:
+        """Stop where a step had a loss or a gradient norm that is not a finite number; all processes stop together.
+
+        Args:
+            weights: whether to look at the weights, too: no loss follows the last update before they are saved.
+
+        Raises:
+            NonFiniteError: names the step, its task and rows; or the first such weight.
+        """
+        found = self.bad.read(self.accelerator)
+        if found is None and weights:
+            self.check_weights()
+        if found is None:
+            return
+        step, task = found[0], self.plan[found[0] - 1]
+        sampler = PlanSampler(self.plan, self.rows, self.batch_size, seed=self.data_seed)
+        rows = self.train_dataset.__getitems__(next(islice(sampler, step - 1, None)))
+        folder = Path(self.args.output_dir)
+        checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+        raise NonFiniteError(
+            f"{found[1]} at step {step}, a batch of task {task!r} (rows {name_rows(rows)}); "
+            f"lower --learning_rate ({self.args.learning_rate:g}) or look at these rows; "
+            + (f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet")
+        )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Overridden to save nothing once a number was not finite."""
+        self.check_numbers()
+        super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Overridden to refuse weights that are not finite numbers (see `check_weights`)."""
+        self.check_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def check_weights(self) -> None:
+        """Refuse weights that are not finite numbers.
+
+        Raises:
+            NonFiniteError: names the first such weight.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return  # each process has other weights, and they have to stop together
+        for name, weight in self.model.named_parameters():
+            if not torch.isfinite(weight).all():
+                step = self.state.global_step
+                raise NonFiniteError(f"weight {name} is not finite after step {step}; lower --learning_rate")
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -173,11 +304,12 @@ class MultitaskTrainer(HubTrainer):
         Scaling is as Trainer's: the model divides by the labelled rows of the whole step (or by the sum of their class
         weights), all processes and accumulation steps together.
         """
+        self.compute_loss_func = self.loss_functions.get(inputs["task"])
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         task = self.model.tasks[inputs["task"]]
         masks = DropoutMasks(inputs["labels"]) if task.smart_weight and self.args.smart_share_dropout else None
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)  # it may take labels out
         self.keep(f"loss_{task.name}", loss)
         if self.args.logging_strategy != "no":
             self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"]))
@@ -236,7 +368,13 @@ class MultitaskTrainer(HubTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Overridden to add to training logs, as means over a task's steps since the last entry: `loss_{task}` without
         SMART's terms, `smart_{task}` and `bregman_{task}` without their weights; and `{metric}_{task}` of the rows
-        trained on since, as predicted in training, with dropout."""
+        trained on since, as predicted in training, with dropout.
+
+        Raises:
+            NonFiniteError: a step since had a loss or gradient that is not a finite number.
+        """
+        if self.is_in_train:
+            self.check_numbers()
         if "loss" in logs:
             for name, (total, count) in sorted(self.sums.items()):
                 steps = count / self.args.gradient_accumulation_steps
@@ -244,13 +382,17 @@ class MultitaskTrainer(HubTrainer):
             for name, batches in sorted(self.seen.items()):
                 logits, labels = (self.gather_rows(torch.cat(column)) for column in zip(*batches, strict=True))
                 task, labelled = self.model.tasks[name], is_labelled(labels)
-                if not np.isfinite(logits[labelled]).all():
-                    continue  # a step that fp16's scaler skipped: no value is better than a wrong one
+                labelled &= np.isfinite(logits).reshape(len(logits), -1).all(1)  # without those that fp16 skipped
+                if not labelled.any():
+                    continue
                 with warnings.catch_warnings(action="ignore"):  # a few rows may well be of one class
                     found = score_decisions(task, decide(task, logits[labelled]), labels[labelled])
                 logs[f"{task.metric}_{name}"] = found[task.metric]
             self.sums.clear()
             self.seen.clear()
+        if self.bad.scaled:  # the loss or gradient of a step that fp16's scaler skipped is no number to log
+            for key in [key for key, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
+                del logs[key]
         super().log(logs, start_time)
 
     def gather_rows(self, values: Tensor) -> np.ndarray:
@@ -259,42 +401,109 @@ class MultitaskTrainer(HubTrainer):
         padded = self.accelerator.pad_across_processes(values, pad_index=missing)
         return self.accelerator.gather(padded).cpu().numpy()
 
+    @keeps_generators
     def evaluate(
         self,
-        eval_dataset: Mapping[str, Dataset] | None = None,
+        eval_dataset: Mapping[str, Dataset] | Dataset | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Overridden because Trainer scores several datasets apart, so that no overall score could pick the best.
 
         Args:
-            eval_dataset: {task: tokenised rows}; by default the trainer's.
+            eval_dataset: {task: tokenised rows}, or rows of one task; by default the trainer's.
             ignore_keys: outputs of the model to leave out of the predictions.
             metric_key_prefix: start of every key.
 
         Returns:
-            `eval_{task}_loss` and `eval_{task}_{metric}` of every task, `eval_overall`, `eval_runtime` in seconds.
+            `eval_{task}_loss`, `eval_{task}_{metric}` and what `compute_metrics` gives for every task, `eval_overall`,
+            `eval_runtime` in seconds.
+
+        Raises:
+            InputError: there is nothing to evaluate on, or rows of another task.
+            NonFiniteError: a prediction is not a finite number.
         """
         start = time.perf_counter()
         # Of the trainer's own datasets Trainer wants the names, under which it keeps persistent loaders.
-        loaders = {name: name for name in self.eval_dataset} if eval_dataset is None else eval_dataset
+        loaders = {name: name for name in self.eval_dataset}
+        if eval_dataset is not None or not loaders:
+            loaders = rows_by_task({} if eval_dataset is None else eval_dataset, self.model, "eval_dataset")
+            if not loaders:
+                raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
+            check_labelled(loaders, "eval_dataset")
         steps = Counter(self.plan[: self.state.global_step])
         # With an encoder for each task a step changes one task; the others predict what they did before.
         reuse = self.is_in_train and eval_dataset is None and self.model.config.encoder_sharing == "per_task"
-        outputs = {}
+        outputs, metrics = {}, {}
         for name, rows in loaders.items():
             before, outputs[name] = self.evaluated.get(name, (None, None))
+            prefix = f"{metric_key_prefix}_{name}"
             if not reuse or before != steps[name]:
                 loader = self.get_eval_dataloader(rows)
-                outputs[name] = self.evaluation_loop(loader, f"Evaluation of {name}", False, ignore_keys)
+                outputs[name] = self.evaluation_loop(loader, f"Evaluation of {name}", False, ignore_keys, prefix)
                 self.callback_handler.on_predict(self.args, self.state, self.control, {})  # ends its progress bar
             if reuse:
                 self.evaluated[name] = (steps[name], outputs[name])
-        metrics = self.score(outputs, metric_key_prefix)
+            trainers = (f"{prefix}_loss", f"{prefix}_model_preparation_time")
+            metrics |= {key: value for key, value in outputs[name].metrics.items() if key not in trainers}
+        metrics |= self.score(outputs, metric_key_prefix)
+        self.check_best(metrics)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def check_best(self, metrics: Mapping[str, float]) -> None:
+        """Refuse, at the first evaluation in training, a metric of the best checkpoint that `compute_metrics` does not
+        give."""
+        best = f"eval_{(self.args.metric_for_best_model or 'overall').removeprefix('eval_')}"
+        if self.is_in_train and best not in metrics:
+            raise InputError(f"--metric_for_best_model is {best!r}, but the evaluation gives {', '.join(metrics)}")
+
+    @keeps_generators
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Overridden to check the rows, of one task, as those to train on are checked (labels may be missing), and to
+        leave the random generators alone.
+
+        Raises:
+            InputError: names what is wrong with the rows.
+            NonFiniteError: a prediction is not a finite number.
+        """
+        rows = rows_by_task(test_dataset, self.model, "test_dataset")
+        if len(rows) != 1:
+            raise InputError(f"test_dataset has {len(rows)} tasks; predict takes the rows of one")
+        return super().predict(*rows.values(), ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Overridden to give `compute_metrics` the labelled rows of one task, and to refuse predictions that are not
+        finite numbers, which no metric would notice.
+
+        Raises:
+            NonFiniteError: names the task and the rows.
+        """
+        rows = dataloader.dataset
+        task = self.model.tasks[rows[0]["task"]]
+        function = self.metric_functions.get(task.name)
+        self.compute_metrics = partial(labelled_metrics, function, task) if function else None
+        ignore_keys = ignore_keys or ["hidden_states", "attentions"]
+        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        finite = np.isfinite(output.predictions).reshape(len(output.predictions), -1).all(1)
+        if not finite.all():
+            wrong = [rows[int(row)] | {"number": int(row)} for row in np.flatnonzero(~finite)[: SHOWN_ROWS + 1]]
+            raise NonFiniteError(
+                f"{(~finite).sum()} of {len(finite)} predictions of task {task.name!r} are not finite numbers (rows "
+                f"{name_rows(wrong)}); did training diverge? lower --learning_rate, or look for such weights"
+            )
+        return output
 
     def score(self, outputs: Mapping, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The flat scores of {task: output of `predict`}, with the overall score of those tasks."""
@@ -302,92 +511,21 @@ class MultitaskTrainer(HubTrainer):
         scores = {
             name: task_scores(task, outputs[name].predictions, outputs[name].label_ids) for name, task in tasks.items()
         }
+        for name in scores.keys() & self.loss_functions:
+            scores[name]["loss"] = self.mean_loss(name, outputs[name].predictions, outputs[name].label_ids)
         flat = {f"{metric_key_prefix}_{name}_{key}": value for name in scores for key, value in scores[name].items()}
         return flat | {f"{metric_key_prefix}_overall": overall_score(tasks, scores)}
 
-
-def check_metrics(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> None:
-    """Refuse metrics that no evaluation would give, before anything is computed."""
-    for task in tasks.values():
-        find_metric(task)
-    keys = [f"{name}_{key}" for name, task in tasks.items() for key in (task.metric, "loss")] + ["overall"]
-    if args.load_best_model_at_end and args.metric_for_best_model.removeprefix("eval_") not in keys:
-        raise InputError(f"--metric_for_best_model is {args.metric_for_best_model!r}; choose one of {', '.join(keys)}")
-
-
-def check_smart(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> None:
-    """Point out SMART's flags where no task has SMART, and a perturbation that half precision rounds away: it keeps 8
-    to 11 bits of hidden states near 1."""
-    flags = {field.name: field.default for field in dataclasses.fields(args) if field.name.startswith("smart_")}
-    if not any(task.smart_weight for task in tasks.values()):
-        for name, default in flags.items():
-            if getattr(args, name) != default:
-                logger.warning(f"--{name} does nothing: no task has a --smart_weight")
-    elif (args.bf16 or args.fp16) and args.smart_projection == "ball" and args.smart_radius < 1e-3:
-        logger.warning(
-            f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares "
-            "little more than dropout masks; a radius from 1e-3 up is kept (docs/results.md)"
+    def mean_loss(self, task: str, logits: np.ndarray, labels: np.ndarray) -> float:
+        """The loss of the user's `compute_loss_func` over all rows of a task together."""
+        logits, labels = (torch.from_numpy(values).to(self.args.device) for values in (logits, labels))
+        items = is_labelled(labels).sum()
+        return float(
+            self.loss_functions[task](SequenceClassifierOutput(logits=logits), labels, num_items_in_batch=items)
         )
 
 
-def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
-    """Refuse what would go wrong, mostly without a word, where processes share one model's weights or gradients."""
-    per_task = model.config.encoder_sharing == "per_task"
-    if per_task and (args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")):
-        raise InputError(
-            "--encoder_sharing per_task does not work with DeepSpeed: it gives idle encoders gradients of zeros, by "
-            "which Adam would still move them; use recipes/accelerate/multi_gpu.yaml"
-        )
-    if not (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
-        return
-    refused = {
-        "--smart_weight": any(task.smart_weight for task in model.tasks.values()),  # calls parts of the model by hand
-        "--bregman_weight": any(task.bregman_weight for task in model.tasks.values()),  # averages whole weights
-        "--encoder_sharing per_task with --load_best_model_at_end": per_task and args.load_best_model_at_end,
-        "a CPU, where Accelerate would leave the model whole,": args.device.type == "cpu",
-    }
-    if names := [name for name, asked in refused.items() if asked]:
-        raise InputError(
-            f"{names[0]} does not work with FSDP, which cuts the weights in pieces; leave it out, or use another "
-            "configuration of recipes/accelerate"
-        )
-
-
-def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
-    """Refuse weights that training would round away, cannot move or could not give back, and point out heads that stay
-    as they are.
-
-    Args:
-        model: to be trained; also one that peft made.
-        plan: the task of each step.
-
-    Raises:
-        InputError: names the weight or the task, and what to do.
-    """
-    weights = dict(model.named_parameters())
-    trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
-    for name, weight in trained.items():
-        if weight.dtype in (torch.float16, torch.bfloat16):
-            raise InputError(
-                f"the model's weights are {weight.dtype} ({name} first), which rounds most updates away; load it "
-                "without dtype=, or call model.float(); half precision in training is --bf16 or --fp16"
-            )
-        if name.count(".modules_to_save.") > 1:
-            raise InputError(
-                f"peft wraps {name} twice, and could not load it again: its task_type adds every layer called "
-                "classifier to modules_to_save; leave task_type out of the LoraConfig"
-            )
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise InputError(
-            "model.add_adapter leaves checkpoints without the tasks; use peft.get_peft_model(model, config) instead"
-        )
-    for task in dict.fromkeys(plan):
-        head = any(f"heads.{task}." in name for name in trained)
-        encoder = "bert." if model.config.encoder_sharing == "shared" else f"encoders.{task}."
-        if not head and not any(encoder in name for name in trained):
-            raise InputError(f"task {task!r} has nothing to train: none of its weights has requires_grad")
-        if not head:
-            logger.warning(
-                f"the head of task {task!r} is not trained: none of its weights has requires_grad (with peft, name it: "
-                f'modules_to_save=["heads.{task}"])'
-            )
+def name_rows(rows: Sequence[Mapping]) -> str:
+    """The first rows' ids, or numbers where they have none."""
+    names = [str(row.get("id", row.get("number", number))) for number, row in enumerate(rows)]
+    return ", ".join(names[:SHOWN_ROWS]) + (" …" if len(names) > SHOWN_ROWS else "")

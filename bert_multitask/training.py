@@ -1,13 +1,21 @@
 """A training run from its arguments to its folder: what the training recipes do once the command line is read."""
 
+import errno
+import io
 import os
+import re
+import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset, DatasetDict
+from torch.distributed import is_initialized
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
@@ -22,6 +30,7 @@ from .metrics import decide
 from .prediction import prediction_table, write_predictions
 from .run_folder import RunFolder
 from .statistics import Estimate, Scores
+from .stopping import STOP, StopAtStepEnd, resume_command
 from .tasks import Task
 from .trainer import MultitaskTrainer
 
@@ -43,13 +52,30 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     check_launch(args)
     if args.process_index:
         logging.disable_progress_bar()
-    folder = RunFolder(args, overwrite=run.overwrite)
-    tasks, rows, tokens, trainer = prepare(run, args, [HistoryFile(folder.path / "history.jsonl")])
-    folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches)
-    if args.process_index == 0:
-        print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
+    with RunFolder(args, overwrite=run.overwrite) as folder, explained_failures(args):
+        callbacks = [HistoryFile(folder.path / "history.jsonl"), StopAtStepEnd(STOP)]
+        tasks, rows, tokens, trainer = prepare(run, args, callbacks)
+        folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches)
+        if args.process_index == 0:
+            print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
+        with STOP.advising(f"go on with: {resume_command(run.overwrite)}"):
+            trainer.train(resume_from_checkpoint=folder.checkpoint)
+            metrics, card = write_results(run, args, folder, tokens, trainer)
+        if args.push_to_hub:
+            url = trainer.push_to_hub(**card)
+            if args.process_index == 0:
+                print(f"pushed: {url}", flush=True)
+    return metrics
 
-    trainer.train(resume_from_checkpoint=folder.checkpoint)
+
+def write_results(
+    run: RunArguments, args: MultitaskTrainingArguments, folder: RunFolder, tokens: dict, trainer: MultitaskTrainer
+) -> tuple[dict[str, float], dict[str, object]]:
+    """Write the trained model, its predictions, its card and its scores.
+
+    Returns:
+        The dev scores, and what the card says.
+    """
     trainer.save_model(_internal_call=True)  # else it would push before there are scores
     if args.do_predict:
         outputs = predict_splits(trainer, tokens, folder.path / "predictions")
@@ -59,12 +85,37 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
         metrics = {key: metrics[key] for key in metrics if key not in ("eval_runtime", "epoch")}
     card = {"scores": scores, "base_model": run.model_name_or_path, "data": folder.data}
     trainer.create_model_card(**card)
-    folder.finish(metrics, tasks)
-    if args.push_to_hub:
-        url = trainer.push_to_hub(**card)
-        if args.process_index == 0:
-            print(f"pushed: {url}", flush=True)
-    return metrics
+    folder.finish(metrics, trainer.model.tasks.values())
+    return metrics, card
+
+
+# Errors of a disk that is full, or that may not be written; and their words where a library hides the number.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+DISK_WORDS = re.compile("unexpected pos|PytorchStreamWriter failed|os error (5|13|27|28|30|122)")
+
+
+@contextmanager
+def explained_failures(args: MultitaskTrainingArguments):
+    """Turn a full disk and memory that runs out into an `InputError` that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+            rows, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+            raise InputError(
+                f"out of memory with --per_device_train_batch_size {rows} and --gradient_accumulation_steps {steps} "
+                f"({reason}); halve the one and double the other, which leaves a step's rows as they are; where an "
+                f"evaluation failed, lower --per_device_eval_batch_size {args.per_device_eval_batch_size}"
+            ) from error
+        if (isinstance(error, OSError) and error.errno in DISK_ERRORS) or DISK_WORDS.search(reason):
+            folder = Path(args.output_dir)
+            free = f"; {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free in {folder}" * folder.exists()
+            raise InputError(
+                f"a file cannot be read or written: {reason}{free}; the checkpoints before are as they were: mend it "
+                "and go on with --resume_from_checkpoint"
+            ) from error
+        raise
 
 
 class Prepared(NamedTuple):
@@ -171,21 +222,29 @@ def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]
     return {name: scores[name] for name in (*tasks, "overall")}
 
 
-def run_recipe(
-    main: Callable[[list[str]], object], stopped: str = "training goes on with --resume_from_checkpoint"
-) -> None:
+def run_recipe(main: Callable[[list[str]], object], stopped: str | None = None) -> None:
     """Run a recipe's `main` on the command line; what is wrong with the input is one line, and exit code 2.
+
+    SIGTERM and Ctrl-C end it with a line, and exit code 143 or 130; so does the end of its launcher.
 
     Args:
         main: takes the arguments.
-        stopped: what to say after an interrupt from the keyboard.
+        stopped: what goes on with the work after a stop; by default what `train` says, if it was called.
     """
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
-            print("error:", " ".join(str(error).split()), file=sys.stderr)  # libraries' own messages have several lines
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"stopped; {stopped}", file=sys.stderr)
-        sys.exit(130)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console may lack a character of a task's name
+    with STOP, STOP.advising(stopped):
+        try:
+            main(sys.argv[1:])
+        except InputError as error:
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
+                # Libraries' own messages have several lines.
+                print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+            sys.exit(2)
+        except KeyboardInterrupt as stop:
+            signum = getattr(stop, "signum", signal.SIGINT)
+            STOP.say(signum)
+            if is_initialized():  # the group's end could wait for a process that is gone
+                os._exit(128 + signum)
+            sys.exit(128 + signum)

@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch, to_field
 from .callbacks import HistoryFile
-from .configuration import InputError
+from .checkpoints import list_checkpoints
+from .configuration import InputError, NonFiniteError
 from .data import describe_rows, load_rows
 from .metrics import higher_is_better
 from .plots import search_overview, to_png
@@ -27,6 +28,8 @@ from .run_folder import compare_settings, deciding_settings, fingerprints
 from .search_space import TuneArguments, configure, present_settings, read_space, to_flags
 from .trainer import MultitaskTrainer
 from .training import load_model, tokenise_rows, trainer_data
+
+logger = logging.get_logger(__name__)
 
 if is_optuna_available():
     import optuna
@@ -83,7 +86,7 @@ class SearchTrainer(MultitaskTrainer):
     ) -> None:
         """Overridden to run a trial as a plain run; its score is what that ends with, the best checkpoint's.
 
-        A score that is not a number, as where training diverged, counts as the worst possible.
+        Training that diverged, or a score that is not a number, counts as the worst possible.
 
         Raises:
             TrialPruned: on the first process, once all have ended the trial's training.
@@ -92,9 +95,13 @@ class SearchTrainer(MultitaskTrainer):
         trainer = self.make_trial(trial.number, self.hp_space(trial))
         report = ReportToTrial(trial, self.metric)
         trainer.add_callback(report)
-        trainer.train()
-        trainer.remove_callback(report)
-        metrics = None if report.pruned else trainer.evaluate()
+        metrics = {}
+        try:
+            trainer.train()
+            trainer.remove_callback(report)
+            metrics = {} if report.pruned else trainer.evaluate()
+        except NonFiniteError as error:
+            logger.warning(f"trial {trial.number} diverged: {error}")
         PartialState().wait_for_everyone()  # before checkpoints go that another process may still be reading
         if self.is_world_process_zero():
             remove_checkpoints(Path(trainer.args.output_dir))
@@ -104,7 +111,7 @@ class SearchTrainer(MultitaskTrainer):
             trial.set_user_attr("metrics", metrics)
             if not math.isnan(score := self.compute_objective(metrics)):
                 self.objective = score
-        elif self.is_world_process_zero():
+        elif report.pruned and self.is_world_process_zero():
             raise optuna.TrialPruned()
 
 
@@ -300,5 +307,5 @@ def find_importances(study: "optuna.Study", settings: Collection[str]) -> dict[s
 
 def remove_checkpoints(run: Path) -> None:
     """Remove the weights that a trial left; its history stays."""
-    for folder in [*run.glob("checkpoint-*"), run / "_best"]:
+    for folder in [*list_checkpoints(run).values(), run / "_best"]:
         shutil.rmtree(folder, ignore_errors=True)

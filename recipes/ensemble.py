@@ -16,19 +16,21 @@ from datasets import Dataset
 from numpy import ndarray
 
 from bert_multitask.arguments import MultitaskTrainingArguments
-from bert_multitask.command_line import HelpFormatter, add_row_flags
+from bert_multitask.command_line import HelpFormatter, add_row_flags, local_path
 from bert_multitask.configuration import InputError
 from bert_multitask.ensemble import VOTES, collect_members, combine, find_labels, halve, select_greedily
 from bert_multitask.inference import SplitReader, describe_scores, score_tables
 from bert_multitask.prediction import Predictions, write_predictions
-from bert_multitask.run_folder import write_json
+from bert_multitask.records import write_json
 from bert_multitask.training import run_recipe
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("members", metavar="RUN_OR_TABLE", nargs="+", help="run, folder of tables, or table")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the ensemble's prediction files")
+    parser.add_argument(
+        "--output_dir", type=local_path, required=True, help="folder of the ensemble's prediction files"
+    )
     parser.add_argument("--split", choices=["dev", "test", "both"], default="both", help="which tables")
     parser.add_argument("--vote", choices=VOTES, default=VOTES[0], help="classes: most frequent, or most probable")
     parser.add_argument("--select", choices=["greedy"], help="take the members that do best on half of dev")

@@ -7,13 +7,13 @@ RUN is a run folder, a Hub id or package:NAME/PATH. docs/reuse.md says which way
 """
 
 import argparse
-from pathlib import Path
 
-from bert_multitask.command_line import HelpFormatter
+from bert_multitask.command_line import HelpFormatter, local_path
 from bert_multitask.configuration import InputError
 from bert_multitask.data import load_tokenizer
 from bert_multitask.export import export_classifier, export_encoder
 from bert_multitask.heads import MultitaskBertModel
+from bert_multitask.modeling import share_weights
 from bert_multitask.training import run_recipe
 
 
@@ -22,7 +22,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, Hub id or package:NAME/PATH")
     parser.add_argument("--task", required=True, help="one of the run's tasks")
     parser.add_argument("--encoder", action="store_true", help="its encoder alone, without the head")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist or be empty")
+    parser.add_argument(
+        "--output_dir", type=local_path, required=True, help="folder to write; must not exist or be empty"
+    )
     options = parser.parse_args(argv)
     if options.output_dir.exists() and any(options.output_dir.iterdir()):
         raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")
@@ -31,6 +33,7 @@ def main(argv: list[str]) -> None:
     exported = (export_encoder if options.encoder else export_classifier)(model, options.task)
     exported.save_pretrained(options.output_dir)
     tokenizer.save_pretrained(options.output_dir)
+    share_weights(options.output_dir)
 
     trust = ", trust_remote_code=True" if hasattr(exported.config, "auto_map") else ""
     if options.encoder:

@@ -8,14 +8,13 @@ RUN is a run folder, a Hub id or package:NAME/PATH. Leaves in PREDICTIONS a line
 """
 
 import argparse
-from pathlib import Path
 
 from bert_multitask.arguments import MultitaskTrainingArguments, check_launch
-from bert_multitask.command_line import HelpFormatter, add_row_flags
+from bert_multitask.command_line import HelpFormatter, add_row_flags, local_path
 from bert_multitask.configuration import InputError
 from bert_multitask.inference import SplitReader, TrainedRun, describe_scores, predict_runs, score_tables
 from bert_multitask.prediction import write_predictions
-from bert_multitask.run_folder import write_json
+from bert_multitask.records import write_json
 from bert_multitask.training import run_recipe
 
 
@@ -23,7 +22,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="run folder, Hub id or package:NAME/PATH")
     parser.add_argument("--split", choices=["dev", "test"], required=True, help="which rows")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the prediction files")
+    parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the prediction files")
     add_row_flags(parser)
     parser.add_argument("--per_device_eval_batch_size", type=int, default=64, help="rows at a time on one process")
     return parser.parse_args(argv)

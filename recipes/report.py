@@ -8,9 +8,8 @@ RUN is a run folder, a Hub id, a folder of prediction files, or one such file. d
 """
 
 import argparse
-from pathlib import Path
 
-from bert_multitask.command_line import HelpFormatter, add_row_flags
+from bert_multitask.command_line import HelpFormatter, add_row_flags, local_path
 from bert_multitask.configuration import InputError
 from bert_multitask.report import write_report
 from bert_multitask.training import run_recipe
@@ -22,9 +21,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("other", metavar="OTHER", nargs="?", help="the same, to compare with")
     add_row_flags(parser)
     parser.add_argument("--split", choices=["dev", "test"], default="dev", help="which predictions")
-    parser.add_argument("--output_dir", type=Path, help="folder to write; by default RUN/report")
+    parser.add_argument("--output_dir", type=local_path, help="folder to write; by default RUN/report")
     options = parser.parse_args(argv)
-    path = Path(options.run)
+    path = local_path(options.run)
     if not (options.output_dir or path.exists()):
         raise InputError(f"{path}: no such file or folder; a report of a Hub id or a package needs --output_dir")
     output_dir = options.output_dir or (path if path.is_dir() else path.parent) / "report"

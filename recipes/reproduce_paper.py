@@ -29,10 +29,11 @@ from paper_tables import ELEMENTS, Job, System, needed
 from transformers import PrinterCallback, TrainerCallback
 
 from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.command_line import HelpFormatter, RecipeParser
+from bert_multitask.checkpoints import list_checkpoints
+from bert_multitask.command_line import HelpFormatter, RecipeParser, local_path
 from bert_multitask.configuration import InputError
 from bert_multitask.data import HANDOUT, load_rows, usable_rows
-from bert_multitask.run_folder import compare_settings, deciding_settings, fingerprints, read_run
+from bert_multitask.run_folder import compare_settings, deciding_settings, fingerprints, read_run, recorded_settings
 from bert_multitask.schedule import SCHEDULES, count_batches
 from bert_multitask.training import prepare, run_recipe, train
 
@@ -50,7 +51,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The recipe's own flags, and those for the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--data_dir", default=HANDOUT, help="rows: folder or URL in the course's layout, or hub")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs and the results")
+    parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the runs and the results")
     parser.add_argument("--budget", type=float, default=1.0, help="share of the paper's batches, in (0, 1]")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0], help="of every run; of several, mean ± sd is shown"
@@ -96,7 +97,8 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         if found := read_run(job.args.output_dir):
             rows = job.args.train_batch_size * job.args.world_size * job.args.gradient_accumulation_steps
             own = {task.name: data[task.name] for task in tasks}
-            compare_settings(found[1]["decides"], deciding_settings(job.run, job.args, tasks, own, rows), job.folder)
+            settings = deciding_settings(job.run, job.args, tasks, own, rows)
+            compare_settings(recorded_settings(found[1], settings), settings, job.folder)
 
 
 def finish(job: Job) -> None:
@@ -106,7 +108,7 @@ def finish(job: Job) -> None:
         train(job.run, job.args)
         gc.collect()  # a trainer is part of circles of references; its model would stay
     if job.args.process_index == 0:
-        for checkpoint in job.folder.glob("checkpoint-*"):
+        for checkpoint in list_checkpoints(job.folder).values():
             shutil.rmtree(checkpoint)
 
 

@@ -8,12 +8,12 @@ an ordinary checkpoint with its tokenizer, and run.json: the first run's record,
 """
 
 import argparse
-from pathlib import Path
 
-from bert_multitask.command_line import HelpFormatter
+from bert_multitask.command_line import HelpFormatter, local_path
 from bert_multitask.configuration import InputError
 from bert_multitask.data import load_tokenizer
-from bert_multitask.run_folder import read_run, write_json
+from bert_multitask.records import write_json
+from bert_multitask.run_folder import read_run
 from bert_multitask.soup import average_weights
 from bert_multitask.training import run_recipe
 
@@ -21,7 +21,7 @@ from bert_multitask.training import run_recipe
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the averaged model; a new one")
+    parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the averaged model; a new one")
     options = parser.parse_args(argv)
     if options.output_dir.exists() and any(options.output_dir.iterdir()):
         raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")

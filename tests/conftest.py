@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -118,7 +119,7 @@ def write_course(folder: Path, train_rows: tuple[int, int, int] = (11, 14, 9)) -
 def make_trainer(tiny_bert, tokenizer, course_folder, tmp_path):
     """A trainer of two epochs of sst, one of quora and two of sts, with keyword arguments for the rest."""
 
-    def make(model_settings=None, callbacks=None, task_settings=None, **settings) -> MultitaskTrainer:
+    def make(model_settings=None, callbacks=None, task_settings=None, given=None, **settings) -> MultitaskTrainer:
         set_seed(0)
         tasks = [
             dataclasses.replace(TASKS[name], **{"epochs": epochs, "dropout": 0.0} | (task_settings or {}).get(name, {}))
@@ -143,14 +144,13 @@ def make_trainer(tiny_bert, tokenizer, course_folder, tmp_path):
             "load_best_model_at_end": False,
             "disable_tqdm": True,
         }
-        return MultitaskTrainer(
-            model,
-            MultitaskTrainingArguments(**(defaults | settings)),
-            train_dataset={name: splits["train"] for name, splits in tokens.items()},
-            eval_dataset={name: splits["dev"] for name, splits in tokens.items()},
-            processing_class=tokenizer,
-            callbacks=callbacks,
-        )
+        parts = {
+            "train_dataset": {name: splits["train"] for name, splits in tokens.items()},
+            "eval_dataset": {name: splits["dev"] for name, splits in tokens.items()},
+            "processing_class": tokenizer,
+            "callbacks": callbacks,
+        }
+        return MultitaskTrainer(model, MultitaskTrainingArguments(**(defaults | settings)), **(parts | (given or {})))
 
     return make
 
@@ -176,6 +176,16 @@ def config(tmp_path, tiny_bert, course_folder) -> Path:
     }
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+def run_here(monkeypatch, *argv, recipe: Path = RECIPE) -> int:
+    """Run a recipe in this process, as `python recipes/train_multitask.py …` does; its exit code."""
+    monkeypatch.setattr(sys, "argv", [str(recipe), *map(str, argv)])
+    try:
+        runpy.run_path(str(recipe), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code
+    return 0
 
 
 def launch(

@@ -42,6 +42,7 @@ DATASETS = {
         "test.tsv": b"Sentiment\tText\nNegative\tshort\n",
     },
 }
+OLD = {"train.jsonl": lines({"text": "older", "label": 3})}  # branch "old" of SetFit/sst5
 
 
 def load_everything() -> dict:
@@ -63,7 +64,20 @@ def load_everything() -> dict:
         name: {split: [list(row.values()) for row in rows] for split, rows in load_rows(task, "hub").items()}
         for name, task in TASKS.items()
     }
+    columns = {"text": "question1", "text_pair": "question2"}
+    sources = {
+        "slices": ("sst", HubSource("SetFit/sst5", splits={"train": "train[:50%]", "dev": "train[50%:]+validation"})),
+        "revision": ("sst", HubSource("SetFit/sst5", splits={"train": "train", "dev": "train"}, revision="old")),
+        "an idx twice": (
+            "quora",
+            HubSource("nyu-mll/glue", "qqp", splits={"train": "validation+validation", "dev": "test"}, **columns),
+        ),
+    }
+    for name, (task, source) in sources.items():
+        found = load_rows(dataclasses.replace(TASKS[task], hub=source), "hub")
+        results[name] = {split: [list(row.values()) for row in rows] for split, rows in found.items()}
     broken = {
+        "no revision": HubSource("SetFit/sst5", revision="never"),
         "wrong split": HubSource("SetFit/sst5", splits={"train": "training", "dev": "validation"}),
         "wrong column": HubSource("SetFit/sst5", text="sentence"),
         "absent": HubSource("nobody/nothing"),

@@ -76,6 +76,29 @@ def test_smart_for_all_tasks_or_by_task(tmp_path):
     assert (args.smart_radius, args.smart_step_size, args.smart_noise_std, args.smart_steps) == (1e-5, 1e-3, 1e-5, 1)
 
 
+def test_class_weights_for_all_tasks_or_by_task(tmp_path):
+    def weights(yaml, *flags):
+        tasks = parse(tmp_path, yaml, "--tasks", "sst", "quora", *flags)[0].load_tasks()
+        return [task.class_weights for task in tasks]
+
+    by_name = {"different": 1.0, "paraphrase": 3.0}
+    assert weights("") == [None, None]
+    assert weights("", "--class_weights", "balanced") == weights("class_weights: balanced") == ["balanced"] * 2
+    assert weights("class_weights: {quora: {paraphrase: 3, different: 1}}") == [None, by_name]
+    both = '{"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}'
+    assert weights("", "--class_weights", both) == ["balanced", by_name]
+
+
+def test_label_smoothing_for_all_tasks_or_by_task(tmp_path):
+    def smoothing(*flags):
+        tasks = parse(tmp_path, "", "--tasks", "sst", "quora", *flags)[0].load_tasks()
+        return [task.label_smoothing for task in tasks]
+
+    assert smoothing() == [0, 0]
+    assert smoothing("--label_smoothing", "0.1") == [0.1, 0.1]
+    assert smoothing("--label_smoothing", '{"quora": 0.2}') == [0, 0.2]
+
+
 def test_a_task_written_in_the_yaml(tmp_path):
     yaml = "tasks: [sst, {name: nli, kind: classification, label_names: [a, b, c], text_pair: other}]\n"
     run, *_ = parse(tmp_path, yaml)
@@ -177,9 +200,15 @@ def test_tensorboard_is_used_where_installed(tmp_path):
         ("", ["--seed", "-1"], "--seed is -1"),
         ("", ["--adam_beta1", "2"], "--adam_beta1 is 2"),
         ("", ["--task_epochs", "3"], "--task_epochs is 3; expected, for example"),
+        ("", ["--class_weights", "3"], "--class_weights is 3; expected, for example, balanced or"),
+        ("", ["--class_weights", "even"], "--class_weights is 'even'"),
+        ("", ["--label_smoothing", "[0.1]"], r"--label_smoothing is \[0.1\]; expected"),
         ("", ["--head_dropout", "[0.1]"], r"--head_dropout is \[0.1\]; expected"),
         ("", ["other.yaml"], "other.yaml .a configuration file comes first"),
         ("1: 2", [], "unknown field 1"),
+        ("seed: 2020-01-01", [], "--seed.*invalid int value: '2020-01-01'"),
+        ("seed: 1\nseed: 2", [], "config.yaml: .*'seed' is given twice"),
+        ("", ["--task_epochs", "[" * 100_000], "--task_epochs is .*not JSON"),
         ("", ["--task_epochs", "sst=3"], "--task_epochs is 'sst=3', which is not JSON"),
         ("", ["--max_length", "2"], "--max_length is 2"),
         ("", ["--encoder_dropout", "1.2"], "--encoder_dropout is 1.2"),
@@ -210,6 +239,14 @@ def test_mistakes_are_named(tmp_path, yaml, flags, message):
         (["--head_dropout", '{"sst": 1.0}'], "dropout is 1.0"),
         (["--smart_weight", "-1"], "task 'sst': smart_weight is -1; expected a factor of at least 0"),
         (["--bregman_weight", '{"sts": -2}'], "task 'sts': bregman_weight is -2"),
+        (["--class_weights", "balanced"], "task 'sts': class_weights is 'balanced'; a similarity task has no classes"),
+        (["--class_weights", '{"quora": {"yes": 1}}'], "task 'quora': class_weights has 'yes'"),
+        (["--label_smoothing", "0.1"], "task 'sts': label_smoothing is 0.1; a similarity task has no classes"),
+        (["--label_smoothing", '{"sst": 1}'], "task 'sst': label_smoothing is 1"),
+        (
+            ["--tasks", '{"name": "a", "kind": "binary", "label_names": ["n", "y"], "metric": "rmse"}'],
+            "metric is 'rmse'",
+        ),
         (["--head_dropout", '{"sst": "high"}'], "task 'sst': dropout is 'high'; expected"),
     ],
 )

@@ -65,6 +65,23 @@ def test_the_final_model_is_the_best_of_each_task(make_trainer, monkeypatch, tmp
     assert not all(torch.equal(final[name], last[name]) for name in final), "not the weights of the last step"
 
 
+def test_the_best_of_a_task_may_be_the_lowest(make_trainer, monkeypatch, tmp_path):
+    """Also after a resume, which reads the best so far from its file."""
+    monkeypatch.setattr("test_callbacks.KEYS", (*KEYS[:2], "eval_sts_rmse"))
+    fields = {"sts": {"metric": "rmse"}}
+    trainer = make_trainer(THREE, task_settings=fields, **EVERY_EPOCH)
+    set_scores(trainer, monkeypatch, [[0.5, 0.5, 0.9], [0.5, 0.5, 0.4], [0.5, 0.5, 0.6]])
+    with pytest.raises(StopIteration):  # a kill at the fourth
+        trainer.train()
+    files = sorted(file.name for file in (tmp_path / "run" / "_best").glob("sts-*"))
+    assert files == ["sts-3.safetensors", "sts-6.safetensors"]
+    resumed = make_trainer(THREE, task_settings=fields, **EVERY_EPOCH)
+    set_scores(resumed, monkeypatch, [[0.5, 0.5, 0.5], [0.5, 0.5, 0.3]])
+    resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-10")
+    files = sorted(file.name for file in (tmp_path / "run" / "_best").glob("sts-*"))
+    assert files == ["sts-16.safetensors", "sts-3.safetensors", "sts-6.safetensors"]
+
+
 def test_an_evaluation_after_training_changes_nothing(make_trainer, monkeypatch, tmp_path):
     trainer = make_trainer(THREE, **EVERY_EPOCH)
     trainer.train()

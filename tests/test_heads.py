@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, BertModel
 
+from bert_multitask.arguments import RunArguments
 from bert_multitask.configuration import InputError, MultitaskBertConfig
 from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.tasks import TASKS, Task
+from bert_multitask.training import load_model
 
 BATCH = {
     "input_ids": torch.tensor([[101, 7, 8, 102], [101, 9, 102, 0]]),
@@ -192,6 +194,12 @@ def test_a_run_stored_in_another_precision_loads_as_fp32(own_run, tmp_path, shar
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     model.save_pretrained(tmp_path)
     assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+
+
+def test_a_recipe_trains_in_fp32_from_a_checkpoint_in_half_precision(tiny_bert, tmp_path):
+    BertModel.from_pretrained(tiny_bert, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    run = RunArguments(model_name_or_path=str(tmp_path), data_dir="none", tasks=["sst"], encoder_sharing="per_task")
+    assert {weight.dtype for weight in load_model(run, run.load_tasks()).parameters()} == {torch.float32}
 
 
 def test_a_head_with_a_bad_weight_is_refused(own_run, tmp_path):

@@ -1,9 +1,11 @@
 """Pushing a run over HTTP with the real client, and loading it in a fresh process with an empty cache."""
 
 import getpass
+import html
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from transformers import AutoTokenizer
 
-from bert_multitask.card import model_card
+from bert_multitask.card import TAGS, model_card
 from bert_multitask.configuration import InputError, MultitaskBertConfig
 from bert_multitask.heads import MultitaskBertModel
+from bert_multitask.hub import public_files, push_folder
 from bert_multitask.tasks import TASKS, Task
 
 LOAD = """
@@ -74,7 +78,7 @@ def test_a_run_on_the_hub(hub, config, tmp_path):
     third = hub.files("me/trainer", "third")
     assert set(third) == set(files) - {"metrics.json"} and third["model.safetensors"] == files["model.safetensors"]
     text = third["README.md"].decode()
-    assert f"| overall | mean | {results['trainer']:.4f} |" in text
+    assert f"| overall | mean of accuracy, (pearson + 1) / 2 | {results['trainer']:.4f} |" in text
     assert 'MultitaskBertModel.from_pretrained("me/trainer", revision="third")' in text
     check_nothing_leaks(third, tmp_path, hub.token)
 
@@ -155,6 +159,63 @@ def test_the_card_of_a_run(hub, config, tmp_path):
         text = model_card(own, MultitaskBertConfig(), base_model=str(folder))
         assert ModelCard(text).data.base_model is None and str(folder) not in text and "Quora" not in text
     assert "model-index" not in text and "Limits and bias" in text
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "![x](https://example.com/x.png)",
+    "a | b",
+    "line\nbreak",
+    "line\u2028break\x85too",
+    "---\ntags: [x]\n---",
+    "`code` *bold* [link](x) ~~gone~~ \\|",
+    "# heading",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_label_names_are_shown_as_they_are_in_a_card(text):
+    task = Task(name="own", kind="binary", label_names=(text, "other"), metric="accuracy")
+    card = model_card({"own": task}, MultitaskBertConfig(), "me/run", scores={"own": (0.5, None, None)})
+    assert len(ModelCard(card).data.eval_results) == 1 and ModelCard(card).data.tags == TAGS
+    page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(ModelCard(card).text)
+    cells = re.findall(r"<td>(.*?)</td>", page)
+    shown = [html.unescape(cell) for cell in cells[:4]]
+    assert shown == ["own", "binary", "one text", f"{' '.join(text.split())}, other"]
+
+
+@pytest.mark.parametrize("name", ["[x](https://example.com)", "package:a/b", "runs/of/mine", "../run", "a b"])
+def test_only_hub_ids_are_named_as_the_base_model(name):
+    card = model_card({"sst": TASKS["sst"]}, MultitaskBertConfig(), base_model=name)
+    assert ModelCard(card).data.base_model is None and name not in card
+
+
+@pytest.mark.parametrize("link", ["tokenizer_old.json", "model.safetensors", "README.md", "notes.py"])
+def test_a_link_that_leaves_the_folder_is_not_pushed(tmp_path, link):
+    folder, secret = tmp_path / "run", tmp_path / "secret"
+    folder.mkdir()
+    secret.write_text("{}")
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").symlink_to("config.json")
+    assert [file.name for file in public_files(folder)] == ["config.json", "tokenizer.json"]
+    (folder / link).symlink_to(secret)
+    with pytest.raises(InputError, match=f"{link} is a link to {secret}; replace it"):
+        push_folder(folder, "me/run")
+
+
+def test_all_files_of_a_run_can_be_read_by_the_same_people(make_trainer, tmp_path):
+    umask = os.umask(0o027)
+    try:
+        trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
+        trainer.train()
+        trainer.save_model()
+        trainer.model.save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(umask)
+    folder = Path(trainer.args.output_dir)
+    files = [*folder.glob("*"), *folder.glob("checkpoint-1/*"), *(tmp_path / "model").glob("*")]
+    assert {file.name for file in files} > {"model.safetensors", "tokenizer.json", "optimizer.pt"}
+    assert {oct(file.stat().st_mode & 0o777) for file in files if file.is_file()} == {"0o640"}
 
 
 def test_a_trainers_card_has_its_last_scores(make_trainer):

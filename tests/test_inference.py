@@ -231,3 +231,13 @@ def test_an_ensemble_of_runs_predicts_what_they_have_not(monkeypatch, tmp_path, 
     scores = json.loads((tmp_path / "new" / "ensemble.json").read_text())["scores"]["dev"]
     assert scores["all 2, mode"] == pytest.approx(scores[str(run)], abs=1e-4)
     assert (tmp_path / "new" / "nli-dev.csv").read_text().startswith("id,label,probability\n")
+
+
+def test_a_home_folder_in_names_and_flags(monkeypatch, tmp_path, run):
+    """Where the shell leaves `~`: in YAML, in `--flag=~`, in Python."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
+    flags = ["--split", "dev", "--tasks", "sts", "--data_dir", SAMPLE]
+    assert run_here(monkeypatch, "~/run", *flags, "--output_dir=~/new", recipe=PREDICT) == 0
+    assert run_here(monkeypatch, "~/run", "~/new", *flags[:4], "--output_dir=~/both", recipe=ENSEMBLE) == 0
+    same(read_predictions(tmp_path / "both/sts-dev.parquet").table, tables(run / "predictions", "dev")["sts"])

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from bert_multitask.losses import LOSSES, UNLABELLED, is_labelled
+from bert_multitask.losses import LOSSES, UNLABELLED, count_items, is_labelled
 
 generator = np.random.default_rng(0)
 LOGITS = {
@@ -83,3 +84,57 @@ def test_any_number_may_be_a_score(labels, expected):
     """A score of -100 is a label; among classes, -100 is none."""
     assert is_labelled(np.array(labels)).tolist() == expected
     assert is_labelled(torch.tensor(labels)).tolist() == expected
+
+
+WEIGHTS = {"cross_entropy": (0.3, 2.0, 1.1, 0.6), "binary_cross_entropy": (0.7, 2.5)}
+OPTIONS = {
+    "weights": lambda name: {"class_weights": WEIGHTS[name]},
+    "smoothing": lambda name: {"label_smoothing": 0.1},
+    "both": lambda name: {"class_weights": WEIGHTS[name], "label_smoothing": 0.3},
+}
+
+
+def torch_loss(name: str, options: dict) -> torch.Tensor:
+    """torch's own loss in float64; of a binary task as of two classes with the logits (0, x)."""
+    logits, labels = torch.tensor(LOGITS[name]), torch.tensor(LABELS[name])
+    if name == "binary_cross_entropy":
+        logits = torch.stack([torch.zeros_like(logits), logits], -1)
+    weight = torch.tensor(options["class_weights"], dtype=torch.float64) if "class_weights" in options else None
+    return nn.CrossEntropyLoss(weight, label_smoothing=options.get("label_smoothing", 0.0))(logits, labels)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_weights_and_smoothing_are_torchs(name, option):
+    options = OPTIONS[option](name)
+    got = LOSSES[name](logits=torch.tensor(LOGITS[name]), labels=torch.tensor(LABELS[name]), **options)
+    torch.testing.assert_close(got, torch_loss(name, options), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_weighted_shares_add_up_to_the_whole(name, option):
+    options = OPTIONS[option](name)
+    logits, labels = torch.tensor(LOGITS[name]), torch.tensor(LABELS[name])
+    weights = torch.tensor(options["class_weights"]) if "class_weights" in options else None
+    parts = [slice(0, 2), slice(2, 3), slice(3, 6)]  # the second has no label
+    items = sum(count_items(labels[part], weights) for part in parts)
+    shares = [LOSSES[name](logits=logits[part], labels=labels[part], num_items=items, **options) for part in parts]
+    torch.testing.assert_close(sum(shares), torch_loss(name, options), rtol=1e-6, atol=0)
+    assert shares[1] == 0
+
+
+def test_binary_weights_and_pos_weight():
+    """Weights (1, p) give the sum of torch's losses with pos_weight p, which torch divides by the number of rows."""
+    kept = LABELS["binary_cross_entropy"] != UNLABELLED
+    logits, labels = (torch.tensor(values["binary_cross_entropy"][kept]) for values in (LOGITS, LABELS))
+    ours = LOSSES["binary_cross_entropy"](logits=logits, labels=labels, num_items=5, class_weights=(1, 3.0))
+    theirs = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0))(logits, labels.double())
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_equal_weights_change_nothing(name):
+    logits, labels = tensors(name)
+    weighted = LOSSES[name](logits=logits, labels=labels, class_weights=[0.2] * len(WEIGHTS[name]))
+    torch.testing.assert_close(weighted, LOSSES[name](logits=logits, labels=labels))

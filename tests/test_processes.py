@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp import fully_shard
 
 from bert_multitask import modeling
+from bert_multitask.checks import check_sharding
 from bert_multitask.configuration import InputError
 from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.schedule import FILLER
-from bert_multitask.trainer import check_sharding
 
 CPU = "recipes/accelerate/cpu.yaml"
 ROWS = {"sst": 53, "quora": 62, "sts": 25}

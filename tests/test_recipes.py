@@ -3,9 +3,7 @@
 import importlib.metadata
 import json
 import re
-import runpy
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import RECIPE, ROOT, finish, launch, losses, write_table
+from conftest import ROOT, finish, launch, losses, run_here, write_table
 from safetensors.torch import load_file
 
 from bert_multitask.data import load_rows
@@ -23,16 +21,6 @@ from bert_multitask.tasks import TASKS
 SINGLE = ROOT / "recipes" / "train_single.py"
 PAPER = sorted((ROOT / "recipes" / "configs" / "paper").glob("*.yaml"))
 TASK_NAMES = ("sst", "quora", "sts")
-
-
-def run_here(monkeypatch, *argv, recipe: Path = RECIPE) -> int:
-    """Run a recipe in this process, as `python recipes/train_multitask.py …` does; its exit code."""
-    monkeypatch.setattr(sys, "argv", [str(recipe), *map(str, argv)])
-    try:
-        runpy.run_path(str(recipe), run_name="__main__")
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 def test_a_plain_checkout_has_no_version(monkeypatch, config):

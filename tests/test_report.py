@@ -18,7 +18,7 @@ from bert_multitask.document import Document, plain
 from bert_multitask.plots import confusion_matrix, scatter, task_order, to_png, training_curves
 from bert_multitask.prediction import prediction_table, write_predictions
 from bert_multitask.report import add_worst, neighbour_table, write_report
-from bert_multitask.sources import open_sources
+from bert_multitask.sources import open_sources, read_ensemble
 from bert_multitask.tasks import TASKS, load_task
 
 REPORT = ROOT / "recipes" / "report.py"
@@ -340,3 +340,11 @@ def test_source_reads_no_history_of_a_table(course_folder, tmp_path):
     folder = tables(course_folder, tmp_path / "tables", ["sst"])
     (source,) = open_sources([str(folder / "sst-dev.parquet")], "dev", ARGS, str(course_folder))
     assert source.record is None and source.history == [] and list(source.predictions) == ["sst"]
+
+
+@pytest.mark.parametrize("content", [b'{"members"', b"[1]", b"7", b"[" * 100_000, b'{"a": "\xff"}'])
+def test_a_damaged_record_of_an_ensemble_is_refused(tmp_path, content):
+    (tmp_path / "ensemble.json").write_bytes(content)
+    with pytest.raises(InputError, match="ensemble.json: (is damaged|cannot be read)"):
+        read_ensemble(str(tmp_path))
+    assert read_ensemble(str(tmp_path / "none")) is None

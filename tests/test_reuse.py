@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MINILM, ROOT
+from conftest import MINILM, ROOT, SIZE
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
+from bert_multitask.checkpoints import check_checkpoint
 from bert_multitask.classifier import TaskClassifier, split_pairs
 from bert_multitask.configuration import InputError
-from bert_multitask.export import export_classifier
+from bert_multitask.data import load_tokenizer
+from bert_multitask.export import export_classifier, export_encoder
 from bert_multitask.heads import MultitaskBertModel, PerTaskBertModel
 from bert_multitask.prediction import predict
-from bert_multitask.run_folder import check_checkpoint
 
 TASKS = ["sst", "quora", "sts"]
 # (task, pair encoding, pooling) of exports, and whether a stock model can be one.
@@ -197,6 +198,71 @@ def test_split_pairs_is_what_the_tokenizer_gives_apart(tokenizer):
     for row, pair in enumerate(pairs):
         for side, text in enumerate(pair):
             assert ids[row, side][mask[row, side].bool()].tolist() == tokenizer(text)["input_ids"]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "pooler"])
+@pytest.mark.parametrize("task", ["sst", "sts"])
+def test_torch_export_takes_stock_exports(tiny_bert, task, pooling):
+    check_torch_export(export_classifier(make_model(tiny_bert, pooling=pooling), task))
+
+
+def test_torch_export_takes_an_exported_encoder(tiny_bert):
+    check_torch_export(export_encoder(make_model(tiny_bert, encoder_sharing="per_task"), "sst"))
+
+
+def check_torch_export(model) -> None:
+    """Traced with one batch, it gives the same for another."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = {name: torch.ones(2, 5, dtype=torch.long) for name in names}
+    shapes = {name: {0: torch.export.Dim("rows"), 1: torch.export.Dim("length", max=512)} for name in inputs}
+    graph = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
+    other = torch.arange(27).view(3, 9)
+    other = {"input_ids": other, "attention_mask": (other % 9 < 7).long(), "token_type_ids": (other % 9 > 3).long()}
+    torch.testing.assert_close(graph(**other)[0], model(**other)[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layout", [{"pooling": "mean"}, {"pair_encoding": "separate"}, {}], ids=str)
+def test_what_cannot_be_traced_says_so_in_one_line(tiny_bert, layout):
+    model, ids = make_model(tiny_bert, **layout), torch.ones(2, 5, dtype=torch.long)
+    traced = export_classifier(model, "sts") if layout else model.bert
+    for trace in (lambda: torch.export.export(traced, (ids,)), lambda: torch.jit.trace(traced, ids, strict=False)):
+        with pytest.raises(InputError, match=r"trace a stock model: export_encoder\(model, task\)"):
+            trace()
+
+
+def test_a_pair_for_a_model_of_one_segment_is_exported_with_code(tmp_path, tokenizer):
+    BertModel(BertConfig(vocab_size=len(tokenizer), type_vocab_size=1, **SIZE)).save_pretrained(tmp_path)
+    model = make_model(str(tmp_path))
+    (row,) = predict(model, tokenizer, "quora", [PAIR])
+    exported = export_classifier(model, "quora")
+    got = exported(**tokenizer(*PAIR, return_tensors="pt")).logits.softmax(-1)[0]
+    assert type(exported) is TaskClassifier and got.tolist() == pytest.approx(row["probabilities"], abs=1e-6)
+    assert type(export_classifier(model, "sst")) is BertForSequenceClassification
+
+
+def test_a_pickle_is_refused_with_the_lines_that_convert_it(tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "old")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="pytorch_model.bin is not read") as error:
+        MultitaskBertModel.from_pretrained(folder, tasks=["sst"])
+    code = str(error.value).partition("convert it: ")[2].rpartition(")")[0].replace("FOLDER", str(tmp_path / "new"))
+    exec(code)
+    loaded = MultitaskBertModel.from_pretrained(tmp_path / "new", tasks=["sst"])
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "new")) == loaded.config.vocab_size
+
+
+@pytest.mark.parametrize("added", [["<one>"], ["<one>", "<two>"], [f"<{number}>" for number in range(40)]], ids=len)
+def test_added_tokens_need_embeddings(tiny_bert, tmp_path, added):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(added)
+    tokenizer.save_pretrained(folder)
+    model = MultitaskBertModel.from_pretrained(folder, tasks=["sst"], encoder_sharing="per_task")
+    with pytest.raises(InputError, match=rf"model.resize_token_embeddings\({len(tokenizer)}\)"):
+        load_tokenizer(str(folder), model.config.vocab_size)
+    model.resize_token_embeddings(len(tokenizer))
+    assert len(load_tokenizer(str(folder), model.config.vocab_size)) == model.config.vocab_size
 
 
 def test_a_classifier_has_one_task(tiny_bert):

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import yaml
+from sklearn.utils.class_weight import compute_class_weight
 
 from bert_multitask.configuration import InputError
-from bert_multitask.tasks import TASKS, Task, load_task
+from bert_multitask.tasks import TASKS, Task, load_task, load_tasks
 
 NLI = """
 name: nli
@@ -78,6 +80,164 @@ def test_mistakes_are_named(spec, message):
         load_task(spec)
 
 
+TWO = {"name": "x", "kind": "binary", "label_names": ["n", "y"]}
+SCORE = {"name": "x", "kind": "similarity", "score_range": [0, 5]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (TWO | {"class_weights": {"n": 1, "yes": 2}}, "class_weights has 'yes'; the label_names are n, y"),
+        (TWO | {"class_weights": {"y": 2}}, "class_weights has no weight for 'n'"),
+        (TWO | {"class_weights": {"n": 1, "y": 0}}, "class_weights: 'y' has 0; expected a number above 0"),
+        (TWO | {"class_weights": {"n": -1, "y": 1}}, "'n' has -1"),
+        (TWO | {"class_weights": {"n": float("nan"), "y": 1}}, "'n' has nan"),
+        (TWO | {"class_weights": {"n": float("inf"), "y": 1}}, "'n' has inf"),
+        (TWO | {"class_weights": {"n": True, "y": 1}}, "'n' has True"),
+        (TWO | {"class_weights": {"n": "1", "y": 1}}, "'n' has '1'"),
+        (TWO | {"class_weights": [1, 2]}, "class_weights.*"),
+        (TWO | {"class_weights": {}}, "class_weights has no weight for 'n'"),
+        (TWO | {"class_weights": "balance"}, "class_weights is 'balance'; expected 'balanced'"),
+        (SCORE | {"class_weights": "balanced"}, "class_weights is 'balanced'; a similarity task has no classes"),
+        (SCORE | {"class_weights": {"a": 1}}, "a similarity task has no classes"),
+        (SCORE | {"label_smoothing": 0.1}, "label_smoothing is 0.1; a similarity task has no classes"),
+        (TWO | {"label_smoothing": 1}, "label_smoothing is 1; expected a share"),
+        (TWO | {"label_smoothing": -0.1}, "label_smoothing is -0.1"),
+        (TWO | {"label_smoothing": float("nan")}, "label_smoothing is nan"),
+        (TWO | {"label_smoothing": True}, "label_smoothing.*True"),
+    ],
+)
+def test_class_weights_and_label_smoothing_are_checked(spec, message):
+    with pytest.raises(InputError, match=f"task 'x': .*{message}"):
+        load_task(spec)
+
+
+def test_class_weights_are_in_the_order_of_the_classes():
+    """Also after a round trip through JSON that sorts keys, and where YAML reads names as numbers."""
+    task = load_task({"name": "x", "kind": "binary", "label_names": [2, 1], "class_weights": {1: 3, 2: 1}})
+    assert task.class_weights == {"2": 1.0, "1": 3.0}
+    restored = load_task(json.loads(json.dumps(task.to_config(), sort_keys=True)))
+    assert restored == task and restored.loss_options == {"class_weights": (1.0, 3.0)}
+    smooth = dataclasses.replace(task, class_weights=None, label_smoothing=0.1)
+    assert smooth.loss_options == {"label_smoothing": 0.1} and TASKS["sts"].loss_options == {}
+
+
+def test_balanced_class_weights_are_scikit_learns():
+    labels = [0, 0, 0, 2, 1, 1, 0, -100, 2]
+    task = load_task({"name": "x", "kind": "classification", "label_names": list("abc"), "class_weights": "balanced"})
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=[label for label in labels if label >= 0])
+    assert task.balance(labels).loss_options["class_weights"] == pytest.approx(tuple(expected))
+    assert TASKS["sst"].balance(labels) is TASKS["sst"]
+    with pytest.raises(InputError, match="no training row has the label 'c'"):
+        task.balance([0, 1, 1])
+    with pytest.raises(InputError, match="no training labels have been counted"):
+        _ = task.loss_options
+
+
 def test_a_task_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Task(name="x", kind="binary", label_names=("n", "y")).epochs = 3
+
+
+CLASSES = {"name": "x", "kind": "classification", "label_names": ["a", "b"]}
+SCORES = {"name": "x", "kind": "similarity", "score_range": [0, 5]}
+HUB = {"path": "facebook/xnli"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        (CLASSES | {"files": ["train.csv", "dev.csv"]}, "files"),
+        (CLASSES | {"files": {"train": "a", "dev": "b", "test": None}}, "files"),
+        (CLASSES | {"files": {"train": 1, "dev": "b"}}, "files"),
+        (CLASSES | {"files": {}}, "files"),
+        (CLASSES | {"text": 3}, "text"),
+        (CLASSES | {"text_pair": 0}, "text_pair"),
+        (CLASSES | {"text_pair": ["a", "b"]}, "text_pair"),
+        (CLASSES | {"label": None}, "label"),
+        (CLASSES | {"hub": "facebook/xnli"}, "hub"),
+        (CLASSES | {"hub": {"name": "de"}}, "hub: .*path"),
+        (CLASSES | {"hub": HUB | {"url": "a"}}, "hub: .*url"),
+        (CLASSES | {"hub": HUB | {"text": 1}}, "hub: text"),
+        (CLASSES | {"hub": HUB | {"splits": ["train", "dev"]}}, "hub: splits"),
+        (CLASSES | {"hub": HUB | {"splits": {"train": "train", "validation": "validation"}}}, "hub: splits"),
+        (CLASSES | {"hub": HUB | {"splits": {"train": "train", "dev": None}}}, "hub: splits"),
+        (CLASSES | {"hub": HUB | {"label_names": "a, b"}}, "hub: label_names"),
+        (CLASSES | {"label_names": "neg, pos"}, "label_names"),
+        (CLASSES | {"label_names": {"neg": 0, "pos": 1}}, "label_names"),
+        (CLASSES | {"label_names": ["a", "A", "b"]}, "label_names"),
+        (CLASSES | {"label_names": ["a", " a"]}, "label_names"),
+        (CLASSES | {"label_names": ["a", "a"]}, "label_names"),
+        (CLASSES | {"label_names": ["1", 1.0]}, "label_names"),
+        (CLASSES | {"label_names": ["a", " "]}, "label_names"),
+        (CLASSES | {"label_names": ["a", None]}, "label_names"),
+        (CLASSES | {"label_names": ["a", ["b"]]}, "label_names"),
+        (CLASSES | {"label_names": ["a", "b\nc"]}, "label_names"),
+        (CLASSES | {"label_names": ["a", "b\x1b[2J"]}, "label_names"),
+        (CLASSES | {"label_names": ["a", "b\u2028c"]}, "label_names"),
+        (CLASSES | {"label_names": ["a", "\ud83d"]}, "label_names"),
+        (CLASSES | {"score_range": [0, 5]}, "score_range"),
+        (SCORES | {"label_names": ["a", "b"]}, "label_names"),
+        (SCORES | {"score_range": ["0", "5"]}, "score_range"),
+        (SCORES | {"score_range": [0, float("nan")]}, "score_range"),
+        (SCORES | {"score_range": [0, float("inf")]}, "score_range"),
+        (SCORES | {"score_range": [0, 10**400]}, "score_range"),
+        (SCORES | {"score_range": [0, 1, 2]}, "score_range"),
+        (SCORES | {"score_range": []}, "score_range"),
+        (SCORES | {"score_range": [False, True]}, "score_range"),
+        (SCORES | {"dropout": "0.1"}, "dropout"),
+        (SCORES | {"dropout": None}, "dropout"),
+        (SCORES | {"dropout": float("nan")}, "dropout"),
+        (SCORES | {"epochs": True}, "epochs"),
+        (SCORES | {"epochs": 2.0}, "epochs"),
+        (SCORES | {"max_train_samples": "all"}, "max_train_samples"),
+        (SCORES | {"smart_weight": True}, "smart_weight"),
+        (SCORES | {"bregman_weight": float("inf")}, "bregman_weight"),
+        (SCORES | {"course_rows": {"train": 5}}, "course_rows"),
+        (SCORES | {"prediction_column": 1}, "prediction_column"),
+        (SCORES | {"metric": ["pearson"]}, "metric"),
+        (SCORES | {5: 6}, "'5'"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_a_field_of_another_type_is_named(fields, field):
+    with pytest.raises(InputError, match=f"^task 'x': .*{field}") as error:
+        load_task(fields)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spec", [3, None, ["sst"], {"kind": "binary"}], ids=["number", "nothing", "list", "no name"])
+def test_what_is_no_task_is_refused(spec):
+    with pytest.raises(InputError, match="task"):
+        load_task(spec)
+    with pytest.raises(InputError, match="name is 3; expected a text .*in quotes"):
+        load_task(CLASSES | {"name": 3})
+
+
+def test_whole_numbers_are_numbers_and_names_lose_white_space():
+    task = load_task(SCORES | {"dropout": 0, "score_range": [-100, 100]})
+    assert task.score_range == (-100.0, 100.0) and isinstance(task.score_range[0], float) and task.dropout == 0
+    assert load_task(CLASSES | {"label_names": [" a ", 1, 0.5]}).label_names == ("a", "1", "0.5")
+
+
+@pytest.mark.parametrize("name", ["overall", "loss", "runtime", "eval_a", "keys", "type", "training", "_modules"])
+def test_reserved_names_are_refused(name):
+    with pytest.raises(InputError, match=f"task '{name}': this name is reserved"):
+        load_task(CLASSES | {"name": name})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"name": "a"}, {"name": "a"}, "names 'a' twice"),
+        ({"name": "Nli"}, {"name": "nli"}, "names 'Nli' and 'nli', which would share files"),
+        ({"name": "caf\u00e9"}, {"name": "cafe\u0301"}, "which would share files"),
+        ({"name": "a", "metric": "b_c"}, {"name": "a_b", "metric": "c"}, "both have a score eval_a_b_c"),
+        ({"name": "a", "metric": "b_loss"}, {"name": "a_b"}, "both have a score eval_a_b_loss"),
+    ],
+    ids=["one name", "case", "composed letters", "metrics", "a metric and a loss"],
+)
+def test_tasks_that_would_share_files_or_scores_are_refused(first, second, message):
+    with pytest.raises(InputError, match=message):
+        load_tasks([CLASSES | first, CLASSES | second])
+    assert list(load_tasks(["sst", CLASSES])) == ["sst", "x"]

@@ -139,6 +139,85 @@ def test_early_stopping_works_on_the_overall_score(make_trainer):
     assert trainer.train().global_step == 6, "two evaluations without gain after the first"
 
 
+WEIGHTS = {"different": 0.5, "paraphrase": 4.0}
+
+
+@pytest.mark.parametrize("smart", [0.0, 1.0], ids=["plain", "smart"])
+def test_accumulation_changes_nothing_with_class_weights(make_trainer, monkeypatch, smart):
+    """The loss of a step is torch's weighted mean over all of its rows, and SMART's penalty stays a mean over them."""
+    monkeypatch.setattr(torch, "randn_like", lambda embeddings: torch.sin(50 * embeddings.detach()))
+    fields = {"class_weights": WEIGHTS, "label_smoothing": 0.1, "smart_weight": smart}
+    runs = {}
+    for rows, accumulation in [(8, 1), (3, 3)]:  # of the last, ragged batch some shares have no row
+        settings = {"smart_radius": 0.02, "smart_step_size": 0.02, "smart_noise_std": 0.02} if smart else {}
+        trainer = make_trainer(
+            NO_DROPOUT,
+            task_settings={"quora": fields},
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=accumulation,
+            logging_steps=1,
+            optim="sgd",
+            learning_rate=0.1,
+            schedule="sequential",
+            **settings,
+        )
+        if rows * accumulation != 8:
+            monkeypatch.setattr(trainer, "batch_size", 8)  # the same steps
+        trainer.train()
+        runs[rows] = weights(trainer), [log for log in trainer.state.log_history if "loss_quora" in log]
+    assert len(runs[8][1]) == 2
+    for cut, whole in zip(runs[3][1], runs[8][1], strict=True):
+        for key in ("loss", "loss_quora", *["smart_quora"] * bool(smart)):
+            assert cut[key] == pytest.approx(whole[key], rel=1e-4), key
+    for name, weight in runs[8][0].items():
+        torch.testing.assert_close(runs[3][0][name], weight, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_the_loss_of_a_step_is_torchs_weighted_mean(make_trainer):
+    names = TASKS["sst"].label_names
+    fields = {"class_weights": dict(zip(names, (1.0, 2.0, 0.5, 3.0, 1.5), strict=True)), "label_smoothing": 0.2}
+    trainer = make_trainer(
+        NO_DROPOUT, task_settings={"sst": fields}, logging_steps=1, max_steps=1, schedule="sequential"
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    expected = torch.nn.CrossEntropyLoss(torch.tensor(list(fields["class_weights"].values())), label_smoothing=0.2)
+    with torch.no_grad():
+        loss = expected(trainer.model.eval()(**batch).logits, batch["labels"]).item()
+    dev = trainer.predict(trainer.eval_dataset["sst"])
+    scores = trainer.score({"sst": dev})
+    trainer.train()
+    assert trainer.state.log_history[0]["loss_sst"] == pytest.approx(loss, rel=1e-5)
+    dev_loss = expected(torch.tensor(dev.predictions), torch.tensor(dev.label_ids)).item()
+    assert scores["eval_sst_loss"] == pytest.approx(dev_loss, rel=1e-5), "an evaluation's loss is the model's own"
+
+
+def test_balanced_class_weights_are_of_the_rows_trained_on(make_trainer):
+    trainer = make_trainer(task_settings={"sst": {"class_weights": "balanced"}})
+    labels = trainer.train_dataset.tasks["sst"]["labels"][:]
+    expected = {name: 11 / (5 * labels.count(number)) for number, name in enumerate(TASKS["sst"].label_names)}
+    assert trainer.model.tasks["sst"].class_weights == pytest.approx(expected)
+    assert trainer.model.config.tasks[0]["class_weights"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("greater", [None, True, False])
+def test_the_best_checkpoint_has_the_lowest_error(make_trainer, greater):
+    """Whatever Transformers makes of a name that does not end in loss."""
+    trainer = make_trainer(
+        task_settings={"sts": {"metric": "rmse"}},
+        metric_for_best_model="sts_rmse",
+        greater_is_better=greater,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=4,
+        save_steps=4,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    errors = [log["eval_sts_rmse"] for log in trainer.state.log_history if "eval_sts_rmse" in log]
+    assert len(set(errors)) > 1
+    assert trainer.state.best_metric == min(errors) == pytest.approx(trainer.evaluate()["eval_sts_rmse"])
+
+
 def test_max_steps_keeps_the_start_of_the_plan(make_trainer):
     whole = make_trainer().plan
     trainer = make_trainer(max_steps=5)
@@ -210,10 +289,10 @@ def test_the_time_estimate_counts_steps_only(make_trainer, monkeypatch, caplog, 
 def test_metrics_that_do_not_exist_are_refused(make_trainer, monkeypatch, field):
     settings = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
     if field == "metric":
-        monkeypatch.setitem(TASKS, "sst", dataclasses.replace(TASKS["sst"], metric="f1"))
+        monkeypatch.setitem(TASKS, "sst", dataclasses.replace(TASKS["sst"], metric="bleu"))
     else:
-        settings[field] = "f1"
-    with pytest.raises(InputError, match="'f1'; choose one of"):
+        settings[field] = "bleu"
+    with pytest.raises(InputError, match="'bleu'; choose one of"):
         make_trainer(**settings)
 
 

@@ -1,0 +1,112 @@
+"""A run that is stopped at any place and resumed ends with the bytes of one that never was."""
+
+import dataclasses
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import losses, run_here
+from safetensors.torch import load_file
+
+from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.run_folder import HARMLESS, HARMLESS_RUN
+from bert_multitask.trainer import MultitaskTrainer
+
+LAYOUTS = {
+    "shared": {},
+    "per task": {"encoder_sharing": "per_task"},
+    "separate pairs": {"pair_encoding": "separate"},
+    "per task, separate pairs": {"encoder_sharing": "per_task", "pair_encoding": "separate"},
+}
+
+
+def generators() -> list[int]:
+    """Hashes of the states of all generators of this process."""
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    return [hash(repr(state)) for state in states]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("use", ["evaluate", "evaluate other rows", "predict"])
+def test_evaluation_moves_no_generator(make_trainer, monkeypatch, layout, use):
+    """Not even where a metric of the user's draws random numbers."""
+    trainer = make_trainer(LAYOUTS[layout])
+    score = trainer.score
+    monkeypatch.setattr(
+        trainer, "score", lambda *args: (random.random(), np.random.rand(), torch.rand(1), score(*args))[-1]
+    )
+    before = generators()
+    if use == "predict":
+        trainer.predict(trainer.eval_dataset["sst"])
+    else:
+        trainer.evaluate(dict(trainer.eval_dataset) if use == "evaluate other rows" else None)
+    assert generators() == before
+
+
+FLAGS = ["--max_steps", 9, "--eval_steps", 2, "--save_steps", 2, "--logging_steps", 1, "--save_total_limit", 9]
+SMART = ["--smart_weight", 1, "--bregman_weight", 0.5]
+PER_TASK = ["--encoder_sharing", "per_task"]
+
+
+class Kill(BaseException):
+    """What no handler expects, as a SIGKILL."""
+
+
+RUNS = {
+    "shared": [],
+    "shared, SMART": SMART,
+    "per task": PER_TASK,
+    "per task, sequential": [*PER_TASK, "--schedule", "sequential"],
+    "per task, SMART, separate pairs": [*PER_TASK, *SMART, "--pair_encoding", "separate"],
+}
+# place -> the method in which the run is killed, and at which of its calls, first and after the resume.
+PLACES = {
+    "saving": ("_save_rng_state", 3, 2),
+    "evaluating": ("evaluation_loop", 5, 3),  # at step 6, with an encoder per task
+    "stepping": ("training_step", 6, 2),
+}
+QUICK = {("per task, sequential", "evaluating")}
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in itertools.product(RUNS, PLACES)],
+)
+def test_a_run_killed_in_an_adverse_place(monkeypatch, config, name, place):
+    """Between an evaluation and the end of its checkpoint, in an evaluation, in a step: twice, and resumed twice."""
+    flags = [*FLAGS, "--no_do_predict", *RUNS[name]]
+    method, first, second = PLACES[place]
+    whole, killed = config.parent / "whole", config.parent / "run"
+    assert run_here(monkeypatch, config, *flags, "--output_dir", whole) == 0
+    for call, resume in ((first, []), (second, ["--resume_from_checkpoint"])):
+        with monkeypatch.context() as patch:
+            count, original = [], getattr(MultitaskTrainer, method)
+
+            def killing(self, *args, count=count, original=original, call=call, **kwargs):
+                count.append(1)
+                if len(count) == call:
+                    raise Kill
+                return original(self, *args, **kwargs)
+
+            patch.setattr(MultitaskTrainer, method, killing)
+            with pytest.raises(Kill):
+                run_here(monkeypatch, config, *flags, *resume)
+    assert run_here(monkeypatch, config, *flags, "--resume_from_checkpoint") == 0
+    expected, got = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
+    assert expected.keys() == got.keys() and all(expected[name].equal(got[name]) for name in expected)
+    assert losses(killed) == losses(whole)
+    assert (killed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
+
+
+def test_the_list_of_harmless_fields_is_exact():
+    """Every name on it is a field, and no other field is harmless: a field of a newer version decides by itself."""
+    training = {field.name for field in dataclasses.fields(MultitaskTrainingArguments)}
+    run = {field.name for field in dataclasses.fields(RunArguments)}
+    # Names of newer or older versions of Transformers may be missing in this one.
+    assert {"output_dir", "logging_steps", "hub_token"} <= HARMLESS - {"option"} and HARMLESS_RUN <= run
+    deciding = training - HARMLESS
+    assert {"seed", "optim_args", "neftune_noise_alpha", "optim_target_modules", "accelerator_config"} <= deciding
+    assert {"torch_compile", "label_smoothing_factor", "eval_steps", "metric_for_best_model", "deepspeed"} <= deciding
+    assert {"model_name_or_path", "freeze_encoder", "pooling", "max_length"} <= run - HARMLESS_RUN
