@@ -6,7 +6,7 @@ from functools import partial
 
 from bert_multitask.prediction import predict_logits
 
-from .device import DEVICE, synchronise
+from .device import DEVICE, GPU, synchronise
 from .gpu_sides import PACKED, PADDED, STOCK, DeviceRig, chosen
 from .rig import NAMES
 from .session import Session
@@ -18,6 +18,7 @@ SETTINGS = [(32, 0, False), (32, 0, True), (32, 2, False), (256, 0, True), (256,
 def loop(session: Session) -> None:
     """MultitaskTrainer against Trainer + BertForSequenceClassification, loader and logs included; predict_logits."""
     rig = DeviceRig(session.options)
+    rig.tf32 = True if GPU else None
     for (rows, workers, bf16), side in itertools.product(
         [(4, 0, False), (4, 0, True)] if session.options.tiny else SETTINGS, (STOCK, PADDED, PACKED)
     ):

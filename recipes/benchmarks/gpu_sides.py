@@ -81,12 +81,13 @@ class DeviceRig(Rig):
     """The rig with its Trainers on the device."""
 
     batch_size, workers = 32, 0
+    tf32 = None  # PyTorch's setting as it is: `precision` changes it, and two ways to change it do not mix
 
     def settings(self) -> dict:
-        """The rig's, with rows of a step, workers of the loader and, on a GPU, TF32 wherever a product is in fp32."""
+        """The rig's, with rows of a step, workers of the loader and whether products of fp32 use TF32."""
         return super().settings() | {
             "use_cpu": not GPU,
-            "tf32": True if GPU else None,
+            "tf32": self.tf32,
             "per_device_train_batch_size": self.batch_size,
             "dataloader_num_workers": self.workers,
         }
