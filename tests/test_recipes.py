@@ -209,9 +209,10 @@ def test_long_reviews_are_cut_and_counted(monkeypatch, config, course_folder, ca
 
 
 def test_a_fifth_task_needs_no_python(monkeypatch, config, capsys):
-    """Of the user's own, in a CSV file of its own, in the YAML alone, together with two of the presets."""
+    """Of the user's own, in a CSV file of its own, in the YAML alone, together with two of the presets. Its test file has
+    a header and no rows, which is as good as none."""
     labels = ["entailment", "neutral", "contradiction"]
-    for split, count in (("train", 12), ("dev", 6)):
+    for split, count in (("train", 12), ("dev", 6), ("test", 0)):
         rows = [f'"A dog, asleep {i}.",It rests.,{labels[i % 3]}' for i in range(count)]
         (config.parent / f"nli-{split}.csv").write_text("\n".join(["premise,hypothesis,gold", *rows]) + "\n")
     nli = {
@@ -222,7 +223,7 @@ def test_a_fifth_task_needs_no_python(monkeypatch, config, capsys):
         "label": "gold",
         "label_names": labels,
         "epochs": 2,
-        "files": {split: str(config.parent / f"nli-{split}.csv") for split in ("train", "dev")},
+        "files": {split: str(config.parent / f"nli-{split}.csv") for split in ("train", "dev", "test")},
     }
     settings = yaml.safe_load(config.read_text()) | {"tasks": ["sst", "sts", nli], "smart_weight": {"nli": 1.0}}
     config.write_text(yaml.safe_dump(settings))
@@ -233,6 +234,7 @@ def test_a_fifth_task_needs_no_python(monkeypatch, config, capsys):
         assert {"eval_nli_accuracy", "eval_sst_accuracy"} <= set(json.loads((folder / "metrics.json").read_text()))
         assert MultitaskBertModel.from_pretrained(folder).tasks["nli"].label_names == tuple(labels)
         assert len((folder / "predictions" / "nli-dev.csv").read_text().splitlines()) == 7
+        assert not list(folder.glob("predictions/nli-test.*"))
     assert run_here(monkeypatch, config, "--tasks", "nli", "--overwrite", recipe=SINGLE) == 0
     assert list(MultitaskBertModel.from_pretrained(folder).tasks) == ["nli"], "named on the command line"
 
