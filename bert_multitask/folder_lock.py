@@ -42,7 +42,7 @@ class FolderLock:
     def __init__(self, path: Path):
         self.path = path
         self.lock: filelock.BaseFileLock | None = None
-        self.is_new = not path.exists()
+        self.is_new = False
 
     def __enter__(self) -> Self:
         """Hold the folder.
@@ -51,6 +51,7 @@ class FolderLock:
             InputError: it cannot be written, or another process holds it; the message names the process.
         """
         try:
+            self.is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = filelock.FileLock(self.path / LOCK)
             self.acquire()

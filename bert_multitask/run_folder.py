@@ -261,6 +261,8 @@ def read_run(name: str) -> tuple[RunArguments, dict] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [name for name in ("run", "training", "decides") if not isinstance(record[name], dict)]:
+            raise TypeError(f"{missing[0]} is no object")
         return RunArguments(**record["run"]), record
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is not the record of a run ({error}); did another version write it?") from error

@@ -163,11 +163,16 @@ def weights(trainer: MultitaskTrainer) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def config(tmp_path, tiny_bert, course_folder) -> Path:
     """A configuration of a tiny run."""
-    path = tmp_path / "tiny.yaml"
+    return write_config(tmp_path, tiny_bert, course_folder)
+
+
+def write_config(folder: Path, tiny_bert: str, course_folder: Path) -> Path:
+    """A configuration of a tiny run, in a folder."""
+    path = folder / "tiny.yaml"
     settings = {
         "model_name_or_path": tiny_bert,
         "data_dir": str(course_folder),
-        "output_dir": str(tmp_path / "run"),
+        "output_dir": str(folder / "run"),
         "task_epochs": {"sst": 2, "quora": 1, "sts": 2},
         "per_device_train_batch_size": 4,
         "max_length": 32,

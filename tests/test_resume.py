@@ -1,6 +1,5 @@
 """A run that is stopped at any place and resumed ends with the bytes of one that never was."""
 
-import dataclasses
 import itertools
 import random
 
@@ -10,8 +9,6 @@ import torch
 from conftest import losses, run_here
 from safetensors.torch import load_file
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.run_folder import HARMLESS, HARMLESS_RUN
 from bert_multitask.trainer import MultitaskTrainer
 
 LAYOUTS = {
@@ -98,15 +95,3 @@ def test_a_run_killed_in_an_adverse_place(monkeypatch, config, name, place):
     assert expected.keys() == got.keys() and all(expected[name].equal(got[name]) for name in expected)
     assert losses(killed) == losses(whole)
     assert (killed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
-
-
-def test_the_list_of_harmless_fields_is_exact():
-    """Every name on it is a field, and no other field is harmless: a field of a newer version decides by itself."""
-    training = {field.name for field in dataclasses.fields(MultitaskTrainingArguments)}
-    run = {field.name for field in dataclasses.fields(RunArguments)}
-    # Names of newer or older versions of Transformers may be missing in this one.
-    assert {"output_dir", "logging_steps", "hub_token"} <= HARMLESS - {"option"} and HARMLESS_RUN <= run
-    deciding = training - HARMLESS
-    assert {"seed", "optim_args", "neftune_noise_alpha", "optim_target_modules", "accelerator_config"} <= deciding
-    assert {"torch_compile", "label_smoothing_factor", "eval_steps", "metric_for_best_model", "deepspeed"} <= deciding
-    assert {"model_name_or_path", "freeze_encoder", "pooling", "max_length"} <= run - HARMLESS_RUN
