@@ -354,6 +354,7 @@ class MultitaskTrainer(HubTrainer):
                 logs[f"{task.metric}_{name}"] = float(VECTORISED[task.metric](predicted[labelled], labels[labelled]))
             self.sums.clear()
             self.seen.clear()
+            self._tr_loss.zero_()  # Trainer subtracts the sum from itself, which leaves a NaN that fp16 skipped
         if self.bad.scaled:  # the loss or gradient of a step that fp16's scaler skipped is no number to log
             for key in [key for key, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
                 del logs[key]
