@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `as` says that a name is han
     from .arguments import MultitaskTrainingArguments as MultitaskTrainingArguments
     from .configuration import InputError as InputError
     from .configuration import MultitaskBertConfig as MultitaskBertConfig
+    from .data import clean_rows as clean_rows
     from .data import load_rows as load_rows
     from .data import load_tokenizer as load_tokenizer
     from .data import tokenise_splits as tokenise_splits
@@ -39,6 +40,7 @@ _MODULES = {
     "TASKS": "tasks",
     "load_task": "tasks",
     "load_rows": "data",
+    "clean_rows": "data",
     "load_tokenizer": "data",
     "tokenise_splits": "data",
     "MultitaskTrainingArguments": "arguments",

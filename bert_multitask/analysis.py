@@ -8,7 +8,7 @@ from datasets import Dataset
 from scipy.stats import binomtest, norm
 from sklearn.metrics import confusion_matrix
 
-from .losses import UNLABELLED
+from .losses import is_labelled
 from .prediction import Predictions, check_alike, decision_column
 from .statistics import LEVEL, Estimate
 from .tasks import Task
@@ -95,7 +95,7 @@ def label_predictions(table: Predictions, rows: Dataset) -> LabelledPredictions:
         labels=labels,
         predicted=np.array(table.table[decision_column(table.task)][:]),
         probabilities=np.array(table.table["probabilities"][:]) if "probabilities" in columns else None,
-    ).select(np.flatnonzero(labels != UNLABELLED))
+    ).select(np.flatnonzero(is_labelled(labels)))
 
 
 def confusion(predictions: LabelledPredictions) -> np.ndarray:

@@ -16,7 +16,7 @@ from .data import HANDOUT, SAMPLE
 from .flags import check_devices, check_resolved, check_values
 from .schedule import SCHEDULES
 from .smart import PROJECTIONS
-from .tasks import TASKS, Task, load_task
+from .tasks import TASKS, Task, load_task, load_tasks
 
 logger = logging.get_logger(__name__)
 
@@ -109,12 +109,8 @@ class RunArguments:
         Raises:
             InputError: a task is unknown or named twice, or a setting is for a task that the run does not have.
         """
-        tasks = {}
-        for spec in self.tasks:
-            task = load_task(parse_json("--tasks", spec) if str(spec).startswith("{") else spec)
-            if task.name in tasks:
-                raise InputError(f"--tasks names {task.name!r} twice")
-            tasks[task.name] = task
+        specs = [parse_json("--tasks", spec) if str(spec).startswith("{") else spec for spec in self.tasks]
+        tasks = load_tasks(specs)
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)
             if isinstance(values, (int, float)):
@@ -280,7 +276,7 @@ def parse_json(flag: str, value):
         return value
     try:
         return json.loads(value)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number may have too many digits, a list too many levels
         raise InputError(f"{flag} is {value!r}, which is not JSON ({error}); for example '{{\"sst\": 3}}'") from error
 
 

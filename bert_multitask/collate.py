@@ -7,7 +7,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .losses import UNLABELLED
+from .losses import no_label
 from .schedule import FILLER
 
 
@@ -30,7 +30,8 @@ class TaskRows(torch.utils.data.Dataset):
         task = keys[0][0]
         columns = self.tasks[task][[max(row, 0) for _, row in keys]]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return [row | {"labels": UNLABELLED} if key[1] == FILLER else row for key, row in zip(keys, rows, strict=True)]
+        missing = {"labels": no_label(isinstance(rows[0]["labels"], float))}
+        return [row | missing if key[1] == FILLER else row for key, row in zip(keys, rows, strict=True)]
 
 
 class Collator:

@@ -3,14 +3,15 @@
 import argparse
 import difflib
 import json
+from datetime import date
 from pathlib import Path
 
-import yaml
 from transformers import HfArgumentParser
 
 from .arguments import RunArguments, to_field
 from .configuration import InputError
 from .data import SAMPLE
+from .yaml_file import load_yaml
 
 
 def add_row_flags(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,11 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks", nargs="+", help='which tasks, by default all; as JSON with files: {"name": "nli", "files": {…}}'
     )
+
+
+def as_typed(value: object) -> str:
+    """A value of a YAML file as it would be typed; YAML reads some texts as dates."""
+    return str(value) if isinstance(value, (str, date)) else json.dumps(value, default=str)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -58,7 +64,7 @@ class RecipeParser(HfArgumentParser):
             raise InputError(f"unknown flag {unknown[0]}{hint}; --help lists the flags")
         # `--tasks NAME` may name a task that the YAML defines.
         specs = [spec for spec in to_field(from_yaml) if isinstance(spec, dict) and {"name", "kind"} <= set(spec)]
-        defined = {spec["name"]: spec for spec in specs}
+        defined = {spec["name"]: spec for spec in specs if isinstance(spec["name"], str)}
         for arguments in parsed:
             if isinstance(arguments, RunArguments):
                 arguments.tasks = [defined.get(name, name) for name in arguments.tasks]
@@ -90,12 +96,7 @@ class RecipeParser(HfArgumentParser):
 
     def read_yaml(self, path: Path) -> list[str]:
         """The flags of a YAML file, as they would be typed."""
-        try:
-            fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: no such configuration file") from error
-        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise InputError(f"{path}: not a YAML file: {error}") from error
+        fields = load_yaml(path) or {}
         if not isinstance(fields, dict):
             raise InputError(f"{path}: expected `field: value` lines")
         known = {action.dest for action in self._actions} - {"help", "config"}
@@ -105,11 +106,11 @@ class RecipeParser(HfArgumentParser):
                 raise InputError(
                     f"{path}: unknown field {name!r}{self.suggest(str(name))}; fields are flags without --"
                 )
-            if value is False and name.endswith("_strategy"):
+            if value is False and str(name).endswith("_strategy"):
                 value = "no"  # which YAML reads as false
             if value is not None:
                 values = value if isinstance(value, list) else [value]
-                argv += [f"--{name}", *(item if isinstance(item, str) else json.dumps(item) for item in values)]
+                argv += [f"--{name}", *map(as_typed, values)]
         return argv
 
     def suggest(self, name: str) -> str:

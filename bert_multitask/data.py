@@ -1,13 +1,13 @@
 """Rows of text from a folder, a URL or the Hub, with clean columns; and their tokens, cached on disk.
 
 Clean columns are `id` (string), `text`, `text_pair` (pair tasks) and `label` (integer classes or float scores;
-UNLABELLED where the source has none). Rows keep the source's order and number, so that a prediction is a line for each
+`no_label` where the source has none). Rows keep the source's order and number, so that a prediction is a line for each
 of them; what is left out of training or scoring, and why, is said by `usable_rows`.
 """
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -19,12 +19,13 @@ from transformers.utils import logging
 
 from .configuration import InputError, resolve_folder
 from .files import as_text, is_url, read_file
-from .losses import UNLABELLED
-from .tasks import HubSource, Task
+from .labels import LabelReader, name_labels
+from .losses import UNLABELLED, is_labelled
+from .tasks import SPLITS, HubSource, Task, label_key
 
 logger = logging.get_logger(__name__)
 
-SPLITS = ("train", "dev", "test")
+USES = {"train": "train on", "dev": "score"}
 SHOWN_GAPS = 10  # rows with gaps that are named one by one
 SAMPLE = "package:bert_multitask/sample"
 HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-Student-Handout/main/data"
@@ -53,7 +54,7 @@ def load_rows(
         InputError: a file, column or dataset is missing, or a label is out of range; the message names the place.
     """
     if not task.files or (data_dir == "hub" and task.hub):
-        return DatasetDict(read_hub(task, splits, labelled))
+        return DatasetDict(drop_empty(task, read_hub(task, splits, labelled)))
     folder = "." if data_dir == "hub" else resolve_folder(data_dir).rstrip("/")
     rows = {}
     for split, name in task.files.items():
@@ -66,12 +67,26 @@ def load_rows(
             logger.warning(f"{path}: no such file; task {task.name!r} has no test rows to predict")
         else:
             raw = read_file(path, task, labelled=split in labelled)
-            rows[split] = clean(task, raw, source=name, absent=("", None))
-    return DatasetDict(rows)
+            rows[split] = clean(task, raw, name, LabelReader(task))
+    return DatasetDict(drop_empty(task, rows))
+
+
+def drop_empty(task: Task, rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """The splits without a test split that has no rows: like one that is not there, it is not predicted.
+
+    Raises:
+        InputError: a train or dev split has no rows.
+    """
+    for split, part in rows.items():
+        if not len(part) and split != "test":
+            raise InputError(f"{part.info.description}: has no rows; task {task.name!r} needs some to {USES[split]}")
+        if not len(part):
+            logger.warning(f"{part.info.description}: has no rows; task {task.name!r} has no test rows to predict")
+    return {split: part for split, part in rows.items() if len(part)}
 
 
 def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> dict[str, Dataset]:
-    """Download a task's datasets from the Hub: {split: clean rows}. A label of -1 means unlabelled there."""
+    """Download a task's datasets from the Hub: {split: clean rows}."""
     source = task.hub
     if source is None:
         raise InputError(f"task {task.name!r} says nowhere where its rows are; add files or hub to the task")
@@ -81,6 +96,7 @@ def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> 
         raise InputError(
             f"{source.path}: cannot be loaded from the Hub ({error}); name a local folder with --data_dir"
         ) from error
+    reader = LabelReader(task, source.label_names, dataset=True)
     rows = {}
     for split, name in source.splits.items():
         if split not in splits:
@@ -88,72 +104,153 @@ def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> 
         where = "/".join(filter(None, (source.path, source.name, name)))
         if name not in remote:
             raise InputError(f"{where}: no such split; the dataset has {', '.join(remote)}")
-        low = task.score_range[0] if task.score_range else 0
-        absent = ("", None, -1) if low > -1 else ("", None)
-        rows[split] = clean(
-            task, read_hub_split(remote[name], source, where, split in labelled), source=where, absent=absent
-        )
+        raw = read_hub_split(remote[name], source, reader, where, split in labelled)
+        rows[split] = clean(task, raw, where, reader)
     return rows
 
 
-def read_hub_split(remote: Dataset, source: HubSource, where: str, labelled: bool) -> Iterator[dict]:
-    """Yield one Hub split's rows under our column names; a row without `idx` is called by its number, from 0."""
+def read_hub_split(
+    remote: Dataset, source: HubSource | Task, reader: LabelReader, where: str, labelled: bool, ids: str = "idx"
+) -> Iterator[dict]:
+    """Yield a dataset's rows under our column names; a row without an id is called by its number, from 0.
+
+    Args:
+        remote: the dataset.
+        source: its columns.
+        reader: of its labels.
+        where: its name, for messages.
+        labelled: whether it must have a column of labels.
+        ids: its column of ids, which may be missing.
+    """
     for column in (source.text, source.text_pair, source.label if labelled else None):
         if column and column not in remote.column_names:
             raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
-    for number, row in enumerate(remote):
+    rows = name_labels(remote, remote.features, source.label, reader, where)
+    for number, row in enumerate(rows):
         yield {
-            "id": str(row.get("idx", number)),
-            "text": as_text(row[source.text]),
-            "text_pair": as_text(row[source.text_pair]) if source.text_pair else None,
+            "id": str(row.get(ids, number)),
+            "text": as_text(row[source.text], where, number + 1),
+            "text_pair": as_text(row[source.text_pair], where, number + 1) if source.text_pair else None,
             "label": row.get(source.label),
         }
 
 
-def clean(task: Task, raw: Iterator[dict], *, source: str, absent: tuple) -> Dataset:
+def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
+    """Rows in memory, with the task's own columns, as clean rows; their texts and labels are read as those of files.
+
+    Args:
+        task: whose rows; its `text`, `text_pair` and `label` are the names of their columns.
+        rows: a dataset, or dictionaries.
+        source: what to call them in messages.
+        labelled: whether they must have labels.
+
+    Returns:
+        Clean rows in the same order. Those without an `id` are numbered from 0.
+
+    Raises:
+        InputError: a column is missing, or a text or label cannot be read; the message names the row.
+    """
+    reader = LabelReader(task, dataset=True)
+    if isinstance(rows, Dataset):
+        raw = read_hub_split(rows.with_format(None), task, reader, source, labelled, ids="id")
+    else:
+        raw = read_mappings(rows, task, source, labelled)
+    return clean(task, raw, source, reader)
+
+
+def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bool) -> Iterator[dict]:
+    """Yield dictionaries' values under our column names (see `clean_rows`)."""
+    needed = [column for column in (task.text, task.text_pair, task.label if labelled else None) if column]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{source}, row {number}: is {row!r}; expected a dictionary")
+        if missing := [column for column in needed if column not in row]:
+            raise InputError(
+                f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
+            )
+        yield {
+            "id": str(row.get("id", number - 1)),
+            "text": as_text(row[task.text], source, number),
+            "text_pair": as_text(row[task.text_pair], source, number) if task.text_pair else None,
+            "label": row.get(task.label),
+        }
+
+
+def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> Dataset:
     """Collect raw rows into a dataset of clean columns, checking every label.
 
     Args:
         task: whose rows.
         raw: dictionaries of `id`, `text`, `text_pair` and `label`, the label as the source writes it.
         source: name of the file or split, for messages.
-        absent: what the source writes where a row has no label.
+        reader: of the source's labels.
+
+    Raises:
+        InputError: a label is none of the task's, or a text is no valid Unicode; the message names the row. Or -1,
+            which is no label, seems to be a class.
     """
     features = {"id": Value("string"), "text": Value("string")}
     if task.text_pair:
         features["text_pair"] = Value("string")
     features["label"] = Value("float32" if task.kind == "similarity" else "int64")
     columns: dict[str, list] = {name: [] for name in features}
+    hidden = False
     for number, row in enumerate(raw, start=1):
-        label = UNLABELLED if row["label"] in absent else parse_label(task, row["label"], f"{source}, row {number}")
+        if (label := reader.read(row["label"])) is None:
+            raise InputError(f"{source}, row {number}: {task.label} is {row['label']!r}; expected {reader.expected}")
+        hidden = hidden or (label == UNLABELLED and label_key(row["label"]) == -1)
         for name, values in columns.items():
             values.append(label if name == "label" else row[name])
+    if hidden and len(found := set(columns["label"]) - {UNLABELLED}) == 1:
+        raise InputError(
+            f"{source}: {task.label} is -1 (no label) or class {found.pop()} in every row; if -1 is a class, let the "
+            "label_names be the numbers, and if it is none, leave it empty"
+        )
     features = Features(features)
     # Not Dataset.from_dict, which looks at each value in Python again: a second of the full Quora file's.
-    table = InMemoryTable.from_pydict(columns, schema=features.arrow_schema)
+    try:
+        table = InMemoryTable.from_pydict(columns, schema=features.arrow_schema)
+    except UnicodeEncodeError as error:
+        texts = [value for name, values in columns.items() if name != "label" for value in enumerate(values, start=1)]
+        number, text = next((number, text) for number, text in texts if not is_unicode(text))
+        raise InputError(
+            f"{source}, row {number}: {text!r} has half of a two-part character; correct the text"
+        ) from error
     # The description carries the source's name to the messages about its rows.
     return Dataset(table, info=datasets.DatasetInfo(description=source, features=features))
 
 
-def parse_label(task: Task, raw: str | int | float, where: str) -> int | float:
-    """Turn a label as written into a class (an integer, also where it is written 1.0 or by its name) or a score."""
-    names = [name.lower() for name in task.label_names or ()]
-    if isinstance(raw, str) and (name := raw.strip().lower()) in names:
-        return names.index(name)
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8, which half of a surrogate pair cannot."""
     try:
-        value = float(raw)
-    except (ValueError, TypeError):
-        value = float("nan")
-    if task.kind == "similarity":
-        low, high = task.score_range
-        if low <= value <= high:
-            return value
-        expected = f"a score from {low:g} to {high:g}"
-    else:
-        if value in range(len(names)):
-            return int(value)
-        expected = f"a class from 0 to {len(names) - 1} ({', '.join(task.label_names)})"
-    raise InputError(f"{where}: {task.label} is {raw!r}; expected {expected}")
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_clean(task: Task, rows: Dataset) -> None:
+    """Refuse rows that somebody made up without `load_rows` or `clean_rows`, and that are not clean.
+
+    Raises:
+        InputError: a column is missing, is of another type, has gaps, or has a label that is no class of the task.
+    """
+    advice = "expected clean rows: make them with load_rows or clean_rows"
+    if not isinstance(rows, Dataset):
+        raise InputError(f"the rows of task {task.name!r} are a {type(rows).__name__}; {advice}")
+    texts = ["id", "text", "text_pair"] if task.text_pair else ["id", "text"]
+    types = dict.fromkeys(texts, ("string", "large_string")) | {"label": "float" if task.score_range else "int"}
+    table = rows.with_format("arrow")[:]
+    for name, expected in types.items():
+        feature = rows.features.get(name)
+        if not isinstance(feature, Value) or not feature.dtype.startswith(expected):
+            raise InputError(f"the rows of task {task.name!r} have {feature} as column {name!r}; {advice}")
+        if table[name].null_count:
+            raise InputError(f"the rows of task {task.name!r} have gaps in column {name!r}; {advice}")
+    labels = table["label"].to_numpy()
+    wrong = [] if task.score_range else np.setdiff1d(labels[is_labelled(labels)], range(len(task.label_names)))
+    if len(wrong):
+        raise InputError(f"the rows of task {task.name!r} have the label {wrong[0]}, which is no class; {advice}")
 
 
 def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
@@ -163,12 +260,13 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     a label is predicted and not scored, an empty text is predicted as it is. A test split may have no labels at all.
 
     Raises:
-        InputError: no row is left to train on, or a dev split has no label to score.
+        InputError: no row is left to train on, a dev split has no label to score, or the rows are not clean.
     """
+    check_clean(task, rows)
     source, gaps = rows.info.description, []
     # [:] reads a column at once; going through it would read row by row, ten times as long.
     texts = [rows[column][:] for column in (["text", "text_pair"] if task.text_pair else ["text"])]
-    unlabelled = [label == UNLABELLED for label in rows["label"][:]]
+    unlabelled = (~is_labelled(np.array(rows["label"][:]))).tolist()
     none_labelled = all(unlabelled)
     if split != "test" and none_labelled:
         raise InputError(f"{source}: no row has a label in column {task.label!r}; task {task.name!r} needs some")
@@ -284,7 +382,11 @@ def tokenise(
     Returns:
         Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool). The tokens of
         a separately encoded pair are two lists.
+
+    Raises:
+        InputError: the rows are not clean.
     """
+    check_clean(task, rows)
     separate = task.text_pair is not None and pair_encoding == "separate"
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()

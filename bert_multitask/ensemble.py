@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from .arguments import MultitaskTrainingArguments
 from .configuration import InputError
 from .inference import SplitReader, first_run, known_tasks, locate_tasks, read_tables
-from .losses import UNLABELLED
+from .losses import is_labelled
 from .metrics import score_decisions
 from .prediction import Predictions, check_alike, decision_column
 from .tasks import Task
@@ -144,7 +144,7 @@ def halve(task: Task, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: there are fewer than four.
     """
-    labelled = np.flatnonzero(labels != UNLABELLED)
+    labelled = np.flatnonzero(is_labelled(labels))
     if len(labelled) < 4:
         raise InputError(f"{len(labelled)} labelled rows of {task.name!r} are too few to select on one half of them")
     return tuple(map(np.sort, train_test_split(labelled, test_size=0.5, random_state=0)))
@@ -160,7 +160,7 @@ def select_greedily(task: Task, tables: Sequence[Dataset], labels: np.ndarray, v
     Args:
         task: whose tables.
         tables: of the members, M.
-        labels: (N,), UNLABELLED where a row has none.
+        labels: (N,), `no_label` where a row has none.
         vote: one of VOTES.
 
     Returns:

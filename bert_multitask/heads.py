@@ -28,7 +28,7 @@ from .configuration import (
 )
 from .losses import DIVERGENCES, LOSSES
 from .modeling import MinBertModel, MinBertPreTrainedModel
-from .tasks import Task, load_task
+from .tasks import Task, load_task, load_tasks
 
 
 class HeadLinear(nn.Linear):
@@ -128,15 +128,13 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         config.classifier_dropout = -1
         config.num_labels = 0
         config.add_cross_attention = config.encoder_sharing == "per_task"
-        self.tasks = {task.name: task for task in map(load_task, config.tasks)}
+        self.tasks = load_tasks(config.tasks)
         for name, task in self.tasks.items():
             if task.loss not in LOSSES:
                 raise InputError(f"task {name!r}: loss is {task.loss!r}; choose one of {', '.join(LOSSES)}")
             if task.divergence not in DIVERGENCES:
                 choices = ", ".join(DIVERGENCES)
                 raise InputError(f"task {name!r}: divergence is {task.divergence!r}; choose one of {choices}")
-            if hasattr(nn.ModuleDict(), name):
-                raise InputError(f"task {name!r}: PyTorch keeps this name for itself; choose another")
         if config.encoder_sharing == "shared":
             self.bert = MinBertModel(config)
         else:
@@ -261,7 +259,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             attention_mask: 1 for real tokens and 0 for padding, of the same shape; all real by default.
             token_type_ids: segment indices, of the same shape; all 0 by default.
             inputs_embeds: word embeddings in place of `input_ids`, float, with one more axis, H.
-            labels: (B,); classes (integer), 0 or 1 (integer), or scores (float); -100 for rows without a label.
+            labels: (B,); classes (integer), 0 or 1 (integer), or scores (float). A row without a
+                label has the class -100 or the score NaN.
             num_items_in_batch: divisor of the summed loss where this batch is one share of a larger one; by default
                 the number of labelled rows.
             output_attentions: as for `MinBertModel`, and with its shapes; a separately encoded pair counts as two rows.

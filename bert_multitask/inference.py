@@ -13,7 +13,7 @@ from .arguments import MultitaskTrainingArguments, RunArguments, parse_json
 from .configuration import InputError, MultitaskBertConfig
 from .data import load_rows, load_tokenizer, tokenise, usable_rows
 from .heads import MultitaskBertModel
-from .losses import UNLABELLED
+from .losses import is_labelled
 from .metrics import overall_score, score_decisions
 from .prediction import Predictions, decision_column, find_tables, predict_logits, prediction_table
 from .run_folder import read_run
@@ -152,10 +152,10 @@ class SplitReader:
         return found
 
     def labels(self, tasks: Mapping[str, Task], data_dir: str | None) -> dict[str, np.ndarray]:
-        """{task: labels (N,), UNLABELLED where a row has none} of the tasks that have any."""
+        """{task: labels (N,), `no_label` where a row has none} of the tasks that have any."""
         rows = {name: self.rows(task, data_dir) for name, task in tasks.items()}
         labels = {name: np.array(part["label"][:]) for name, part in rows.items() if part is not None}
-        return {name: values for name, values in labels.items() if (values != UNLABELLED).any()}
+        return {name: values for name, values in labels.items() if is_labelled(values).any()}
 
 
 def predict_runs(

@@ -5,13 +5,33 @@ where a batch is one share of it (gradient accumulation, several processes), so 
 the step, and the batch's own number otherwise.
 """
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-UNLABELLED = -100  # Hugging Face's mark for "no label here", which Trainer leaves out of its counts; also for scores
+UNLABELLED = -100  # the class of a row without a label, as everywhere in Hugging Face; no class has a negative number
+
+
+def no_label(scores: bool) -> int | float:
+    """The label of a row without one: UNLABELLED among classes; NaN among scores, since any number may be a score."""
+    return math.nan if scores else UNLABELLED
+
+
+def is_labelled(labels: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """Which rows have a label.
+
+    Args:
+        labels: scores, floating point, or classes, integer, of any shape (see `no_label`).
+
+    Returns:
+        Truth values of the same shape and kind.
+    """
+    scores = labels.is_floating_point() if isinstance(labels, Tensor) else labels.dtype.kind == "f"
+    return labels == labels if scores else labels != UNLABELLED  # NaN alone is not itself
 
 
 def cross_entropy(*, logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
@@ -40,7 +60,7 @@ def binary_cross_entropy(*, logits: Tensor, labels: Tensor, num_items: Tensor | 
     Returns:
         Scalar, fp32.
     """
-    labelled = labels != UNLABELLED
+    labelled = is_labelled(labels)
     total = functional.binary_cross_entropy_with_logits(
         logits.float()[labelled], labels[labelled].float(), reduction="sum"
     )
@@ -52,20 +72,20 @@ def mean_squared_error(*, logits: Tensor, labels: Tensor, num_items: Tensor | in
 
     Args:
         logits: predicted scores, float (B,).
-        labels: true scores, or UNLABELLED, float (B,).
+        labels: true scores, or NaN where a row has none, float (B,).
         num_items: divisor of the sum; by default the number of labelled rows.
 
     Returns:
         Scalar, fp32.
     """
-    labelled = labels != UNLABELLED
+    labelled = is_labelled(labels)
     total = functional.mse_loss(logits.float()[labelled], labels[labelled].float(), reduction="sum")
     return total / row_count(labels, num_items)
 
 
 def row_count(labels: Tensor, num_items: Tensor | int | None) -> Tensor:
     """The divisor of a loss: `num_items` if given, else the number of labelled rows; at least 1."""
-    return torch.as_tensor((labels != UNLABELLED).sum() if num_items is None else num_items).clamp(min=1)
+    return torch.as_tensor(is_labelled(labels).sum() if num_items is None else num_items).clamp(min=1)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

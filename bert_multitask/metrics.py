@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score
 from transformers import EvalPrediction
 
 from .configuration import InputError
-from .losses import LOSSES, UNLABELLED
+from .losses import LOSSES, is_labelled
 from .tasks import Task
 
 
@@ -68,7 +68,7 @@ def task_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str,
     Args:
         task: whose rows.
         logits: (B, C) or (B,), as the model gives them.
-        labels: (B,), UNLABELLED where a row has none.
+        labels: (B,), `no_label` where a row has none.
 
     Returns:
         {"loss": …, the metric's name: …}
@@ -83,9 +83,9 @@ def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> di
     Args:
         task: whose rows.
         decisions: (B,), as `decide` gives them.
-        labels: (B,), UNLABELLED where a row has none.
+        labels: (B,), `no_label` where a row has none.
     """
-    labelled = labels != UNLABELLED
+    labelled = is_labelled(labels)
     metric = METRICS[task.metric](keep_in_memory=True)
     return metric.compute(predictions=decisions[labelled], references=labels[labelled])
 
@@ -103,7 +103,7 @@ def labelled_metrics(
     Raises:
         InputError: it gives no dictionary, a key that the task has already, or a number that is not finite.
     """
-    labelled = prediction.label_ids != UNLABELLED
+    labelled = is_labelled(prediction.label_ids)
     if not labelled.any():
         return {}
     fields = ("predictions", "label_ids", "inputs", "losses")

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .collate import Collator
 from .configuration import InputError
-from .data import encode, parse_label
+from .data import encode
 from .heads import MultitaskBertModel
+from .labels import LabelReader
 from .losses import UNLABELLED
 from .metrics import decide
 from .tasks import TASKS, Task, load_task
@@ -129,13 +130,17 @@ def read_course_file(path: Path, task: Task) -> Dataset:
     if header.split() != ["id", task.prediction_column]:
         raise InputError(f"{path}: begins with {header!r}; expected 'id \\t {task.prediction_column} '")
     ids, values, scores = [], [], task.kind == "similarity"
+    reader = LabelReader(task, numbered=True)
     for number, line in enumerate(lines, start=1):
         row_id, comma, value = line.rpartition(",")
         if not comma:
             raise InputError(f"{path}: row {number} is {line!r}; expected 'id , value'")
         ids.append(row_id.strip())
         where = f"{path}, row {number}"
-        values.append(parse_score(value, where) if scores else parse_label(task, value.strip(), where))
+        label = parse_score(value, where) if scores else reader.read(value)
+        if label in (None, UNLABELLED):
+            raise InputError(f"{where}: the label is {value.strip()!r}; expected {reader.expected}")
+        values.append(label)
     return Dataset.from_dict({"id": ids, decision_column(task): np.array(values, np.float32 if scores else np.int64)})
 
 

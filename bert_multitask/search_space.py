@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments, parse_json
 from .configuration import InputError
 from .tasks import TASKS
+from .yaml_file import load_yaml
 
 # What can be searched: what decides the weights, but neither rows, tokens nor steps, which a search's trials share.
 NUMBERS = (
@@ -92,11 +91,9 @@ def read_entries(search: str | Mapping) -> tuple[str, Mapping]:
     if isinstance(entries, Mapping):
         return "--search", entries
     try:
-        entries = yaml.safe_load(Path(search).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--search {search}: no such file, and no JSON") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--search {search}: not a YAML file: {error}") from error
+        entries = load_yaml(Path(search))
+    except InputError as error:
+        raise InputError(f"--search {error}") from error
     if not isinstance(entries, Mapping):
         raise InputError(f"--search {search}: expected lines `flag: {{low: …, high: …}}` or `flag: [choices]`")
     return f"--search {search}", entries

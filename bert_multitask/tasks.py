@@ -1,9 +1,16 @@
 """What a task is, and the paper's four: the one place that knows a task by name."""
 
 import dataclasses
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+
+from torch import nn
 
 from .configuration import InputError
+from .fields import check_fields, read_fields
 
 # kind -> (loss, divergence, metric) a task of that kind has unless it names others.
 KINDS = {
@@ -11,6 +18,13 @@ KINDS = {
     "binary": ("binary_cross_entropy", "binary_symmetric_kl", "accuracy"),
     "similarity": ("mean_squared_error", "squared_error", "pearson"),
 }
+
+
+SPLITS = ("train", "dev", "test")
+# A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
+# torch module that holds the heads by name.
+RESERVED = {"overall", "loss", "runtime", *dir(nn.ModuleDict())}
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,7 @@ class HubSource:
         text_pair: its column of second texts; None where a row has one.
         label: its column of labels.
         splits: {our split: its split}.
+        label_names: what its labels are called, in the order of the task's label_names; by default as those.
     """
 
     path: str
@@ -31,7 +46,16 @@ class HubSource:
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
-    splits: dict = dataclasses.field(default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"})
+    splits: dict[str, str] = dataclasses.field(
+        default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"}
+    )
+    label_names: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if isinstance(self.label_names, (list, tuple)):
+            object.__setattr__(self, "label_names", check_label_names(self.label_names, "hub: label_names"))
+        check_fields(self, "hub")
+        check_splits(self.splits, "hub: splits")
 
 
 @dataclass(frozen=True)
@@ -39,12 +63,13 @@ class Task:
     """One task: its rows, its head, its loss and how it is scored. Everything is plain data, so YAML can hold it.
 
     Args:
-        name: what it is called in flags, logs and files; a Python identifier.
+        name: what it is called in flags, logs and files; a Python identifier that is not RESERVED.
         kind: "classification" (one of several labels), "binary" (yes or no) or "similarity" (a score).
         text: the column of texts in its files.
         text_pair: the column of second texts; None, one text a row.
         label: the column of labels.
-        label_names: what the labels 0, 1, … mean; for classification and binary.
+        label_names: what the labels 0, 1, … mean; for classification and binary. No two may be the same label: case
+            and white space around them do not count, and "1.0" is "1".
         score_range: lowest and highest score; for similarity.
         loss: key of `losses.LOSSES`; by default the kind's.
         divergence: key of `losses.DIVERGENCES`, by which SMART compares two predictions; by default the kind's.
@@ -77,48 +102,76 @@ class Task:
     dropout: float = 0.3
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
-    files: dict | None = None
+    files: dict[str, str] | None = None
     hub: HubSource | None = None
-    course_rows: dict | None = None
+    course_rows: dict[str, int] | None = None
     prediction_column: str | None = None
 
     def __post_init__(self):
         where = f"task {self.name!r}"
-        if not str(self.name).isidentifier():
-            raise InputError(f"{where}: name must be a Python identifier, because it names files and parameters")
+        self.read_plain(where)
+        check_fields(self, where)
+        check_name(self.name)
         if self.kind not in KINDS:
             raise InputError(f"{where}: kind is {self.kind!r}; choose one of {', '.join(KINDS)}")
+        self.check_labels(where)
+        self.check_ranges(where)
+        if self.files is not None:
+            check_splits(self.files, f"{where}: files")
+        if self.course_rows is not None and self.course_rows.keys() != set(SPLITS):
+            raise InputError(f"{where}: course_rows has {', '.join(self.course_rows)}; expected {', '.join(SPLITS)}")
+        for key, default in zip(("loss", "divergence", "metric"), KINDS[self.kind], strict=True):
+            object.__setattr__(self, key, getattr(self, key) or default)
+
+    def read_plain(self, where: str) -> None:
+        """Give fields the types that YAML and JSON cannot write; a frozen dataclass needs the long way."""
+        plain = {}
+        if isinstance(self.label_names, (list, tuple)):
+            plain["label_names"] = check_label_names(self.label_names, f"{where}: label_names")
+        if isinstance(self.score_range, list):
+            plain["score_range"] = tuple(self.score_range)
+        if isinstance(self.hub, dict):
+            try:
+                plain["hub"] = read_fields(HubSource, self.hub, "hub")
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from error
+        for key, value in plain.items():
+            object.__setattr__(self, key, value)
+
+    def check_labels(self, where: str) -> None:
+        """Refuse label names or a range of scores that the kind of task does not have."""
         if self.kind == "similarity":
-            low, high = self.score_range or (0.0, 0.0)
+            if self.label_names is not None:
+                raise InputError(
+                    f"{where}: a similarity task has no label_names, it has score_range: [lowest, highest]"
+                )
+            low, high = map(float, self.score_range or (0, 0))
             if not low < high:
                 raise InputError(f"{where}: a similarity task needs score_range: [lowest, highest]")
-        elif any(isinstance(name, bool) for name in self.label_names or ()):
-            raise InputError(
-                f"{where}: label_names has true or false; YAML reads a bare yes or no so: write 'yes', 'no'"
-            )
-        elif len(self.label_names or ()) < 2 or (self.kind == "binary" and len(self.label_names) != 2):
+            object.__setattr__(self, "score_range", (low, high))
+            return
+        if self.score_range is not None:
+            raise InputError(f"{where}: a {self.kind} task has no score_range, it has label_names")
+        names = self.label_names or ()
+        if len(names) < 2 or (self.kind == "binary" and len(names) != 2):
             count = "two" if self.kind == "binary" else "two or more"
-            raise InputError(f"{where}: a {self.kind} task needs {count} label_names")
+            raise InputError(f"{where}: a {self.kind} task needs {count} label_names; it has {len(names)}")
+        if self.hub and self.hub.label_names and len(self.hub.label_names) != len(names):
+            raise InputError(
+                f"{where}: hub has {len(self.hub.label_names)} label_names and the task {len(names)}; expected the "
+                "same labels in the same order"
+            )
+
+    def check_ranges(self, where: str) -> None:
+        """Refuse numbers that are out of range."""
         if not 0 <= self.dropout < 1:
             raise InputError(f"{where}: dropout is {self.dropout}; expected a probability in [0, 1)")
         for key in ("smart_weight", "bregman_weight"):
-            if not 0 <= getattr(self, key) < float("inf"):
+            if getattr(self, key) < 0:
                 raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
         for key in ("epochs", "max_train_samples"):
-            value = getattr(self, key)
-            if not (isinstance(value, int) and value >= 1 or key == "max_train_samples" and value is None):
-                raise InputError(f"{where}: {key} is {value!r}; expected a whole number of at least 1")
-        if self.files is not None and not {"train", "dev"} <= set(self.files) <= {"train", "dev", "test"}:
-            raise InputError(f"{where}: files has {', '.join(self.files)}; expected train, dev and perhaps test")
-        # Defaults of the kind, and the types that YAML and JSON cannot write; frozen needs the long way.
-        for key, default in zip(("loss", "divergence", "metric"), KINDS[self.kind], strict=True):
-            object.__setattr__(self, key, getattr(self, key) or default)
-        if self.label_names is not None:
-            object.__setattr__(self, "label_names", tuple(str(name) for name in self.label_names))
-        if self.score_range is not None:
-            object.__setattr__(self, "score_range", tuple(float(score) for score in self.score_range))
-        if isinstance(self.hub, dict):
-            object.__setattr__(self, "hub", HubSource(**self.hub))
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise InputError(f"{where}: {key} is {value}; expected a whole number of at least 1")
 
     def to_config(self) -> dict:
         """The fields a model needs, as plain data for `config.json`: all but where the rows come from."""
@@ -138,17 +191,83 @@ def load_task(spec: "str | dict | Task") -> Task:
         if spec not in TASKS:
             raise InputError(f"unknown task {spec!r}; choose from {', '.join(TASKS)}, or define it in the YAML")
         return TASKS[spec]
+    if not isinstance(spec, dict):
+        raise InputError(f"a task is {spec!r}; expected a name or the fields of a Task")
     if missing := sorted({"name", "kind"} - set(spec)):
         raise InputError(f"a task in tasks has no field {missing[0]!r}: {spec}; tasks is a list, each with its fields")
-    known = {field.name for field in dataclasses.fields(Task)}
-    if unknown := sorted(set(spec) - known):
-        raise InputError(f"task {spec['name']!r}: unknown field {unknown[0]!r}; a task has {', '.join(sorted(known))}")
-    try:
-        return Task(**spec)
-    except InputError:
-        raise
-    except (TypeError, ValueError, AttributeError) as error:  # a field of another type than Task's docstring says
-        raise InputError(f"task {spec['name']!r}: {error}; see the fields' types in bert_multitask.Task") from error
+    return read_fields(Task, spec, f"task {spec['name']!r}")
+
+
+def load_tasks(specs: "Iterable[str | dict | Task]") -> dict[str, Task]:
+    """Make the tasks of one run or model: {name: task}, in the order given.
+
+    Raises:
+        InputError: as `load_task`; or two tasks would share files, which some file systems find whatever the case.
+    """
+    tasks: dict[str, Task] = {}
+    keys: dict[str, str] = {}  # of an evaluation's scores
+    for task in map(load_task, specs):
+        for other in tasks:
+            if same_file_name(other) == same_file_name(task.name):
+                twice = "twice" if other == task.name else f"and {task.name!r}, which would share files"
+                raise InputError(f"tasks names {other!r} {twice}; give each task a name of its own")
+        for key in (f"{task.name}_{task.metric}", f"{task.name}_loss"):
+            if (other := keys.setdefault(key, task.name)) != task.name:
+                raise InputError(f"tasks {other!r} and {task.name!r} would both have a score eval_{key}; rename one")
+        tasks[task.name] = task
+    return tasks
+
+
+def same_file_name(name: str) -> str:
+    """What a file system may make of a name: some ignore case, some compose letters and accents."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def check_name(name: str) -> None:
+    """Refuse a task's name that no parameter, file or log entry can have, or that another one has already.
+
+    Raises:
+        InputError: says why.
+    """
+    if not name.isidentifier():
+        raise InputError(f"task {name!r}: name must be a Python identifier, because it names files and parameters")
+    if name in RESERVED or name.startswith("eval_"):
+        raise InputError(f"task {name!r}: this name is reserved for scores, log entries or PyTorch; choose another")
+
+
+def check_splits(splits: dict[str, str], where: str) -> None:
+    """Refuse splits without train and dev, or with others than test beside them."""
+    if not {"train", "dev"} <= splits.keys() <= set(SPLITS):
+        raise InputError(f"{where} has {', '.join(splits) or 'none'}; expected train, dev and perhaps test")
+
+
+def label_key(label: str | int | float) -> str | Decimal:
+    """What two labels have in common that are the same: their number, or their text, whatever its case and the white
+    space around it."""
+    text = str(label).strip().casefold()
+    return Decimal(text) if NUMBER.fullmatch(text) else text
+
+
+def check_label_names(names: Sequence, where: str) -> tuple[str, ...]:
+    """Label names as texts without white space around them; YAML reads some as numbers.
+
+    Raises:
+        InputError: a name is no text or number, is empty, has a line break or a control character, or there is another
+            that the same labels would mean.
+    """
+    known: dict[str | Decimal, str] = {}
+    for name in names:
+        if isinstance(name, bool):
+            raise InputError(f"{where} has true or false; YAML reads a bare yes or no so: write 'yes', 'no'")
+        if not isinstance(name, (str, int, float)):
+            raise InputError(f"{where} has {name!r}; expected texts")
+        text = str(name).strip()
+        if not text or any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+            raise InputError(f"{where} has {name!r}; expected texts of one line, without control characters")
+        if (other := known.get(label_key(text))) is not None:
+            raise InputError(f"{where} has {other!r} and {text!r}, which are the same label; expected distinct names")
+        known[label_key(text)] = text
+    return tuple(known.values())
 
 
 def course_files(stem: str) -> dict:
@@ -179,7 +298,13 @@ TASKS = {
             epochs=3,
             files=course_files("quora"),
             # The labels of GLUE's test splits are hidden (-1).
-            hub=HubSource("nyu-mll/glue", "qqp", text="question1", text_pair="question2"),
+            hub=HubSource(
+                "nyu-mll/glue",
+                "qqp",
+                text="question1",
+                text_pair="question2",
+                label_names=("not_duplicate", "duplicate"),
+            ),
             course_rows={"train": 283_010, "dev": 40_429, "test": 80_859},
             prediction_column="Predicted_Is_Paraphrase",
         ),

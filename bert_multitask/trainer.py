@@ -38,7 +38,7 @@ from .configuration import InputError, NonFiniteError
 from .finite import FirstBadStep
 from .heads import MultitaskBertModel
 from .hub import HubTrainer
-from .losses import DIVERGENCES, UNLABELLED
+from .losses import DIVERGENCES, UNLABELLED, is_labelled, no_label
 from .metrics import decide, labelled_metrics, overall_score, task_scores
 from .optim import PaperAdamW
 from .schedule import SCHEDULES, PlanSampler, count_batches, describe
@@ -67,7 +67,7 @@ class MultitaskTrainer(HubTrainer):
         model_init: refused.
         compute_loss_func: (outputs, labels, num_items_in_batch) -> the loss of a batch, or {task: such a function};
             the sum over the batch's rows divided by `num_items_in_batch`, so that the shares of a step add up. A row
-            without a label has the label -100. It gives `eval_{task}_loss`, too.
+            without a label has the label -100, or NaN where labels are scores. It gives `eval_{task}_loss`, too.
         compute_metrics: `EvalPrediction` of a task's labelled rows, with logits as predictions -> {key: number}, or
             {task: such a function}. The numbers are `eval_{task}_{key}`, which `metric_for_best_model` may name.
         callbacks: of the training.
@@ -258,6 +258,14 @@ class MultitaskTrainer(HubTrainer):
                 step = self.state.global_step
                 raise NonFiniteError(f"weight {name} is not finite after step {step}; lower --learning_rate")
 
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor | int | None:
+        """Overridden because Trainer counts what is not -100, which may be a score; a missing score is NaN."""
+        marked = [
+            {"labels": torch.where(is_labelled(batch["labels"]), 0, UNLABELLED)} if "labels" in batch else batch
+            for batch in batch_samples
+        ]
+        return super()._get_num_items_in_batch(marked, device)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -279,9 +287,8 @@ class MultitaskTrainer(HubTrainer):
         loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)  # it may take labels out
         self.keep(f"loss_{task.name}", loss)
         if self.args.logging_strategy != "no":
-            # Both as floats: processes gather them, and the label of a FILLER is an integer among scores, too.
-            self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"].float()))
-        rows = (inputs["labels"] != UNLABELLED).sum()
+            self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"]))
+        rows = is_labelled(inputs["labels"]).sum()
         share = rows if num_items_in_batch is None else rows / num_items_in_batch
         if self.args.average_tokens_across_devices:
             share = share * self.accelerator.num_processes  # as Trainer scales the loss: DDP takes the processes' mean
@@ -348,8 +355,9 @@ class MultitaskTrainer(HubTrainer):
                 logs[name] = self.accelerator.gather(total).mean().item() / steps
             for name, batches in sorted(self.seen.items()):
                 logits, labels = (self.gather_rows(torch.cat(column)) for column in zip(*batches, strict=True))
-                task, labelled = self.model.tasks[name], labels != UNLABELLED
+                task, labelled = self.model.tasks[name], is_labelled(labels)
                 labelled &= np.isfinite(logits).reshape(len(logits), -1).all(1)  # without those that fp16 skipped
+
                 predicted = decide(task, logits)
                 logs[f"{task.metric}_{name}"] = float(VECTORISED[task.metric](predicted[labelled], labels[labelled]))
             self.sums.clear()
@@ -362,7 +370,8 @@ class MultitaskTrainer(HubTrainer):
 
     def gather_rows(self, values: Tensor) -> np.ndarray:
         """The rows of all processes, which may have different numbers of them: filled up with unlabelled ones."""
-        padded = self.accelerator.pad_across_processes(values, pad_index=UNLABELLED)
+        missing = no_label(values.is_floating_point())
+        padded = self.accelerator.pad_across_processes(values, pad_index=missing)
         return self.accelerator.gather(padded).cpu().numpy()
 
     def evaluate(
@@ -480,7 +489,7 @@ class MultitaskTrainer(HubTrainer):
     def mean_loss(self, task: str, logits: np.ndarray, labels: np.ndarray) -> float:
         """The loss of the user's `compute_loss_func` over all rows of a task together."""
         logits, labels = (torch.from_numpy(values).to(self.args.device) for values in (logits, labels))
-        items = (labels != UNLABELLED).sum()
+        items = is_labelled(labels).sum()
         return float(
             self.loss_functions[task](SequenceClassifierOutput(logits=logits), labels, num_items_in_batch=items)
         )

@@ -16,7 +16,7 @@ from .callbacks import HistoryFile
 from .configuration import InputError, MultitaskBertConfig
 from .data import describe_rows, load_rows, load_tokenizer, sample_rows, tokenise_splits
 from .heads import MultitaskBertModel
-from .losses import UNLABELLED
+from .losses import is_labelled
 from .metrics import decide
 from .prediction import prediction_table, write_predictions
 from .run_folder import RunFolder
@@ -161,7 +161,7 @@ def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dic
 
 def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]) -> dict[str, Estimate]:
     """{task: its score and the bounds of its 95 % interval}, and the overall score's, of predictions with labels."""
-    labelled = {name: output.label_ids != UNLABELLED for name, output in outputs.items()}
+    labelled = {name: is_labelled(output.label_ids) for name, output in outputs.items()}
     predicted = {name: decide(tasks[name], output.predictions)[labelled[name]] for name, output in outputs.items()}
     labels = {name: output.label_ids[labelled[name]] for name, output in outputs.items()}
     scores = Scores(tasks, predicted, labels)

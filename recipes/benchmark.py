@@ -35,7 +35,7 @@ from transformers.utils import logging
 
 from bert_multitask import InputError
 from bert_multitask.data import SAMPLE, load_rows, load_tokenizer, tokenise_splits
-from bert_multitask.losses import UNLABELLED
+from bert_multitask.losses import is_labelled
 from bert_multitask.tasks import TASKS
 
 
@@ -45,7 +45,9 @@ def tokenize(options) -> dict:
     tokenizer = load_tokenizer(options.model_name_or_path, 30_522)
     rows = load_rows(task, options.data_dir, splits=["train"])["train"].to_pandas()
     rows = rows.iloc[[number % len(rows) for number in range(options.pairs)]]
-    rows["label"] = rows["label"].astype("Int64").mask(rows["label"] == UNLABELLED)  # which a file leaves empty
+    rows["label"] = (
+        rows["label"].astype("Int64").where(is_labelled(rows["label"].to_numpy()))
+    )  # which a file leaves empty
     rows = rows.rename(columns={"text": task.text, "text_pair": task.text_pair, "label": task.label})
     with tempfile.TemporaryDirectory() as folder:
         datasets.config.HF_DATASETS_CACHE = folder

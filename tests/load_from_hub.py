@@ -64,7 +64,7 @@ def load_everything() -> dict:
         for name, task in TASKS.items()
     }
     broken = {
-        "wrong split": HubSource("SetFit/sst5", splits={"train": "training"}),
+        "wrong split": HubSource("SetFit/sst5", splits={"train": "training", "dev": "validation"}),
         "wrong column": HubSource("SetFit/sst5", text="sentence"),
         "absent": HubSource("nobody/nothing"),
     }

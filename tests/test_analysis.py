@@ -8,7 +8,7 @@ from sklearn.metrics import confusion_matrix
 
 from bert_multitask.analysis import confusion, error_by_length, label_predictions, worst
 from bert_multitask.configuration import InputError
-from bert_multitask.losses import UNLABELLED
+from bert_multitask.losses import is_labelled, no_label
 from bert_multitask.prediction import prediction_table, read_predictions, write_predictions
 from bert_multitask.statistics import LEVEL
 from bert_multitask.tasks import TASKS
@@ -28,7 +28,7 @@ def make(tmp_path):
         else:
             labels = rng.integers(0, len(task.label_names), COUNT)
             logits = rng.standard_normal((COUNT, 5) if task.kind == "classification" else COUNT)
-        labels[::7] = UNLABELLED
+        labels[::7] = no_label(task.kind == "similarity")
         texts = {"text": ["word " * (1 + number % 50) for number in range(COUNT)]}
         if task.text_pair:
             texts["text_pair"] = ["two words"] * COUNT
@@ -53,13 +53,13 @@ def test_unlabelled_rows_are_left_out(make, name):
 
 def test_losses_and_errors(make):
     predictions, logits, labels = make("sst")
-    kept = labels != UNLABELLED
+    kept = is_labelled(labels)
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     np.testing.assert_allclose(predictions.losses, -log_p[kept, labels[kept]], rtol=1e-4)
     np.testing.assert_array_equal(predictions.errors, logits.argmax(1)[kept] != labels[kept])
     np.testing.assert_array_equal(predictions.distances, abs(logits.argmax(1)[kept] - labels[kept]))
     predictions, logits, labels = make("sts")
-    np.testing.assert_allclose(predictions.losses, abs(logits - labels)[labels != UNLABELLED], atol=1e-5)
+    np.testing.assert_allclose(predictions.losses, abs(logits - labels)[is_labelled(labels)], atol=1e-5)
     np.testing.assert_array_equal(predictions.losses, predictions.errors)
 
 

@@ -180,6 +180,9 @@ def test_tensorboard_is_used_where_installed(tmp_path):
         ("", ["--head_dropout", "[0.1]"], r"--head_dropout is \[0.1\]; expected"),
         ("", ["other.yaml"], "other.yaml .a configuration file comes first"),
         ("1: 2", [], "unknown field 1"),
+        ("seed: 2020-01-01", [], "--seed.*invalid int value: '2020-01-01'"),
+        ("seed: 1\nseed: 2", [], "config.yaml: .*'seed' is given twice"),
+        ("", ["--task_epochs", "[" * 100_000], "--task_epochs is .*not JSON"),
         ("", ["--task_epochs", "sst=3"], "--task_epochs is 'sst=3', which is not JSON"),
         ("", ["--max_length", "2"], "--max_length is 2"),
         ("", ["--encoder_dropout", "1.2"], "--encoder_dropout is 1.2"),
@@ -210,7 +213,7 @@ def test_mistakes_are_named(tmp_path, yaml, flags, message):
         (["--head_dropout", '{"sst": 1.0}'], "dropout is 1.0"),
         (["--smart_weight", "-1"], "task 'sst': smart_weight is -1; expected a factor of at least 0"),
         (["--bregman_weight", '{"sts": -2}'], "task 'sts': bregman_weight is -2"),
-        (["--head_dropout", '{"sst": "high"}'], "task 'sst': .*see the fields' types"),
+        (["--head_dropout", '{"sst": "high"}'], "task 'sst': dropout is 'high'; expected"),
     ],
 )
 def test_mistakes_in_tasks_are_named(tmp_path, flags, message):

@@ -11,6 +11,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, write_table
 from datasets import Dataset
@@ -31,7 +32,7 @@ from bert_multitask.data import (
     tokenise,
     usable_rows,
 )
-from bert_multitask.losses import UNLABELLED
+from bert_multitask.losses import UNLABELLED, is_labelled
 from bert_multitask.tasks import TASKS, HubSource, load_task
 
 ROW_COUNTS = {
@@ -46,7 +47,7 @@ ROW_COUNTS = {
 def test_real_row_counts(real_data, name):
     rows = load_rows(TASKS[name], real_data)
     assert [len(rows[split]) for split in SPLITS] == ROW_COUNTS[name]
-    assert set(rows["test"]["label"]) == {UNLABELLED}
+    assert not is_labelled(np.array(rows["test"]["label"][:])).any()
 
 
 def test_real_texts_are_as_python_reads_the_file(real_data):
@@ -183,7 +184,7 @@ def test_any_text_survives_and_no_row_is_lost(tmp_path, rows):
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1\n1\tc\td\t5\n", "row 2: sentiment is '5'; "
          "expected a class from 0 to 4"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1.5\n", "row 1: sentiment is '1.5'"),
-        ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\tnan\n", "row 1: sentiment is 'nan'"),
+        ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\tinf\n", "row 1: sentiment is 'inf'"),
         ("sts", "sts-dev.csv", "\tid\tsentence1\tsentence2\tsimilarity\n0\ta\tb\tc\t5.1\n", "a score from 0 to 5"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\n", "row 1 has not the header's 4"),
         ("sst", "ids-sst-train.csv", "", "is empty"),
@@ -260,10 +261,17 @@ def test_a_checkpoint_without_tokenizer_files_is_refused(tiny_bert, tmp_path):
         load_tokenizer(str(folder), 30522)
 
 
-def test_an_empty_test_split(course_folder, tokenizer):
+def test_a_test_file_without_rows_is_like_none(course_folder, caplog, propagated_logs):
     write_table(course_folder / "ids-sst-test-student.csv", ["", "id", "sentence"], [])
-    rows = load_rows(TASKS["sst"], str(course_folder))["test"]
-    assert len(tokenise(TASKS["sst"], usable_rows(TASKS["sst"], rows, "test"), tokenizer, 31)) == 0
+    assert sorted(load_rows(TASKS["sst"], str(course_folder))) == ["dev", "train"]
+    assert "ids-sst-test-student.csv: has no rows; task 'sst' has no test rows to predict" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_file_without_rows_to_train_on_or_to_score_is_refused(course_folder, split):
+    write_table(course_folder / f"ids-sst-{split}.csv", ["", "id", "sentence", "sentiment"], [])
+    with pytest.raises(InputError, match=f"ids-sst-{split}.csv: has no rows; task 'sst'"):
+        load_rows(TASKS["sst"], str(course_folder))
 
 
 def test_a_byte_order_mark_is_no_part_of_a_column(course_folder):

@@ -12,8 +12,10 @@ PACKAGE = ROOT / "bert_multitask"
 # From the bottom up: a module imports only modules of earlier lines.
 LAYERS = [
     {"configuration"},
+    {"fields", "yaml_file"},
     {"tasks", "losses", "packing"},
-    {"modeling", "schedule", "smart", "optim", "finite", "flags", "files", "card"},
+    {"modeling", "schedule", "smart", "optim", "finite", "flags", "labels", "card"},
+    {"files"},
     {"heads", "collate", "metrics"},
     {"data", "callbacks", "classifier", "statistics", "document", "token_rows"},
     {"arguments", "prediction", "export", "hub"},
@@ -23,7 +25,7 @@ LAYERS = [
     {"ensemble", "sources", "tuning"},
     {"report"},
 ]
-MODEL_FILES = {"configuration", "tasks", "losses", "packing", "modeling", "card", "heads", "classifier"}
+MODEL_FILES = {"configuration", "fields", "tasks", "losses", "packing", "modeling", "card", "heads", "classifier"}
 
 
 def imports(module: str) -> set[str]:

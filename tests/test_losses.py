@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bert_multitask.losses import LOSSES, UNLABELLED
+from bert_multitask.losses import LOSSES, UNLABELLED, is_labelled
 
 generator = np.random.default_rng(0)
 LOGITS = {
@@ -15,13 +15,14 @@ LOGITS = {
 LABELS = {
     "cross_entropy": np.array([0, 3, UNLABELLED, 1, 2, 2]),
     "binary_cross_entropy": np.array([0, 1, UNLABELLED, 1, 0, 0]),
-    "mean_squared_error": np.array([0.0, 5.0, UNLABELLED, 1.6, 2.2, 2.0]),
+    "mean_squared_error": np.array([-100.0, 5.0, np.nan, 1.6, 2.2, 2.0]),
 }
 
 
 def reference(name: str, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The loss of each labelled row, from the formulas."""
-    logits, labels = logits[labels != UNLABELLED], labels[labels != UNLABELLED]
+    labelled = ~np.isnan(labels) if name == "mean_squared_error" else labels != -100
+    logits, labels = logits[labelled], labels[labelled]
     if name == "cross_entropy":
         probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         return -np.log(probabilities[np.arange(len(labels)), labels])
@@ -67,3 +68,18 @@ def test_a_share_without_labels_adds_nothing(name):
 def test_half_precision_logits_give_a_full_precision_loss(name):
     logits, labels = tensors(name)
     assert LOSSES[name](logits=logits.bfloat16(), labels=labels).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, UNLABELLED, 1], [True, False, True]),
+        ([-100.0, np.nan, -1.0], [True, False, True]),
+        ([[np.nan, np.inf], [0.0, -np.inf]], [[False, True], [True, True]]),
+    ],
+    ids=["classes", "scores", "two axes"],
+)
+def test_any_number_may_be_a_score(labels, expected):
+    """A score of -100 is a label; among classes, -100 is none."""
+    assert is_labelled(np.array(labels)).tolist() == expected
+    assert is_labelled(torch.tensor(labels)).tolist() == expected

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from bert_multitask.configuration import InputError
-from bert_multitask.tasks import TASKS, Task, load_task
+from bert_multitask.tasks import TASKS, Task, load_task, load_tasks
 
 NLI = """
 name: nli
@@ -63,14 +63,14 @@ def test_load_task_passes_tasks_and_names():
         ({"name": "x", "kind": "similarity", "score_range": [5, 0]}, "score_range"),
         ({"name": "x", "kind": "binary", "label_names": ["n", "y"], "dropout": 1.5}, "dropout is 1.5"),
         ({"name": "x", "kind": "binary", "label_names": ["n", "y"], "epochs": 0}, "epochs is 0"),
-        ({"name": "x", "kind": "classification", "label_names": 3}, "task 'x': .*see the fields' types"),
-        ({"name": "x", "kind": "similarity", "score_range": 5}, "task 'x': .*see the fields' types"),
+        ({"name": "x", "kind": "classification", "label_names": 3}, "task 'x': label_names is 3; expected"),
+        ({"name": "x", "kind": "similarity", "score_range": 5}, "task 'x': score_range is 5; expected"),
         ({"name": "x", "kind": "binary", "label_names": ["n", "y"], "hub": {"url": "a"}}, "task 'x': .*'url'"),
         (
             {"name": "x", "kind": "binary", "label_names": ["n", "y"], "files": {"train": "a", "valid": "b"}},
             "files has",
         ),
-        ({"name": "x", "kind": "binary", "label_names": ["n", "y"], "files": "a.tsv"}, "files has"),
+        ({"name": "x", "kind": "binary", "label_names": ["n", "y"], "files": "a.tsv"}, "files is 'a.tsv'; expected"),
     ],
 )
 def test_mistakes_are_named(spec, message):
@@ -81,3 +81,107 @@ def test_mistakes_are_named(spec, message):
 def test_a_task_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Task(name="x", kind="binary", label_names=("n", "y")).epochs = 3
+
+
+CLASSES = {"name": "x", "kind": "classification", "label_names": ["a", "b"]}
+SCORES = {"name": "x", "kind": "similarity", "score_range": [0, 5]}
+HUB = {"path": "facebook/xnli"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        (CLASSES | {"files": ["train.csv", "dev.csv"]}, "files"),
+        (CLASSES | {"files": {"train": "a", "dev": "b", "test": None}}, "files"),
+        (CLASSES | {"files": {"train": 1, "dev": "b"}}, "files"),
+        (CLASSES | {"files": {}}, "files"),
+        (CLASSES | {"text": 3}, "text"),
+        (CLASSES | {"text_pair": 0}, "text_pair"),
+        (CLASSES | {"text_pair": ["a", "b"]}, "text_pair"),
+        (CLASSES | {"label": None}, "label"),
+        (CLASSES | {"hub": "facebook/xnli"}, "hub"),
+        (CLASSES | {"hub": {"name": "de"}}, "hub: .*path"),
+        (CLASSES | {"hub": HUB | {"url": "a"}}, "hub: .*url"),
+        (CLASSES | {"hub": HUB | {"text": 1}}, "hub: text"),
+        (CLASSES | {"hub": HUB | {"splits": ["train", "dev"]}}, "hub: splits"),
+        (CLASSES | {"hub": HUB | {"splits": {"train": "train", "validation": "validation"}}}, "hub: splits"),
+        (CLASSES | {"hub": HUB | {"splits": {"train": "train", "dev": None}}}, "hub: splits"),
+        (CLASSES | {"hub": HUB | {"label_names": "a, b"}}, "hub: label_names"),
+        (CLASSES | {"label_names": "neg, pos"}, "label_names"),
+        (CLASSES | {"label_names": {"neg": 0, "pos": 1}}, "label_names"),
+        (CLASSES | {"label_names": ["a", "A", "b"]}, "label_names"),
+        (CLASSES | {"label_names": ["a", " a"]}, "label_names"),
+        (CLASSES | {"label_names": ["a", "a"]}, "label_names"),
+        (CLASSES | {"label_names": ["1", 1.0]}, "label_names"),
+        (CLASSES | {"label_names": ["a", " "]}, "label_names"),
+        (CLASSES | {"label_names": ["a", None]}, "label_names"),
+        (CLASSES | {"label_names": ["a", ["b"]]}, "label_names"),
+        (CLASSES | {"label_names": ["a", "b\nc"]}, "label_names"),
+        (CLASSES | {"label_names": ["a", "b\x1b[2J"]}, "label_names"),
+        (CLASSES | {"label_names": ["a", "b\u2028c"]}, "label_names"),
+        (CLASSES | {"label_names": ["a", "\ud83d"]}, "label_names"),
+        (CLASSES | {"score_range": [0, 5]}, "score_range"),
+        (SCORES | {"label_names": ["a", "b"]}, "label_names"),
+        (SCORES | {"score_range": ["0", "5"]}, "score_range"),
+        (SCORES | {"score_range": [0, float("nan")]}, "score_range"),
+        (SCORES | {"score_range": [0, float("inf")]}, "score_range"),
+        (SCORES | {"score_range": [0, 10**400]}, "score_range"),
+        (SCORES | {"score_range": [0, 1, 2]}, "score_range"),
+        (SCORES | {"score_range": []}, "score_range"),
+        (SCORES | {"score_range": [False, True]}, "score_range"),
+        (SCORES | {"dropout": "0.1"}, "dropout"),
+        (SCORES | {"dropout": None}, "dropout"),
+        (SCORES | {"dropout": float("nan")}, "dropout"),
+        (SCORES | {"epochs": True}, "epochs"),
+        (SCORES | {"epochs": 2.0}, "epochs"),
+        (SCORES | {"max_train_samples": "all"}, "max_train_samples"),
+        (SCORES | {"smart_weight": True}, "smart_weight"),
+        (SCORES | {"bregman_weight": float("inf")}, "bregman_weight"),
+        (SCORES | {"course_rows": {"train": 5}}, "course_rows"),
+        (SCORES | {"prediction_column": 1}, "prediction_column"),
+        (SCORES | {"metric": ["pearson"]}, "metric"),
+        (SCORES | {5: 6}, "'5'"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_a_field_of_another_type_is_named(fields, field):
+    with pytest.raises(InputError, match=f"^task 'x': .*{field}") as error:
+        load_task(fields)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spec", [3, None, ["sst"], {"kind": "binary"}], ids=["number", "nothing", "list", "no name"])
+def test_what_is_no_task_is_refused(spec):
+    with pytest.raises(InputError, match="task"):
+        load_task(spec)
+    with pytest.raises(InputError, match="name is 3; expected a text .*in quotes"):
+        load_task(CLASSES | {"name": 3})
+
+
+def test_whole_numbers_are_numbers_and_names_lose_white_space():
+    task = load_task(SCORES | {"dropout": 0, "score_range": [-100, 100]})
+    assert task.score_range == (-100.0, 100.0) and isinstance(task.score_range[0], float) and task.dropout == 0
+    assert load_task(CLASSES | {"label_names": [" a ", 1, 0.5]}).label_names == ("a", "1", "0.5")
+
+
+@pytest.mark.parametrize("name", ["overall", "loss", "runtime", "eval_a", "keys", "type", "training", "_modules"])
+def test_reserved_names_are_refused(name):
+    with pytest.raises(InputError, match=f"task '{name}': this name is reserved"):
+        load_task(CLASSES | {"name": name})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"name": "a"}, {"name": "a"}, "names 'a' twice"),
+        ({"name": "Nli"}, {"name": "nli"}, "names 'Nli' and 'nli', which would share files"),
+        ({"name": "caf\u00e9"}, {"name": "cafe\u0301"}, "which would share files"),
+        ({"name": "a", "metric": "b_c"}, {"name": "a_b", "metric": "c"}, "both have a score eval_a_b_c"),
+        ({"name": "a", "metric": "b_loss"}, {"name": "a_b"}, "both have a score eval_a_b_loss"),
+    ],
+    ids=["one name", "case", "composed letters", "metrics", "a metric and a loss"],
+)
+def test_tasks_that_would_share_files_or_scores_are_refused(first, second, message):
+    with pytest.raises(InputError, match=message):
+        load_tasks([CLASSES | first, CLASSES | second])
+    assert list(load_tasks(["sst", CLASSES])) == ["sst", "x"]

@@ -319,7 +319,7 @@ def arguments(**flags) -> tuple[RunArguments, MultitaskTrainingArguments]:
         ({"learning_rate": []}, "expected {low: …, high: …} with low < high"),
         ({"learning_rate": 1e-5}, "or a list of numbers"),
         ({}, "names nothing to search"),
-        ("nowhere.yaml", "--search nowhere.yaml: no such file, and no JSON"),
+        ("nowhere.yaml", "--search nowhere.yaml: no such configuration file"),
         ('{"learning_rate": [1', "which is not JSON"),
     ],
     ids=str,
