@@ -41,10 +41,8 @@ class FirstBadStep:
         """Look at the gradient norm of a step, after its losses; FSDP gives it as a DTensor, DeepSpeed perhaps not."""
         codes = [self.losses]
         if norm is not None:
-            norm = torch.as_tensor(
-                norm.full_tensor() if hasattr(norm, "full_tensor") else norm, device=self.losses.device
-            )
-            bad = ~torch.isfinite(norm.detach())
+            whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            bad = ~torch.isfinite(torch.as_tensor(whole, device=self.losses.device))
             codes.append(code_where(bad, step, NORM))
             if self.scaled:
                 self.skipped = (self.skipped + 1) * bad

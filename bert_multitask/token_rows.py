@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from .configuration import InputError
 from .heads import MultitaskBertModel
-from .losses import UNLABELLED, is_labelled, no_label
+from .losses import is_labelled, no_label
 from .tasks import Task
 
 COLUMNS = ("input_ids", "token_type_ids", "labels")
@@ -94,7 +94,7 @@ def check_rows(rows: object, task: Task, model: MultitaskBertModel, where: str) 
 
 
 def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: str) -> None:
-    """Refuse a label that the task does not have. `no_label` marks a row without one; a null does not."""
+    """Refuse a label that the task does not have. A row may have none (see `no_label`)."""
     names = getattr(feature, "names", None)
     if names and [name.lower() for name in names] != [name.lower() for name in task.label_names or ()]:
         raise InputError(f"{where}: labels are {', '.join(names)}, in this order; the task's are {task.label_names}")
@@ -104,14 +104,17 @@ def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: st
     else:
         low, high = 0, len(task.label_names) - 1
         expected = f"a class from 0 to {high} ({', '.join(task.label_names)})"
-    scores = task.kind == "similarity"
-    expected += f", or {no_label(scores)} for a row without a label"
+    missing = no_label(task.kind == "similarity")
+    expected += f", or {missing} for a row without a label"
     numbers = pa.types.is_integer(labels.type) or pa.types.is_floating(labels.type) or pa.types.is_boolean(labels.type)
     if not numbers:
         raise InputError(f"{where}: labels are of type {labels.type}; expected {expected}")
     values = labels.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    fine = (low <= values) & (values <= high) & (scores | (values == np.floor(values)))
-    fine |= np.isnan(values) if scores else values == UNLABELLED
+    # In fp32, as they are trained on: of a range that ends in 4.9 the fp32 score 4.9 is a part.
+    fine = (np.float32(low) <= values.astype(np.float32)) & (values.astype(np.float32) <= np.float32(high))
+    if task.kind != "similarity":
+        fine &= values == np.floor(values)
+    fine |= np.isnan(values) if np.isnan(missing) else values == missing
     wrong = np.flatnonzero(~fine | labels.is_null().to_numpy(zero_copy_only=False))
     if len(wrong):
         raise InputError(f"{where}: the label of row {wrong[0]} is {labels[int(wrong[0])]}; expected {expected}")
@@ -120,7 +123,7 @@ def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: st
 def check_labelled(rows: Mapping[str, Dataset], argument: str) -> None:
     """Refuse a task of which no row has a label: there would be nothing to learn, or to score."""
     for name, part in rows.items():
-        if not is_labelled(np.array(part["labels"][:])).any():
+        if not is_labelled(np.asarray(part["labels"][:])).any():
             raise InputError(f"{argument}[{name!r}]: no row has a label")
 
 

@@ -71,7 +71,7 @@ class MultitaskTrainer(HubTrainer):
         model_init: refused.
         compute_loss_func: (outputs, labels, num_items_in_batch) -> the loss of a batch, or {task: such a function};
             the sum over the batch's rows divided by `num_items_in_batch`, so that the shares of a step add up. A row
-            without a label has the label -100. It gives `eval_{task}_loss`, too.
+            without a label has the label -100, or NaN where labels are scores. It gives `eval_{task}_loss`, too.
         compute_metrics: `EvalPrediction` of a task's labelled rows, with logits as predictions -> {key: number}, or
             {task: such a function}. The numbers are `eval_{task}_{key}`, which `metric_for_best_model` may name.
         callbacks: of the training.
@@ -390,6 +390,7 @@ class MultitaskTrainer(HubTrainer):
                 logs[f"{task.metric}_{name}"] = found[task.metric]
             self.sums.clear()
             self.seen.clear()
+            self._tr_loss.zero_()  # Trainer subtracts the sum from itself, which leaves a NaN that fp16 skipped
         if self.bad.scaled:  # the loss or gradient of a step that fp16's scaler skipped is no number to log
             for key in [key for key, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
                 del logs[key]

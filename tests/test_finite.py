@@ -1,6 +1,7 @@
 """Numbers that are not finite: the first stops the run, before anything is made of it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -222,7 +223,5 @@ def test_a_recipe_ends_with_one_line(monkeypatch, config, capsys):
 def test_two_processes_stop_together(config):
     run = launch(config, "--learning_rate", 1e30, "--use_cpu", "--output_dir", config.parent / "two", processes=2)
     printed = finish(run, timeout=120)
-    assert run.returncode and printed.count("error: the") == 1 and "is not a finite number at step 2" in printed, (
-        printed
-    )
+    assert run.returncode and len(re.findall(r"^error: .*not finite numbers", printed, re.MULTILINE)) == 1, printed
     assert not (config.parent / "two" / "metrics.json").exists()

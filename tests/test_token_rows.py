@@ -62,6 +62,12 @@ def test_integer_scores_become_floats(model):
     assert Collator(0)([part[0], part[1]])["labels"].dtype == torch.float32
 
 
+def test_the_ends_of_a_range_in_fp32(tiny_bert):
+    model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=[TASKS[1] | {"score_range": [0.1, 4.9]}])
+    labels = np.array([0.1, 4.9, np.nan], np.float32)
+    assert len(take(model, {"b": Dataset.from_dict(rows() | {"labels": labels})})["b"]) == 3
+
+
 def test_padding_that_is_there_already_is_no_text(model):
     """A tokenizer's `padding="max_length"` leaves zeros in the mask; they are not read as tokens, on either side."""
     for ids, mask in ([[101, 7, 102, 0, 0], [1, 1, 1, 0, 0]], [[0, 0, 101, 7, 102], [0, 0, 1, 1, 1]]):
@@ -106,6 +112,8 @@ WRONG = {
         "labels are high, mid, low, in this order",
     ),
     "score 6": ({"b": Dataset.from_dict(rows([0.0, 6.0, 1.0]))}, "row 1 is 6.0; expected a score from 0 to 5"),
+    "-100 is no score here": ({"b": Dataset.from_dict(rows([0.0, -100.0]))}, "row 1 is -100.0; .* or nan for a row"),
+    "no score": ({"b": Dataset.from_dict(rows([0.0, None]))}, "row 1 is None"),
     "infinite score": ({"b": Dataset.from_dict(rows([0.0, float("inf"), 1.0]))}, "label of row 1 is inf"),
     "no tokens": (
         {"a": Dataset.from_dict(rows(input_ids=[[101], [], [102]], token_type_ids=[[0], [], [0]]))},
