@@ -206,8 +206,8 @@ def test_long_reviews_are_cut_and_counted(monkeypatch, config, course_folder, ca
 
 
 def test_a_fifth_task_needs_no_python(monkeypatch, config, capsys):
-    """Of the user's own, in a CSV file of its own, in the YAML alone, together with two of the presets. Its test file has
-    a header and no rows, which is as good as none."""
+    """Of the user's own, in a CSV file of its own, in the YAML alone, together with two of the presets. Its test file
+    has a header and no rows, which is as good as none."""
     labels = ["entailment", "neutral", "contradiction"]
     for split, count in (("train", 12), ("dev", 6), ("test", 0)):
         rows = [f'"A dog, asleep {i}.",It rests.,{labels[i % 3]}' for i in range(count)]
