@@ -18,10 +18,11 @@ from bert_multitask.configuration import InputError
 from bert_multitask.data import SAMPLE, clean_rows, load_rows, tokenise, usable_rows
 from bert_multitask.heads import MultitaskBertModel
 from bert_multitask.inference import score_tables
+from bert_multitask.labels import LabelReader
 from bert_multitask.losses import UNLABELLED, is_labelled
 from bert_multitask.prediction import Predictions, prediction_table, read_course_file, write_predictions
 from bert_multitask.schedule import PlanSampler
-from bert_multitask.tasks import Task, label_key, load_task
+from bert_multitask.tasks import TASKS, Task, label_key, load_task
 from bert_multitask.trainer import MultitaskTrainer
 
 
@@ -186,6 +187,8 @@ def test_the_names_of_a_hub_dataset_may_be_said(tmp_path, monkeypatch):
     assert from_hub(task, [1, 0, -1], tmp_path, monkeypatch, names[::-1], label_names=names) == [0, 1, NONE]
     with pytest.raises(InputError, match="hub has 3 label_names and the task 2"):
         from_hub(task, [1], tmp_path, monkeypatch, names, label_names=[*names, "other"])
+    quora = TASKS["quora"]
+    LabelReader(quora, quora.hub.label_names, dataset=True).check_names(names, "glue/qqp")
 
 
 characters = st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])
