@@ -18,12 +18,16 @@ from .readers import READERS
 
 HANG = 5  # seconds for one input
 CHUNK = 500  # inputs for each entry of the journal
-LINE = 2000  # characters that a message may have
+LINE = 2000  # characters of a message; those that have more are counted
 VALID = 0.2  # share of inputs that stay as they are
 
 
 def judge(reader, rng: random.Random) -> tuple[str, str]:
-    """Make one input, damage it or not, read it: ("read", ""), ("refused", ""), or ("wrong", what is)."""
+    """Make one input, damage it or not, and read it.
+
+    Returns:
+        What came of it, "read", "refused", "refused at length" or "wrong"; and what is wrong, "" where nothing is.
+    """
     expected = reader.make(rng)
     if damaged := rng.random() > VALID:
         reader.damage(rng)
@@ -33,9 +37,9 @@ def judge(reader, rng: random.Random) -> tuple[str, str]:
         line = " ".join(str(error).split())
         if not damaged:
             return "wrong", f"a valid input was refused: {line[:300]}"
-        if len(line) > LINE:
-            return "wrong", f"a message of {len(line)} characters: {line[:300]}"
-        return ("refused", "") if reader.names(line) else ("wrong", f"a message that names no place: {line[:300]}")
+        if not reader.names(line):
+            return "wrong", f"a message that names no place: {line[:300]}"
+        return "refused at length" if len(line) > LINE else "refused", ""
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a panic of Rust is no Exception
@@ -140,10 +144,11 @@ def test_readers(name, work, journal, option, seed, result):
     tally = Counter()
     for entry in journal.entries:
         tally.update({key: value for key, value in entry.items() if key != "wrongs"})
+    refused = f"{tally['refused'] + tally['refused at length']:,} refused, {tally['refused at length']} at length"
     lost = ", ".join(f"{tally[key]} {key}" for key in ("wrong", "hang", "died"))
     result(
         f"damaged inputs, {READERS[name].file} ({name})",
-        f"{tally['inputs']:,} inputs: {tally['read']:,} read, {tally['refused']:,} refused; {seconds:.0f} s",
+        f"{tally['inputs']:,} inputs: {tally['read']:,} read, {refused}; {seconds:.0f} s",
         lost,
     )
     wrong = [(what, which) for entry in journal.entries for what, which in entry["wrongs"].items()]
