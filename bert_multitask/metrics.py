@@ -60,8 +60,8 @@ class TaskMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions, references) -> dict[str, float]:
-        value = self.score(np.asarray(predictions), np.asarray(references))
-        return {next(name for name, metric in METRICS.items() if metric is type(self)): float(value)}
+        names = [name for name, metric in METRICS.items() if metric is type(self)]
+        return {(names or [type(self).__name__])[0]: float(self.score(np.asarray(predictions), np.asarray(references)))}
 
 
 class Accuracy(TaskMetric):
