@@ -92,12 +92,19 @@ def open_sources(
             raise InputError(f"{name}: there is nothing to score. {' '.join(unscored)}")
         _, record = read_run(name) or (None, None)
         history = read_history(Path(resolve_folder(name), "history.jsonl"))
-        ensemble = json.loads(read_text(name, "ensemble.json") or "null")
+        ensemble = read_ensemble(name)
         sources.append(Source(name, located, predictions, unscored, record, history, ensemble))
     return sources
 
 
-def read_text(name: str, file: str) -> str:
-    """A file of a folder; empty where there is none."""
-    path = Path(resolve_folder(name), file)
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+def read_ensemble(name: str) -> dict | None:
+    """What an ensemble's folder says about it; None where there is no `ensemble.json`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(resolve_folder(name), "ensemble.json")
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
