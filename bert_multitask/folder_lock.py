@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -105,6 +105,12 @@ class FolderLock:
 def contents(path: Path) -> set[str]:
     """The names of what is in a folder besides the lock; none where there is no folder."""
     return ({file.name for file in path.iterdir()} if path.is_dir() else set()) - OWN
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files and folders, and of links the links alone."""
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:

@@ -18,7 +18,7 @@ from .arguments import MultitaskTrainingArguments, RunArguments
 from .checkpoints import find_checkpoint, list_checkpoints
 from .configuration import InputError, resolve_folder
 from .data import fingerprint
-from .folder_lock import FolderLock, cannot_write, contents
+from .folder_lock import FolderLock, cannot_write, contents, remove
 from .hub import PUBLIC
 from .records import to_json, write_json
 from .tasks import Task, load_task
@@ -127,10 +127,8 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what a run left, and nothing else; `run.json` stays until it is replaced, so that the folder is known
         as a run's all the time."""
-        for path in [found for pattern in WRITTEN for found in self.path.glob(pattern)]:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-        for checkpoint in list_checkpoints(self.path).values():
-            shutil.rmtree(checkpoint)
+        remove([path for pattern in WRITTEN for path in self.path.glob(pattern)])
+        remove(list_checkpoints(self.path).values())
 
     def begin(
         self,

@@ -8,7 +8,6 @@ from pathlib import Path
 from .analysis import LabelledPredictions, label_predictions
 from .arguments import MultitaskTrainingArguments
 from .configuration import InputError, resolve_folder
-from .files import reading
 from .inference import SplitReader, first_run, known_tasks, locate_tasks, read_tables
 from .records import read_history
 from .run_folder import read_run
@@ -99,17 +98,13 @@ def open_sources(
 
 
 def read_ensemble(name: str) -> dict | None:
-    """What the `ensemble.json` of a folder says; None where there is none."""
-    if not (text := read_text(name, "ensemble.json")):
-        return None
+    """What an ensemble's folder says about it; None where there is no `ensemble.json`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(resolve_folder(name), "ensemble.json")
     try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{name}/ensemble.json: is damaged ({error}); combine the runs again") from error
-
-
-def read_text(name: str, file: str) -> str:
-    """A file of a folder; empty where there is none."""
-    path = Path(resolve_folder(name), file)
-    with reading(str(path), "text"):
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        return dict(json.loads(path.read_bytes())) if path.is_file() else None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged ({error}); combine the runs again") from error

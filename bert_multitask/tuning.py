@@ -22,6 +22,7 @@ from .callbacks import HistoryFile
 from .checkpoints import list_checkpoints
 from .configuration import InputError, NonFiniteError
 from .data import describe_rows, load_rows
+from .folder_lock import contents, remove
 from .metrics import higher_is_better
 from .plots import search_overview, to_png
 from .run_folder import compare_settings, deciding_settings, fingerprints
@@ -161,13 +162,13 @@ class Search:
 
     def check_folder(self) -> None:
         """Refuse a folder that holds something else."""
-        if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / "study.db").exists():
+        if contents(self.folder) and not (self.folder / "study.db").exists():
             raise InputError(f"--output_dir {self.folder} exists and holds no search; choose another folder")
 
     def open_study(self) -> "optuna.Study":
         """The study in the folder, or a new one. A trial that was stopped in its midst is to be done again."""
         if self.run.overwrite:
-            shutil.rmtree(self.folder)
+            remove(self.folder / name for name in contents(self.folder))
         file = self.folder / "study.db"
         file.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -7,10 +7,12 @@ Leaves in OUT the study (study.db), trials.csv, search.png and the best trial's 
 command goes on with a search that was stopped.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.command_line import RecipeParser
+from bert_multitask.folder_lock import FolderLock
 from bert_multitask.search_space import TuneArguments
 from bert_multitask.training import run_recipe
 from bert_multitask.tuning import Search
@@ -22,7 +24,8 @@ def main(argv: list[str]) -> None:
     parser = RecipeParser((RunArguments, MultitaskTrainingArguments, TuneArguments), CONFIGS / "rr_tpe.yaml", __doc__)
     run, args, options, _ = parser.parse(argv)
     options.search = options.search or str(CONFIGS / "tune.yaml")
-    Search(run, args, options, parser.given(argv)).run_trials()
+    with FolderLock(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
+        Search(run, args, options, parser.given(argv)).run_trials()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as sharded
 import yaml
-from conftest import losses, run_here, write_config, write_course
+from conftest import ROOT, losses, run_here, write_config, write_course
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -82,6 +82,13 @@ def test_a_second_run_names_the_process_that_writes(monkeypatch, config, capsys,
         printed = capsys.readouterr().err.splitlines()
         assert f"is being written by process {os.getpid()} on {socket.gethostname()}" in printed[-1]
         assert json.loads((folder / RUNNING).read_text())["process"] == os.getpid(), "not replaced"
+
+
+def test_a_second_search_is_refused(monkeypatch, config, capsys):
+    monkeypatch.setattr("bert_multitask.folder_lock.PATIENCE", 0)
+    with FolderLock(config.parent / "run"):
+        assert run_here(monkeypatch, config, recipe=ROOT / "recipes" / "tune.py") == 2
+    assert f"is being written by process {os.getpid()}" in capsys.readouterr().err
 
 
 ANOTHER = {"process": os.getppid(), "host": socket.gethostname(), "started": psutil.Process(os.getppid()).create_time()}
@@ -200,7 +207,7 @@ def test_an_overwrite_cut_off_in_the_middle_is_no_obstacle(monkeypatch, unfinish
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("bert_multitask.run_folder.shutil.rmtree", cut_off)
+        patch.setattr("bert_multitask.folder_lock.shutil.rmtree", cut_off)
         assert run_here(patch, config, *STEPS, "--overwrite") == 130
     assert not (unfinished / "metrics.json").exists() and not (unfinished / "checkpoint-2").exists()
     assert run_here(monkeypatch, config, *STEPS, *flags) == 0

@@ -186,7 +186,7 @@ def test_a_search_that_was_stopped_in_its_first_trial(monkeypatch, searched, tmp
         patch.setattr(tuning.SearchTrainer, "train", stop)
         assert run_here(monkeypatch, *flags, recipe=TUNE) == 130
     error = capsys.readouterr().err
-    assert "stopped; the same command goes on with the search" in error and "Traceback" not in error
+    assert "stopped by SIGINT; the same command goes on with the search" in error and "Traceback" not in error
     assert run_here(monkeypatch, *flags, recipe=TUNE) == 0
     (row,) = read_table(folder)
     assert (row["trial"], float(row["learning_rate"])) == ("1", 2e-4)
