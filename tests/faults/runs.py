@@ -1,6 +1,7 @@
 """The runs that are killed: their layouts, and what must be the same as in an uninterrupted run."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,7 @@ LAYOUTS = {
         *("--gradient_accumulation_steps", 2),
     ],
 }
+RESUME = "--resume_from_checkpoint"
 # What the clock decides; and Trainer's own summary, which adds up the losses since the last resume alone.
 NOT_COMPARED = ("runtime", "per_second", "train_loss")
 
@@ -120,3 +122,25 @@ def read_entries(path: Path) -> list[dict]:
         {key: value for key, value in entry.items() if not any(word in key for word in NOT_COMPARED)}
         for entry in entries
     ]
+
+
+def last_line(ended: Ended) -> str:
+    """What a run printed last."""
+    return " ".join(ended.printed.strip().splitlines()[-1:])[-300:]
+
+
+def complaint(ended, *words: str) -> list[str]:
+    """What is wrong with how a run that could not go on ended: it must fail with one line that has the words."""
+    lines = [line for line in ended.printed.splitlines() if line.startswith("error: ")]
+    if ended.code <= 0:
+        return [f"exit {ended.code}: {last_line(ended)}"]
+    if "Traceback" in ended.printed or len(lines) != 1:
+        return [f"{len(lines)} lines of error, and the last line is: {last_line(ended)}"]
+    return [f"no {word!r} in: {lines[0][:300]}" for word in words if not re.search(word, lines[0], re.IGNORECASE)]
+
+
+def saved_step(folder: Path) -> int:
+    """The step of the last whole checkpoint; 0 without one."""
+    return max(
+        (int(path.parent.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*/trainer_state.json")), default=0
+    )

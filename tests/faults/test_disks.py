@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .runs import differences
-from .test_kills import RESUME, last_line
+from .runs import RESUME, complaint, differences, last_line, saved_step
 
 ROOM = 2**30  # bytes, enough for anything here
 
@@ -26,23 +25,6 @@ def small_disk(folder: Path):
         yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
-
-
-def complaint(ended, *words: str) -> list[str]:
-    """What is wrong with how a run that could not go on ended: it must fail with one line that has the words."""
-    lines = [line for line in ended.printed.splitlines() if line.startswith("error: ")]
-    if ended.code <= 0:
-        return [f"exit {ended.code}: {last_line(ended)}"]
-    if "Traceback" in ended.printed or len(lines) != 1:
-        return [f"{len(lines)} lines of error, and the last line is: {last_line(ended)}"]
-    return [f"no {word!r} in: {lines[0][:300]}" for word in words if not re.search(word, lines[0], re.IGNORECASE)]
-
-
-def saved_step(folder: Path) -> int:
-    """The step of the last whole checkpoint; 0 without one."""
-    return max(
-        (int(path.parent.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*/trainer_state.json")), default=0
-    )
 
 
 def logged_step(folder: Path) -> int:

@@ -15,9 +15,7 @@ import psutil
 import pytest
 from conftest import RECIPE, ROOT
 
-from .runs import differences
-from .test_disks import complaint, saved_step
-from .test_kills import RESUME, last_line
+from .runs import RESUME, complaint, differences, last_line, saved_step
 
 DEADLINE = 10  # seconds in which all processes must have ended
 LONG = ["--task_epochs", '{"sst": 40, "quora": 20, "sts": 40}', "--eval_steps", 50, "--save_steps", 50]
