@@ -88,7 +88,8 @@ def test_a_bad_step_stops_training(make_trainer, kind, clip, accumulation):
         max_grad_norm=clip,
         gradient_accumulation_steps=accumulation,
         per_device_train_batch_size=4 // accumulation,
-        **SAVING,
+        save_strategy="steps",
+        save_steps=4,
     )
     with pytest.raises(NonFiniteError) as caught:
         trainer.train()
@@ -110,8 +111,10 @@ def check_left(trainer):
         json.loads(state.read_text(), parse_constant=pytest.fail)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
-@pytest.mark.parametrize("parameter", ["heads.sst", "bert.embeddings.LayerNorm", "bert.encoder.layer.1"])
+@pytest.mark.parametrize(
+    ("value", "parameter"),
+    [(float("nan"), "heads.sst"), (float("inf"), "bert.embeddings.LayerNorm"), (float("nan"), "bert.encoder.layer.1")],
+)
 def test_a_bad_weight_stops_training(make_trainer, value, parameter):
     """At the next log, evaluation or save, whichever comes first."""
     trainer = make_trainer(callbacks=[Poison(2, value, parameter)], logging_steps=4, **SAVING)
@@ -189,9 +192,9 @@ def scaled(make_trainer, loss, **settings):
     return trainer
 
 
-@pytest.mark.parametrize("kind", ["gradient", "nan", "inf"])
+@pytest.mark.parametrize("kind", ["gradient", "nan"])
 def test_steps_that_the_scaler_skips_do_not_count(make_trainer, kind):
-    trainer = scaled(make_trainer, bad_loss(kind), **SAVING)
+    trainer = scaled(make_trainer, bad_loss(kind))
     trainer.train()
     check_left(trainer)
     skipped = [step for step, task in enumerate(trainer.plan, start=1) if task == "sst"][2]
