@@ -16,6 +16,13 @@ from .configuration import InputError
 
 logger = logging.get_logger(__name__)
 
+# What a run goes on from -> the files that hold it, one of which must be there. DeepSpeed has folders global_step*.
+NEEDED = {
+    "weights": ["model*.safetensors*", "adapter_model*.safetensors"],
+    "optimizer's state": ["optimizer*", "global_step*"],
+    "learning rate's schedule": ["scheduler.pt", "global_step*"],
+    "random generators' state": ["rng_state*.pth"],
+}
 # Classes in the files of DeepSpeed's optimizers, which are plain data.
 DEEPSPEED = {
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -71,13 +78,12 @@ def find_checkpoint(folder: Path, name: str) -> Path | None:
 
 def check_checkpoint(folder: Path) -> None:
     """Refuse a checkpoint with a file that is cut off, or that holds more than tensors and plain data: unpickling
-    anything else could run code; and one without the weights or the optimizer's state, which would begin anew.
+    anything else could run code; and one that lacks what is NEEDED, which would begin anew.
 
     Raises:
         InputError: names the file.
     """
-    needed = {"weights": ["model*.safetensors*"], "optimizer's state": ["optimizer*", "global_step*"]}  # DeepSpeed's
-    for what, patterns in needed.items():
+    for what, patterns in NEEDED.items():
         if not any(file for pattern in patterns for file in folder.glob(pattern)):
             raise InputError(
                 f"--resume_from_checkpoint {folder}: the {what} ({patterns[0]}) is not there; name another checkpoint "

@@ -73,6 +73,14 @@ def balance_tasks(model: MultitaskBertModel, rows: Mapping[str, Dataset]) -> Non
         model.change_task(task.balance(rows[task.name]["labels"][:]))
 
 
+def check_loss_functions(functions: Mapping[str, Callable], tasks: Mapping[str, Task]) -> None:
+    """Refuse fields of a task that its loss would read where the user gives another loss."""
+    for name in functions:
+        for field in ("class_weights", "label_smoothing"):
+            if getattr(tasks[name], field):
+                raise InputError(f"task {name!r} has {field}, which compute_loss_func replaces; give one of the two")
+
+
 def by_task(given: object, tasks: Mapping[str, Task], argument: str) -> dict[str, Callable]:
     """A function for all tasks, or {task: function} for some, as {task: function}."""
     functions = given if isinstance(given, Mapping) else dict.fromkeys(tasks, given) if given is not None else {}

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from transformers import EvalPrediction
 
-from .configuration import InputError
+from .configuration import InputError, NonFiniteError
 from .losses import LOSSES, is_labelled
 from .tasks import Task
 
@@ -272,11 +272,11 @@ def check_finite(task: Task, predictions: np.ndarray) -> None:
     """Refuse predictions that are no numbers.
 
     Raises:
-        InputError: one is NaN or infinite.
+        NonFiniteError: one is NaN or infinite.
     """
     bad = ~np.isfinite(predictions).all(tuple(range(1, predictions.ndim)))
     if bad.any():
-        raise InputError(
+        raise NonFiniteError(
             f"task {task.name!r}: {bad.sum()} of {len(bad)} predictions are NaN or infinite, number "
             f"{bad.argmax() + 1} first; they cannot be scored: look for such values in the model's weights"
         )

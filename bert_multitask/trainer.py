@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments
 from .callbacks import BestOfEachTask, EpochEnds, StopAtBadStep, TimeEstimate
+from .checkpoints import list_checkpoints
 from .checks import (
     balance_tasks,
     by_task,
     check_collator,
+    check_loss_functions,
     check_metrics,
     check_optimizers,
     check_parts,
@@ -105,6 +107,7 @@ class MultitaskTrainer(HubTrainer):
         balance_tasks(model, train)
         args = self.plan_steps(model, args, {name: len(rows) for name, rows in train.items()})
         self.loss_functions = by_task(compute_loss_func, model.tasks, "compute_loss_func")
+        check_loss_functions(self.loss_functions, model.tasks)
         self.metric_functions = by_task(compute_metrics, model.tasks, "compute_metrics")
         check_metrics(model.tasks, args, self.metric_functions)
         check_smart(model.tasks, args)
@@ -260,8 +263,7 @@ class MultitaskTrainer(HubTrainer):
         step, task = found[0], self.plan[found[0] - 1]
         sampler = PlanSampler(self.plan, self.rows, self.batch_size, seed=self.data_seed)
         rows = self.train_dataset.__getitems__(next(islice(sampler, step - 1, None)))
-        folder = Path(self.args.output_dir)
-        checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+        checkpoint = next(reversed(list_checkpoints(Path(self.args.output_dir)).values()), None)
         raise NonFiniteError(
             f"{found[1]} at step {step}, a batch of task {task!r} (rows {name_rows(rows)}); "
             f"lower --learning_rate ({self.args.learning_rate:g}) or look at these rows; "

@@ -316,12 +316,28 @@ def test_a_torn_newest_checkpoint_falls_back(unfinished, propagated_logs, caplog
         find_checkpoint(unfinished, "last")
 
 
+@pytest.mark.parametrize("file", ["optimizer.pt", "model.safetensors", "rng_state.pth", "scheduler.pt"])
+def test_a_newest_checkpoint_that_lacks_a_file_falls_back(unfinished, propagated_logs, caplog, file):
+    """Trainer would begin anew what the file held."""
+    (unfinished / "checkpoint-4" / file).unlink()
+    assert find_checkpoint(unfinished, "last") == unfinished / "checkpoint-2"
+    assert "checkpoint-4" in caplog.text and "is not there" in caplog.text
+
+
 def test_a_torn_newest_checkpoint_leads_to_the_same_weights(monkeypatch, unfinished, config):
     whole = load_file(unfinished / "model.safetensors")
     (unfinished / "checkpoint-4" / "optimizer.pt").write_bytes(b"PK")
     assert run_here(monkeypatch, config, *STEPS, RESUME) == 0
     got = load_file(unfinished / "model.safetensors")
     assert all(whole[name].equal(got[name]) for name in whole)
+
+
+def write_empty_checkpoint(folder: Path) -> None:
+    """All files that a checkpoint must have, with nothing in them."""
+    for file in ("model.safetensors.index.json", "optimizer.json", "trainer_state.json"):
+        (folder / file).write_text("{}")
+    for file in ("scheduler.pt", "rng_state.pth"):
+        torch.save({}, folder / file)
 
 
 class Hostile:
@@ -338,8 +354,7 @@ class Hostile:
     "name", ["global_step1/state.pt", ".metadata", "optimizer_0/.metadata", "a/b/c.bin", "deep/rng_state_0.pth"]
 )
 def test_pickles_below_a_checkpoint_are_checked(tmp_path, name):
-    for file in ("model.safetensors.index.json", "optimizer.json", "trainer_state.json"):
-        (tmp_path / file).write_text("{}")
+    write_empty_checkpoint(tmp_path)
     made = tmp_path / "made"
     file = tmp_path / name
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -355,8 +370,7 @@ def test_pickles_below_a_checkpoint_are_checked(tmp_path, name):
 @pytest.mark.filterwarnings("ignore")
 def test_weights_in_pieces_pass(tmp_path):
     """The files of FSDP's sharded weights, as PyTorch writes them, and other than tensors among them."""
-    for file in ("model.safetensors.index.json", "optimizer.json"):
-        (tmp_path / file).write_text("{}")
+    write_empty_checkpoint(tmp_path)
     weights = {"a": torch.ones(3, dtype=torch.bfloat16), "b": {"c": 3, "d": torch.zeros(2, 2)}}
     sharded.save(weights, checkpoint_id=tmp_path / "pytorch_model_fsdp_0", no_dist=True)
     assert (tmp_path / "pytorch_model_fsdp_0" / ".metadata").exists()
