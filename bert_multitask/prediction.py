@@ -139,7 +139,7 @@ def read_course_file(path: Path, task: Task) -> Dataset:
         where = f"{path}, row {number}"
         label = parse_score(value, where) if scores else reader.read(value)
         if label in (None, UNLABELLED):
-            raise InputError(f"{where}: the label is {value.strip()!r}; expected {reader.expected}")
+            raise InputError(f"{where}: {task.label} is {value.strip()!r}; expected {reader.expected}")
         values.append(label)
     return Dataset.from_dict({"id": ids, decision_column(task): np.array(values, np.float32 if scores else np.int64)})
 

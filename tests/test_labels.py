@@ -236,7 +236,7 @@ def test_numbers_in_the_courses_form_are_class_numbers(tmp_path):
     assert read_course_file(tmp_path / "a-dev.csv", task)["label"][:] == [1]
     for label in ("2", "-1", "", "nan"):
         (tmp_path / "a-dev.csv").write_text(f"id \t Predicted_Label \na , {label} \n")
-        with pytest.raises(InputError, match=f"row 1: the label is '{label}'; expected a class from 0 to 1"):
+        with pytest.raises(InputError, match=f"row 1: label is '{label}'; expected a class from 0 to 1"):
             read_course_file(tmp_path / "a-dev.csv", task)
 
 
