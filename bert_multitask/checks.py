@@ -84,6 +84,19 @@ def by_task(given: object, tasks: Mapping[str, Task], argument: str) -> dict[str
     return dict(functions)
 
 
+def loss_functions(given: object, tasks: Mapping[str, Task]) -> dict[str, Callable]:
+    """The user's losses, {task: function}, of tasks that ask for nothing that such a loss would ignore."""
+    functions = by_task(given, tasks, "compute_loss_func")
+    for name in functions:
+        for field in ("class_weights", "label_smoothing"):
+            if getattr(tasks[name], field):
+                raise InputError(
+                    f"task {name!r}: {field} belongs to the task's own loss, which compute_loss_func replaces; leave "
+                    "out one of them"
+                )
+    return functions
+
+
 def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:
     """Try a collator of the user's on two rows of each task."""
     for name, part in rows.items():
