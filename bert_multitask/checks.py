@@ -73,14 +73,6 @@ def balance_tasks(model: MultitaskBertModel, rows: Mapping[str, Dataset]) -> Non
         model.change_task(task.balance(rows[task.name]["labels"][:]))
 
 
-def check_loss_functions(functions: Mapping[str, Callable], tasks: Mapping[str, Task]) -> None:
-    """Refuse fields of a task that its loss would read where the user gives another loss."""
-    for name in functions:
-        for field in ("class_weights", "label_smoothing"):
-            if getattr(tasks[name], field):
-                raise InputError(f"task {name!r} has {field}, which compute_loss_func replaces; give one of the two")
-
-
 def by_task(given: object, tasks: Mapping[str, Task], argument: str) -> dict[str, Callable]:
     """A function for all tasks, or {task: function} for some, as {task: function}."""
     functions = given if isinstance(given, Mapping) else dict.fromkeys(tasks, given) if given is not None else {}
@@ -90,6 +82,19 @@ def by_task(given: object, tasks: Mapping[str, Task], argument: str) -> dict[str
         if not callable(function):
             raise InputError(f"{argument} is a {type(function).__name__}; expected a function, or {{task: function}}")
     return dict(functions)
+
+
+def loss_functions(given: object, tasks: Mapping[str, Task]) -> dict[str, Callable]:
+    """The user's losses, {task: function}, of tasks that ask for nothing that such a loss would ignore."""
+    functions = by_task(given, tasks, "compute_loss_func")
+    for name in functions:
+        for field in ("class_weights", "label_smoothing"):
+            if getattr(tasks[name], field):
+                raise InputError(
+                    f"task {name!r}: {field} belongs to the task's own loss, which compute_loss_func replaces; leave "
+                    "out one of them"
+                )
+    return functions
 
 
 def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:

@@ -260,7 +260,7 @@ def decide(task: Task, logits: np.ndarray) -> np.ndarray:
     """Logits -> predictions (B,): the most likely class, "yes" above logit 0, or the score itself.
 
     Raises:
-        InputError: a logit is NaN or infinite, for which the most likely class would be an accident.
+        NonFiniteError: a logit is NaN or infinite, for which the most likely class would be an accident.
     """
     check_finite(task, logits)
     if task.kind == "classification":
@@ -325,7 +325,8 @@ def score(task: Task, predictions: np.ndarray, references: np.ndarray) -> float:
         references: (N,), their labels.
 
     Raises:
-        InputError: there is no row, a prediction is NaN or infinite, or the metric's value is.
+        InputError: there is no row.
+        NonFiniteError: a prediction is NaN or infinite, or the metric's value is.
     """
     metric = find_metric(task)
     if not len(references):
@@ -333,7 +334,9 @@ def score(task: Task, predictions: np.ndarray, references: np.ndarray) -> float:
     check_finite(task, predictions)
     value = float(metric.score(predictions, references))
     if not np.isfinite(value):
-        raise InputError(f"task {task.name!r}: {task.metric} of {len(references)} rows is {value}, which is no score")
+        raise NonFiniteError(
+            f"task {task.name!r}: {task.metric} of {len(references)} rows is {value}, which is no score"
+        )
     return value
 
 

@@ -28,7 +28,6 @@ from .checks import (
     balance_tasks,
     by_task,
     check_collator,
-    check_loss_functions,
     check_metrics,
     check_optimizers,
     check_parts,
@@ -36,6 +35,7 @@ from .checks import (
     check_smart,
     check_weights,
     eval_rows,
+    loss_functions,
     train_rows,
 )
 from .collate import Collator, TaskRows
@@ -106,8 +106,7 @@ class MultitaskTrainer(HubTrainer):
         train, dev = train_rows(train_dataset, model), eval_rows(eval_dataset, model, args)
         balance_tasks(model, train)
         args = self.plan_steps(model, args, {name: len(rows) for name, rows in train.items()})
-        self.loss_functions = by_task(compute_loss_func, model.tasks, "compute_loss_func")
-        check_loss_functions(self.loss_functions, model.tasks)
+        self.loss_functions = loss_functions(compute_loss_func, model.tasks)
         self.metric_functions = by_task(compute_metrics, model.tasks, "compute_metrics")
         check_metrics(model.tasks, args, self.metric_functions)
         check_smart(model.tasks, args)

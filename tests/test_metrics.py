@@ -17,7 +17,7 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from bert_multitask.configuration import InputError
+from bert_multitask.configuration import InputError, NonFiniteError
 from bert_multitask.losses import UNLABELLED
 from bert_multitask.metrics import (
     METRICS,
@@ -180,10 +180,10 @@ def test_undefined_scores_count_as_zero_with_a_warning(task, predictions, refere
 )
 def test_predictions_that_are_no_numbers_are_never_scored(task, logits):
     logits, labels = np.array(logits, np.float32), np.array([1, 1] if task.label_names else [0.5, 0.5], None)
-    with pytest.raises(InputError, match=f"task '{task.name}': 1 of 2 predictions are NaN or infinite"):
+    with pytest.raises(NonFiniteError, match=f"task '{task.name}': 1 of 2 predictions are NaN or infinite"):
         task_scores(task, logits, labels)
     if task.kind == "similarity":
-        with pytest.raises(InputError, match="NaN or infinite"):
+        with pytest.raises(NonFiniteError, match="NaN or infinite"):
             Scores({"t": task}, {"t": logits}, {"t": labels})
 
 

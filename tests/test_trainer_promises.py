@@ -213,6 +213,16 @@ def test_what_a_trainer_refuses(make_trainer, tmp_path, settings, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "fields", [{"class_weights": "balanced"}, {"label_smoothing": 0.1}], ids=lambda value: min(value)
+)
+def test_a_loss_of_the_users_ignores_no_field_of_the_task(make_trainer, fields):
+    function = {"quora": lambda outputs, labels, num_items_in_batch: outputs.logits.sum()}
+    with pytest.raises(InputError, match=f"task 'quora': {min(fields)} belongs to the task's own loss"):
+        make_trainer(task_settings={"quora": fields}, given={"compute_loss_func": function})
+    make_trainer(task_settings={"sst": {"label_smoothing": 0.1}}, given={"compute_loss_func": function})
+
+
 def test_evaluation_rows_are_of_every_task_and_labelled(make_trainer):
     rows = make_trainer().eval_dataset
     with pytest.raises(InputError, match="eval_dataset has no rows of task 'sts'"):
