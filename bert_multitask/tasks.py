@@ -22,8 +22,6 @@ KINDS = {
 QUOTING = ("standard", "none")
 # The fields that say where rows come from, which a model does not need.
 ROW_SOURCE = ("files", "quoting", "hub", "course_rows")
-
-
 SPLITS = ("train", "dev", "test")
 # A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
 # torch module that holds the heads by name.
@@ -142,7 +140,6 @@ class Task:
         for key, default in zip(("loss", "divergence", "metric"), KINDS[self.kind], strict=True):
             object.__setattr__(self, key, getattr(self, key) or default)
         object.__setattr__(self, "class_weights", check_class_weights(self))
-        check_label_smoothing(self)
 
     def read_plain(self, where: str) -> None:
         """Give fields the types that YAML and JSON cannot write; a frozen dataclass needs the long way."""
@@ -187,6 +184,12 @@ class Task:
         """Refuse numbers that are out of range."""
         if not 0 <= self.dropout < 1:
             raise InputError(f"{where}: dropout is {self.dropout}; expected a probability in [0, 1)")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"{where}: label_smoothing is {self.label_smoothing}; expected a share in [0, 1)")
+        if self.label_smoothing and self.kind == "similarity":
+            raise InputError(
+                f"{where}: label_smoothing is {self.label_smoothing}; a similarity task has no classes, so leave it out"
+            )
         for key in ("smart_weight", "bregman_weight"):
             if getattr(self, key) < 0:
                 raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
@@ -266,19 +269,6 @@ def check_class_weights(task: Task) -> dict | str | None:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
             raise InputError(f"{where}: {name!r} has {weight!r}; expected a number above 0")
     return {name: float(weights[name]) for name in task.label_names}
-
-
-def check_label_smoothing(task: Task) -> None:
-    """Refuse a label smoothing that is no share, or of a task without classes.
-
-    Raises:
-        InputError: says which.
-    """
-    value, where = task.label_smoothing, f"task {task.name!r}: label_smoothing"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise InputError(f"{where} is {value!r}; expected a share in [0, 1)")
-    if value and task.kind == "similarity":
-        raise InputError(f"{where} is {value!r}; a {task.kind} task has no classes, so leave it out")
 
 
 def load_task(spec: "str | dict | Task") -> Task:

@@ -81,11 +81,10 @@ def check_rows(rows: object, task: Task, model: MultitaskBertModel, where: str) 
         rows = rows.add_column("task", [task.name] * len(rows))
     columns = [name for name in (*COLUMNS, "task", "attention_mask") if name in rows.column_names]
     table = rows.select_columns(columns).with_format("arrow")[:]
-    for number, name in enumerate(
-        table["task"].to_pylist() if pc.unique(table["task"]).to_pylist() != [task.name] else ()
-    ):
-        if name != task.name:
-            raise InputError(f"{where}: row {number} is of task {name!r} in its column task")
+    if pc.unique(table["task"]).to_pylist() != [task.name]:
+        names = enumerate(table["task"].to_pylist())
+        number, other = next((number, name) for number, name in names if name != task.name)
+        raise InputError(f"{where}: row {number} is of task {other!r} in its column task")
     check_tokens(table, model.config, model.is_separate(task), where)
     check_labels(table["labels"], rows.features["labels"], task, where)
     value = Value("float32" if task.kind == "similarity" else "int64")
