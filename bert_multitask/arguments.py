@@ -129,7 +129,7 @@ class RunArguments:
             raise InputError(f"--encoder_dropout is {self.encoder_dropout}; expected a probability in [0, 1)")
 
     def load_tasks(self) -> list[Task]:
-        """The run's tasks, with its epochs and dropout in the place of the presets'.
+        """The run's tasks, with the run's settings, such as epochs and dropout, instead of their own.
 
         Raises:
             InputError: a task is unknown or named twice, a setting is for a task that the run does not have, or a
@@ -187,7 +187,7 @@ class MultitaskTrainingArguments(TrainingArguments):
         default=0.99, metadata={"help": "β of the running mean of weights that --bregman_weight compares with"}
     )
     paper_optimizer: bool = field(
-        default=False, metadata={"help": "Adam exactly as in the paper, slower, in the place of --optim"}
+        default=False, metadata={"help": "Adam exactly as in the paper, slower, instead of --optim"}
     )
     resume_from_checkpoint: str | None = field(
         default=None,
@@ -250,7 +250,7 @@ class MultitaskTrainingArguments(TrainingArguments):
         if str(self.eval_strategy) == "no":
             self.load_best_model_at_end = False  # without scores there is no best
         if self.warmup_steps and self.lr_scheduler_type == "constant":
-            self.lr_scheduler_type = "constant_with_warmup"  # "constant" would ignore the warmup without a word
+            self.lr_scheduler_type = "constant_with_warmup"  # "constant" would silently ignore the warmup
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()

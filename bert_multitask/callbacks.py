@@ -1,7 +1,6 @@
 """What happens around training: evaluation at epoch ends, the best weights of each task, an estimate of the time left,
 and the history file."""
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from .checkpoints import list_checkpoints
 from .configuration import InputError
 from .heads import MultitaskBertModel
 from .metrics import signed
-from .records import to_json, write_text
+from .records import to_json, write_text, writing
 
 logger = logging.get_logger(__name__)
 
@@ -72,8 +71,8 @@ class BestOfEachTask(TrainerCallback):
             if state.is_world_process_zero:
                 file = Path(args.output_dir, "_best", f"{name}-{state.global_step}.safetensors")
                 file.parent.mkdir(exist_ok=True)
-                save_file(task_weights(model, name), file.with_suffix(".tmp"), {"score": repr(score)})
-                os.replace(file.with_suffix(".tmp"), file)
+                with writing(file) as draft:
+                    save_file(task_weights(model, name), draft, {"score": repr(score)})
 
     def on_save(self, args, state, control, model: MultitaskBertModel, **kwargs):
         if not state.is_world_process_zero:

@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 
 # Arguments of Trainer.__init__ that have no meaning here -> why.
 REFUSED = {
-    "model_init": ("plan, optimizer and callbacks are made for one model: give a model; recipes/tune.py searches"),
+    "model_init": "plan, optimizer and callbacks are made for one model: give a model; recipes/tune.py searches",
     "preprocess_logits_for_metrics": "the scores and prediction tables need the logits; use compute_metrics",
 }
 
@@ -201,7 +201,7 @@ def check_smart(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> 
 
 
 def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
-    """Refuse what would go wrong, mostly without a word, where processes share one model's weights or gradients."""
+    """Refuse what would go wrong, mostly without an error, where processes share one model's weights or gradients."""
     per_task = model.config.encoder_sharing == "per_task"
     if per_task and (args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")):
         raise InputError(

@@ -25,6 +25,11 @@ class NonFiniteError(InputError):
     wrong. The message names where it was found first."""
 
 
+def one_line(value: object) -> str:
+    """An error's message, or any other value's text, in one line; an empty one is the name of its type."""
+    return " ".join(str(value).split()) or type(value).__name__
+
+
 ENCODER_SHARING = ("shared", "per_task")
 PAIR_ENCODING = ("joint", "separate")
 POOLING = ("cls", "pooler", "mean")
@@ -100,8 +105,9 @@ def hub_reason(error: Exception) -> str:
 
 
 class PerTaskBertConfig(MultitaskBertConfig):
-    """The configuration of a model with one encoder for each task (the paper's 3-BERT, section 4.2.1). Its type is its
-    own, because a stock `BertModel` would find none of its weights in such a checkpoint, and begin at random."""
+    """The configuration of a model with one encoder for each task (the paper's 3-BERT, section 4.2.1). It has a model
+    type of its own, because a stock `BertModel` would find none of its weights in such a checkpoint, and begin at
+    random."""
 
     model_type = "multitask_bert"
     encoder_sharing = "per_task"

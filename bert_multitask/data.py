@@ -20,8 +20,8 @@ from datasets.table import InMemoryTable
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .configuration import InputError, resolve_folder
-from .files import as_id, as_text, claim_id, is_url, one_line, read_file
+from .configuration import InputError, one_line, resolve_folder
+from .files import claim_id, is_url, needed_columns, read_file, rename_columns
 from .labels import LabelReader, name_labels
 from .losses import UNLABELLED, is_labelled
 from .tasks import SPLITS, HubSource, Task, label_key
@@ -108,7 +108,7 @@ def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> 
     rows = {}
     for split, name in wanted.items():
         where = "/".join(filter(None, (source.path, source.name, name)))
-        raw = read_hub_split(remote[split], source, reader, where, split in labelled, hub_ids(remote[split], where))
+        raw = read_dataset(remote[split], source, reader, where, split in labelled, hub_ids(remote[split], where))
         rows[split] = clean(task, raw, where, reader)
     return rows
 
@@ -124,7 +124,7 @@ def hub_ids(remote: Dataset, where: str) -> str | None:
     return None
 
 
-def read_hub_split(
+def read_dataset(
     remote: Dataset, source: HubSource | Task, reader: LabelReader, where: str, labelled: bool, ids: str | None
 ) -> Iterator[dict]:
     """Yield a dataset's rows under our column names; a row without an id is called by its number, from 0.
@@ -137,17 +137,12 @@ def read_hub_split(
         labelled: whether it must have a column of labels.
         ids: its column of ids, which may be missing.
     """
-    for column in (source.text, source.text_pair, source.label if labelled else None):
-        if column and column not in remote.column_names:
+    for column in needed_columns(source, labelled):
+        if column not in remote.column_names:
             raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
     rows = name_labels(remote, remote.features, source.label, reader, where)
     for number, row in enumerate(rows, start=1):
-        yield {
-            "id": as_id(row.get(ids), where, number),
-            "text": as_text(row[source.text], where, number),
-            "text_pair": as_text(row[source.text_pair], where, number) if source.text_pair else None,
-            "label": row.get(source.label),
-        }
+        yield rename_columns(row, source, where, number, ids)
 
 
 def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
@@ -167,7 +162,7 @@ def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "row
     """
     reader = LabelReader(task, dataset=True)
     if isinstance(rows, Dataset):
-        raw = read_hub_split(rows.with_format(None), task, reader, source, labelled, ids="id")
+        raw = read_dataset(rows.with_format(None), task, reader, source, labelled, ids="id")
     else:
         raw = read_mappings(rows, task, source, labelled)
     return clean(task, raw, source, reader)
@@ -175,7 +170,7 @@ def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "row
 
 def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bool) -> Iterator[dict]:
     """Yield dictionaries' values under our column names (see `clean_rows`)."""
-    needed = [column for column in (task.text, task.text_pair, task.label if labelled else None) if column]
+    needed = needed_columns(task, labelled)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             raise InputError(f"{source}, row {number}: is {row!r}; expected a dictionary")
@@ -183,12 +178,7 @@ def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bo
             raise InputError(
                 f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
             )
-        yield {
-            "id": as_id(row.get("id"), source, number),
-            "text": as_text(row[task.text], source, number),
-            "text_pair": as_text(row[task.text_pair], source, number) if task.text_pair else None,
-            "label": row.get(task.label),
-        }
+        yield rename_columns(row, task, source, number)
 
 
 def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> Dataset:

@@ -9,7 +9,7 @@ import itertools
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO
@@ -21,9 +21,9 @@ from datasets.utils.file_utils import cached_path
 from pyarrow import ArrowException, parquet
 from transformers.utils import logging
 
-from .configuration import InputError
+from .configuration import InputError, one_line
 from .labels import LabelReader, name_labels
-from .tasks import Task
+from .tasks import HubSource, Task
 
 logger = logging.get_logger(__name__)
 
@@ -31,7 +31,7 @@ QUOTES = (
     "a field that begins with a quote must end with one and double those inside; if quotes are plain characters in "
     "this file, set `quoting: none` in the task"
 )
-# What reading a damaged file raises: Parquet also plain OSErrors; a UnicodeError is a ValueError.
+# What reading a damaged file raises. Corrupt Parquet raises most of these; a UnicodeError is a ValueError.
 DAMAGE = (OSError, EOFError, MemoryError, OverflowError, ValueError, ArrowException, lzma.LZMAError, zlib.error)
 LONGEST_FIELD = 2**31 - 1  # characters; what every platform's C long holds
 
@@ -58,28 +58,13 @@ def reading(path: str, form: str) -> Iterator[None]:
         raise
     except RecursionError as error:
         raise InputError(f"{path}: cannot be read as {form}: its values are nested too deeply") from error
-    # Corrupt Parquet raises a dozen types, of which some are plain OSErrors; ValueError includes UnicodeError.
-    except (
-        OSError,
-        EOFError,
-        MemoryError,
-        OverflowError,
-        ValueError,
-        ArrowException,
-        lzma.LZMAError,
-        zlib.error,
-    ) as error:
+    except DAMAGE as error:
         if isinstance(error, OSError) and error.strerror:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
         raise InputError(
             f"{path}: cannot be read as {form} ({one_line(error)}); is it damaged, or of another form than its name "
             "says?"
         ) from error
-
-
-def one_line(value: object) -> str:
-    """An error's message, or any other value's text, in one line."""
-    return " ".join(str(value).split()) or type(value).__name__
 
 
 def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
@@ -93,7 +78,7 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
     """
     read, form, decompress = file_form(path, task)
     local = fetch(path, task)
-    needed = [column for column in (task.text, task.text_pair, task.label if labelled else None) if column]
+    needed = needed_columns(task, labelled)
     with reading(path, form), decompress(local, "rb") as file:
         for number, row in enumerate(read(file, path, task), start=1):
             for column in needed:
@@ -101,12 +86,31 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
                     raise InputError(
                         f"{path}: no column {column!r} in row {number}; its columns are {', '.join(filter(None, row))}"
                     )
-            yield {
-                "id": as_id(row.get("id"), path, number),
-                "text": as_text(row[task.text], path, number),
-                "text_pair": as_text(row[task.text_pair], path, number) if task.text_pair else None,
-                "label": row.get(task.label),
-            }
+            yield rename_columns(row, task, path, number)
+
+
+def needed_columns(columns: HubSource | Task, labelled: bool) -> list[str]:
+    """The columns that every row must have; that of labels is among them where rows must be `labelled`."""
+    names = (columns.text, columns.text_pair, columns.label if labelled else None)
+    return [name for name in names if name]
+
+
+def rename_columns(row: Mapping, columns: HubSource | Task, path: str, number: int, ids: str | None = "id") -> dict:
+    """A row under our column names, its label as the source gives it.
+
+    Args:
+        row: of the source.
+        columns: the source's names of its columns.
+        path: of the source, for messages.
+        number: of the row, from 1.
+        ids: the column of ids; None where there is none.
+    """
+    return {
+        "id": as_id(row.get(ids), path, number),
+        "text": as_text(row[columns.text], path, number),
+        "text_pair": as_text(row[columns.text_pair], path, number) if columns.text_pair else None,
+        "label": row.get(columns.label),
+    }
 
 
 def file_form(path: str, task: Task) -> tuple[Callable, str, Callable]:

@@ -174,8 +174,9 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         for field, choices in (("pair_encoding", PAIR_ENCODING), ("pooling", POOLING)):
             if (value := getattr(config, field)) not in choices:
                 raise InputError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
-        # What stock models refuse, where they would begin with random weights: a classifier this dropout and this
-        # number of labels, for no head here is its; and BertModel cross-attention, where it would find no encoder.
+        # Values that make stock classes raise instead of starting from random weights: the dropout and the number of
+        # labels for classifiers, which would find no head here; cross-attention for BertModel, where it would find no
+        # encoder.
         config.classifier_dropout = -1
         config.num_labels = 0
         config.add_cross_attention = config.encoder_sharing == "per_task"

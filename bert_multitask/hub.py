@@ -1,4 +1,4 @@
-"""What of a run goes to the Hub, and the methods of a trainer that push it."""
+"""Which files of a run are pushed to the Hub, and the methods of a trainer that push them."""
 
 import re
 from collections.abc import Mapping

@@ -133,7 +133,7 @@ class SplitReader:
         key = repr(("rows", data_dir, task.name, task.label_names, *(getattr(task, field) for field in SOURCE)))
         if key not in self.known:
             rows = load_rows(task, data_dir or "", splits=[self.split], labelled=()).get(self.split)
-            # As of a test split, for its words about gaps: every row is kept.
+            # Treated as a test split: rows with gaps are kept, with a warning.
             self.known[key] = None if rows is None else usable_rows(task, rows, "test")
         return self.known[key]
 

@@ -268,13 +268,18 @@ def decide(task: Task, logits: np.ndarray) -> np.ndarray:
     return (logits > 0).astype(np.int64) if task.kind == "binary" else logits
 
 
+def finite_rows(predictions: np.ndarray) -> np.ndarray:
+    """Which rows of predictions (B, …) are finite numbers throughout: truth values (B,)."""
+    return np.isfinite(predictions).all(tuple(range(1, predictions.ndim)))
+
+
 def check_finite(task: Task, predictions: np.ndarray) -> None:
     """Refuse predictions that are no numbers.
 
     Raises:
         NonFiniteError: one is NaN or infinite.
     """
-    bad = ~np.isfinite(predictions).all(tuple(range(1, predictions.ndim)))
+    bad = ~finite_rows(predictions)
     if bad.any():
         raise NonFiniteError(
             f"task {task.name!r}: {bad.sum()} of {len(bad)} predictions are NaN or infinite, number "

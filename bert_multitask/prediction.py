@@ -3,7 +3,6 @@ strings."""
 
 import json
 import math
-import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -20,13 +19,14 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .collate import Collator
-from .configuration import InputError
+from .configuration import InputError, one_line
 from .data import encode, is_unicode
-from .files import as_text, check_columns, claim_id, one_line, reading
+from .files import as_text, check_columns, claim_id, reading
 from .heads import MultitaskBertModel
 from .labels import LabelReader
 from .losses import UNLABELLED
 from .metrics import decide
+from .records import writing
 from .tasks import TASKS, Task, load_task
 
 logger = logging.get_logger(__name__)
@@ -73,35 +73,31 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
         raise InputError(f"{path}.csv: the id {broken[0]!r} has a line break, which the course's form cannot hold")
     if task.prediction_column:
         values = table[decision_column(task)]
-        with writing(f"{path}.csv") as draft, open(draft, "w", encoding="utf-8", newline="\n") as file:
+        with writing_predictions(f"{path}.csv") as draft, open(draft, "w", encoding="utf-8", newline="\n") as file:
             file.write(f"id \t {task.prediction_column} \n")
             file.writelines(f"{row_id} , {value} \n" for row_id, value in zip(table["id"], values, strict=True))
     else:
         frame = plain_table(task, table, f"{path}.csv")
-        with writing(f"{path}.csv") as draft:
+        with writing_predictions(f"{path}.csv") as draft:
             frame.to_csv(draft, index=False)
     metadata = {"task": json.dumps(task.to_config()), "split": path.name.rpartition("-")[2]}
     columns = table.with_format("arrow")[:].replace_schema_metadata(metadata)
-    with writing(f"{path}.parquet") as draft:
+    with writing_predictions(f"{path}.parquet") as draft:
         parquet.write_table(columns, draft, write_page_checksum=True)
 
 
 @contextmanager
-def writing(path: str) -> Iterator[str]:
-    """Give the name of a draft, which takes the file's name once it is whole: a full disk or a kill leaves the file
-    that was there. The folder is made where there is none.
+def writing_predictions(path: str) -> Iterator[Path]:
+    """`records.writing`, in a folder that is made where there is none.
 
     Raises:
         InputError: the file cannot be written.
     """
-    draft = f"{path}.tmp"
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        yield draft
-        os.replace(draft, path)
+        with writing(Path(path)) as draft:
+            yield draft
     except OSError as error:
-        if Path(draft).is_file():
-            Path(draft).unlink()
         raise InputError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
 
 
@@ -335,8 +331,7 @@ def predict(
     Raises:
         InputError: the model has no such task, or a row is none of the above; the message names its number.
     """
-    if task not in model.tasks:
-        raise InputError(f"this model has no task {task!r}; it has {', '.join(model.tasks)}")
+    model.check_task(task)
     spec = model.tasks[task]
     max_length = min(max_length, model.config.max_position_embeddings)
     texts = plain_texts(spec, rows)

@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from transformers.utils import logging
@@ -13,25 +14,38 @@ from .configuration import InputError
 logger = logging.get_logger(__name__)
 
 
-def finite(value):
+def with_nulls(value):
     """The value with None wherever a float is NaN or infinite, which JSON cannot hold."""
     if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: with_nulls(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
+        return [with_nulls(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_json(content: Mapping, **options) -> str:
     """Valid JSON: a NaN or an infinite number is null; what JSON does not know is written as its string."""
-    return json.dumps(finite(content), allow_nan=False, default=str, **options)
+    return json.dumps(with_nulls(content), allow_nan=False, default=str, **options)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give the path of a draft, which replaces the file when the block is done: a full disk or a kill leaves the file
+    that was there."""
+    draft = path.with_suffix(".tmp")
+    try:
+        yield draft
+        os.replace(draft, path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: a full disk or a kill leaves the file that was there."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    """Write a text file whole or not at all."""
+    with writing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping) -> None:

@@ -44,7 +44,16 @@ from .finite import FirstBadStep
 from .heads import MultitaskBertModel
 from .hub import HubTrainer
 from .losses import DIVERGENCES, UNLABELLED, count_items, is_labelled, no_label
-from .metrics import decide, higher_is_better, labelled_metrics, overall_score, score_decisions, task_scores
+from .metrics import (
+    decide,
+    finite_rows,
+    higher_is_better,
+    labelled_metrics,
+    overall_score,
+    score_decisions,
+    task_scores,
+)
+from .modeling import all_finite
 from .optim import PaperAdamW
 from .randomness import keeps_generators
 from .schedule import SCHEDULES, PlanSampler, count_batches, describe
@@ -69,7 +78,7 @@ class MultitaskTrainer(HubTrainer):
         train_dataset: {task: tokenised rows} of every task of the model (see `token_rows.rows_by_task`).
         eval_dataset: the same of the dev rows; needed for evaluation.
         processing_class: the tokenizer; it is saved with every checkpoint.
-        data_collator: rows of one task -> a batch, in the place of `Collator`, and with its keys.
+        data_collator: rows of one task -> a batch with the keys of `Collator`, which is the default.
         model_init: refused.
         compute_loss_func: (outputs, labels, num_items_in_batch) -> the loss of a batch, or {task: such a function};
             the sum over the batch's rows divided by `num_items_in_batch`, so that the shares of a step add up. A row
@@ -78,7 +87,7 @@ class MultitaskTrainer(HubTrainer):
             {task: such a function}. The numbers are `eval_{task}_{key}`, which `metric_for_best_model` may name.
         callbacks: of the training.
         optimizers: an optimizer of the model's parameters, and a schedule of its learning rate; None makes ours.
-        optimizer_cls_and_kwargs: an optimizer's class and settings, in the place of `args.optim`.
+        optimizer_cls_and_kwargs: an optimizer's class and settings, instead of `args.optim`.
         preprocess_logits_for_metrics: refused.
 
     Raises:
@@ -256,7 +265,7 @@ class MultitaskTrainer(HubTrainer):
         """
         found = self.bad.read(self.accelerator)
         if found is None and weights:
-            self.check_weights()
+            self.check_finite_weights()
         if found is None:
             return
         step, task = found[0], self.plan[found[0] - 1]
@@ -275,11 +284,11 @@ class MultitaskTrainer(HubTrainer):
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Overridden to refuse weights that are not finite numbers (see `check_weights`)."""
-        self.check_weights()
+        """Overridden to refuse weights that are not finite numbers (see `check_finite_weights`)."""
+        self.check_finite_weights()
         super().save_model(output_dir, _internal_call)
 
-    def check_weights(self) -> None:
+    def check_finite_weights(self) -> None:
         """Refuse weights that are not finite numbers.
 
         Raises:
@@ -288,7 +297,7 @@ class MultitaskTrainer(HubTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return  # each process has other weights, and they have to stop together
         for name, weight in self.model.named_parameters():
-            if not torch.isfinite(weight).all():
+            if not all_finite(weight):
                 step = self.state.global_step
                 raise NonFiniteError(f"weight {name} is not finite after step {step}; lower --learning_rate")
 
@@ -383,7 +392,7 @@ class MultitaskTrainer(HubTrainer):
             for name, batches in sorted(self.seen.items()):
                 logits, labels = (self.gather_rows(torch.cat(column)) for column in zip(*batches, strict=True))
                 task, labelled = self.model.tasks[name], is_labelled(labels)
-                labelled &= np.isfinite(logits).reshape(len(logits), -1).all(1)  # without those that fp16 skipped
+                labelled &= finite_rows(logits)  # without those that fp16 skipped
                 if not labelled.any():
                     continue
                 with warnings.catch_warnings(action="ignore"):  # a few rows may well be of one class
@@ -498,7 +507,7 @@ class MultitaskTrainer(HubTrainer):
         self.compute_metrics = partial(labelled_metrics, function, task) if function else None
         ignore_keys = ignore_keys or ["hidden_states", "attentions"]
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
-        finite = np.isfinite(output.predictions).reshape(len(output.predictions), -1).all(1)
+        finite = finite_rows(output.predictions)
         if not finite.all():
             wrong = [rows[int(row)] | {"number": int(row)} for row in np.flatnonzero(~finite)[: SHOWN_ROWS + 1]]
             raise NonFiniteError(

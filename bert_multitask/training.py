@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
-from .configuration import InputError, MultitaskBertConfig
+from .configuration import InputError, MultitaskBertConfig, one_line
 from .data import describe_rows, load_rows, load_tokenizer, sample_rows, tokenise_splits
 from .heads import MultitaskBertModel
 from .losses import is_labelled
@@ -99,8 +99,10 @@ def explained_failures(args: MultitaskTrainingArguments):
     """Turn a full disk and memory that runs out into an `InputError` that says what to do."""
     try:
         yield
+    except InputError:  # which says what to do
+        raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)[:200]
         if isinstance(error, MemoryError) or should_reduce_batch_size(error):
             rows, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
             raise InputError(
@@ -112,7 +114,7 @@ def explained_failures(args: MultitaskTrainingArguments):
             folder = Path(args.output_dir)
             free = f"; {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free in {folder}" * folder.exists()
             raise InputError(
-                f"a file cannot be read or written: {reason}{free}; the checkpoints before are as they were: mend it "
+                f"a file cannot be read or written: {reason}{free}; earlier checkpoints are untouched: mend it "
                 "and go on with --resume_from_checkpoint"
             ) from error
         raise
@@ -175,7 +177,7 @@ def tokenise_rows(
         args: whose first process writes the cache that the others read.
         tasks: of the run.
         rows: {task: its clean rows by split}.
-        config: of the model that shall read the tokens.
+        config: of the model that reads the tokens.
     """
     tokenizer = load_tokenizer(run.model_name_or_path, config.vocab_size)
     max_length = min(run.max_length, config.max_position_embeddings)
@@ -240,7 +242,7 @@ def run_recipe(main: Callable[[list[str]], object], stopped: str | None = None) 
         except InputError as error:
             if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
                 # Libraries' own messages have several lines.
-                print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+                print("error:", one_line(error), file=sys.stderr, flush=True)
             sys.exit(2)
         except KeyboardInterrupt as stop:
             signum = getattr(stop, "signum", signal.SIGINT)

@@ -166,7 +166,7 @@ class Search:
             raise InputError(f"--output_dir {self.folder} exists and holds no search; choose another folder")
 
     def open_study(self) -> "optuna.Study":
-        """The study in the folder, or a new one. A trial that was stopped in its midst is to be done again."""
+        """The study in the folder, or a new one. An interrupted trial is run again."""
         if self.run.overwrite:
             remove(self.folder / name for name in contents(self.folder))
         file = self.folder / "study.db"
