@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `as` says that a name is han
     from .arguments import MultitaskTrainingArguments as MultitaskTrainingArguments
     from .configuration import InputError as InputError
     from .configuration import MultitaskBertConfig as MultitaskBertConfig
+    from .configuration import NonFiniteError as NonFiniteError
     from .data import clean_rows as clean_rows
     from .data import load_rows as load_rows
     from .data import load_tokenizer as load_tokenizer
@@ -33,6 +34,7 @@ logging.getLogger(__name__).parent = logging.getLogger("transformers")
 
 _MODULES = {
     "InputError": "configuration",
+    "NonFiniteError": "configuration",
     "MultitaskBertConfig": "configuration",
     "MinBertModel": "modeling",
     "MultitaskBertModel": "heads",

@@ -60,6 +60,8 @@ def at_least(low: float) -> tuple:
 
 
 POSITIVE = ("above 0", lambda value: 0 < value < float("inf"))
+NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < float("inf"))
+SEED = ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)
 BELOW_ONE = ("from 0 to below 1", lambda value: 0 <= value < 1)
 
 # Number fields -> what is expected, and the test. None is no value, and passes.
@@ -69,15 +71,15 @@ RANGES = {
     "per_device_train_batch_size": at_least(1),
     "per_device_eval_batch_size": at_least(1),
     "gradient_accumulation_steps": at_least(1),
-    "learning_rate": ("0 or more", at_least(0)[1]),
-    "weight_decay": ("0 or more", at_least(0)[1]),
-    "max_grad_norm": ("0 (no clipping) or more", at_least(0)[1]),
+    "learning_rate": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "max_grad_norm": ("0 (no clipping) or more", NOT_NEGATIVE[1]),
     "adam_epsilon": POSITIVE,
-    "seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
-    "data_seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
+    "seed": SEED,
+    "data_seed": SEED,
     "save_total_limit": at_least(1),
     "early_stopping_patience": at_least(1),
-    "early_stopping_threshold": ("0 or more", at_least(0)[1]),
+    "early_stopping_threshold": NOT_NEGATIVE,
     "smart_radius": POSITIVE,
     "smart_step_size": POSITIVE,
     "smart_noise_std": POSITIVE,

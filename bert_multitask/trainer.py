@@ -270,7 +270,8 @@ class MultitaskTrainer(HubTrainer):
             return
         step, task = found[0], self.plan[found[0] - 1]
         sampler = PlanSampler(self.plan, self.rows, self.batch_size, seed=self.data_seed)
-        rows = self.train_dataset.__getitems__(next(islice(sampler, step - 1, None)))
+        keys = next(islice(sampler, step - 1, None))
+        rows = {key[1]: row for key, row in zip(keys, self.train_dataset.__getitems__(keys), strict=True)}
         checkpoint = next(reversed(list_checkpoints(Path(self.args.output_dir)).values()), None)
         raise NonFiniteError(
             f"{found[1]} at step {step}, a batch of task {task!r} (rows {name_rows(rows)}); "
@@ -509,7 +510,7 @@ class MultitaskTrainer(HubTrainer):
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         finite = finite_rows(output.predictions)
         if not finite.all():
-            wrong = [rows[int(row)] | {"number": int(row)} for row in np.flatnonzero(~finite)[: SHOWN_ROWS + 1]]
+            wrong = {number: rows[number] for number in np.flatnonzero(~finite)[: SHOWN_ROWS + 1].tolist()}
             raise NonFiniteError(
                 f"{(~finite).sum()} of {len(finite)} predictions of task {task.name!r} are not finite numbers (rows "
                 f"{name_rows(wrong)}); did training diverge? lower --learning_rate, or look for such weights"
@@ -536,7 +537,7 @@ class MultitaskTrainer(HubTrainer):
         )
 
 
-def name_rows(rows: Sequence[Mapping]) -> str:
-    """The first rows' ids, or numbers where they have none."""
-    names = [str(row.get("id", row.get("number", number))) for number, row in enumerate(rows)]
+def name_rows(rows: Mapping[int, Mapping]) -> str:
+    """The ids of the first of {number: row}, or their numbers where they have none."""
+    names = [str(row.get("id", number)) for number, row in rows.items()]
     return ", ".join(names[:SHOWN_ROWS]) + (" …" if len(names) > SHOWN_ROWS else "")

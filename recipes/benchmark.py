@@ -49,9 +49,8 @@ def tokenize(options) -> dict:
     tokenizer = load_tokenizer(options.model_name_or_path, 30_522)
     rows = load_rows(task, options.data_dir, splits=["train"])["train"].to_pandas()
     rows = rows.iloc[[number % len(rows) for number in range(options.pairs)]]
-    rows["label"] = (
-        rows["label"].astype("Int64").where(is_labelled(rows["label"].to_numpy()))
-    )  # which a file leaves empty
+    labelled = is_labelled(rows["label"].to_numpy())
+    rows["label"] = rows["label"].astype("Int64").where(labelled)  # a file leaves the others empty
     rows = rows.rename(columns={"text": task.text, "text_pair": task.text_pair, "label": task.label})
     with tempfile.TemporaryDirectory() as folder:
         datasets.config.HF_DATASETS_CACHE = folder

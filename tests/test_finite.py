@@ -184,6 +184,20 @@ def test_rows_without_ids_are_called_by_their_numbers(make_trainer):
         trainer.evaluate({"sst": rows})
 
 
+def test_a_bad_step_names_rows_without_ids_by_their_numbers_in_the_data(make_trainer):
+    def without_ids(rows):
+        return rows.remove_columns("id")
+
+    given = make_trainer().train_dataset.tasks
+    rows = {name: without_ids(part) for name, part in given.items()}
+    trainer = make_trainer(given={"train_dataset": rows, "compute_loss_func": {"sst": bad_loss("loss")}})
+    with pytest.raises(NonFiniteError) as caught:
+        trainer.train()
+    step, names = re.search(r"at step (\d+), .*\(rows ([\d, ]+)\)", str(caught.value)).groups()
+    batch = list(trainer.get_train_dataloader().batch_sampler)[int(step) - 1]
+    assert names == ", ".join(str(number) for _, number in batch) != "0, 1, 2, 3"
+
+
 def scaled(make_trainer, loss, **settings):
     """A trainer whose loss is scaled as with --fp16, which a CPU has not."""
     trainer = make_trainer(given={"compute_loss_func": {"sst": loss}}, logging_steps=1, **settings)
