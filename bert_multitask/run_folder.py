@@ -14,7 +14,7 @@ from typing import Self
 from datasets import DatasetDict
 from transformers.utils import logging
 
-from .arguments import MultitaskTrainingArguments, RunArguments
+from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments
 from .checkpoints import find_checkpoint, list_checkpoints
 from .configuration import InputError, resolve_folder
 from .data import fingerprint
@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 # Fields that decide nothing about a run's weights and scores; a resumed run must have the same value of every other,
 # also of one that a later version of Transformers adds. First of the run:
 HARMLESS_RUN = {
-    *("tasks", "task_epochs", "max_train_samples", "head_dropout", "smart_weight", "bregman_weight"),  # are in Task
+    *("tasks", *TASK_FIELDS),  # are in Task
     *("data_dir", "overwrite"),  # the rows themselves are compared
 }
 # and of training:

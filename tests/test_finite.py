@@ -190,7 +190,7 @@ def test_a_bad_step_names_rows_without_ids_by_their_numbers_in_the_data(make_tra
 
     given = make_trainer().train_dataset.tasks
     rows = {name: without_ids(part) for name, part in given.items()}
-    trainer = make_trainer(given={"train_dataset": rows, "compute_loss_func": {"sst": bad_loss("loss")}})
+    trainer = make_trainer(given={"train_dataset": rows, "compute_loss_func": {"sst": bad_loss("nan")}})
     with pytest.raises(NonFiniteError) as caught:
         trainer.train()
     step, names = re.search(r"at step (\d+), .*\(rows ([\d, ]+)\)", str(caught.value)).groups()

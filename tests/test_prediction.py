@@ -170,7 +170,7 @@ def test_a_full_disk_harms_no_file_that_was_there(tmp_path, monkeypatch, task, f
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def replace(draft, path, whole=os.replace):
-        if path.endswith(form):
+        if path.name.endswith(form):
             Path(draft).write_bytes(Path(draft).read_bytes()[:9])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(draft, path)

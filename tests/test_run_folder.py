@@ -220,10 +220,10 @@ def test_an_overwrite_cut_off_in_the_middle_is_no_obstacle(monkeypatch, unfinish
     ("flags", "name"),
     [
         (["--optim_args", "eps=1e-3"], "optim_args"),
-        (["--neftune_noise_alpha", 5], "neftune_noise_alpha"),
-        (["--optim_target_modules", "attn"], "optim_target_modules"),
-        (["--accelerator_config", '{"even_batches": false}'], "accelerator_config"),
-        (["--bf16_full_eval", "true"], "bf16_full_eval"),
+        (["--adam_beta2", 0.9], "adam_beta2"),
+        (["--max_grad_norm", 2], "max_grad_norm"),
+        (["--accelerator_config", '{"non_blocking": true}'], "accelerator_config"),
+        (["--bf16", "true"], "bf16"),
         (["--torch_compile", "true"], "torch_compile"),
         (["--eval_steps", 4, "--save_steps", 4], "eval_steps"),
         (["--metric_for_best_model", "eval_sst_loss", "--greater_is_better", "false"], "greater_is_better"),
@@ -273,7 +273,7 @@ def test_the_list_of_harmless_fields_is_complete():
     joins this list and `HARMLESS` after somebody has thought about it."""
     training = {field.name for field in dataclasses.fields(MultitaskTrainingArguments)}
     run = {field.name for field in dataclasses.fields(RunArguments)}
-    beside = {"files", "hub", "course_rows"}  # of Task, where the rows come from; the rows are compared
+    beside = {"files", "quoting", "hub", "course_rows"}  # of Task, where the rows come from; the rows are compared
     assert {field.name for field in dataclasses.fields(Task)} - set(TASKS["sst"].to_config()) == beside
     assert HARMLESS_RUN <= run and run - HARMLESS_RUN == {
         *("model_name_or_path", "max_length", "encoder_dropout", "encoder_sharing", "pair_encoding", "pooling"),
