@@ -46,6 +46,8 @@ def test_flags_named_in_the_pages_exist(page):
     for recipe in (ROOT / "recipes").glob("*.py"):
         other |= set(re.findall(r'"--([a-z0-9_]+)"', recipe.read_text()))
     other |= set(re.findall(r'^    "([a-z_]+)": \{', (ROOT / "recipes" / "benchmark.py").read_text(), re.MULTILINE))
+    options = (ROOT / "tests" / "faults" / "conftest.py").read_text()
+    other |= set(re.findall(r'^    "([a-z_]+)": \(', options, re.MULTILINE))
     assert set(re.findall(r"--([a-z0-9_]+)", page.read_text(encoding="utf-8"))) <= flags | other
 
 

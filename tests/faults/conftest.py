@@ -16,10 +16,10 @@ OPTIONS = {
     "inputs": (100_000, "mutated inputs, over all readers"),
     "disks": (8, "disks that are too small, each by another amount"),
     "soak": (1800, "seconds of the soak"),
-    "soak-bound": (1.0, "MiB per 1,000 steps by which the soak's memory may grow"),
+    "soak_bound": (1.0, "MiB per 1,000 steps by which the soak's memory may grow"),
     "seed": (0, "of everything that is drawn"),
     "number": (-1, "the one input to judge again, with -k and its reader, and to show"),
-    "faults-folder": ("", "where runs and results are kept, so that a later call goes on; by default a temporary one"),
+    "faults_folder": ("", "where runs and results are kept, so that a later call goes on; by default a temporary one"),
 }
 RESULTS = pytest.StashKey[list]()
 
@@ -52,7 +52,7 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture(scope="session")
 def option(pytestconfig):
     """The value of one of OPTIONS, by name."""
-    return lambda name: pytestconfig.getoption(name.replace("-", "_"), default=OPTIONS[name][0])
+    return lambda name: pytestconfig.getoption(name, default=OPTIONS[name][0])
 
 
 @pytest.fixture(scope="session")
@@ -69,13 +69,13 @@ def result(pytestconfig):
 @pytest.fixture(scope="session")
 def work(option, tmp_path_factory) -> Path:
     """The folder of runs and results. One that is there already must be of this code and seed."""
-    folder = Path(option("faults-folder") or tmp_path_factory.mktemp("faults")).resolve()
+    folder = Path(option("faults_folder") or tmp_path_factory.mktemp("faults")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     sources = sorted([*(ROOT / "bert_multitask").rglob("*.py"), *Path(__file__).parent.glob("*.py")])
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     settings, file = {"code": code, "seed": option("seed")}, folder / "settings.json"
     if file.exists() and json.loads(file.read_text()) != settings:
-        pytest.exit(f"--faults-folder {folder} holds results of other code or another seed; choose another folder", 4)
+        pytest.exit(f"--faults_folder {folder} holds results of other code or another seed; choose another folder", 4)
     file.write_text(json.dumps(settings))
     forks.isolate(folder / "cache")
     return folder

@@ -70,7 +70,7 @@ def test_a_full_disk(layout, stage, work, journal, option, seed, result):
                     folder,
                 ).finish()
                 if ended.code:
-                    wrong = complaint(ended, "space|full")
+                    wrong = complaint(ended, "space|full|free")
                 room *= 0.8  # it had room enough
             at = {"logged": logged_step(folder), "saved": saved_step(folder)}
             set_size(ROOM)
@@ -92,7 +92,7 @@ def test_a_limit_on_the_size_of_a_file(layout, stage, work, journal, option, see
         folder.parent.mkdir(exist_ok=True)
         limit = int(rng.choice([20_000, 1_000_000, largest]) * rng.uniform(0.3, 0.99))
         ended = stage.run(layout, folder, limits={"RLIMIT_FSIZE": limit})
-        wrong = complaint(ended, "space|full|large") + go_on(stage, layout, folder)
+        wrong = complaint(ended, "space|full|free|large") + go_on(stage, layout, folder)
         journal.add(limit=limit, wrong=wrong)
         print(layout, journal.entries[-1], flush=True)
     report(journal, result, f"a limit on the size of a file, {layout}")
@@ -102,7 +102,7 @@ def test_a_full_disk_of_the_token_cache(stage, work, result):
     with small_disk(work / "cache-disk") as set_size:
         set_size(8192)
         cache, folder = work / "cache-disk" / "tokens", work / "cache-run"
-        wrong = complaint(stage.run("shared-joint", folder, cache=str(cache)), "space|full")
+        wrong = complaint(stage.run("shared-joint", folder, cache=str(cache)), "space|full|free")
         set_size(ROOM)
         ended = stage.run("shared-joint", folder, RESUME, cache=str(cache))
         wrong += (

@@ -81,5 +81,5 @@ def test_soak(stage, work, option, result):
         f"threads {first.threads} to {last.threads}",
     )
     if last.step - first.step > JUDGED:
-        assert slope - 2 * error < option("soak-bound")
+        assert slope - 2 * error < option("soak_bound")
     assert last.files <= first.files + 2 and last.threads <= first.threads + 1

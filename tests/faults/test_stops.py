@@ -18,7 +18,7 @@ from conftest import RECIPE, ROOT
 from .runs import RESUME, complaint, differences, last_line, saved_step
 
 DEADLINE = 10  # seconds in which all processes must have ended
-LONG = ["--task_epochs", '{"sst": 40, "quora": 20, "sts": 40}', "--eval_steps", 50, "--save_steps", 50]
+LONG = ["--task_epochs", '{"sst": 20, "quora": 10, "sts": 20}', "--eval_steps", 50, "--save_steps", 50]
 STOPS = 6  # of each signal to the recipe alone
 PLAIN = "--num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1 --num_processes 1"
 # Name -> what `accelerate launch` is given, and the rows of a process, so that a step has the same rows.
@@ -58,7 +58,7 @@ def test_a_stopped_recipe(number, stage, work, long_run, journal, seed, result):
         folder.parent.mkdir(exist_ok=True)
         run = stage.start("shared-joint", folder, *LONG)
         assert wait_until((folder / "history.jsonl").exists), run.printed()
-        time.sleep(rng.uniform(0.1, 4))
+        time.sleep(rng.uniform(0.1, 3))
         before, start = saved_step(folder), time.monotonic()
         os.kill(run.pid, number)
         ended = run.finish(60)
