@@ -8,51 +8,51 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; `as` says that a name is handed on
-    from .arguments import MultitaskTrainingArguments as MultitaskTrainingArguments
-    from .configuration import InputError as InputError
-    from .configuration import MultitaskBertConfig as MultitaskBertConfig
-    from .configuration import NonFiniteError as NonFiniteError
-    from .data import clean_rows as clean_rows
-    from .data import load_rows as load_rows
-    from .data import load_tokenizer as load_tokenizer
-    from .data import tokenise_splits as tokenise_splits
-    from .export import export_classifier as export_classifier
-    from .export import export_encoder as export_encoder
-    from .heads import MultitaskBertModel as MultitaskBertModel
-    from .modeling import MinBertModel as MinBertModel
-    from .optim import PaperAdamW as PaperAdamW
-    from .prediction import predict as predict
-    from .report import write_report as write_report
-    from .smart import smart_penalty as smart_penalty
-    from .tasks import TASKS as TASKS
-    from .tasks import Task as Task
-    from .tasks import load_task as load_task
-    from .trainer import MultitaskTrainer as MultitaskTrainer
+    from .data.rows import clean_rows as clean_rows
+    from .data.rows import load_rows as load_rows
+    from .data.tokens import load_tokenizer as load_tokenizer
+    from .data.tokens import tokenise_splits as tokenise_splits
+    from .evaluation.predict import predict as predict
+    from .inference.export import export_classifier as export_classifier
+    from .inference.export import export_encoder as export_encoder
+    from .model.configuration import MultitaskBertConfig as MultitaskBertConfig
+    from .model.encoder import MinBertModel as MinBertModel
+    from .model.errors import InputError as InputError
+    from .model.errors import NonFiniteError as NonFiniteError
+    from .model.modeling import MultitaskBertModel as MultitaskBertModel
+    from .model.tasks import TASKS as TASKS
+    from .model.tasks import Task as Task
+    from .model.tasks import load_task as load_task
+    from .reporting.report import write_report as write_report
+    from .training.arguments import MultitaskTrainingArguments as MultitaskTrainingArguments
+    from .training.optim import PaperAdamW as PaperAdamW
+    from .training.smart import smart_penalty as smart_penalty
+    from .training.trainer import MultitaskTrainer as MultitaskTrainer
 
 # So that the verbosity, the handlers and the propagation of `transformers.logging` are those of this package's log.
 logging.getLogger(__name__).parent = logging.getLogger("transformers")
 
 _MODULES = {
-    "InputError": "configuration",
-    "NonFiniteError": "configuration",
-    "MultitaskBertConfig": "configuration",
-    "MinBertModel": "modeling",
-    "MultitaskBertModel": "heads",
-    "Task": "tasks",
-    "TASKS": "tasks",
-    "load_task": "tasks",
-    "load_rows": "data",
-    "clean_rows": "data",
-    "load_tokenizer": "data",
-    "tokenise_splits": "data",
-    "MultitaskTrainingArguments": "arguments",
-    "MultitaskTrainer": "trainer",
-    "PaperAdamW": "optim",
-    "smart_penalty": "smart",
-    "predict": "prediction",
-    "export_classifier": "export",
-    "export_encoder": "export",
-    "write_report": "report",
+    "InputError": "model.errors",
+    "NonFiniteError": "model.errors",
+    "MultitaskBertConfig": "model.configuration",
+    "MinBertModel": "model.encoder",
+    "MultitaskBertModel": "model.modeling",
+    "Task": "model.tasks",
+    "TASKS": "model.tasks",
+    "load_task": "model.tasks",
+    "load_rows": "data.rows",
+    "clean_rows": "data.rows",
+    "load_tokenizer": "data.tokens",
+    "tokenise_splits": "data.tokens",
+    "MultitaskTrainingArguments": "training.arguments",
+    "MultitaskTrainer": "training.trainer",
+    "PaperAdamW": "training.optim",
+    "smart_penalty": "training.smart",
+    "predict": "evaluation.predict",
+    "export_classifier": "inference.export",
+    "export_encoder": "inference.export",
+    "write_report": "reporting.report",
 }
 
 __all__ = list(_MODULES)

@@ -6,8 +6,8 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.search_space import TuneArguments
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.search_space import TuneArguments
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 

@@ -38,9 +38,10 @@ from benchmarks.training import ablate, smart, train
 from transformers.utils import logging
 
 from bert_multitask import InputError
-from bert_multitask.data import SAMPLE, load_rows, load_tokenizer, tokenise_splits
-from bert_multitask.losses import is_labelled
-from bert_multitask.tasks import TASKS
+from bert_multitask.data.rows import SAMPLE, load_rows
+from bert_multitask.data.tokens import load_tokenizer, tokenise_splits
+from bert_multitask.model.losses import is_labelled
+from bert_multitask.model.tasks import TASKS
 
 
 def tokenize(options) -> dict:

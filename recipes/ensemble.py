@@ -15,14 +15,14 @@ from pathlib import Path
 from datasets import Dataset
 from numpy import ndarray
 
-from bert_multitask.arguments import MultitaskTrainingArguments
-from bert_multitask.command_line import HelpFormatter, add_row_flags, local_path
-from bert_multitask.configuration import InputError
-from bert_multitask.ensemble import VOTES, collect_members, combine, find_labels, halve, select_greedily
-from bert_multitask.inference import SplitReader, describe_scores, score_tables
-from bert_multitask.prediction import Predictions, write_predictions
-from bert_multitask.records import write_json
-from bert_multitask.training import run_recipe
+from bert_multitask.commands.command_line import HelpFormatter, add_row_flags, local_path
+from bert_multitask.data.records import write_json
+from bert_multitask.evaluation.tables import Predictions, write_predictions
+from bert_multitask.inference.ensemble import VOTES, collect_members, combine, find_labels, halve, select_greedily
+from bert_multitask.inference.split_tables import SplitReader, describe_scores, score_tables
+from bert_multitask.model.errors import InputError
+from bert_multitask.training.arguments import MultitaskTrainingArguments
+from bert_multitask.training.run import run_recipe
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -8,13 +8,13 @@ RUN is a run folder, a Hub id or package:NAME/PATH. docs/reuse.md says which way
 
 import argparse
 
-from bert_multitask.command_line import HelpFormatter, local_path
-from bert_multitask.configuration import InputError
-from bert_multitask.data import load_tokenizer
-from bert_multitask.export import export_classifier, export_encoder
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.modeling import share_weights
-from bert_multitask.training import run_recipe
+from bert_multitask.commands.command_line import HelpFormatter, local_path
+from bert_multitask.data.tokens import load_tokenizer
+from bert_multitask.inference.export import export_classifier, export_encoder
+from bert_multitask.model.encoder import share_weights
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.training.run import run_recipe
 
 
 def main(argv: list[str]) -> None:

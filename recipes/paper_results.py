@@ -8,15 +8,15 @@ from statistics import mean, stdev
 
 from paper_tables import BASELINE, COLUMNS, ELEMENTS, FIGURES, TABLES, Job, PaperTable, Row, System, needed, row_seeds
 
-from bert_multitask.arguments import MultitaskTrainingArguments
-from bert_multitask.document import Document, Picture, Table
-from bert_multitask.ensemble import collect_members, combine, find_labels
-from bert_multitask.inference import SplitReader, score_tables
-from bert_multitask.plots import confusion_matrix, scatter, to_png, training_curves
-from bert_multitask.prediction import write_predictions
-from bert_multitask.report import bounds, scores
-from bert_multitask.sources import Source, open_sources
-from bert_multitask.statistics import LEVEL, Scores
+from bert_multitask.evaluation.intervals import LEVEL, Scores
+from bert_multitask.evaluation.tables import write_predictions
+from bert_multitask.inference.ensemble import collect_members, combine, find_labels
+from bert_multitask.inference.split_tables import SplitReader, score_tables
+from bert_multitask.reporting.document import Document, Picture, Table
+from bert_multitask.reporting.plots import confusion_matrix, scatter, to_png, training_curves
+from bert_multitask.reporting.report import bounds, scores
+from bert_multitask.reporting.subject import Source, open_sources
+from bert_multitask.training.arguments import MultitaskTrainingArguments
 
 ABSENT = "—"  # no run yet
 Jobs = Mapping[tuple[System, int], Job]

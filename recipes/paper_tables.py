@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 
 # column -> heading; a column is a task or the overall score.
 COLUMNS = {"overall": "Overall", "sst": "SA accuracy", "quora": "PD accuracy", "sts": "STS correlation"}

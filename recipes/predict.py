@@ -9,13 +9,14 @@ RUN is a run folder, a Hub id or package:NAME/PATH. Leaves in PREDICTIONS a line
 
 import argparse
 
-from bert_multitask.arguments import MultitaskTrainingArguments, check_launch
-from bert_multitask.command_line import HelpFormatter, add_row_flags, local_path
-from bert_multitask.configuration import InputError
-from bert_multitask.inference import SplitReader, TrainedRun, describe_scores, predict_runs, score_tables
-from bert_multitask.prediction import write_predictions
-from bert_multitask.records import write_json
-from bert_multitask.training import run_recipe
+from bert_multitask.commands.command_line import HelpFormatter, add_row_flags, local_path
+from bert_multitask.data.records import write_json
+from bert_multitask.evaluation.tables import write_predictions
+from bert_multitask.inference.split_tables import SplitReader, describe_scores, predict_runs, score_tables
+from bert_multitask.inference.trained_run import TrainedRun
+from bert_multitask.model.errors import InputError
+from bert_multitask.training.arguments import MultitaskTrainingArguments, check_launch
+from bert_multitask.training.run import run_recipe
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -8,10 +8,10 @@ The token is that of `hf auth login`, or HF_TOKEN. Training pushes by itself wit
 import argparse
 from pathlib import Path
 
-from bert_multitask.command_line import HelpFormatter
-from bert_multitask.configuration import InputError
-from bert_multitask.hub import open_repo, push_folder
-from bert_multitask.training import run_recipe
+from bert_multitask.commands.command_line import HelpFormatter
+from bert_multitask.model.errors import InputError
+from bert_multitask.training.hub import open_repo, push_folder
+from bert_multitask.training.run import run_recipe
 
 
 def main(argv: list[str]) -> None:

@@ -9,10 +9,10 @@ RUN is a run folder, a Hub id, a folder of prediction files, or one such file. d
 
 import argparse
 
-from bert_multitask.command_line import HelpFormatter, add_row_flags, local_path
-from bert_multitask.configuration import InputError
-from bert_multitask.report import write_report
-from bert_multitask.training import run_recipe
+from bert_multitask.commands.command_line import HelpFormatter, add_row_flags, local_path
+from bert_multitask.model.errors import InputError
+from bert_multitask.reporting.report import write_report
+from bert_multitask.training.run import run_recipe
 
 
 def main(argv: list[str]) -> None:

@@ -28,14 +28,20 @@ from paper_results import write_paper
 from paper_tables import ELEMENTS, Job, System, needed
 from transformers import PrinterCallback, TrainerCallback
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.checkpoints import list_checkpoints
-from bert_multitask.command_line import HelpFormatter, RecipeParser, local_path
-from bert_multitask.configuration import InputError
-from bert_multitask.data import HANDOUT, load_rows, usable_rows
-from bert_multitask.run_folder import compare_settings, deciding_settings, fingerprints, read_run, recorded_settings
-from bert_multitask.schedule import SCHEDULES, count_batches
-from bert_multitask.training import prepare, run_recipe, train
+from bert_multitask.commands.command_line import HelpFormatter, RecipeParser, local_path
+from bert_multitask.data.rows import HANDOUT, load_rows, usable_rows
+from bert_multitask.model.errors import InputError
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.checkpoints import list_checkpoints
+from bert_multitask.training.run import prepare, run_recipe, train
+from bert_multitask.training.run_folder import (
+    compare_settings,
+    deciding_settings,
+    fingerprints,
+    read_run,
+    recorded_settings,
+)
+from bert_multitask.training.schedule import SCHEDULES, count_batches
 
 CONFIGS = Path(__file__).parent / "configs" / "paper"
 BATCH = 32  # rows of a step (paper, section 5.3)

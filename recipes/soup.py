@@ -9,13 +9,13 @@ an ordinary checkpoint with its tokenizer, and run.json: the first run's record,
 
 import argparse
 
-from bert_multitask.command_line import HelpFormatter, local_path
-from bert_multitask.configuration import InputError
-from bert_multitask.data import load_tokenizer
-from bert_multitask.records import write_json
-from bert_multitask.run_folder import read_run
-from bert_multitask.soup import average_weights
-from bert_multitask.training import run_recipe
+from bert_multitask.commands.command_line import HelpFormatter, local_path
+from bert_multitask.data.records import write_json
+from bert_multitask.data.tokens import load_tokenizer
+from bert_multitask.inference.soup import average_weights
+from bert_multitask.model.errors import InputError
+from bert_multitask.training.run import run_recipe
+from bert_multitask.training.run_folder import read_run
 
 
 def main(argv: list[str]) -> None:

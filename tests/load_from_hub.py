@@ -52,13 +52,14 @@ def load_everything() -> dict:
 
     from transformers import AutoTokenizer
 
-    from bert_multitask.arguments import MultitaskTrainingArguments
-    from bert_multitask.configuration import InputError
-    from bert_multitask.data import load_rows
-    from bert_multitask.heads import MultitaskBertModel
-    from bert_multitask.inference import SplitReader, TrainedRun, predict_runs
-    from bert_multitask.prediction import predict
-    from bert_multitask.tasks import TASKS, HubSource
+    from bert_multitask.data.rows import load_rows
+    from bert_multitask.evaluation.predict import predict
+    from bert_multitask.inference.split_tables import SplitReader, predict_runs
+    from bert_multitask.inference.trained_run import TrainedRun
+    from bert_multitask.model.errors import InputError
+    from bert_multitask.model.modeling import MultitaskBertModel
+    from bert_multitask.model.tasks import TASKS, HubSource
+    from bert_multitask.training.arguments import MultitaskTrainingArguments
 
     results = {
         name: {split: [list(row.values()) for row in rows] for split, rows in load_rows(task, "hub").items()}

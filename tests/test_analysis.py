@@ -6,12 +6,12 @@ from datasets import Dataset
 from scipy import stats
 from sklearn.metrics import confusion_matrix
 
-from bert_multitask.analysis import confusion, error_by_length, label_predictions, worst
-from bert_multitask.configuration import InputError
-from bert_multitask.losses import is_labelled, no_label
-from bert_multitask.prediction import prediction_table, read_predictions, write_predictions
-from bert_multitask.statistics import LEVEL
-from bert_multitask.tasks import TASKS
+from bert_multitask.evaluation.intervals import LEVEL
+from bert_multitask.evaluation.tables import prediction_table, read_predictions, write_predictions
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.losses import is_labelled, no_label
+from bert_multitask.model.tasks import TASKS
+from bert_multitask.reporting.analysis import confusion, error_by_length, label_predictions, worst
 
 COUNT = 200
 

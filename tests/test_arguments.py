@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments, check_launch
-from bert_multitask.command_line import RecipeParser
-from bert_multitask.configuration import InputError
+from bert_multitask.commands.command_line import RecipeParser
+from bert_multitask.model.errors import InputError
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments, check_launch
 
 
 def parse(tmp_path, yaml: str, *flags: str):

@@ -18,9 +18,9 @@ from conftest import MINILM, ROOT
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from bert_multitask.data import SAMPLE, load_rows
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.tasks import TASKS
+from bert_multitask.data.rows import SAMPLE, load_rows
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.model.tasks import TASKS
 
 RECIPE = ROOT / "recipes" / "benchmark.py"
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bert_multitask.collate import Collator, TaskRows
-from bert_multitask.losses import is_labelled
-from bert_multitask.schedule import FILLER
+from bert_multitask.data.collate import Collator, TaskRows
+from bert_multitask.model.losses import is_labelled
+from bert_multitask.training.schedule import FILLER
 
 
 def row(task: str, length: int, label) -> dict:

@@ -15,9 +15,9 @@ from sklearn.metrics import accuracy_score
 from transformers.utils import logging
 
 import bert_multitask
-from bert_multitask.data import load_rows
-from bert_multitask.metrics import METRICS
-from bert_multitask.tasks import TASKS
+from bert_multitask.data.rows import load_rows
+from bert_multitask.evaluation.metrics import METRICS
+from bert_multitask.model.tasks import TASKS
 
 # Ends a process at its first try to reach another machine.
 NO_NETWORK = """

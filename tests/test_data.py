@@ -25,20 +25,12 @@ from hypothesis import strategies as st
 from load_from_hub import DATASETS, OLD
 from safetensors.torch import load_file
 
-from bert_multitask.configuration import InputError, resolve_folder
-from bert_multitask.data import (
-    SAMPLE,
-    SPLITS,
-    describe_rows,
-    fingerprint,
-    load_rows,
-    load_tokenizer,
-    sample_rows,
-    tokenise,
-    usable_rows,
-)
-from bert_multitask.losses import UNLABELLED, is_labelled
-from bert_multitask.tasks import TASKS, HubSource, load_task
+from bert_multitask.data.rows import SAMPLE, describe_rows, fingerprint, load_rows, sample_rows, usable_rows
+from bert_multitask.data.tokens import load_tokenizer, tokenise
+from bert_multitask.model.configuration import resolve_folder
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.losses import UNLABELLED, is_labelled
+from bert_multitask.model.tasks import SPLITS, TASKS, HubSource, load_task
 
 ROW_COUNTS = {
     "sst": [8544, 1101, 2210],
@@ -289,7 +281,9 @@ def test_a_damaged_tokenizer_is_refused(tiny_bert, tmp_path, change):
 
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
 def test_loading_a_tokenizer_can_be_interrupted(tiny_bert, monkeypatch, signal):
-    monkeypatch.setattr("bert_multitask.data.AutoTokenizer.from_pretrained", lambda name: (_ for _ in ()).throw(signal))
+    monkeypatch.setattr(
+        "bert_multitask.data.rows.AutoTokenizer.from_pretrained", lambda name: (_ for _ in ()).throw(signal)
+    )
     with pytest.raises(signal):
         load_tokenizer(tiny_bert, 30522)
 

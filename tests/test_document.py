@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
-from bert_multitask.document import Document, Picture, Table, plain
+from bert_multitask.reporting.document import Document, Picture, Table, plain
 
 NASTY = [
     "<script>alert(1)</script>",

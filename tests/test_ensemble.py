@@ -16,11 +16,17 @@ from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelEncoder
 from test_recipes import run_here
 
-from bert_multitask.configuration import InputError
-from bert_multitask.ensemble import combine, halve, select_greedily
-from bert_multitask.losses import UNLABELLED
-from bert_multitask.prediction import Predictions, check_alike, prediction_table, read_predictions, write_predictions
-from bert_multitask.tasks import TASKS, Task
+from bert_multitask.evaluation.tables import (
+    Predictions,
+    check_alike,
+    prediction_table,
+    read_predictions,
+    write_predictions,
+)
+from bert_multitask.inference.ensemble import combine, halve, select_greedily
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.losses import UNLABELLED
+from bert_multitask.model.tasks import TASKS, Task
 
 ENSEMBLE = ROOT / "recipes" / "ensemble.py"
 SST, QUORA, STS = (TASKS[name] for name in ("sst", "quora", "sts"))

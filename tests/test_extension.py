@@ -13,16 +13,16 @@ from test_recipes import run_here
 from torch import nn
 from torch.nn import functional
 
-from bert_multitask.arguments import MultitaskTrainingArguments
-from bert_multitask.ensemble import select_greedily
-from bert_multitask.heads import HEADS, HeadLinear
-from bert_multitask.losses import DIVERGENCES, LOSSES
-from bert_multitask.metrics import METRICS, TaskMetric
-from bert_multitask.prediction import prediction_table
-from bert_multitask.report import setting_text, write_report
-from bert_multitask.schedule import SCHEDULES
-from bert_multitask.sources import open_sources
-from bert_multitask.tasks import load_task
+from bert_multitask.evaluation.metrics import METRICS, TaskMetric
+from bert_multitask.evaluation.tables import prediction_table
+from bert_multitask.inference.ensemble import select_greedily
+from bert_multitask.model.heads import HEADS, HeadLinear
+from bert_multitask.model.losses import DIVERGENCES, LOSSES
+from bert_multitask.model.tasks import load_task
+from bert_multitask.reporting.report import setting_text, write_report
+from bert_multitask.reporting.subject import open_sources
+from bert_multitask.training.arguments import MultitaskTrainingArguments
+from bert_multitask.training.schedule import SCHEDULES
 
 TEXTS = ["good movie", "bad movie", "nice film", "awful film", "great", "dull", "fine plot", "worst cast ever"]
 

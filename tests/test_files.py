@@ -17,10 +17,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from bert_multitask import files
-from bert_multitask.configuration import InputError
-from bert_multitask.data import load_rows
-from bert_multitask.tasks import Task
+from bert_multitask.data.rows import load_rows
+from bert_multitask.data.rows import readers as files
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.tasks import Task
 
 TASK = Task(name="a", kind="binary", text="text", label_names=("neg", "pos"))
 PLAIN = Task(name="a", kind="binary", text="text", label_names=("neg", "pos"), quoting="none")

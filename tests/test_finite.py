@@ -13,8 +13,8 @@ from test_recipes import run_here
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
-from bert_multitask.configuration import NonFiniteError
-from bert_multitask.finite import NORM, SKIPPED, FirstBadStep
+from bert_multitask.model.errors import NonFiniteError
+from bert_multitask.training.finite import NORM, SKIPPED, FirstBadStep
 
 SAVING = {
     "eval_strategy": "steps",
@@ -219,7 +219,7 @@ def test_steps_that_the_scaler_skips_do_not_count(make_trainer, kind):
 
 
 def test_a_scaler_that_skips_every_step(make_trainer, monkeypatch):
-    monkeypatch.setattr("bert_multitask.finite.PATIENCE", 3)
+    monkeypatch.setattr("bert_multitask.training.finite.PATIENCE", 3)
     trainer = scaled(make_trainer, lambda outputs, labels, num_items_in_batch: outputs.logits.sum() * float("nan"))
     trainer.plan[:] = ["sst"] * 16
     with pytest.raises(NonFiniteError, match="--fp16 the gradient was not a finite number .* at step 3,"):

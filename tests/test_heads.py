@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, BertModel
 
-from bert_multitask.arguments import RunArguments
-from bert_multitask.configuration import InputError, MultitaskBertConfig
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.tasks import TASKS, Task
-from bert_multitask.training import load_model
+from bert_multitask.model.configuration import MultitaskBertConfig
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.model.tasks import TASKS, Task
+from bert_multitask.training.arguments import RunArguments
+from bert_multitask.training.run import load_model
 
 BATCH = {
     "input_ids": torch.tensor([[101, 7, 8, 102], [101, 9, 102, 0]]),

@@ -16,11 +16,12 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from transformers import AutoTokenizer
 
-from bert_multitask.card import TAGS, model_card
-from bert_multitask.configuration import InputError, MultitaskBertConfig
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.hub import public_files, push_folder
-from bert_multitask.tasks import TASKS, Task
+from bert_multitask.model.card import TAGS, model_card
+from bert_multitask.model.configuration import MultitaskBertConfig
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.model.tasks import TASKS, Task
+from bert_multitask.training.hub import public_files, push_folder
 
 LOAD = """
 import json, sys

@@ -12,14 +12,16 @@ from conftest import ROOT, finish, launch
 from test_recipes import run_here
 from transformers import AutoTokenizer
 
-from bert_multitask import inference
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.data import SAMPLE, load_rows
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.inference import SplitReader, TrainedRun, predict_runs
-from bert_multitask.prediction import predict, read_predictions
-from bert_multitask.tasks import TASKS
-from bert_multitask.training import train
+from bert_multitask.data.rows import SAMPLE, load_rows
+from bert_multitask.evaluation.predict import predict
+from bert_multitask.evaluation.tables import read_predictions
+from bert_multitask.inference import split_tables as inference
+from bert_multitask.inference.split_tables import SplitReader, predict_runs
+from bert_multitask.inference.trained_run import TrainedRun
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.model.tasks import TASKS
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.run import train
 
 PREDICT, ENSEMBLE = (ROOT / "recipes" / f"{name}.py" for name in ("predict", "ensemble"))
 NAMES = ["neutral", "no, never", "yes"]

@@ -4,63 +4,47 @@ import ast
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "bert_multitask"
-# From the bottom up: a module imports only modules of earlier lines.
-LAYERS = [
-    {"configuration"},
-    {"fields", "yaml_file"},
-    {"tasks", "losses", "packing"},
-    {"modeling", "schedule", "smart", "optim", "finite", "flags", "labels", "card"},
-    {"files", "records", "checkpoints", "stopping", "randomness"},
-    {"heads", "collate", "metrics", "folder_lock"},
-    {"data", "callbacks", "classifier", "statistics", "document", "token_rows"},
-    {"arguments", "prediction", "export", "hub"},
-    {"checks"},
-    {"run_folder", "trainer", "analysis", "search_space", "command_line"},
-    {"training", "inference", "soup", "plots"},
-    {"ensemble", "sources", "tuning"},
-    {"report"},
-]
-MODEL_FILES = {"configuration", "fields", "tasks", "losses", "packing", "modeling", "card", "heads", "classifier"}
+# From the bottom up: a package imports only packages of earlier places.
+PACKAGES = ("model", "data", "evaluation", "training", "inference", "reporting", "commands")
 
 
-def imports(module: str) -> set[str]:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
-    return {node.module for node in nodes}
+def imports(path: Path) -> set[str]:
+    """The packages of this project that a module imports from, "" its own."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level]
+    return {"" if node.level == 1 else node.module.partition(".")[0] for node in nodes}
 
 
-def test_every_module_has_a_layer():
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set().union(*LAYERS)
+def test_every_module_is_in_a_package():
+    assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
+    assert {path.parent.name for path in PACKAGE.glob("*/*.py")} == set(PACKAGES)
 
 
-@pytest.mark.parametrize("layer", range(len(LAYERS)))
-def test_arrows_point_down(layer):
-    below = set().union(*LAYERS[:layer])
-    for module in LAYERS[layer]:
-        assert imports(module) <= below, module
+@pytest.mark.parametrize("package", PACKAGES)
+def test_arrows_point_down(package):
+    modules = list(PACKAGE.glob(f"{package}/*.py"))
+    assert modules
+    for path in modules:
+        assert imports(path) <= {"", *PACKAGES[: PACKAGES.index(package)]}, path
 
 
-def test_a_checkpoint_can_carry_the_model_files():
+def test_a_checkpoint_can_carry_the_model():
     """Transformers copies flat siblings reached by `from .x import y`, and nothing else."""
-    for module in MODEL_FILES:
-        assert imports(module) <= MODEL_FILES, module
-        assert "bert_multitask" not in imports_of_packages(module), module
-
-
-def imports_of_packages(module: str) -> set[str]:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
-    return {name.partition(".")[0] for name in names}
+    for path in PACKAGE.glob("model/*.py"):
+        assert imports(path) <= {""}, path
+        tree = ast.parse(path.read_text())
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
+        assert "bert_multitask" not in {name.partition(".")[0] for name in names}, path
 
 
 def test_only_tasks_knows_a_task_by_name():
-    for path in [*PACKAGE.glob("*.py"), *(ROOT / "recipes").rglob("*.py")]:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]:
         if path.stem not in ("tasks", "make_sample", "paper_tables"):  # what the paper's tables are of
             assert not re.search(r"[!=]= *[\"'](sst|quora|sts|cfimdb)[\"']", path.read_text()), path
 
@@ -83,7 +67,7 @@ def test_functions_fit_a_screen():
 
 
 def test_every_public_function_says_what_it_does():
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith(("_", "on_", "encode")):
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"

@@ -11,19 +11,20 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bert_multitask.analysis import label_predictions
-from bert_multitask.arguments import MultitaskTrainingArguments
-from bert_multitask.collate import Collator
-from bert_multitask.configuration import InputError
-from bert_multitask.data import SAMPLE, clean_rows, load_rows, tokenise, usable_rows
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.inference import score_tables
-from bert_multitask.labels import LabelReader
-from bert_multitask.losses import UNLABELLED, is_labelled
-from bert_multitask.prediction import Predictions, prediction_table, read_course_file, write_predictions
-from bert_multitask.schedule import PlanSampler
-from bert_multitask.tasks import TASKS, Task, label_key, load_task
-from bert_multitask.trainer import MultitaskTrainer
+from bert_multitask.data.collate import Collator
+from bert_multitask.data.labels import LabelReader
+from bert_multitask.data.rows import SAMPLE, clean_rows, load_rows, usable_rows
+from bert_multitask.data.tokens import tokenise
+from bert_multitask.evaluation.tables import Predictions, prediction_table, read_course_file, write_predictions
+from bert_multitask.inference.split_tables import score_tables
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.losses import UNLABELLED, is_labelled
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.model.tasks import TASKS, Task, label_key, load_task
+from bert_multitask.reporting.analysis import label_predictions
+from bert_multitask.training.arguments import MultitaskTrainingArguments
+from bert_multitask.training.schedule import PlanSampler
+from bert_multitask.training.trainer import MultitaskTrainer
 
 
 def make_task(names=None, **fields) -> Task:

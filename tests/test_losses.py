@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bert_multitask.losses import LOSSES, UNLABELLED, count_items, is_labelled
+from bert_multitask.model.losses import LOSSES, UNLABELLED, count_items, is_labelled
 
 generator = np.random.default_rng(0)
 LOGITS = {

@@ -17,9 +17,8 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from bert_multitask.configuration import InputError, NonFiniteError
-from bert_multitask.losses import UNLABELLED
-from bert_multitask.metrics import (
+from bert_multitask.evaluation.intervals import Scores, resample
+from bert_multitask.evaluation.metrics import (
     METRICS,
     TaskMetric,
     decide,
@@ -33,8 +32,9 @@ from bert_multitask.metrics import (
     task_scores,
     unit_score,
 )
-from bert_multitask.statistics import Scores, resample
-from bert_multitask.tasks import TASKS, Task
+from bert_multitask.model.errors import InputError, NonFiniteError
+from bert_multitask.model.losses import UNLABELLED
+from bert_multitask.model.tasks import TASKS, Task
 
 generator = np.random.default_rng(0)
 YES_NO = Task("a", "binary", label_names=("no", "yes"))

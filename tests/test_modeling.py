@@ -12,10 +12,12 @@ from conftest import MINILM, SIZE
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertModel
 
-from bert_multitask import modeling, packing
-from bert_multitask.configuration import InputError, MultitaskBertConfig, resolve_folder
-from bert_multitask.modeling import Dropout, MinBertModel, drop
-from bert_multitask.packing import Packing
+from bert_multitask.model import encoder as modeling
+from bert_multitask.model import packing
+from bert_multitask.model.configuration import MultitaskBertConfig, resolve_folder
+from bert_multitask.model.encoder import Dropout, MinBertModel, drop
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.packing import Packing
 
 SHAPES = {
     "tiny": SIZE,
@@ -484,7 +486,7 @@ def test_settings_that_would_be_ignored_or_cannot_be_built_are_refused(tiny_bert
 
 
 def test_every_field_of_berts_configuration_is_known():
-    """A field that a later Transformers adds must be read, fixed (`modeling.FIXED`) or found harmless."""
+    """A field that a later Transformers adds must be read, fixed (`encoder.FIXED`) or found harmless."""
     read = {*modeling.SIZES, "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps"}
     read |= {"pad_token_id", "initializer_range"}
     harmless = {"use_cache", "classifier_dropout", "bos_token_id", "eos_token_id", "tie_word_embeddings"}

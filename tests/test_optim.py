@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from bert_multitask.optim import PaperAdamW
+from bert_multitask.training.optim import PaperAdamW
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-3, "weight_decay": 0.1}
 

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_multitask import packing
-from bert_multitask.packing import Packing
+from bert_multitask.model import packing
+from bert_multitask.model.packing import Packing
 
 masks = st.integers(1, 40).flatmap(
     lambda length: st.lists(st.lists(st.integers(0, 1), min_size=length, max_size=length), min_size=1, max_size=9)

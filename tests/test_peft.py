@@ -9,10 +9,10 @@ from conftest import NO_DROPOUT, weights
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from bert_multitask.arguments import MultitaskTrainingArguments
-from bert_multitask.configuration import InputError
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.trainer import MultitaskTrainer
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.training.arguments import MultitaskTrainingArguments
+from bert_multitask.training.trainer import MultitaskTrainer
 
 TASKS = ["sst", "quora", "sts"]
 HEADS = [f"heads.{task}" for task in TASKS]

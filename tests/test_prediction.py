@@ -15,16 +15,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
-from bert_multitask.configuration import InputError
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.prediction import (
-    decision_column,
-    predict,
-    prediction_table,
-    read_predictions,
-    write_predictions,
-)
-from bert_multitask.tasks import TASKS, Task
+from bert_multitask.evaluation.predict import predict
+from bert_multitask.evaluation.tables import decision_column, prediction_table, read_predictions, write_predictions
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.model.tasks import TASKS, Task
 
 LOGITS = {
     "sst": np.array([[0, 1, 2, 3, 4.0], [9, 0, 0, 0, 0]]),

@@ -24,11 +24,11 @@ from conftest import ROOT, finish, launch, losses, write_course
 from safetensors.torch import load_file
 from torch.distributed.fsdp import fully_shard
 
-from bert_multitask import modeling
-from bert_multitask.checks import check_sharding
-from bert_multitask.configuration import InputError
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.schedule import FILLER
+from bert_multitask.model import encoder as modeling
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.training.checks import check_sharding
+from bert_multitask.training.schedule import FILLER
 
 CPU = "recipes/accelerate/cpu.yaml"
 ROWS = {"sst": 53, "quora": 62, "sts": 25}

@@ -8,8 +8,8 @@ import yaml
 from conftest import MINILM, ROOT
 
 from bert_multitask import MultitaskBertModel, MultitaskTrainingArguments, load_task
-from bert_multitask.arguments import RunArguments
-from bert_multitask.search_space import TuneArguments
+from bert_multitask.training.arguments import RunArguments
+from bert_multitask.training.search_space import TuneArguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,9 +14,9 @@ import yaml
 from conftest import ROOT, finish, launch, losses, run_here, write_table
 from safetensors.torch import load_file
 
-from bert_multitask.data import load_rows
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.tasks import TASKS
+from bert_multitask.data.rows import load_rows
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.model.tasks import TASKS
 
 SINGLE = ROOT / "recipes" / "train_single.py"
 PAPER = sorted((ROOT / "recipes" / "configs" / "paper").glob("*.yaml"))
@@ -31,7 +31,7 @@ def test_a_plain_checkout_has_no_version(monkeypatch, config):
             raise importlib.metadata.PackageNotFoundError(name)
         return importlib.metadata.version(name)
 
-    monkeypatch.setattr("bert_multitask.run_folder.version", version)
+    monkeypatch.setattr("bert_multitask.training.run_folder.version", version)
     assert run_here(monkeypatch, config, "--max_steps", 1) == 0
     versions = json.loads((config.parent / "run" / "run.json").read_text())["versions"]
     assert versions["bert_multitask"] is None and versions["torch"]

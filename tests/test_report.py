@@ -10,16 +10,16 @@ import yaml
 from conftest import ROOT, write_table
 from test_recipes import run_here
 
-from bert_multitask.analysis import LabelledPredictions
-from bert_multitask.arguments import MultitaskTrainingArguments
-from bert_multitask.configuration import InputError
-from bert_multitask.data import load_rows
-from bert_multitask.document import Document, plain
-from bert_multitask.plots import confusion_matrix, scatter, task_order, to_png, training_curves
-from bert_multitask.prediction import prediction_table, write_predictions
-from bert_multitask.report import add_worst, neighbour_table, write_report
-from bert_multitask.sources import open_sources, read_ensemble
-from bert_multitask.tasks import TASKS, load_task
+from bert_multitask.data.rows import load_rows
+from bert_multitask.evaluation.tables import prediction_table, write_predictions
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.tasks import TASKS, load_task
+from bert_multitask.reporting.analysis import LabelledPredictions
+from bert_multitask.reporting.document import Document, plain
+from bert_multitask.reporting.plots import confusion_matrix, scatter, task_order, to_png, training_curves
+from bert_multitask.reporting.report import add_worst, neighbour_table, write_report
+from bert_multitask.reporting.subject import open_sources, read_ensemble
+from bert_multitask.training.arguments import MultitaskTrainingArguments
 
 REPORT = ROOT / "recipes" / "report.py"
 ARGS = MultitaskTrainingArguments(output_dir="unused", report_to="none")

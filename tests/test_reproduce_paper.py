@@ -10,7 +10,7 @@ from conftest import ROOT, write_course
 from safetensors.torch import load_file
 from test_recipes import run_here
 
-from bert_multitask.trainer import MultitaskTrainer
+from bert_multitask.training.trainer import MultitaskTrainer
 
 RECIPES = ROOT / "recipes"
 REPRODUCE = RECIPES / "reproduce_paper.py"

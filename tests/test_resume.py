@@ -9,7 +9,7 @@ import torch
 from conftest import losses, run_here
 from safetensors.torch import load_file
 
-from bert_multitask.trainer import MultitaskTrainer
+from bert_multitask.training.trainer import MultitaskTrainer
 
 LAYOUTS = {
     "shared": {},

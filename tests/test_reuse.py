@@ -15,13 +15,13 @@ from conftest import MINILM, ROOT, SIZE
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
-from bert_multitask.checkpoints import check_checkpoint
-from bert_multitask.classifier import TaskClassifier, split_pairs
-from bert_multitask.configuration import InputError
-from bert_multitask.data import load_tokenizer
-from bert_multitask.export import export_classifier, export_encoder
-from bert_multitask.heads import MultitaskBertModel, PerTaskBertModel
-from bert_multitask.prediction import predict
+from bert_multitask.data.tokens import load_tokenizer
+from bert_multitask.evaluation.predict import predict
+from bert_multitask.inference.export import export_classifier, export_encoder
+from bert_multitask.model.classifier import TaskClassifier, split_pairs
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.modeling import MultitaskBertModel, PerTaskBertModel
+from bert_multitask.training.checkpoints import check_checkpoint
 
 TASKS = ["sst", "quora", "sts"]
 # (task, pair encoding, pooling) of exports, and whether a stock model can be one.

@@ -23,14 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.callbacks import HistoryFile
-from bert_multitask.checkpoints import check_checkpoint, find_checkpoint, list_checkpoints
-from bert_multitask.command_line import RecipeParser
-from bert_multitask.configuration import InputError
-from bert_multitask.folder_lock import RUNNING, FolderLock, this_process
-from bert_multitask.records import read_history, write_json
-from bert_multitask.run_folder import (
+from bert_multitask.commands.command_line import RecipeParser
+from bert_multitask.data.records import read_history, write_json
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.tasks import TASKS, Task
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.callbacks import HistoryFile
+from bert_multitask.training.checkpoints import check_checkpoint, find_checkpoint, list_checkpoints
+from bert_multitask.training.folder_lock import RUNNING, FolderLock, this_process
+from bert_multitask.training.run import explained_failures
+from bert_multitask.training.run_folder import (
     HARMLESS,
     HARMLESS_RUN,
     RunFolder,
@@ -38,9 +40,7 @@ from bert_multitask.run_folder import (
     deciding_settings,
     recorded_settings,
 )
-from bert_multitask.tasks import TASKS, Task
-from bert_multitask.trainer import MultitaskTrainer
-from bert_multitask.training import explained_failures
+from bert_multitask.training.trainer import MultitaskTrainer
 
 STEPS = ["--max_steps", 4, "--save_steps", 2, "--eval_steps", 2, "--no_do_predict"]
 RESUME = "--resume_from_checkpoint"
@@ -74,7 +74,7 @@ def unfinished(stopped, config) -> Path:
 
 @pytest.mark.parametrize("flags", [[], ["--overwrite"], [RESUME]], ids=["anew", "overwrite", "resume"])
 def test_a_second_run_names_the_process_that_writes(monkeypatch, config, capsys, tmp_path, flags):
-    monkeypatch.setattr("bert_multitask.folder_lock.PATIENCE", 0)
+    monkeypatch.setattr("bert_multitask.training.folder_lock.PATIENCE", 0)
     folder = config.parent / "run"
     with FolderLock(folder):
         write_json(folder / "run.json", {})
@@ -85,7 +85,7 @@ def test_a_second_run_names_the_process_that_writes(monkeypatch, config, capsys,
 
 
 def test_a_second_search_is_refused(monkeypatch, config, capsys):
-    monkeypatch.setattr("bert_multitask.folder_lock.PATIENCE", 0)
+    monkeypatch.setattr("bert_multitask.training.folder_lock.PATIENCE", 0)
     with FolderLock(config.parent / "run"):
         assert run_here(monkeypatch, config, recipe=ROOT / "recipes" / "tune.py") == 2
     assert f"is being written by process {os.getpid()}" in capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_the_lock_ends_with_its_process(monkeypatch, tmp_path):
     code = f"import sys, filelock; lock = filelock.FileLock({str(tmp_path / '.run.lock')!r}); lock.acquire(); print(1)"
     holder = subprocess.Popen([sys.executable, "-uc", f"{code}; sys.stdin.read()"], stdin=-1, stdout=-1)
     assert holder.stdout.readline()
-    monkeypatch.setattr("bert_multitask.folder_lock.PATIENCE", 0)
+    monkeypatch.setattr("bert_multitask.training.folder_lock.PATIENCE", 0)
     with pytest.raises(InputError, match="is being written by another process"), FolderLock(tmp_path):
         pass
     holder.kill()
@@ -148,7 +148,7 @@ def test_the_lock_ends_with_its_process(monkeypatch, tmp_path):
 )
 def test_a_folder_that_cannot_be_written_is_found_before_rows_are_read(monkeypatch, config, capsys, name, why):
     (config.parent / "a.txt").write_text("keep me")
-    monkeypatch.setattr("bert_multitask.training.load_rows", lambda *_: pytest.fail("rows were read"))
+    monkeypatch.setattr("bert_multitask.data.rows.load_rows", lambda *_: pytest.fail("rows were read"))
     assert run_here(monkeypatch, config, "--output_dir", config.parent / name) == 2
     printed = capsys.readouterr().err.splitlines()[-1]
     assert printed.startswith("error: --output_dir") and why in printed
@@ -160,8 +160,8 @@ def test_a_read_only_or_full_disk_is_found_first(monkeypatch, config, capsys, nu
     def fail(*_, **__):
         raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
 
-    monkeypatch.setattr("bert_multitask.folder_lock.write_json", fail)
-    monkeypatch.setattr("bert_multitask.training.load_rows", lambda *_: pytest.fail("rows were read"))
+    monkeypatch.setattr("bert_multitask.data.records.write_json", fail)
+    monkeypatch.setattr("bert_multitask.data.rows.load_rows", lambda *_: pytest.fail("rows were read"))
     assert run_here(monkeypatch, config) == 2
     assert "cannot be written" in capsys.readouterr().err
 
@@ -207,7 +207,7 @@ def test_an_overwrite_cut_off_in_the_middle_is_no_obstacle(monkeypatch, unfinish
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("bert_multitask.folder_lock.shutil.rmtree", cut_off)
+        patch.setattr("bert_multitask.training.folder_lock.shutil.rmtree", cut_off)
         assert run_here(patch, config, *STEPS, "--overwrite") == 130
     assert not (unfinished / "metrics.json").exists() and not (unfinished / "checkpoint-2").exists()
     assert run_here(monkeypatch, config, *STEPS, *flags) == 0

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_multitask.schedule import FILLER, SCHEDULES, PlanSampler, count_batches, describe, round_robin, sequential
+from bert_multitask.training.schedule import (
+    FILLER,
+    SCHEDULES,
+    PlanSampler,
+    count_batches,
+    describe,
+    round_robin,
+    sequential,
+)
 
 sizes = st.lists(st.integers(1, 60), min_size=1, max_size=4)
 seeds = st.integers(0, 2**32)

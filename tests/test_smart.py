@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from bert_multitask import smart
-from bert_multitask.configuration import InputError
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.losses import DIVERGENCES
-from bert_multitask.smart import PROJECTIONS, DropoutMasks, MomentumTeacher, smart_penalty
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.losses import DIVERGENCES
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.training.run import smart
+from bert_multitask.training.smart import PROJECTIONS, DropoutMasks, MomentumTeacher, smart_penalty
 
 ROWS, TOKENS, WIDTH, CLASSES = 3, 4, 5, 3
 SETTINGS = {"radius": 1e-2, "step_size": 3e-2, "noise_std": 5e-3}

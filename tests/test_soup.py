@@ -8,12 +8,12 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from test_recipes import run_here
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.configuration import InputError
-from bert_multitask.data import SAMPLE
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.soup import average_weights, check_same_start
-from bert_multitask.training import train
+from bert_multitask.data.rows import SAMPLE
+from bert_multitask.inference.soup import average_weights, check_same_start
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.run import train
 
 SOUP, PREDICT = (ROOT / "recipes" / f"{name}.py" for name in ("soup", "predict"))
 

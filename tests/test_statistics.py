@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bert_multitask.metrics import overall_score
-from bert_multitask.statistics import LEVEL, RESAMPLES, Scores, mcnemar
-from bert_multitask.tasks import TASKS
+from bert_multitask.evaluation.intervals import LEVEL, RESAMPLES, Scores, mcnemar
+from bert_multitask.evaluation.metrics import overall_score
+from bert_multitask.model.tasks import TASKS
 
 
 @pytest.fixture

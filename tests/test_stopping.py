@@ -12,9 +12,10 @@ import pytest
 from conftest import finish, launch, losses, run_here
 from safetensors.torch import load_file
 
-from bert_multitask import stopping, training
-from bert_multitask.stopping import STOP, Stopped, StopRequest
-from bert_multitask.trainer import MultitaskTrainer
+from bert_multitask.training import run as training
+from bert_multitask.training.run import stopping
+from bert_multitask.training.stopping import STOP, Stopped, StopRequest
+from bert_multitask.training.trainer import MultitaskTrainer
 
 STEPS = ["--max_steps", 8, "--eval_steps", 4, "--save_steps", 4, "--logging_steps", 1, "--no_do_predict"]
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}

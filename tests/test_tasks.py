@@ -8,8 +8,8 @@ import pytest
 import yaml
 from sklearn.utils.class_weight import compute_class_weight
 
-from bert_multitask.configuration import InputError
-from bert_multitask.tasks import TASKS, Task, load_task, load_tasks
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.tasks import TASKS, Task, load_task, load_tasks
 
 NLI = """
 name: nli

@@ -6,10 +6,10 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
-from bert_multitask.collate import Collator
-from bert_multitask.configuration import InputError
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.token_rows import check_labelled, rows_by_task
+from bert_multitask.data.collate import Collator
+from bert_multitask.data.token_rows import check_labelled, rows_by_task
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.modeling import MultitaskBertModel
 
 TASKS = [
     {"name": "a", "kind": "classification", "text": "text", "label": "label", "label_names": ["low", "mid", "high"]},

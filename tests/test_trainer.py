@@ -11,11 +11,11 @@ from conftest import NO_DROPOUT, weights
 from sklearn.metrics import accuracy_score
 from transformers import EarlyStoppingCallback
 
-from bert_multitask.arguments import MultitaskTrainingArguments
-from bert_multitask.callbacks import HistoryFile
-from bert_multitask.configuration import InputError
-from bert_multitask.tasks import TASKS
-from bert_multitask.trainer import MultitaskTrainer
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.tasks import TASKS
+from bert_multitask.training.arguments import MultitaskTrainingArguments
+from bert_multitask.training.callbacks import HistoryFile
+from bert_multitask.training.trainer import MultitaskTrainer
 
 ROWS = {"sst": 11, "quora": 14, "sts": 9}
 

@@ -21,12 +21,12 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.training_args import OptimizerNames
 
-from bert_multitask import checks, flags
-from bert_multitask.arguments import MultitaskTrainingArguments
-from bert_multitask.collate import Collator
-from bert_multitask.configuration import InputError
-from bert_multitask.flags import FIXED
-from bert_multitask.trainer import MultitaskTrainer
+from bert_multitask.data.collate import Collator
+from bert_multitask.model.errors import InputError
+from bert_multitask.training.arguments import MultitaskTrainingArguments
+from bert_multitask.training.flags import FIXED
+from bert_multitask.training.run import checks, flags
+from bert_multitask.training.trainer import MultitaskTrainer
 
 PAGE = (ROOT / "docs" / "trainer.md").read_text(encoding="utf-8")
 EVALUATING = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 4, "save_steps": 4}
@@ -100,7 +100,7 @@ def test_every_place_to_report_to(tmp_path, monkeypatch, name):
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_recipe_leaves_no_unfinished_run(monkeypatch, config, capsys, flags, message):
-    monkeypatch.setattr("bert_multitask.flags.is_deepspeed_available", lambda: False)
+    monkeypatch.setattr("bert_multitask.training.flags.is_deepspeed_available", lambda: False)
     monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
     monkeypatch.setattr("transformers.integrations.integration_utils.is_neptune_available", lambda: False)
     assert run_here(monkeypatch, config, *flags) == 2

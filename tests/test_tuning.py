@@ -18,14 +18,14 @@ from optuna.trial import TrialState
 from test_recipes import run_here
 from transformers import TrainerControl, TrainerState
 
-from bert_multitask import tuning
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.configuration import InputError
-from bert_multitask.data import load_rows
-from bert_multitask.plots import search_overview
-from bert_multitask.search_space import configure, present_settings, read_space, to_flags
-from bert_multitask.tasks import TASKS
-from bert_multitask.tuning import ReportToTrial, find_importances
+from bert_multitask.data.rows import load_rows
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.tasks import TASKS
+from bert_multitask.reporting.plots import search_overview
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.run import search as tuning
+from bert_multitask.training.search import ReportToTrial, find_importances
+from bert_multitask.training.search_space import configure, present_settings, read_space, to_flags
 
 TUNE = ROOT / "recipes" / "tune.py"
 DEFAULT = ROOT / "recipes" / "configs" / "tune.yaml"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from bert_multitask.configuration import InputError
-from bert_multitask.search_space import read_entries
-from bert_multitask.yaml_file import load_yaml
+from bert_multitask.model.errors import InputError
+from bert_multitask.training.search_space import read_entries
+from bert_multitask.training.yaml_file import load_yaml
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{number}: &a{number} [{', '.join(9 * [f'*a{number - 1}'])}]\n" for number in range(1, 12)

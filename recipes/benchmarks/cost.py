@@ -11,12 +11,12 @@ import numpy as np
 from scipy.optimize import nnls
 from transformers import BertConfig
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.callbacks import EpochEnds
-from bert_multitask.command_line import RecipeParser
-from bert_multitask.packing import BUCKET_STEP
-from bert_multitask.schedule import SCHEDULES, count_batches
-from bert_multitask.tasks import Task
+from bert_multitask.commands.command_line import RecipeParser
+from bert_multitask.model.packing import BUCKET_STEP
+from bert_multitask.model.tasks import Task
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.callbacks import EpochEnds
+from bert_multitask.training.schedule import SCHEDULES, count_batches
 
 # kind of step -> forward passes' work in it: a backward pass is two; SMART has a clean pass, an ascent of two, a
 # perturbed pass, and a backward pass through both predictions.

@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from bert_multitask.run_folder import installed_version
+from bert_multitask.training.run_folder import installed_version
 
 from .device import DEVICE, GPU, precision, synchronise
 from .session import Session

@@ -4,7 +4,7 @@ import itertools
 import time
 from functools import partial
 
-from bert_multitask.prediction import predict_logits
+from bert_multitask.evaluation.predict import predict_logits
 
 from .device import DEVICE, GPU, synchronise
 from .gpu_sides import PACKED, PADDED, STOCK, DeviceRig, chosen

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from bert_multitask import MultitaskBertModel, smart_penalty
-from bert_multitask.configuration import resolve_folder
-from bert_multitask.losses import DIVERGENCES
-from bert_multitask.modeling import MinBertModel
-from bert_multitask.smart import DropoutMasks
+from bert_multitask.model.configuration import resolve_folder
+from bert_multitask.model.encoder import MinBertModel
+from bert_multitask.model.losses import DIVERGENCES
+from bert_multitask.training.smart import DropoutMasks
 
 from .device import DEVICE, precision
 from .gpu_sides import PACKED, PADDED, DeviceRig, chosen

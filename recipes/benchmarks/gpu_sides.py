@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bert_multitask import MultitaskBertModel
-from bert_multitask.configuration import MultitaskBertConfig
-from bert_multitask.modeling import SelfAttention
-from bert_multitask.tasks import TASKS
+from bert_multitask.model.configuration import MultitaskBertConfig
+from bert_multitask.model.encoder import SelfAttention
+from bert_multitask.model.tasks import TASKS
 
 from .device import DEVICE, GPU, precision
 from .peers import Stock
@@ -28,9 +28,9 @@ def chosen(side: str) -> Iterator[None]:
     """Let our attention take padded or packed tokens, as the side says."""
     is_packed = side in (PACKED, PROJECTED)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(patch("bert_multitask.modeling.takes_packed", lambda *_: is_packed))
+        stack.enter_context(patch("bert_multitask.model.encoder.takes_packed", lambda *_: is_packed))
         if is_packed and not GPU:
-            stack.enter_context(patch("bert_multitask.modeling.packed_attention", attend_row_by_row))
+            stack.enter_context(patch("bert_multitask.model.encoder.packed_attention", attend_row_by_row))
         if side == PROJECTED:
             stack.enter_context(patch.object(SelfAttention, "project", project_at_once))
         yield

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModel
 
 from bert_multitask import InputError
-from bert_multitask.configuration import resolve_folder
-from bert_multitask.data import load_tokenizer
-from bert_multitask.tasks import TASKS
+from bert_multitask.data.tokens import load_tokenizer
+from bert_multitask.model.configuration import resolve_folder
+from bert_multitask.model.tasks import TASKS
 
 from .rig import NAMES
 

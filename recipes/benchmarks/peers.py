@@ -5,8 +5,8 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification, Trainer
 
 from bert_multitask import MultitaskBertModel
-from bert_multitask.heads import LinearHead
-from bert_multitask.losses import LOSSES
+from bert_multitask.model.heads import LinearHead
+from bert_multitask.model.losses import LOSSES
 
 
 class Stock:

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from bert_multitask import MultitaskTrainingArguments, predict
-from bert_multitask.inference import SplitReader, TrainedRun, predict_runs
-from bert_multitask.prediction import prediction_table
-from bert_multitask.tasks import TASKS, Task
+from bert_multitask.evaluation.tables import prediction_table
+from bert_multitask.inference.split_tables import SplitReader, predict_runs
+from bert_multitask.inference.trained_run import TrainedRun
+from bert_multitask.model.tasks import TASKS, Task
 
 from .rig import NAMES, Rig, alternate
 

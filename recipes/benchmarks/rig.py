@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from bert_multitask import MultitaskBertModel, MultitaskTrainer, MultitaskTrainingArguments
-from bert_multitask.data import load_rows, load_tokenizer, tokenise_splits
-from bert_multitask.tasks import TASKS
+from bert_multitask.data.rows import load_rows
+from bert_multitask.data.tokens import load_tokenizer, tokenise_splits
+from bert_multitask.model.tasks import TASKS
 
 from .peers import Stock, StockTrainer
 

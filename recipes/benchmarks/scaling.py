@@ -19,10 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, set_seed
 
 from bert_multitask import InputError, MultitaskBertModel, load_rows, load_tokenizer, smart_penalty, tokenise_splits
-from bert_multitask.configuration import ENCODER_SHARING, PAIR_ENCODING, MultitaskBertConfig, PerTaskBertConfig
-from bert_multitask.losses import DIVERGENCES
-from bert_multitask.schedule import PlanSampler, count_batches, round_robin
-from bert_multitask.tasks import TASKS
+from bert_multitask.model.configuration import ENCODER_SHARING, PAIR_ENCODING, MultitaskBertConfig, PerTaskBertConfig
+from bert_multitask.model.losses import DIVERGENCES
+from bert_multitask.model.tasks import TASKS
+from bert_multitask.training.schedule import PlanSampler, count_batches, round_robin
 
 from .cost import FEATURES, PASSES, count_work, fit, paper_run
 from .rig import NAMES

@@ -14,9 +14,9 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bert_multitask import InputError
-from bert_multitask.losses import DIVERGENCES, LOSSES
-from bert_multitask.modeling import MinBertModel
-from bert_multitask.packing import Packing
+from bert_multitask.model.encoder import MinBertModel
+from bert_multitask.model.losses import DIVERGENCES, LOSSES
+from bert_multitask.model.packing import Packing
 
 from .memory import forget_peak, resident
 from .rig import SMART_NAMES, WARM_UP, Rig, alternate
@@ -178,10 +178,10 @@ def ablate(options) -> dict:
 
     without = {
         "nothing": [],
-        "packing": [patch("bert_multitask.modeling.Packing", Padded)],
-        "buckets in attention": [patch("bert_multitask.packing.BUCKET_STEP", 512)],
-        "plain operations for SDPA's": [patch("bert_multitask.modeling.eager_attention", sdpa_attention_forward)],
-        "dropout from 16 bits": [patch("bert_multitask.modeling.drop", nn.functional.dropout)],
+        "packing": [patch("bert_multitask.model.packing.Packing", Padded)],
+        "buckets in attention": [patch("bert_multitask.model.packing.BUCKET_STEP", 512)],
+        "plain operations for SDPA's": [patch("bert_multitask.model.encoder.eager_attention", sdpa_attention_forward)],
+        "dropout from 16 bits": [patch("bert_multitask.model.encoder.drop", nn.functional.dropout)],
         "the last layer for [CLS] alone": [patch.object(MinBertModel, "forward", every_token)],
     }
     without["all of them"] = sum(without.values(), [])

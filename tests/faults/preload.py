@@ -9,8 +9,8 @@ import transformers.models.auto.tokenization_auto  # noqa: F401
 import transformers.models.bert.modeling_bert  # noqa: F401
 from conftest import RECIPE
 
-import bert_multitask.inference
-import bert_multitask.report  # noqa: F401
+import bert_multitask.inference.trained_run
+import bert_multitask.reporting.report  # noqa: F401
 
 datasets.disable_progress_bars()
 torch.set_num_threads(1)

@@ -18,16 +18,18 @@ from pyarrow import parquet
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from bert_multitask.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.command_line import RecipeParser
-from bert_multitask.data import load_rows, load_tokenizer
-from bert_multitask.heads import MultitaskBertModel
-from bert_multitask.inference import TrainedRun
-from bert_multitask.losses import UNLABELLED
-from bert_multitask.prediction import predict, read_predictions, write_predictions
-from bert_multitask.run_folder import read_run
-from bert_multitask.sources import open_sources
-from bert_multitask.tasks import TASKS, Task
+from bert_multitask.commands.command_line import RecipeParser
+from bert_multitask.data.rows import load_rows
+from bert_multitask.data.tokens import load_tokenizer
+from bert_multitask.evaluation.predict import predict
+from bert_multitask.evaluation.tables import read_predictions, write_predictions
+from bert_multitask.inference.trained_run import TrainedRun
+from bert_multitask.model.losses import UNLABELLED
+from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.model.tasks import TASKS, Task
+from bert_multitask.reporting.subject import open_sources
+from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.run_folder import read_run
 
 from . import plain
 from .mutations import mutate_bytes, mutate_json, mutate_json_bytes, walk

@@ -9,7 +9,7 @@ import torch
 from conftest import MINILM, SIZE, write_course
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from bert_multitask.configuration import resolve_folder
+from bert_multitask.model.configuration import resolve_folder
 
 from .forks import Ended, Forked, Moment
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_multitask.configuration import InputError
+from bert_multitask.model.errors import InputError
 
 from .forks import SERVER
 from .readers import READERS

@@ -1,0 +1,125 @@
+"""The command lines of the recipes: a YAML file and the flags after it, one-line errors, the help."""
+
+import argparse
+import difflib
+import json
+from datetime import date
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from ..data.rows import SAMPLE
+from ..model.errors import InputError
+from ..training.arguments import RunArguments, to_field
+from ..training.yaml_file import load_yaml
+
+
+def add_row_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say where the rows of trained runs and of their tables are."""
+    parser.add_argument("--data_dir", help=f"rows: folder, URL, 'hub' or {SAMPLE}; by default a run's own")
+    parser.add_argument(
+        "--tasks", nargs="+", help='which tasks, by default all; as JSON with files: {"name": "nli", "files": {…}}'
+    )
+
+
+def local_path(name: str) -> Path:
+    """A path on this machine, with `~` expanded also where the shell leaves it, as in `--flag=~/x`."""
+    return Path(name).expanduser()
+
+
+def as_typed(value: object) -> str:
+    """A value of a YAML file as it would be typed; YAML reads some texts as dates."""
+    return str(value) if isinstance(value, (str, date)) else json.dumps(value, default=str)
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the recipe's description as it is written."""
+
+
+class RecipeParser(HfArgumentParser):
+    """`CONFIG.yaml --flag value …`: fields of the YAML are flags that the command line can override.
+
+    Its errors are `InputError`s, one line each.
+    """
+
+    def __init__(self, dataclass_types, default_config: Path, description: str):
+        super().__init__(
+            dataclass_types,
+            description=description,
+            usage="%(prog)s [CONFIG.yaml] [--flag value ...]",
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("config", nargs="?", type=Path, default=default_config, help="YAML file of flags")
+
+    def error(self, message: str):
+        """Raise what argparse would print above a page of usage."""
+        raise InputError(message)
+
+    def parse(self, argv: list[str]) -> tuple:
+        """Parse a command line into the dataclasses; the path of the configuration file comes last.
+
+        Raises:
+            InputError: an unknown flag or field, or a value that is not of its type or out of range.
+        """
+        config, from_yaml, typed = self.expand(argv)
+        *parsed, _, unknown = self.parse_checked([str(config), *from_yaml, *typed])
+        if unknown:
+            hint = self.suggest(unknown[0]) if unknown[0].startswith("-") else " (a configuration file comes first)"
+            raise InputError(f"unknown flag {unknown[0]}{hint}; --help lists the flags")
+        # `--tasks NAME` may name a task that the YAML defines.
+        specs = [spec for spec in to_field(from_yaml) if isinstance(spec, dict) and {"name", "kind"} <= set(spec)]
+        defined = {spec["name"]: spec for spec in specs if isinstance(spec["name"], str)}
+        for arguments in parsed:
+            if isinstance(arguments, RunArguments):
+                arguments.tasks = [defined.get(name, name) for name in arguments.tasks]
+        return (*parsed, config)
+
+    def expand(self, argv: list[str]) -> tuple[Path, list[str], list[str]]:
+        """A command line as its configuration file, the flags in that, and the flags that were typed."""
+        given = bool(argv) and not argv[0].startswith("-")
+        config = Path(argv[0]) if given else self.get_default("config")
+        return config, self.read_yaml(config), argv[given:]
+
+    def given(self, argv: list[str]) -> dict[str, object]:
+        """The flags that a command line and its configuration file set, as fields of a YAML file."""
+        config, from_yaml, typed = self.expand(argv)
+        unset = object()
+        fields = argparse.Namespace(**{action.dest: unset for action in self._actions})
+        self.parse_known_args([str(config), *from_yaml, *typed], fields)
+        del fields.config
+        return {name: to_field(value) for name, value in vars(fields).items() if value is not unset}
+
+    def parse_checked(self, argv: list[str]) -> tuple:
+        """`parse_args_into_dataclasses`; the ValueErrors of `TrainingArguments` are the user's mistakes."""
+        try:
+            return self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def read_yaml(self, path: Path) -> list[str]:
+        """The flags of a YAML file, as they would be typed."""
+        fields = load_yaml(path) or {}
+        if not isinstance(fields, dict):
+            raise InputError(f"{path}: expected `field: value` lines")
+        known = {action.dest for action in self._actions} - {"help", "config"}
+        argv = []
+        for name, value in fields.items():
+            if str(name) not in known:
+                raise InputError(
+                    f"{path}: unknown field {name!r}{self.suggest(str(name))}; fields are flags without --"
+                )
+            if value is False and str(name).endswith("_strategy"):
+                value = "no"  # which YAML reads as false
+            if value is not None:
+                values = value if isinstance(value, list) else [value]
+                argv += [f"--{name}", *map(as_typed, values)]
+        return argv
+
+    def suggest(self, name: str) -> str:
+        """`, did you mean X?` where a flag is close to the name."""
+        flags = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
+        close = difflib.get_close_matches(name.lstrip("-").split("=")[0], flags, n=1)
+        return f", did you mean {flags[close[0]]}?" if close else ""

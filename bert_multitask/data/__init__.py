@@ -1,0 +1,1 @@
+"""Rows: read, cleaned, tokenised, and collated to batches of one task."""

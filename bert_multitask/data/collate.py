@@ -1,0 +1,89 @@
+"""Rows of one task → one padded batch of tensors."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..model.losses import no_label
+
+FILLER = -1  # row index of a share that has no row: the batch is smaller than the number of shares
+
+
+class TaskRows(torch.utils.data.Dataset):
+    """The training rows of all tasks, addressed by (task, row) as `PlanSampler` yields them.
+
+    Args:
+        tasks: {task: tokenised rows}.
+    """
+
+    def __init__(self, tasks: Mapping[str, Dataset]):
+        self.tasks = tasks
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tasks.values()))
+
+    def __getitems__(self, keys: Sequence[tuple[str, int]]) -> list[dict]:
+        """The rows of one batch, read at once. A FILLER is the task's first row without its label: it adds nothing to
+        the loss."""
+        task = keys[0][0]
+        columns = self.tasks[task][[max(row, 0) for _, row in keys]]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        missing = {"labels": no_label(isinstance(rows[0]["labels"], float))}
+        return [row | missing if key[1] == FILLER else row for key, row in zip(keys, rows, strict=True)]
+
+
+class Collator:
+    """Pads the rows of one task to the longest of them.
+
+    Args:
+        pad_token_id: vocabulary index of padding.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping]) -> dict[str, Tensor | str]:
+        """Args: rows of `tokenise`, B of them, all of one task. Where they have an `attention_mask`, as rows that are
+        padded already, its zeros are left out.
+
+        Returns:
+            `task`, its name; `input_ids`, `attention_mask` and `token_type_ids`, integer (B, L), or (B, 2, L) where a
+            row is two sequences; `labels` (B,), integer classes or fp32 scores. For example rows of 3 and 2 tokens give
+            attention_mask [[1, 1, 1], [1, 1, 0]].
+
+        Raises:
+            ValueError: the rows are of several tasks.
+        """
+        tasks = {row["task"] for row in rows}
+        if len(tasks) != 1:
+            raise ValueError(f"a batch has rows of one task, not of {', '.join(sorted(tasks))}")
+        separate = isinstance(rows[0]["input_ids"][0], Sequence)
+
+        def pad(column: str, value: int) -> Tensor:
+            """A column as a tensor, its sequences filled up with the value."""
+            values = [row[column] for row in rows]
+            if "attention_mask" in rows[0]:
+                values = [real_tokens(row[column], row["attention_mask"]) for row in rows]
+            sequences = [sequence for pair in values for sequence in pair] if separate else values
+            padded = pad_sequence([torch.tensor(sequence) for sequence in sequences], True, value)
+            return padded.unflatten(0, (-1, 2)) if separate else padded
+
+        input_ids = pad("input_ids", -1)
+        real = input_ids >= 0
+        return {
+            "task": tasks.pop(),
+            "input_ids": input_ids.where(real, self.pad_token_id),
+            "attention_mask": real.long(),
+            "token_type_ids": pad("token_type_ids", 0),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+
+
+def real_tokens(values: Sequence, mask: Sequence) -> list:
+    """The values, of a row or of both texts of a pair, where the mask is not 0."""
+    if isinstance(mask[0], Sequence):
+        return [real_tokens(*pair) for pair in zip(values, mask, strict=True)]
+    return [value for value, real in zip(values, mask, strict=True) if real]

@@ -1,0 +1,328 @@
+"""The files of a task: tables, JSON lines and Parquet, local or remote, read row by row."""
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import BinaryIO
+from urllib.parse import urlparse
+
+import pyarrow
+from datasets import Features
+from datasets.utils.file_utils import cached_path
+from pyarrow import ArrowException, parquet
+from transformers.utils import logging
+
+from ..model.configuration import one_line
+from ..model.errors import InputError
+from ..model.tasks import HubSource, Task
+from .labels import LabelReader, name_labels
+
+logger = logging.get_logger(__name__)
+
+QUOTES = (
+    "a field that begins with a quote must end with one and double those inside; if quotes are plain characters in "
+    "this file, set `quoting: none` in the task"
+)
+# What reading a damaged file raises. Corrupt Parquet raises most of these; a UnicodeError is a ValueError.
+DAMAGE = (OSError, EOFError, MemoryError, OverflowError, ValueError, ArrowException, lzma.LZMAError, zlib.error)
+LONGEST_FIELD = 2**31 - 1  # characters; what every platform's C long holds
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is an address (https://, hf://, …) and not a local file."""
+    return "://" in path
+
+
+@contextmanager
+def reading(path: str, form: str) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into an `InputError` that names the file.
+
+    Args:
+        path: of the file, for the message.
+        form: what it is read as, for the message.
+
+    Raises:
+        InputError: the file cannot be opened or read on, or its content is damaged.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except RecursionError as error:
+        raise InputError(f"{path}: cannot be read as {form}: its values are nested too deeply") from error
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise InputError(
+            f"{path}: cannot be read as {form} ({one_line(error)}); is it damaged, or of another form than its name "
+            "says?"
+        ) from error
+
+
+def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
+    """Yield the rows of a file, local or remote, under our column names.
+
+    The name's ending says the form, one of READERS, perhaps followed by one of COMPRESSIONS. A row without an `id` is
+    called by its number, from 0. `labelled` says that the label's column must be there; every other column must anyway.
+
+    Raises:
+        InputError: the file cannot be read or is damaged, or a column is missing.
+    """
+    read, form, decompress = file_form(path, task)
+    local = fetch(path, task)
+    needed = needed_columns(task, labelled)
+    with reading(path, form), decompress(local, "rb") as file:
+        for number, row in enumerate(read(file, path, task), start=1):
+            for column in needed:
+                if column not in row:
+                    raise InputError(
+                        f"{path}: no column {column!r} in row {number}; its columns are {', '.join(filter(None, row))}"
+                    )
+            yield rename_columns(row, task, path, number)
+
+
+def needed_columns(columns: HubSource | Task, labelled: bool) -> list[str]:
+    """The columns that every row must have; that of labels is among them where rows must be `labelled`."""
+    names = (columns.text, columns.text_pair, columns.label if labelled else None)
+    return [name for name in names if name]
+
+
+def rename_columns(row: Mapping, columns: HubSource | Task, path: str, number: int, ids: str | None = "id") -> dict:
+    """A row under our column names, its label as the source gives it.
+
+    Args:
+        row: of the source.
+        columns: the source's names of its columns.
+        path: of the source, for messages.
+        number: of the row, from 1.
+        ids: the column of ids; None where there is none.
+    """
+    return {
+        "id": as_id(row.get(ids), path, number),
+        "text": as_text(row[columns.text], path, number),
+        "text_pair": as_text(row[columns.text_pair], path, number) if columns.text_pair else None,
+        "label": row.get(columns.label),
+    }
+
+
+def file_form(path: str, task: Task) -> tuple[Callable, str, Callable]:
+    """The reader of a file, what its form is called, and how its bytes are opened, by the ending of its name."""
+    name = PurePosixPath((urlparse(path).path if is_url(path) else path).lower())
+    decompress = COMPRESSIONS.get(name.suffix)
+    suffix = PurePosixPath(name.stem).suffix if decompress else name.suffix
+    if suffix not in READERS:
+        raise InputError(
+            f"{path}: task {task.name!r} reads files that end in {', '.join(READERS)}, or in one of these and "
+            f"{', '.join(COMPRESSIONS)}"
+        )
+    return *READERS[suffix], decompress or open
+
+
+def fetch(path: str, task: Task) -> str:
+    """The local path of a file, after a download where it is remote."""
+    try:
+        return cached_path(path)
+    except Exception as error:  # no network, a refused connection, a server's error: the client has a dozen types
+        if not is_url(path):
+            raise InputError(f"{path}: no such file; task {task.name!r} reads it (see --data_dir)") from error
+        raise InputError(
+            f"{path}: cannot be fetched ({one_line(error)}); name a local folder with --data_dir, or try "
+            "`make quickstart`, which needs no download"
+        ) from error
+
+
+def as_text(value, path: str, number: int) -> str:
+    """A text as its source gives it; one that is missing (None or NaN) is empty, and a number is written out.
+
+    Raises:
+        InputError: it is a list, a structure or bytes; the message names the file and the row.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bytes, list, tuple, dict)):
+        raise InputError(f"{path}: row {number} holds {str(value)[:40]} ({type(value).__name__}); expected a text")
+    return "" if value is None or value != value else str(value)
+
+
+def as_id(value, path: str, number: int) -> str:
+    """The id of a row; where it is missing or empty, the row's number from 0 (`number` counts from 1).
+
+    Raises:
+        InputError: it holds a line break, so that no prediction file could keep a row on a line.
+    """
+    row_id = as_text(value, path, number) or str(number - 1)
+    if "\n" in row_id:
+        raise InputError(f"{path}: row {number} has the id {row_id!r}; an id must be on one line")
+    return row_id
+
+
+def claim_id(seen: dict[str, int], row_id: str, number: int, path: str) -> str:
+    """Note the number of the row that has an id.
+
+    Raises:
+        InputError: another row has it; the message names both.
+    """
+    if seen.setdefault(row_id, number) != number:
+        raise InputError(
+            f"{path}: rows {seen[row_id]} and {number} both have the id {row_id!r}; predictions are matched by id, so "
+            "each row needs its own (rows without one are called by their numbers, from 0)"
+        )
+    return row_id
+
+
+def check_columns(columns: Iterable[str], path: str) -> None:
+    """Refuse a header that names a column twice; blank names, as of an index, may repeat."""
+    named = [column for column in columns if column]
+    if repeated := [column for column in dict.fromkeys(named) if named.count(column) > 1]:
+        raise InputError(f"{path}: has several columns called {repeated[0]!r}; rename or drop all but one")
+
+
+def refuse_utf16(file: BinaryIO, path: str) -> None:
+    """Refuse a text that is UTF-16 by its first two bytes: a byte order mark, or an ASCII character and a zero."""
+    start = file.peek(2)[:2]
+    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start:
+        raise InputError(
+            f'{path}: is UTF-16 ("Unicode text" in Excel) and not UTF-8; save it as CSV UTF-8, or convert it: '
+            "iconv -f UTF-16 -t UTF-8 OLD > NEW"
+        )
+
+
+def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
+    """Yield the rows of a table with a header, set apart by tabs if the header has one and by commas otherwise; all
+    values are strings. Quotes are those of RFC 4180, or plain characters where the task's `quoting` is none."""
+    refuse_utf16(file, path)
+    csv.field_size_limit(LONGEST_FIELD)  # the module's own limit is 131,072 characters
+    lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    columns: list[str] = []
+    spanning, end = [], 0  # rows of several lines; the last line of the last row
+    try:
+        if not (header := lines.readline()).strip():
+            raise InputError(f"{path}: is empty, or begins with an empty line; expected column names and then rows")
+        table = csv.reader(
+            itertools.chain([header], lines),
+            delimiter="\t" if "\t" in header else ",",
+            quoting=csv.QUOTE_NONE if task.quoting == "none" else csv.QUOTE_MINIMAL,
+            strict=True,
+        )
+        for number, line, fields in numbered_rows(table, path):
+            if number == 0:
+                check_columns(fields, path)
+                columns = fields
+            elif len(fields) != len(columns):
+                raise InputError(
+                    f"{path}: row {number} (line {line}) has {len(fields)} fields but the header has {len(columns)}; "
+                    f"check for a missing or stray quote: {QUOTES}"
+                )
+            elif len(columns) == 1 and line > end + 1:
+                raise InputError(f'{path}: line {line - 1} is blank; delete it, or write "" for an empty field')
+            else:
+                spanning += [number] * (table.line_num > line)
+                yield dict(zip(columns, fields, strict=True))
+            end = table.line_num
+    except UnicodeDecodeError as error:
+        file.seek(0)
+        line = next(number for number, line in enumerate(file, start=1) if not is_utf8(line))
+        raise InputError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    if spanning:
+        logger.warning(
+            f"{path}: {len(spanning)} rows span several lines, the first is row {spanning[0]}; that is right for "
+            "quoted texts with line breaks, otherwise check for a stray quote"
+        )
+
+
+def numbered_rows(table: Iterator[list[str]], path: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield (number, its first line, fields) of the rows of a strict `csv.reader`; the header is number 0. Blank lines
+    are skipped.
+
+    Raises:
+        InputError: a row's quotes are wrong; the message names the row and the line where it begins.
+    """
+    number, line = 0, 1
+    while True:
+        try:
+            fields = next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            where = f"row {number}" if number else "the header"
+            raise InputError(f"{path}: {where} (line {line}) has a stray quote ({error}); {QUOTES}") from error
+        if fields:
+            yield number, line, fields
+            number += 1
+        line = table.line_num + 1
+
+
+def is_utf8(line: bytes) -> bool:
+    """Whether these bytes are UTF-8."""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def read_json_lines(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
+    """Yield the objects of a file of one JSON object a line; empty lines are skipped."""
+    refuse_utf16(file, path)
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=unique_keys)
+        except (ValueError, RecursionError) as error:  # UnicodeError is a ValueError
+            raise InputError(f"{path}: line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: line {number} is not a JSON object: {line.decode().strip()[:60]}")
+        yield row
+
+
+def unique_keys(pairs: list[tuple]) -> dict:
+    """A JSON object as a dictionary, unless it has a key twice."""
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return row
+
+
+def read_parquet(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
+    """Yield the rows of a Parquet file, with the names of a `ClassLabel` for its numbers."""
+    with parquet.ParquetFile(file, page_checksum_verification=True) as table:
+        check_columns(table.schema_arrow.names, path)
+        rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+        features = column_features(table.schema_arrow, task.label, path)
+        yield from name_labels(rows, features, task.label, LabelReader(task), path)
+
+
+def column_features(schema: pyarrow.Schema, column: str, path: str) -> Features:
+    """What `datasets` wrote into a Parquet file about a column; nothing of other programs' files.
+
+    Raises:
+        InputError: it cannot be read; the message names the file.
+    """
+    if b"huggingface" not in (schema.metadata or {}):
+        return Features()
+    try:
+        # Not Features.from_arrow_schema, which forgets the names where the column is of another integer type.
+        fields = json.loads(schema.metadata[b"huggingface"])["info"]["features"] or {}
+        return Features.from_dict({name: fields[name] for name in fields if name == column})
+    except Exception as error:  # JSON that somebody changed fails in many ways
+        raise InputError(f"{path}: its metadata of the column {column!r} cannot be read ({error})") from error
+
+
+READERS = {
+    ".csv": (read_table, "a table"),
+    ".tsv": (read_table, "a table"),
+    ".txt": (read_table, "a table"),
+    ".jsonl": (read_json_lines, "JSON lines"),
+    ".parquet": (read_parquet, "Parquet"),
+}
+COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}

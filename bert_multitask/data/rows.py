@@ -1,0 +1,376 @@
+"""Rows of text from a folder, a URL or the Hub, with clean columns; and their tokens, cached on disk.
+
+Clean columns are `id` (string), `text`, `text_pair` (pair tasks) and `label` (integer classes or float scores;
+`no_label` where the source has none). Rows keep the source's order and number, so that a prediction is a line for each
+of them; what is left out of training or scoring, and why, is said by `usable_rows`.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, Value
+from datasets.table import InMemoryTable
+from transformers.utils import logging
+
+from ..model.configuration import one_line, resolve_folder
+from ..model.errors import InputError
+from ..model.losses import UNLABELLED, is_labelled
+from ..model.tasks import SPLITS, HubSource, Task, label_key
+from .labels import LabelReader, name_labels
+from .readers import claim_id, is_url, needed_columns, read_file, rename_columns
+
+logger = logging.get_logger(__name__)
+
+USES = {"train": "train on", "dev": "score"}
+SHOWN_GAPS = 10  # rows with gaps that are named one by one
+SAMPLE = "package:bert_multitask/sample"
+HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-Student-Handout/main/data"
+
+
+def load_rows(
+    task: Task,
+    data_dir: str = HANDOUT,
+    splits: Collection[str] = SPLITS,
+    labelled: Collection[str] = ("train", "dev"),
+) -> DatasetDict:
+    """Read a task's rows, with clean columns, in the source's order.
+
+    Args:
+        task: whose rows.
+        data_dir: the folder of the task's files (for the presets, in the course's layout), the same under an http(s)
+            URL, `package:NAME/PATH` (the shipped sample is `SAMPLE`), or "hub" for the task's datasets on the Hub. A
+            task that has only files, or only Hub datasets, reads those; files may have absolute paths.
+        splits: which to read.
+        labelled: which of them must have a column of labels.
+
+    Returns:
+        The splits that exist, of those to read.
+
+    Raises:
+        InputError: a file, column or dataset is missing, or a label is out of range; the message names the place.
+    """
+    if not task.files or (data_dir == "hub" and task.hub):
+        return DatasetDict(drop_empty(task, read_hub(task, splits, labelled)))
+    folder = "." if data_dir == "hub" else resolve_folder(data_dir).rstrip("/")
+    rows = {}
+    for split, name in task.files.items():
+        if split not in splits:
+            continue
+        path = os.path.expanduser(name)
+        if not is_url(path) and not os.path.isabs(path):
+            path = f"{folder}/{name}"
+            if not is_url(folder) and not os.path.isdir(folder):
+                raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {name}")
+        if split == "test" and not is_url(path) and not os.path.exists(path):
+            logger.warning(f"{path}: no such file; task {task.name!r} has no test rows to predict")
+        else:
+            raw = read_file(path, task, labelled=split in labelled)
+            rows[split] = clean(task, raw, name, LabelReader(task))
+    return DatasetDict(drop_empty(task, rows))
+
+
+def drop_empty(task: Task, rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """The splits without a test split that has no rows: like one that is not there, it is not predicted.
+
+    Raises:
+        InputError: a train or dev split has no rows.
+    """
+    for split, part in rows.items():
+        if not len(part) and split != "test":
+            raise InputError(f"{part.info.description}: has no rows; task {task.name!r} needs some to {USES[split]}")
+        if not len(part):
+            logger.warning(f"{part.info.description}: has no rows; task {task.name!r} has no test rows to predict")
+    return {split: part for split, part in rows.items() if len(part)}
+
+
+def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> dict[str, Dataset]:
+    """Download a task's datasets from the Hub: {split: clean rows}."""
+    source = task.hub
+    if source is None:
+        raise InputError(f"task {task.name!r} says nowhere where its rows are; add files or hub to the task")
+    wanted = {split: name for split, name in source.splits.items() if split in splits}
+    try:
+        # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".
+        remote = datasets.load_dataset(source.path, source.name, revision=source.revision, split=wanted)
+    except Exception as error:  # the Hub client and the dataset builders share no base class
+        raise InputError(
+            f"{source.path}: cannot be loaded from the Hub ({one_line(error)}); check the path, name, revision and "
+            "splits in the task's hub, or name a local folder with --data_dir"
+        ) from error
+    reader = LabelReader(task, source.label_names, dataset=True)
+    rows = {}
+    for split, name in wanted.items():
+        where = "/".join(filter(None, (source.path, source.name, name)))
+        raw = read_dataset(remote[split], source, reader, where, split in labelled, hub_ids(remote[split], where))
+        rows[split] = clean(task, raw, where, reader)
+    return rows
+
+
+def hub_ids(remote: Dataset, where: str) -> str | None:
+    """The column of a Hub split's ids: `idx`; None where there is none, or its values occur twice."""
+    if "idx" not in remote.column_names:
+        return None
+    values = list(map(str, remote["idx"][:]))
+    if len(set(values)) == len(values):
+        return "idx"
+    logger.warning(f"{where}: its column idx has values that occur twice; rows are numbered instead")
+    return None
+
+
+def read_dataset(
+    remote: Dataset, source: HubSource | Task, reader: LabelReader, where: str, labelled: bool, ids: str | None
+) -> Iterator[dict]:
+    """Yield a dataset's rows under our column names; a row without an id is called by its number, from 0.
+
+    Args:
+        remote: the dataset.
+        source: its columns.
+        reader: of its labels.
+        where: its name, for messages.
+        labelled: whether it must have a column of labels.
+        ids: its column of ids, which may be missing.
+    """
+    for column in needed_columns(source, labelled):
+        if column not in remote.column_names:
+            raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
+    rows = name_labels(remote, remote.features, source.label, reader, where)
+    for number, row in enumerate(rows, start=1):
+        yield rename_columns(row, source, where, number, ids)
+
+
+def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
+    """Rows in memory, with the task's own columns, as clean rows; their texts and labels are read as those of files.
+
+    Args:
+        task: whose rows; its `text`, `text_pair` and `label` are the names of their columns.
+        rows: a dataset, or dictionaries.
+        source: what to call them in messages.
+        labelled: whether they must have labels.
+
+    Returns:
+        Clean rows in the same order. Those without an `id` are numbered from 0.
+
+    Raises:
+        InputError: a column is missing, or a text or label cannot be read; the message names the row.
+    """
+    reader = LabelReader(task, dataset=True)
+    if isinstance(rows, Dataset):
+        raw = read_dataset(rows.with_format(None), task, reader, source, labelled, ids="id")
+    else:
+        raw = read_mappings(rows, task, source, labelled)
+    return clean(task, raw, source, reader)
+
+
+def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bool) -> Iterator[dict]:
+    """Yield dictionaries' values under our column names (see `clean_rows`)."""
+    needed = needed_columns(task, labelled)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{source}, row {number}: is {row!r}; expected a dictionary")
+        if missing := [column for column in needed if column not in row]:
+            raise InputError(
+                f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
+            )
+        yield rename_columns(row, task, source, number)
+
+
+def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> Dataset:
+    """Collect raw rows into a dataset of clean columns, checking every label.
+
+    Args:
+        task: whose rows.
+        raw: dictionaries of `id`, `text`, `text_pair` and `label`, the label as the source writes it.
+        source: name of the file or split, for messages.
+        reader: of the source's labels.
+
+    Raises:
+        InputError: a label is none of the task's, a text is no valid Unicode, or two rows have one id; the message
+            names the row. Or -1, which is no label, seems to be a class.
+    """
+    features = {"id": Value("string"), "text": Value("string")}
+    if task.text_pair:
+        features["text_pair"] = Value("string")
+    features["label"] = Value("float32" if task.kind == "similarity" else "int64")
+    columns: dict[str, list] = {name: [] for name in features}
+    seen: dict[str, int] = {}
+    hidden = False
+    for number, row in enumerate(raw, start=1):
+        claim_id(seen, row["id"], number, source)
+        if (label := reader.read(row["label"])) is None:
+            raise InputError(f"{source}, row {number}: {task.label} is {row['label']!r}; expected {reader.expected}")
+        hidden = hidden or (label == UNLABELLED and label_key(row["label"]) == -1)
+        for name, values in columns.items():
+            values.append(label if name == "label" else row[name])
+    if hidden and len(found := set(columns["label"]) - {UNLABELLED}) == 1:
+        raise InputError(
+            f"{source}: {task.label} is -1 (no label) or class {found.pop()} in every row; if -1 is a class, let the "
+            "label_names be the numbers, and if it is none, leave it empty"
+        )
+    features = Features(features)
+    # Not Dataset.from_dict, which looks at each value in Python again: a second of the full Quora file's.
+    try:
+        table = InMemoryTable.from_pydict(columns, schema=features.arrow_schema)
+    except UnicodeEncodeError as error:
+        texts = [value for name, values in columns.items() if name != "label" for value in enumerate(values, start=1)]
+        number, text = next((number, text) for number, text in texts if not is_unicode(text))
+        raise InputError(
+            f"{source}, row {number}: {text!r} has half of a two-part character; correct the text"
+        ) from error
+    # The description carries the source's name to the messages about its rows.
+    return Dataset(table, info=datasets.DatasetInfo(description=source, features=features))
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8, which half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_clean(task: Task, rows: Dataset) -> None:
+    """Refuse rows that somebody made up without `load_rows` or `clean_rows`, and that are not clean.
+
+    Raises:
+        InputError: a column is missing, is of another type, has gaps, or has a label that is no class of the task.
+    """
+    advice = "expected clean rows: make them with load_rows or clean_rows"
+    if not isinstance(rows, Dataset):
+        raise InputError(f"the rows of task {task.name!r} are a {type(rows).__name__}; {advice}")
+    texts = ["id", "text", "text_pair"] if task.text_pair else ["id", "text"]
+    types = dict.fromkeys(texts, ("string", "large_string")) | {"label": "float" if task.score_range else "int"}
+    table = rows.with_format("arrow")[:]
+    for name, expected in types.items():
+        feature = rows.features.get(name)
+        if not isinstance(feature, Value) or not feature.dtype.startswith(expected):
+            raise InputError(f"the rows of task {task.name!r} have {feature} as column {name!r}; {advice}")
+        if table[name].null_count:
+            raise InputError(f"the rows of task {task.name!r} have gaps in column {name!r}; {advice}")
+    labels = table["label"].to_numpy()
+    wrong = [] if task.score_range else np.setdiff1d(labels[is_labelled(labels)], range(len(task.label_names)))
+    if len(wrong):
+        raise InputError(f"the rows of task {task.name!r} have the label {wrong[0]}, which is no class; {advice}")
+
+
+def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
+    """The rows a split is used with, after saying which have gaps, by file and row number (from 1).
+
+    Training leaves out rows without a label and rows with an empty text. The other splits keep every row: one without
+    a label is predicted and not scored, an empty text is predicted as it is. A test split may have no labels at all.
+
+    Raises:
+        InputError: no row is left to train on, a dev split has no label to score, or the rows are not clean.
+    """
+    check_clean(task, rows)
+    source, gaps = rows.info.description, []
+    # [:] reads a column at once; going through it would read row by row, ten times as long.
+    texts = [rows[column][:] for column in (["text", "text_pair"] if task.text_pair else ["text"])]
+    unlabelled = (~is_labelled(np.array(rows["label"][:]))).tolist()
+    none_labelled = all(unlabelled)
+    if split != "test" and none_labelled:
+        raise InputError(f"{source}: no row has a label in column {task.label!r}; task {task.name!r} needs some")
+    kept = []
+    for index, row_texts in enumerate(zip(*texts, strict=True)):
+        empty = not all(map(str.strip, row_texts))
+        if empty or (unlabelled[index] and not none_labelled):
+            gap = " and ".join(["an empty text"] * empty + ["no label"] * unlabelled[index])
+            fate = "left out of training" if split == "train" else "predicted" + ", not scored" * unlabelled[index]
+            gaps.append(f"{source}: row {index + 1} has {gap}; it is {fate}")
+        if not empty and not unlabelled[index]:
+            kept.append(index)
+    for gap in gaps[:SHOWN_GAPS]:
+        logger.warning(gap)
+    if len(gaps) > SHOWN_GAPS:
+        logger.warning(f"{source}: the same goes for {len(gaps) - SHOWN_GAPS} more rows")
+    if split != "train" or len(kept) == len(rows):
+        return rows
+    if not kept:
+        raise InputError(f"{source}: no row has both a text and a label; task {task.name!r} has nothing to train on")
+    return take(rows, kept)
+
+
+def take(rows: Dataset, indices: Sequence[int] | np.ndarray) -> Dataset:
+    """`rows.select(indices)` as a table of its own: through `select`'s list of indices each later reading goes row by
+    row, which took two seconds for the full Quora file."""
+    return Dataset(InMemoryTable(rows.with_format("arrow")[:].take(indices)), info=rows.info)
+
+
+def sample_rows(task: Task, rows: Dataset, seed: int) -> Dataset:
+    """The task's `max_train_samples` rows, drawn without replacement and in their old order; all where it has none or
+    there are no more."""
+    if task.max_train_samples is None or len(rows) <= task.max_train_samples:
+        return rows
+    drawn = np.random.default_rng(seed).permutation(len(rows))[: task.max_train_samples]
+    return take(rows, np.sort(drawn))
+
+
+def describe_rows(tasks: Sequence[Task], rows: Mapping[str, DatasetDict]) -> str:
+    """The rows of every split as a table; where a task's differ from the course's own, those stand beside them."""
+    lines = [f"{'rows':12}" + "".join(f"{split:>9}" for split in SPLITS)]
+    for task in tasks:
+        counts = {split: len(part) for split, part in rows[task.name].items()}
+        line = f"{task.name:12}" + "".join(f"{counts.get(split, 0):9,}" for split in SPLITS)
+        if task.course_rows and counts != task.course_rows:
+            line += "   the course has " + " / ".join(f"{task.course_rows[split]:,}" for split in SPLITS)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def fingerprint(rows: Dataset) -> str:
+    """SHA-256 of the rows' clean columns: the same data gives the same 16 characters, wherever it was read from."""
+    digest = hashlib.sha256()
+    for column in rows.column_names:
+        digest.update(json.dumps([column, rows[column][:]]).encode())
+    return digest.hexdigest()[:16]
+
+
+def cached(name: str, compute: Callable[..., Dataset], features: Features, count: int) -> Dataset:
+    """Tokens from the cache, computed and stored where they are not in it.
+
+    A damaged cache file is replaced. A cache that cannot be written is done without, in memory. Both are logged.
+
+    Args:
+        name: of the cache file.
+        compute: `Dataset.map` with its function; it takes `cache_file_name` or `keep_in_memory`.
+        features: of the tokens.
+        count: number of rows.
+    """
+    if not count:
+        return compute(keep_in_memory=True)
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "bert_multitask")
+    file = folder / name
+    try:
+        if file.exists():
+            if tokens := read_cache(file, features, count):
+                return tokens
+            logger.warning(f"{file}: is damaged; it is discarded, and its rows are tokenised again")
+        folder.mkdir(parents=True, exist_ok=True)
+        # In a folder of its own, so that neither a kill nor a full disk leaves half a file under the name.
+        with tempfile.TemporaryDirectory(dir=folder) as draft:
+            compute(cache_file_name=f"{draft}/{name}")
+            os.replace(f"{draft}/{name}", file)
+    except OSError as error:
+        logger.warning(
+            f"{folder}: tokens cannot be cached ({error.strerror or error}) and are kept in memory; free space there, "
+            "or name another folder in the environment variable HF_DATASETS_CACHE"
+        )
+        return compute(keep_in_memory=True)
+    return Dataset.from_file(str(file), info=datasets.DatasetInfo(features=features))
+
+
+def read_cache(file: Path, features: Features, count: int) -> Dataset | None:
+    """The memory-mapped tokens of a cache file; None where it is damaged. A file that was cut between two batches of
+    rows is a shorter file to Arrow, so the rows are counted."""
+    try:
+        tokens = Dataset.from_file(str(file), info=datasets.DatasetInfo(features=features))
+        tokens.data.table.validate(full=True)
+    except Exception:  # the reader's own errors share no base class
+        return None
+    return tokens if len(tokens) == count else None

@@ -1,0 +1,168 @@
+"""Tokenised rows, as a trainer takes them: {task: rows}, checked before anything is computed."""
+
+from collections.abc import Mapping
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, Value
+from transformers import PretrainedConfig
+
+from ..model.errors import InputError
+from ..model.losses import is_labelled, no_label
+from ..model.modeling import MultitaskBertModel
+from ..model.tasks import Task
+
+COLUMNS = ("input_ids", "token_type_ids", "labels")
+STREAMS = (datasets.IterableDataset, torch.utils.data.IterableDataset)
+
+
+def rows_by_task(given: object, model: MultitaskBertModel, argument: str) -> dict[str, Dataset]:
+    """The rows that a trainer is given, by task, in the order of the model's tasks.
+
+    Args:
+        given: {task: rows of `tokenise`, as a `Dataset` or a sequence of dictionaries}, or the rows of one task, which
+            their column `task` names where the model has several.
+        model: whose tasks they are of.
+        argument: what the rows were given as, for messages.
+
+    Returns:
+        Rows with a column `task`, whose labels, tokens and lengths the model takes.
+
+    Raises:
+        InputError: names the task, and the column or row.
+    """
+    if not isinstance(given, Mapping):
+        given = {task_of(given, model, argument): given}
+    if unknown := [name for name in given if name not in model.tasks]:
+        raise InputError(f"{argument} has rows of {unknown[0]!r}, but the model's tasks are {', '.join(model.tasks)}")
+    return {
+        name: check_rows(given[name], task, model, f"{argument}[{name!r}]")
+        for name, task in model.tasks.items()
+        if name in given
+    }
+
+
+def task_of(rows: object, model: MultitaskBertModel, argument: str) -> str:
+    """The one task that rows are of."""
+    rows = as_dataset(rows, argument)
+    names = rows.unique("task") if "task" in rows.column_names else list(model.tasks)
+    if len(names) != 1:
+        raise InputError(f"{argument} has to say which rows are of which task: give {{{names[:1] or ['task']}: rows}}")
+    return names[0]
+
+
+def as_dataset(rows: object, where: str) -> Dataset:
+    """Rows as a `Dataset` that gives plain Python values."""
+    if isinstance(rows, Dataset):
+        return rows.with_format(None)
+    if isinstance(rows, STREAMS) or isinstance(rows, (Mapping, str)) or not hasattr(rows, "__getitem__"):
+        hint = "; a plan needs to know the number of rows: Dataset.from_generator" if isinstance(rows, STREAMS) else ""
+        raise InputError(f"{where} is a {type(rows).__name__}; expected a datasets.Dataset or a list of rows{hint}")
+    try:
+        return Dataset.from_list([dict(rows[number]) for number in range(len(rows))])
+    except (TypeError, ValueError, KeyError, pa.ArrowException) as error:
+        raise InputError(f"{where} is no list of rows, each a dictionary of the same columns: {error}") from error
+
+
+def check_rows(rows: object, task: Task, model: MultitaskBertModel, where: str) -> Dataset:
+    """Rows of one task, with a column `task`, or an InputError."""
+    rows = as_dataset(rows, where)
+    if not len(rows):
+        raise InputError(f"{where} has no rows")
+    if missing := [column for column in COLUMNS if column not in rows.column_names]:
+        raise InputError(
+            f"{where} has no column {' and no '.join(missing)}; its columns are {', '.join(rows.column_names)}; "
+            "bert_multitask.data.tokens.tokenise makes them of texts"
+        )
+    if "task" not in rows.column_names:
+        rows = rows.add_column("task", [task.name] * len(rows))
+    columns = [name for name in (*COLUMNS, "task", "attention_mask") if name in rows.column_names]
+    table = rows.select_columns(columns).with_format("arrow")[:]
+    if pc.unique(table["task"]).to_pylist() != [task.name]:
+        names = enumerate(table["task"].to_pylist())
+        number, other = next((number, name) for number, name in names if name != task.name)
+        raise InputError(f"{where}: row {number} is of task {other!r} in its column task")
+    check_tokens(table, model.config, model.is_separate(task), where)
+    check_labels(table["labels"], rows.features["labels"], task, where)
+    value = Value("float32" if task.kind == "similarity" else "int64")
+    plain = pa.types.is_floating if task.kind == "similarity" else pa.types.is_integer
+    return rows if plain(table["labels"].type) else rows.cast_column("labels", value)
+
+
+def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: str) -> None:
+    """Refuse a label that the task does not have. A row may have none (see `no_label`)."""
+    names = getattr(feature, "names", None)
+    if names and [name.lower() for name in names] != [name.lower() for name in task.label_names or ()]:
+        raise InputError(f"{where}: labels are {', '.join(names)}, in this order; the task's are {task.label_names}")
+    if task.kind == "similarity":
+        low, high = task.score_range
+        expected = f"a score from {low:g} to {high:g}"
+    else:
+        low, high = 0, len(task.label_names) - 1
+        expected = f"a class from 0 to {high} ({', '.join(task.label_names)})"
+    missing = no_label(task.kind == "similarity")
+    expected += f", or {missing} for a row without a label"
+    numbers = pa.types.is_integer(labels.type) or pa.types.is_floating(labels.type) or pa.types.is_boolean(labels.type)
+    if not numbers:
+        raise InputError(f"{where}: labels are of type {labels.type}; expected {expected}")
+    values = labels.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    # In fp32, as they are trained on: of a range that ends in 4.9 the fp32 score 4.9 is a part.
+    fine = (np.float32(low) <= values.astype(np.float32)) & (values.astype(np.float32) <= np.float32(high))
+    if task.kind != "similarity":
+        fine &= values == np.floor(values)
+    fine |= np.isnan(values) if np.isnan(missing) else values == missing
+    wrong = np.flatnonzero(~fine | labels.is_null().to_numpy(zero_copy_only=False))
+    if len(wrong):
+        raise InputError(f"{where}: the label of row {wrong[0]} is {labels[int(wrong[0])]}; expected {expected}")
+
+
+def check_labelled(rows: Mapping[str, Dataset], argument: str) -> None:
+    """Refuse a task of which no row has a label: there would be nothing to learn, or to score."""
+    for name, part in rows.items():
+        if not is_labelled(np.asarray(part["labels"][:])).any():
+            raise InputError(f"{argument}[{name!r}]: no row has a label")
+
+
+def check_tokens(table: pa.Table, config: PretrainedConfig, separate: bool, where: str) -> None:
+    """Refuse tokens that the model cannot look up, and rows of another shape than the task's."""
+    tokens, lengths = {}, {}
+    for name in set(table.column_names) - {"labels", "task"}:
+        column = sequences(table[name].combine_chunks(), separate)
+        if column is None:
+            raise InputError(
+                f"{where}: {name} is {table[name].type}; expected {'two lists' if separate else 'a list'} of token "
+                "numbers a row, as bert_multitask.data.tokens.tokenise gives it"
+            )
+        tokens[name] = pc.list_flatten(column).to_numpy(zero_copy_only=False)
+        lengths[name] = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    for name, length in lengths.items():
+        if not np.array_equal(length, lengths["input_ids"]):
+            raise InputError(f"{where}: {name} and input_ids differ in length")
+    length = lengths["input_ids"]
+    if not (1 <= length.min() and length.max() <= config.max_position_embeddings):
+        row = int(np.argmin(length) if length.min() < 1 else np.argmax(length)) // (1 + separate)
+        raise InputError(
+            f"{where}: row {row} has {length.min() and length.max()} tokens; the model takes 1 to "
+            f"{config.max_position_embeddings}"
+        )
+    for name, size in {"input_ids": config.vocab_size, "token_type_ids": config.type_vocab_size}.items():
+        low, high = tokens[name].min(), tokens[name].max()
+        if not (0 <= low and high < size):
+            raise InputError(
+                f"{where}: {name} are from {low} to {high}, and the model takes 0 to {size - 1}; are they of another "
+                "model's tokenizer?"
+            )
+
+
+def sequences(column: pa.Array, separate: bool) -> pa.Array | None:
+    """A column of tokens as one list a sequence; None where a row is no list of numbers, or no two where texts are
+    encoded separately."""
+    if separate:
+        if not hasattr(column.type, "value_type") or not pc.all(pc.equal(pc.list_value_length(column), 2)).as_py():
+            return None
+        column = pc.list_flatten(column)
+    value = getattr(column.type, "value_type", None)
+    return column if value and (pa.types.is_integer(value) or pa.types.is_boolean(value)) else None

@@ -1,0 +1,152 @@
+"""Clean rows → tokens, cached on disk; the tokenizer of a checkpoint."""
+
+import hashlib
+from functools import partial
+
+import datasets
+from datasets import Dataset, DatasetDict, Features, Value
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..model.configuration import one_line, resolve_folder
+from ..model.errors import InputError
+from ..model.tasks import Task
+from .rows import cached, check_clean, fingerprint, usable_rows
+
+logger = logging.get_logger(__name__)
+
+
+def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Args:
+        name: folder, Hub id or `package:NAME/PATH`.
+        vocab_size: of the model.
+
+    Raises:
+        InputError: there is none, it is no fast one, or its vocabulary is not the model's: tokens were added to it, or
+            its files are missing, where Transformers makes up a tokenizer that knows five words.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
+        tokenizer("a", "b")["token_type_ids"]  # some damage shows only in use
+    except BaseException as error:  # missing, broken and foreign files fail in different ways
+        # A panic of the tokenizer's Rust code is no Exception; Ctrl-C and exits are none either.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{name}: its tokenizer cannot be loaded ({one_line(error)})") from error
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{name}: its tokenizer knows {len(tokenizer)} tokens and its model {vocab_size}; if you added tokens, add "
+            f"their embeddings and save the model again: model.resize_token_embeddings({len(tokenizer)})"
+        )
+    last = max(tokenizer.get_vocab().values(), default=0)
+    if not tokenizer.is_fast or len(tokenizer) < vocab_size // 2 or last >= vocab_size:
+        raise InputError(
+            f"{name}: its tokenizer knows {len(tokenizer)} tokens, with ids up to {last}, and its model {vocab_size}; "
+            "expected the model's own fast tokenizer: is tokenizer.json (or vocab.txt) missing?"
+        )
+    return tokenizer
+
+
+def tokenise_splits(
+    task: Task,
+    rows: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    pair_encoding: str = "joint",
+) -> dict[str, Dataset]:
+    """The model inputs of every split: of its `usable_rows`, by `tokenise`."""
+    return {
+        split: tokenise(task, usable_rows(task, part, split), tokenizer, max_length, pair_encoding)
+        for split, part in rows.items()
+    }
+
+
+def tokenise(
+    task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, pair_encoding: str = "joint"
+) -> Dataset:
+    """Turn clean rows into model inputs, once: the result is cached on disk and memory-mapped.
+
+    Texts reach the tokenizer as they are. A jointly encoded pair becomes one sequence, [CLS] a [SEP] b [SEP]; a
+    separately encoded one becomes two, [CLS] a [SEP] and [CLS] b [SEP]. What is longer than `max_length` loses tokens
+    from the end of the longer text, and how many rows did is logged.
+
+    Args:
+        task: whose rows.
+        rows: clean rows.
+        tokenizer: a fast tokenizer; its truncation and padding are switched off afterwards, as a saved tokenizer's
+            should be.
+        max_length: tokens a sequence may have, special tokens included.
+        pair_encoding: "joint" or "separate", as the model's.
+
+    Returns:
+        Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool). The tokens of
+        a separately encoded pair are two lists.
+
+    Raises:
+        InputError: the rows are not clean.
+    """
+    check_clean(task, rows)
+    separate = task.text_pair is not None and pair_encoding == "separate"
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, "v2")
+    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
+    ids, segments = datasets.List(Value("int32")), datasets.List(Value("int8"))
+    features = Features(
+        {
+            "id": Value("string"),
+            "task": Value("string"),
+            "input_ids": datasets.List(ids) if separate else ids,
+            "token_type_ids": datasets.List(segments) if separate else segments,
+            "labels": rows.features["label"],
+            "truncated": Value("bool"),
+        }
+    )
+    texts = ["text", "text_pair"] if task.text_pair else ["text"]
+    compute = partial(
+        rows.map,
+        lambda batch: {
+            "task": [task.name] * len(batch["id"]),
+            "labels": batch["label"],
+            **encode(tokenizer, [batch[column] for column in texts], max_length, separate),
+        },
+        batched=True,
+        remove_columns=[name for name in rows.column_names if name != "id"],
+        features=features,
+        new_fingerprint=key,
+        desc=f"tokenising {task.name}",
+    )
+    tokens = cached(f"{key}.arrow", compute, features, len(rows))
+    backend.no_truncation()
+    if truncated := sum(tokens["truncated"][:]) if len(tokens) else 0:
+        logger.warning(f"{task.name}: {truncated} of {len(tokens)} rows were cut to {max_length} tokens")
+    return tokens
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[list[str]], max_length: int, separate: bool
+) -> dict[str, list]:
+    """Tokenise a batch of rows.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        texts: the rows' texts, and for pairs their second texts.
+        max_length: tokens a sequence may have.
+        separate: whether a pair becomes two sequences and not one.
+
+    Returns:
+        `input_ids` and `token_type_ids`, one list a row, or two where it is two sequences; `truncated`, one bool a row.
+    """
+    if separate:
+        first, second = (encode(tokenizer, [column], max_length, separate=False) for column in texts)
+        pairs = {key: [list(pair) for pair in zip(first[key], second[key], strict=True)] for key in first}
+        return pairs | {"truncated": [any(pair) for pair in pairs["truncated"]]}
+    encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
+    return {
+        "input_ids": encoded["input_ids"],
+        "token_type_ids": encoded["token_type_ids"],
+        "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
+    }

@@ -1,0 +1,116 @@
+"""How sure a score is: bootstrap intervals, and paired tests of two runs on the same rows."""
+
+import warnings
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from ..model.tasks import Task
+from .metrics import find_metric, score, unit_score
+
+RESAMPLES = 9_999
+LEVEL = 0.95
+BATCH = 4_000_000  # row numbers drawn at a time: 32 MB, and as much again for each column
+
+
+class Estimate(NamedTuple):
+    """A value and the bounds of its interval; they are nan where fewer than two rows gave the value."""
+
+    value: float
+    low: float
+    high: float
+
+
+def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: int, number: int) -> np.ndarray:
+    """The task's metric on resamples of its rows, each drawn with replacement and as large as they are.
+
+    The rows drawn depend on their count, the seed and the number alone. So two runs' resamples of the same rows are
+    paired, and their differences are resamples of the difference; and tasks with different numbers are independent.
+
+    Args:
+        task: whose metric.
+        predictions: (N,), of its labelled rows.
+        references: (N,), their labels.
+        seed: of the draws.
+        number: of the task, from 0.
+
+    Returns:
+        (RESAMPLES,); nan where fewer than two rows leave nothing to draw.
+    """
+    if len(references) < 2:
+        return np.full(RESAMPLES, np.nan)
+    with warnings.catch_warnings(action="ignore"):  # a resample may well have one class, or one score
+        return stats.bootstrap(
+            (predictions, references),
+            find_metric(task).score,  # scipy looks whether it takes an axis
+            paired=True,
+            n_resamples=RESAMPLES,
+            batch=max(1, BATCH // len(references)),
+            method="percentile",
+            rng=np.random.default_rng([seed, number]),
+        ).bootstrap_distribution
+
+
+def estimate(value: float, resampled: np.ndarray) -> Estimate:
+    """A value with its percentile interval at LEVEL (Efron, 1979): the quantiles of its resamples."""
+    tail = (1 - LEVEL) / 2
+    return Estimate(float(value), *map(float, np.quantile(resampled, [tail, 1 - tail])))
+
+
+class Scores:
+    """The scores of one set of predictions, each task's and overall, with their resamples.
+
+    Args:
+        tasks: {name: task}; the order numbers them.
+        predictions: {name: (N,) of the task's labelled rows}.
+        references: the same of their labels.
+        seed: of the resamples.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        predictions: Mapping[str, np.ndarray],
+        references: Mapping[str, np.ndarray],
+        seed: int = 0,
+    ):
+        self.values, self.resamples = {}, {}
+        for number, (name, task) in enumerate(tasks.items()):
+            pair = predictions[name], references[name]
+            self.values[name] = score(task, *pair)
+            self.resamples[name] = resample(task, *pair, seed, number)
+        # Resampled apart, the tasks' rows are independent: a mean of resamples is a resample of the mean.
+        for scores in (self.values, self.resamples):
+            scores["overall"] = np.mean([unit_score(task, scores[name]) for name, task in tasks.items()], axis=0)
+
+    def __getitem__(self, name: str) -> Estimate:
+        """A task's score, or the "overall" score, with its interval."""
+        return estimate(self.values[name], self.resamples[name])
+
+    def difference(self, other: "Scores", name: str) -> Estimate:
+        """This score less the other's on the same rows, with the interval of the paired bootstrap."""
+        return estimate(self.values[name] - other.values[name], self.resamples[name] - other.resamples[name])
+
+
+class McNemar(NamedTuple):
+    """McNemar's exact test of two runs' accuracy on the same rows.
+
+    Attributes:
+        first: rows that the first run alone has right.
+        second: rows that the second alone has right.
+        p: probability, were the runs equally good, of counts at least as far apart.
+    """
+
+    first: int
+    second: int
+    p: float
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray, references: np.ndarray) -> McNemar:
+    """Compare the predictions of two runs, each (N,) classes, by the rows that one alone has right (McNemar, 1947)."""
+    right, other_right = first == references, second == references
+    only_first, only_second = int((right & ~other_right).sum()), int((other_right & ~right).sum())
+    p = stats.binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
+    return McNemar(only_first, only_second, float(p))

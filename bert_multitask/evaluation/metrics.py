@@ -1,0 +1,430 @@
+"""How predictions are scored: the table of metrics, and the overall score."""
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from scipy import stats
+from transformers import EvalPrediction
+
+from ..model.errors import InputError, NonFiniteError
+from ..model.losses import LOSSES, is_labelled
+from ..model.tasks import Task
+
+
+class TaskMetric(evaluate.Metric):
+    """What the metrics of this table share. A new metric is a subclass with a `score`, and an entry in METRICS.
+
+    Attributes:
+        kinds: of the tasks that it can score.
+        unit: what a value is, for the axis of a plot.
+        note: what a reader of a table should know beside the metric's name.
+        greater_is_better: whether a higher value is a better one.
+        overall: how the overall score takes a value, in words; {} is the metric's name.
+    """
+
+    kinds: tuple[str, ...] = ("classification", "binary")
+    unit = ""
+    note = ""
+    greater_is_better = True
+    overall = "{}"
+
+    @staticmethod
+    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
+        """The metric along an axis, so that the bootstrap can score many resamples at once: (…, N) and (…, N) -> (…).
+
+        It may leave `axis` out and score (N,) and (N,) alone; the bootstrap then scores one resample after the other.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def to_unit(values: np.ndarray, task: Task) -> np.ndarray:
+        """Values as the overall score takes them: in [0, 1], where higher is better."""
+        return values
+
+    @classmethod
+    def of(cls, task: Task) -> "type[TaskMetric]":
+        """The metric to use for a task: for most metrics the same for all."""
+        return cls
+
+    def _info(self) -> evaluate.MetricInfo:
+        value = datasets.Value("float64" if "similarity" in self.kinds else "int64")
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation="",
+            inputs_description="predictions and references, one a row",
+            features=datasets.Features({"predictions": value, "references": value}),
+        )
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        names = [name for name, metric in METRICS.items() if metric is type(self)]
+        return {(names or [type(self).__name__])[0]: float(self.score(np.asarray(predictions), np.asarray(references)))}
+
+
+class Accuracy(TaskMetric):
+    """Share of predictions that equal the reference, in [0, 1] (paper, section 5.2)."""
+
+    unit = "share of rows right"
+
+    @staticmethod
+    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        return (predictions == references).mean(axis)
+
+
+class MacroF1(TaskMetric):
+    """The mean of every class's F1, in [0, 1]: `sklearn.metrics.f1_score(average="macro", zero_division=0)`.
+
+    A class that occurs neither in the predictions nor in the references is left out of the mean.
+    """
+
+    unit = "macro F1"
+    note = "mean of the classes' F1"
+
+    @staticmethod
+    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        predicted, true, right = count_classes(predictions, references, axis)
+        rows = predicted + true
+        return (2 * right / np.maximum(rows, 1)).sum(0) / (rows > 0).sum(0)
+
+
+class F1(TaskMetric):
+    """F1 of class 1, the second of the label names, in [0, 1]: `sklearn.metrics.f1_score(zero_division=0)`.
+
+    It is undefined where class 1 occurs neither in the predictions nor in the references; it then counts as 0, with a
+    warning. A classification task, which has no "yes", is scored by macro F1.
+    """
+
+    unit = "F1 of the second label"
+    note = "of the second label"
+
+    @staticmethod
+    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        predicted, true = predictions == 1, references == 1
+        rows = predicted.sum(axis) + true.sum(axis)
+        return zero_where(rows == 0, 2 * (predicted & true).sum(axis) / np.maximum(rows, 1), "F1 without a class 1")
+
+    @classmethod
+    def of(cls, task: Task) -> type[TaskMetric]:
+        """Macro F1 for the classes of a classification task."""
+        return MacroF1 if task.kind == "classification" else cls
+
+
+class Matthews(TaskMetric):
+    """Matthews correlation of predicted and true classes, in [-1, 1]: `sklearn.metrics.matthews_corrcoef`.
+
+    It is undefined where the predictions or the references are all of one class; it then counts as 0, with a warning.
+    """
+
+    unit = "Matthews correlation"
+    overall = "({} + 1) / 2"
+
+    @staticmethod
+    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        predicted, true, right = count_classes(predictions, references, axis)
+        square = float(references.shape[axis]) ** 2
+        covariance = right.sum(0) * float(references.shape[axis]) - (predicted * true).sum(0)
+        spread = (square - (predicted**2).sum(0)) * (square - (true**2).sum(0))
+        value = covariance / np.sqrt(np.where(spread > 0, spread, 1))
+        return zero_where(spread == 0, value, "the Matthews correlation of one class")
+
+    @staticmethod
+    def to_unit(values: np.ndarray, task: Task) -> np.ndarray:
+        """(r + 1) / 2."""
+        return (values + 1) / 2
+
+
+class Pearson(TaskMetric):
+    """Pearson correlation of predictions and references, in [-1, 1] (paper, section 5.2).
+
+    It is undefined where either is constant or there are fewer than two; it then counts as 0, with a warning.
+    """
+
+    kinds = ("similarity",)
+    unit = "Pearson's r"
+    overall = "({} + 1) / 2"
+
+    @staticmethod
+    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        predictions, references = predictions.astype(np.float64), references.astype(np.float64)
+        constant = (np.ptp(predictions, axis) == 0) | (np.ptp(references, axis) == 0)
+        values = np.zeros(constant.shape)
+        if not constant.all():
+            with warnings.catch_warnings(action="ignore"):  # of the constant ones
+                values = stats.pearsonr(predictions, references, axis=axis).statistic
+        return zero_where(constant, values, "the correlation of a constant")
+
+    @staticmethod
+    def to_unit(values: np.ndarray, task: Task) -> np.ndarray:
+        """(r + 1) / 2 (paper, section 5.2)."""
+        return (values + 1) / 2
+
+
+class Spearman(Pearson):
+    """Spearman's rank correlation of predictions and references, in [-1, 1]: Pearson's of their ranks.
+
+    It is undefined where either is constant or there are fewer than two; it then counts as 0, with a warning.
+    """
+
+    unit = "Spearman's rho"
+
+    @staticmethod
+    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        return Pearson.score(*(stats.rankdata(values, axis=axis) for values in (predictions, references)), axis)
+
+
+class MeanAbsoluteError(TaskMetric):
+    """Mean of |prediction - reference|, in the score's units, 0 or more."""
+
+    kinds = ("similarity",)
+    unit = "mean absolute error"
+    note = "lower is better"
+    greater_is_better = False
+    overall = "1 - {} / (highest - lowest score)"
+
+    @staticmethod
+    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        return np.abs(np.subtract(predictions, references, dtype=np.float64)).mean(axis)
+
+    @staticmethod
+    def to_unit(values: np.ndarray, task: Task) -> np.ndarray:
+        """One less the error as a share of the task's score range, and no less than 0."""
+        low, high = task.score_range
+        return np.clip(1 - values / (high - low), 0, 1)
+
+
+class RootMeanSquaredError(MeanAbsoluteError):
+    """Root of the mean squared difference of prediction and reference, in the score's units, 0 or more."""
+
+    unit = "root mean squared error"
+
+    @staticmethod
+    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        return np.sqrt(np.square(np.subtract(predictions, references, dtype=np.float64)).mean(axis))
+
+
+METRICS: dict[str, type[TaskMetric]] = {
+    "accuracy": Accuracy,
+    "f1": F1,
+    "macro_f1": MacroF1,
+    "matthews": Matthews,
+    "pearson": Pearson,
+    "spearman": Spearman,
+    "rmse": RootMeanSquaredError,
+    "mae": MeanAbsoluteError,
+}
+
+
+def count_classes(
+    predictions: np.ndarray, references: np.ndarray, axis: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How often each class is predicted, is true, and is both, along an axis: three times float (C, …)."""
+    classes = np.union1d(predictions, references)
+    columns = [(predictions == value, references == value) for value in classes]
+    counted = [(predicted.sum(axis), true.sum(axis), (predicted & true).sum(axis)) for predicted, true in columns]
+    return tuple(np.array(counts, np.float64) for counts in zip(*counted, strict=True))
+
+
+def zero_where(undefined: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
+    """The values, and 0 where they are undefined, with one warning."""
+    if np.any(undefined):
+        warnings.warn(f"{what} is undefined; counted as 0", stacklevel=3)
+    return np.where(undefined, 0.0, values)
+
+
+def find_metric(task: Task) -> type[TaskMetric]:
+    """The metric of a task.
+
+    Raises:
+        InputError: there is none of that name, or it cannot score tasks of that kind.
+    """
+    choices = [name for name, metric in METRICS.items() if task.kind in metric.kinds]
+    if task.metric not in choices:
+        raise InputError(
+            f"task {task.name!r}: metric is {task.metric!r}; choose one of {', '.join(choices)} for a {task.kind} task"
+        )
+    return METRICS[task.metric].of(task)
+
+
+def decide(task: Task, logits: np.ndarray) -> np.ndarray:
+    """Logits -> predictions (B,): the most likely class, "yes" above logit 0, or the score itself.
+
+    Raises:
+        NonFiniteError: a logit is NaN or infinite, for which the most likely class would be an accident.
+    """
+    check_finite(task, logits)
+    if task.kind == "classification":
+        return logits.argmax(-1)
+    return (logits > 0).astype(np.int64) if task.kind == "binary" else logits
+
+
+def finite_rows(predictions: np.ndarray) -> np.ndarray:
+    """Which rows of predictions (B, …) are finite numbers throughout: truth values (B,)."""
+    return np.isfinite(predictions).all(tuple(range(1, predictions.ndim)))
+
+
+def check_finite(task: Task, predictions: np.ndarray) -> None:
+    """Refuse predictions that are no numbers.
+
+    Raises:
+        NonFiniteError: one is NaN or infinite.
+    """
+    bad = ~finite_rows(predictions)
+    if bad.any():
+        raise NonFiniteError(
+            f"task {task.name!r}: {bad.sum()} of {len(bad)} predictions are NaN or infinite, number "
+            f"{bad.argmax() + 1} first; they cannot be scored: look for such values in the model's weights"
+        )
+
+
+def task_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """A task's mean loss and metric over its labelled rows.
+
+    Args:
+        task: whose rows.
+        logits: (B, C) or (B,), as the model gives them.
+        labels: (B,), `no_label` where a row has none.
+
+    Returns:
+        {"loss": the model's own, with the task's class weights and label smoothing, the metric's name: …}
+
+    Raises:
+        InputError: as `score`.
+    """
+    scores = score_decisions(task, decide(task, logits), labels)
+    tensors = {"logits": torch.from_numpy(logits), "labels": torch.from_numpy(labels)}
+    return {"loss": LOSSES[task.loss](**tensors, **task.loss_options).item()} | scores
+
+
+def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """A task's metric over its labelled rows: {its name: …}.
+
+    Args:
+        task: whose rows.
+        decisions: (B,), as `decide` gives them.
+        labels: (B,), `no_label` where a row has none.
+
+    Raises:
+        InputError: as `score`.
+    """
+    labelled = is_labelled(labels)
+    return {task.metric: score(task, decisions[labelled], labels[labelled])}
+
+
+def score(task: Task, predictions: np.ndarray, references: np.ndarray) -> float:
+    """A task's metric.
+
+    Args:
+        task: whose metric.
+        predictions: (N,), as `decide` gives them.
+        references: (N,), their labels.
+
+    Raises:
+        InputError: there is no row.
+        NonFiniteError: a prediction is NaN or infinite, or the metric's value is.
+    """
+    metric = find_metric(task)
+    if not len(references):
+        raise InputError(f"task {task.name!r}: no row has a label, so there is nothing to score")
+    check_finite(task, predictions)
+    value = float(metric.score(predictions, references))
+    if not np.isfinite(value):
+        raise NonFiniteError(
+            f"task {task.name!r}: {task.metric} of {len(references)} rows is {value}, which is no score"
+        )
+    return value
+
+
+def signed(task: Task, value: float) -> float:
+    """A value of the task's metric to compare with others: the higher, the better."""
+    return value if find_metric(task).greater_is_better else -value
+
+
+def higher_is_better(tasks: Mapping[str, Task], key: str | None, given: bool | None) -> bool | None:
+    """Whether a higher value of an evaluation's key is better: as its metric says, or else as given.
+
+    Args:
+        tasks: {name: task}.
+        key: `{task}_{metric}`, with or without eval_, or another.
+        given: TrainingArguments' `greater_is_better`, which Transformers makes True of keys that do not end in loss.
+
+    Raises:
+        InputError: it was set against the metric.
+    """
+    for name, task in tasks.items():
+        if key is not None and key.removeprefix("eval_") == f"{name}_{task.metric}":
+            known = find_metric(task).greater_is_better
+            if given is False and known:
+                raise InputError(f"--greater_is_better is False, but of {key} a higher value is better; leave it out")
+            return known
+    return given
+
+
+def labelled_metrics(
+    function: Callable[[EvalPrediction], Mapping[str, float]], task: Task, prediction: EvalPrediction
+) -> dict[str, float]:
+    """What a user's `compute_metrics` gives for a task's labelled rows; nothing where there are none.
+
+    Args:
+        function: the user's.
+        task: whose rows.
+        prediction: logits and labels of all rows, and losses and inputs where they are asked for.
+
+    Raises:
+        InputError: it gives no dictionary, a key that the task has already, or a number that is not finite.
+    """
+    labelled = is_labelled(prediction.label_ids)
+    if not labelled.any():
+        return {}
+    fields = ("predictions", "label_ids", "inputs", "losses")
+    values = {name: getattr(prediction, name) for name in fields}
+    rows = {name: value[: len(labelled)][labelled] for name, value in values.items() if value is not None}
+    metrics = function(EvalPrediction(**rows))
+    if not isinstance(metrics, Mapping):
+        raise InputError(
+            f"compute_metrics gives a {type(metrics).__name__} for task {task.name!r}; expected {{key: number}}"
+        )
+    if taken := metrics.keys() & {task.metric, "loss"}:
+        raise InputError(f"compute_metrics gives {min(taken)!r}, which task {task.name!r} has already; use another key")
+    for key, value in metrics.items():
+        if not np.all(np.isfinite(value)):
+            raise InputError(f"compute_metrics gives {key} = {value} for task {task.name!r}; expected a finite number")
+    return dict(metrics)
+
+
+def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, float]]) -> float:
+    """Mean over the tasks of their scores, each brought to [0, 1]: accuracy and F1 as they are, correlations r as
+    (r + 1) / 2 (paper, section 5.2), errors e as 1 - e / (highest - lowest score), and at least 0.
+
+    Args:
+        tasks: {name: task}.
+        scores: {name: the task's `task_scores`}.
+    """
+    return float(np.mean([unit_score(task, scores[name][task.metric]) for name, task in tasks.items()]))
+
+
+def unit_score(task: Task, value: float | np.ndarray) -> float | np.ndarray:
+    """A value of the task's metric as the overall score takes it, in [0, 1]."""
+    return find_metric(task).to_unit(value, task)
+
+
+def describe_metric(task: Task) -> str:
+    """A task's metric by its name, and what a reader should know beside it: `rmse (lower is better)`."""
+    note = find_metric(task).note
+    return f"{task.metric} ({note})" if note else task.metric
+
+
+def describe_overall(tasks: Mapping[str, Task]) -> str:
+    """What the overall score of some tasks is: `mean of accuracy, (pearson + 1) / 2`."""
+    parts = [find_metric(task).overall.format(task.metric) for task in tasks.values()]
+    return f"mean of {', '.join(dict.fromkeys(parts))}"

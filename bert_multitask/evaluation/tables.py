@@ -1,0 +1,302 @@
+"""Predictions, in the rows' own order: as a table, in files that are written, found, read and compared, and of plain
+strings."""
+
+import json
+import math
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from pyarrow import parquet
+from transformers.utils import logging
+
+from ..data.labels import LabelReader
+from ..data.readers import as_text, check_columns, claim_id, reading
+from ..data.records import writing
+from ..data.rows import is_unicode
+from ..model.configuration import one_line
+from ..model.errors import InputError
+from ..model.losses import UNLABELLED
+from ..model.tasks import TASKS, Task, load_task
+from .metrics import decide
+
+logger = logging.get_logger(__name__)
+
+
+def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray) -> Dataset:
+    """One row a prediction, in the order of the ids.
+
+    Args:
+        task: whose predictions.
+        ids: of the rows, N.
+        logits: as the model gives them, (N, C) or (N,).
+
+    Returns:
+        `id`, and `score` (similarity) or `label` (a class) with `probabilities` (one for each class, summing to 1).
+    """
+    logits = torch.from_numpy(np.asarray(logits, dtype=np.float32))
+    decisions = decide(task, logits.numpy())
+    if task.kind == "similarity":
+        return Dataset.from_dict({"id": list(ids), "score": decisions})
+    if task.kind == "binary":
+        logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)  # softmax of (0, x) is (1 - p, p)
+    return Dataset.from_dict({"id": list(ids), "label": decisions, "probabilities": logits.softmax(-1).tolist()})
+
+
+def decision_column(task: Task) -> str:
+    """The column of a prediction table that is scored."""
+    return "score" if task.kind == "similarity" else "label"
+
+
+def write_predictions(task: Task, table: Dataset, path: Path) -> None:
+    """Write a prediction table as `path`.parquet and `path`.csv; the path's name is `{task}-{split}`.
+
+    The Parquet file holds the table as it is, and the task and the split in its metadata. The CSV file of a task with a
+    `prediction_column` has the course's form: `id \\t Predicted_X`, then `id , value` lines, classes as numbers. Any
+    other task's is a plain table of `id`, and `score`, or the `label`'s name and its `probability` where there is one;
+    there an id that a spreadsheet would run as a formula is written with an apostrophe before it.
+
+    Raises:
+        InputError: an id has a line break, which the course's form cannot hold (nothing is written), or a file cannot
+            be written.
+    """
+    if task.prediction_column and (broken := [row_id for row_id in table["id"][:] if "\n" in row_id]):
+        raise InputError(f"{path}.csv: the id {broken[0]!r} has a line break, which the course's form cannot hold")
+    if task.prediction_column:
+        values = table[decision_column(task)]
+        with writing_predictions(f"{path}.csv") as draft, open(draft, "w", encoding="utf-8", newline="\n") as file:
+            file.write(f"id \t {task.prediction_column} \n")
+            file.writelines(f"{row_id} , {value} \n" for row_id, value in zip(table["id"], values, strict=True))
+    else:
+        frame = plain_table(task, table, f"{path}.csv")
+        with writing_predictions(f"{path}.csv") as draft:
+            frame.to_csv(draft, index=False)
+    metadata = {"task": json.dumps(task.to_config()), "split": path.name.rpartition("-")[2]}
+    columns = table.with_format("arrow")[:].replace_schema_metadata(metadata)
+    with writing_predictions(f"{path}.parquet") as draft:
+        parquet.write_table(columns, draft, write_page_checksum=True)
+
+
+@contextmanager
+def writing_predictions(path: str) -> Iterator[Path]:
+    """`records.writing`, in a folder that is made where there is none.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with writing(Path(path)) as draft:
+            yield draft
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
+
+
+def plain_table(task: Task, table: Dataset, path: str) -> pd.DataFrame:
+    """A prediction table with the labels' names and their probabilities, and with ids that are safe in a spreadsheet.
+
+    Args:
+        task: whose.
+        table: its predictions.
+        path: of the file to write, for the message.
+    """
+    frame = table.to_pandas()
+    if "probabilities" in frame:
+        frame["probability"] = [p[label] for p, label in zip(frame.pop("probabilities"), frame["label"], strict=True)]
+    if "label" in frame:
+        frame["label"] = [task.label_names[label] for label in frame["label"]]
+    if formulas := sum(map(is_formula, frame["id"])):
+        frame["id"] = ["'" * is_formula(row_id) + row_id for row_id in frame["id"]]
+        logger.warning(
+            f"{path}: {formulas} ids begin as a spreadsheet's formulas do; they are written with an apostrophe before "
+            "them, and as they are in the Parquet file"
+        )
+    return frame
+
+
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet would take a text as a formula: by its first character, unless it is a number."""
+    return text.startswith(("=", "+", "-", "@", "\t", "\r")) and not is_number(as_number(text))
+
+
+def as_number(written: str) -> float | None:
+    """The number that is written; None where it is none."""
+    try:
+        return float(written)
+    except ValueError:
+        return None
+
+
+class Predictions(NamedTuple):
+    """A task's prediction table, and what to call it in a message: its file, or the run that made it."""
+
+    task: Task
+    table: Dataset
+    source: str
+
+
+def find_tables(name: str, split: str) -> dict[str, Predictions]:
+    """{task: table} of a prediction file, of those in a folder, or of those in a run's `predictions`; Parquet first."""
+    path = Path(name).expanduser()
+    folder = path / "predictions" if Path(path, "predictions").is_dir() else path
+    paths = [path] if path.is_file() else [*folder.glob("*.csv"), *folder.glob("*.parquet")]
+    files = {file.stem.rpartition("-")[0]: file for file in paths if file.stem.endswith(f"-{split}")}
+    in_order = sorted(files, key=lambda task: ([*TASKS, task].index(task), task))
+    return {task: read_predictions(files[task]) for task in in_order}
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a file of `write_predictions`, or anybody's in the course's form, called `{task}-{split}.csv`.
+
+    Raises:
+        InputError: it cannot be read, or it is of a task of the user's own and not the Parquet file, which says what
+            the labels are.
+    """
+    name = path.stem.rpartition("-")[0]
+    if path.suffix == ".csv":
+        if name not in TASKS:
+            raise InputError(f"{path}: {name!r} is no task of the course; give {path.with_suffix('.parquet').name}")
+        return Predictions(TASKS[name], read_course_file(path, TASKS[name]), str(path))
+    with reading(str(path), "Parquet"), parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        check_columns(file.schema_arrow.names, str(path))
+        metadata = file.schema_arrow.metadata or {}
+        if b"task" not in metadata and name not in TASKS:
+            raise InputError(f"{path}: does not say what its task is; expected a file that predict.py wrote")
+        task = stored_task(metadata[b"task"], path) if b"task" in metadata else TASKS[name]
+        split = metadata.get(b"split", path.stem.rpartition("-")[2].encode()).decode()
+        columns = file.read().to_pydict()
+    if path.stem != f"{task.name}-{split}":
+        raise InputError(
+            f"{path}: its metadata says task {task.name!r} and split {split!r}; expected {task.name}-{split}.parquet"
+        )
+    return Predictions(task, check_table(task, columns, str(path)), str(path))
+
+
+def stored_task(fields: bytes, path: Path) -> Task:
+    """The task in a prediction file's metadata, as JSON of its fields."""
+    try:
+        return load_task(dict(json.loads(fields)))
+    except (ValueError, TypeError, RecursionError) as error:  # also of load_task: an InputError is a ValueError
+        raise InputError(f"{path}: the task in its metadata cannot be read ({one_line(error)})") from error
+
+
+def read_course_file(path: Path, task: Task) -> Dataset:
+    """A prediction table without probabilities, from a file in the course's form. Rows end with line feeds and with
+    nothing else, since ids may hold whatever else Python takes for the end of a line."""
+    with reading(str(path), "a file in the course's form"):
+        header, *lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+    if header.split() != ["id", task.prediction_column]:
+        raise InputError(f"{path}: begins with {header!r}; expected 'id \\t {task.prediction_column} '")
+    columns: dict[str, list] = {"id": [], decision_column(task): []}
+    reader = LabelReader(task, numbered=True)
+    for number, line in enumerate(lines, start=1):
+        row_id, comma, value = line.rpartition(",")
+        if not comma:
+            raise InputError(f"{path}: row {number} is {line!r}; expected 'id , value'")
+        columns["id"].append(row_id.removesuffix(" "))
+        value = value.strip()
+        found = as_number(value) if task.kind == "similarity" else reader.read(value)
+        # What is none is left as it is written, for the message about it.
+        columns[decision_column(task)].append(value if found in (None, UNLABELLED) else found)
+    return check_table(task, columns, str(path))
+
+
+def check_table(task: Task, columns: Mapping[str, list], path: str) -> Dataset:
+    """The prediction table of a file's columns; other columns than a table's are left out.
+
+    Raises:
+        InputError: a column is missing, an id is missing or occurs twice, or a prediction is none of the task's. A
+            score may lie outside the range of the labels, if only by rounding.
+    """
+    last = len(task.label_names or ()) - 1
+    rules = {
+        "score": (is_number, "a number"),
+        "label": (lambda value: type(value) is int and 0 <= value <= last, f"a class from 0 to {last}"),
+        "probabilities": (
+            lambda values: is_distribution(values, last + 1),
+            f"{last + 1} probabilities that sum to 1",
+        ),
+    }
+    decision = decision_column(task)
+    if missing := {"id", decision} - set(columns):
+        raise InputError(f"{path}: no column {min(missing)!r}; its columns are {', '.join(columns)}")
+    seen: dict[str, int] = {}
+    for number, row_id in enumerate(columns["id"], start=1):
+        if row_id is None:
+            raise InputError(f"{path}: row {number} has no id")
+        claim_id(seen, as_text(row_id, path, number), number, path)
+    table = {"id": list(seen)}
+    for column in [decision] + ["probabilities"] * (decision == "label" and "probabilities" in columns):
+        holds, expected = rules[column]
+        for number, value in enumerate(columns[column], start=1):
+            if not holds(value):
+                raise InputError(f"{path}: row {number} has the {column} {value!r}; expected {expected}")
+        table[column] = columns[column]
+    return Dataset.from_dict(table)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_distribution(values: object, classes: int) -> bool:
+    """Whether a value is a probability for each class; they sum to 1 but for rounding, perhaps to fp16."""
+    if not isinstance(values, list) or len(values) != classes:
+        return False
+    return all(is_number(value) and value >= 0 for value in values) and abs(sum(values) - 1) < 0.01
+
+
+def check_alike(members: Sequence[Predictions]) -> None:
+    """Refuse tables that are not of the same rows of the same task.
+
+    Raises:
+        InputError: tasks differ in kind, classes or range of scores, or the tables in length, ids or their order; the
+            message names the table and the first difference.
+    """
+    first = members[0]
+    for other in members[1:]:
+        for field in ("name", "kind", "label_names", "score_range"):
+            expected, found = getattr(first.task, field), getattr(other.task, field)
+            if expected != found:
+                raise InputError(f"{other.source}: the task's {field} is {found!r}, and {expected!r} in {first.source}")
+        ours, theirs = first.table["id"][:], other.table["id"][:]
+        for number, (one, two) in enumerate(zip(ours, theirs, strict=False), start=1):
+            if one != two:
+                raise InputError(f"{other.source}: row {number} has id {two!r}, and {one!r} in {first.source}")
+        if len(ours) != len(theirs):
+            raise InputError(f"{other.source} has {len(theirs)} rows, and {first.source} has {len(ours)}")
+
+
+def plain_texts(task: Task, rows: Iterable) -> list[list[str]]:
+    """The texts of plain rows, and for a pair task their second texts, a list each.
+
+    Raises:
+        InputError: the rows are not in an order, or one is not what the task takes.
+    """
+    names = ["text", "text_pair"] if task.text_pair else ["text"]
+    if isinstance(rows, (str, bytes, Mapping, Set, pd.DataFrame)) or not isinstance(rows, Iterable):
+        hint = '; to_dict("records") makes one of it' if isinstance(rows, pd.DataFrame) else ""
+        raise InputError(
+            f"rows is {one_line(reprlib.repr(rows))} ({type(rows).__name__}); expected a list of rows{hint}"
+        )
+    texts: list[list[str]] = []
+    for number, row in enumerate(rows):
+        if isinstance(row, Mapping):
+            found = [row[name] for name in names] if set(row) == set(names) else []
+        else:
+            found = row if task.text_pair and isinstance(row, (tuple, list)) else [row]
+        if len(found) != len(names) or not all(isinstance(text, str) and is_unicode(text) for text in found):
+            expected = "a pair of texts" if task.text_pair else "a text"
+            raise InputError(
+                f"rows[{number}] is {one_line(reprlib.repr(row))}; task {task.name!r} takes {expected}, or a "
+                f"dictionary of {' and '.join(names)}"
+            )
+        texts.append(found)
+    return [[row[number] for row in texts] for number in range(len(names))]

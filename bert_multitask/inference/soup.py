@@ -1,0 +1,64 @@
+"""Runs that began alike → one model with the mean of their weights, a "model soup" (Wortsman et al., 2022)."""
+
+from collections.abc import Sequence
+
+from ..model.configuration import MultitaskBertConfig
+from ..model.errors import InputError
+from ..model.modeling import MultitaskBertModel
+from ..training.run_folder import read_run
+
+# What runs may differ in: how they were trained, not what their weights mean.
+FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "transformers_version", "dtype", "tasks"}
+FREE_OF_TASK = {"epochs", "dropout", "loss", "divergence", "metric", "smart_weight", "bregman_weight"}
+FREE_OF_TASK |= {"class_weights", "label_smoothing"}
+
+
+def average_weights(runs: Sequence[str]) -> MultitaskBertModel:
+    """The uniform average of the runs' weights, in fp32, with the configuration of the first.
+
+    Args:
+        runs: run folders, of runs that began with the same weights (see `check_same_start`).
+
+    Raises:
+        InputError: they did not, or their models differ.
+    """
+    check_same_start(runs)
+    model = MultitaskBertModel.from_pretrained(runs[0]).float()
+    # In double precision, so that the average of equal weights is these weights.
+    sums = {name: weight.double() for name, weight in model.state_dict().items()}
+    for run in runs[1:]:
+        for name, weight in MultitaskBertModel.from_pretrained(run).state_dict().items():
+            sums[name] += weight
+    model.load_state_dict({name: (total / len(runs)).float() for name, total in sums.items()})
+    return model
+
+
+def check_same_start(runs: Sequence[str]) -> None:
+    """Refuse runs whose weights cannot be averaged.
+
+    Raises:
+        InputError: the configurations or tasks differ in more than how they were trained; the runs started from other
+            checkpoints, or drew the first weights of their heads from other seeds; or a folder does not say from what.
+    """
+    first, *others = [describe_start(run) for run in runs]
+    for run, other in zip(runs[1:], others, strict=True):
+        for field in sorted(first.keys() | other.keys()):
+            if first.get(field) != other.get(field):
+                hint = ": train with one --seed, and another --data_seed for other batches" if field == "seed" else ""
+                raise InputError(
+                    f"{run}: {field} is {other.get(field)!r}, and {first.get(field)!r} in {runs[0]}; "
+                    f"only runs that began with the same weights can be averaged{hint}"
+                )
+
+
+def describe_start(run: str) -> dict:
+    """What must be the same in runs to be averaged."""
+    found = read_run(run)
+    if found is None:
+        raise InputError(f"{run}: no run.json, so nothing says which weights it began with; expected a run folder")
+    arguments, record = found
+    config = MultitaskBertConfig.from_pretrained(run)
+    fields = {name: value for name, value in config.to_dict().items() if name not in FREE}
+    for task in config.tasks:
+        fields |= {f"{task['name']}'s {name}": value for name, value in task.items() if name not in FREE_OF_TASK}
+    return fields | {"model_name_or_path": arguments.model_name_or_path, "seed": record["training"]["seed"]}

@@ -1,0 +1,90 @@
+"""One task of a multitask model as a plain sequence classifier, for `pipeline("text-classification")` and the like."""
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from .configuration import PerTaskBertConfig
+from .errors import InputError
+from .modeling import PerTaskBertModel
+
+
+class TaskClassifier(PerTaskBertModel):
+    """A model of one task with the inputs and outputs of `BertForSequenceClassification`.
+
+    It takes a pair as the tokenizer joins it also where the task encodes its texts separately. `config.id2label` has
+    the task's labels, or its name for a score.
+
+    Args:
+        config: of one task.
+
+    Raises:
+        InputError: it has several.
+    """
+
+    def __init__(self, config: PerTaskBertConfig):
+        super().__init__(config)
+        if len(self.tasks) != 1:
+            raise InputError(f"a TaskClassifier has one task, not {', '.join(self.tasks)}")
+        (self.task,) = self.tasks.values()
+        config.id2label = dict(enumerate(self.task.label_names or [self.task.name]))
+        config.label2id = {label: number for number, label in config.id2label.items()}
+        config.problem_type = "regression" if self.task.kind == "similarity" else "single_label_classification"
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Score a batch.
+
+        Args:
+            input_ids: integer (B, L), padded on the right; a pair is [CLS] a [SEP] b [SEP].
+            attention_mask: 1 for real tokens, (B, L); all real by default.
+            token_type_ids: 1 from a pair's second text on, (B, L); all 0 by default.
+
+        Returns:
+            `logits` (B, C), whose softmax are the probabilities of the labels; for a similarity task (B, 1), the
+            score's place in the score range, from 0 to 1.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        if self.is_separate(self.task):
+            input_ids, attention_mask = split_pairs(input_ids, attention_mask, token_type_ids)
+            token_type_ids = torch.zeros_like(input_ids)
+        outputs = super().forward(self.task.name, input_ids, attention_mask, token_type_ids, return_dict=True)
+        logits = outputs.logits
+        if self.task.kind == "binary":
+            logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)  # softmax of (0, x) is (1 - p, p)
+        if self.task.kind == "similarity":
+            low, high = self.task.score_range
+            logits = ((logits - low) / (high - low)).unsqueeze(-1)
+        return SequenceClassifierOutput(logits=logits)
+
+
+def split_pairs(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Jointly encoded pairs, [CLS] a [SEP] b [SEP] -> each text on its own, [CLS] a [SEP] and [CLS] b [SEP].
+
+    Args:
+        input_ids: integer (B, L).
+        attention_mask: of the same shape.
+        token_type_ids: of the same shape.
+
+    Returns:
+        `input_ids` and `attention_mask`, (B, 2, L).
+    """
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    lengths = attention_mask.sum(1, keepdim=True)
+    first = (attention_mask * (1 - token_type_ids)).sum(1, keepdim=True)  # tokens of [CLS] a [SEP]
+    shifted = (places + first - 1).clamp(max=input_ids.shape[1] - 1).where(places > 0, 0)  # [CLS], then b [SEP]
+    masks = torch.stack([places < first, places < lengths - first + 1], dim=1)
+    return torch.stack([input_ids, input_ids.gather(1, shifted)], dim=1), masks.long()
+
+
+TaskClassifier.register_for_auto_class("AutoModelForSequenceClassification")
+if __package__ == "bert_multitask.model":  # as in `modeling`
+    AutoModelForSequenceClassification.register(PerTaskBertConfig, TaskClassifier)

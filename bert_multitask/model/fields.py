@@ -1,0 +1,80 @@
+"""The fields of a specification that YAML or JSON wrote: are they of the types that its dataclass says?"""
+
+import dataclasses
+import sys
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from .errors import InputError
+
+
+def check_fields(spec: Any, where: str) -> None:
+    """Refuse a dataclass with a field whose value is not of its annotated type (see `fits`).
+
+    Args:
+        spec: of a dataclass whose annotations are classes, unions, `dict[…]` and `tuple[…]`.
+        where: what it specifies, for the message.
+
+    Raises:
+        InputError: names the first such field.
+    """
+    for name, hint in get_type_hints(type(spec)).items():
+        if not fits(getattr(spec, name), hint):
+            raise InputError(f"{where}: {name} is {getattr(spec, name)!r}; expected {describe(hint)}")
+
+
+def read_fields(cls: type, fields: dict, where: str) -> Any:
+    """Make a dataclass of its fields as YAML writes them.
+
+    Raises:
+        InputError: a field is unknown, or one without a default is missing.
+    """
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    names = ", ".join(sorted(known))
+    if unknown := sorted(str(name) for name in fields if name not in known):
+        raise InputError(f"{where}: unknown field {unknown[0]!r}; its fields are {names}")
+    for name, field in known.items():
+        if name not in fields and field.default is field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{where}: has no field {name!r}; its fields are {names}")
+    return cls(**fields)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type. A list counts as a tuple and a whole number as a float, as YAML writes
+    them. NaN, infinities, true and false are no numbers."""
+    arguments = get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(fits(value, argument) for argument in arguments)
+    if get_origin(hint) is dict:
+        key, item = arguments
+        return isinstance(value, dict) and all(fits(one, key) and fits(two, item) for one, two in value.items())
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False
+        types = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        return len(value) == len(types) and all(map(fits, value, types))
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+    return isinstance(value, hint)
+
+
+def describe(hint: Any) -> str:
+    """An annotated type in words."""
+    words = {
+        str: "a text (write a number in quotes)",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        dict: "{name: value, …}",
+        NoneType: "nothing",
+    }
+    arguments = get_args(hint)
+    if get_origin(hint) is UnionType:
+        return " or ".join(map(describe, arguments))
+    if get_origin(hint) is dict:
+        return f"{{name: {describe(arguments[1])}, …}}"
+    if get_origin(hint) is tuple:
+        return "[" + ", ".join("…" if argument is ... else describe(argument) for argument in arguments) + "]"
+    return words.get(hint, f"the fields of a {hint.__name__}")

@@ -1,0 +1,343 @@
+"""The multitask model: a shared BERT encoder, or one for each task, and a head per task.
+
+The texts of a pair are encoded jointly, as one sequence (TPE, paper section 4.3), or separately, as two (section 4.1).
+A separately encoded pair has one more axis of length 2, as the choices of Hugging Face's multiple-choice models have:
+tokens (B, 2, L), embeddings (B, 2, H).
+"""
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from huggingface_hub import ModelCard, create_repo, file_exists
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
+from transformers.utils.generic import can_return_tuple
+
+from .card import model_card
+from .configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING, MultitaskBertConfig, PerTaskBertConfig
+from .encoder import MinBertModel, MinBertPreTrainedModel
+from .errors import InputError
+from .heads import HEADS, HeadLinear
+from .losses import DIVERGENCES, LOSSES
+from .tasks import Task, load_task, load_tasks
+
+
+def head_meaning(task: Task, layout: Mapping[str, Any]) -> dict[str, object]:
+    """What the weights of a task's head mean: its outputs, and the embeddings that it reads.
+
+    Args:
+        task: of the head.
+        layout: fields of the model's configuration; `pooling` and `pair_encoding` count.
+    """
+    meaning = {name: getattr(task, name) for name in ("kind", "label_names", "score_range")}
+    meaning |= {"texts a row": 2 if task.text_pair else 1, "pooling": layout.get("pooling", "cls")}
+    return meaning | ({"pair_encoding": layout.get("pair_encoding", "joint")} if task.text_pair else {})
+
+
+def check_heads(name: str | os.PathLike, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to load the trained head of a task for a task of the same name that means something else.
+
+    What does not change the meaning of the weights may differ: epochs, dropout, files, weights of regularisers.
+
+    Args:
+        name: of the checkpoint.
+        stored: the fields of its configuration.
+        wanted: those of the model to load.
+
+    Raises:
+        InputError: names the task and the field, with both values.
+    """
+    trained = {task.name: task for task in map(load_task, stored.get("tasks") or ())}
+    for task in map(load_task, wanted.get("tasks") or ()):
+        if task.name not in trained:
+            continue
+        before = head_meaning(trained[task.name], stored)
+        for field, value in head_meaning(task, wanted).items():
+            if value != before.get(field):
+                raise InputError(
+                    f"{name} has a head for task {task.name!r} that was trained with {field} {before.get(field)!r}, "
+                    f"not {value!r}; give the task another name to begin a new head, or use the run's {field}"
+                )
+
+
+def check_loss_options(task: Task) -> None:
+    """Refuse class weights or label smoothing of a task whose loss does not take them.
+
+    Raises:
+        InputError: names the field.
+    """
+    taken = inspect.signature(LOSSES[task.loss]).parameters
+    for field in ("class_weights", "label_smoothing"):
+        if getattr(task, field) and field not in taken:
+            raise InputError(f"task {task.name!r}: loss {task.loss!r} takes no {field}; leave it out")
+
+
+class MultitaskBertModel(MinBertPreTrainedModel):
+    """One BERT encoder for all tasks, or one for each, with one head per task of `config.tasks`.
+
+    `MultitaskBertModel.from_pretrained(BERT, tasks=["sst", "quora", "sts"])` puts new heads on a BERT checkpoint;
+    `from_pretrained(RUN)` gives back a trained model with its heads.
+    """
+
+    accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so Trainer must count the step's rows
+
+    def __new__(cls, config: MultitaskBertConfig | None = None, *args, **kwargs):
+        """The class follows the configuration; a copy is made without one."""
+        per_task = cls is MultitaskBertModel and getattr(config, "encoder_sharing", None) == "per_task"
+        return super().__new__(PerTaskBertModel if per_task else cls)
+
+    def __init__(self, config: MultitaskBertConfig):
+        super().__init__(config)
+        if not config.tasks:
+            raise InputError("a MultitaskBertModel needs tasks, for example tasks=['sst', 'quora', 'sts']")
+        for field, choices in (("pair_encoding", PAIR_ENCODING), ("pooling", POOLING)):
+            if (value := getattr(config, field)) not in choices:
+                raise InputError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
+        # Values that make stock classes raise instead of starting from random weights: the dropout and the number of
+        # labels for classifiers, which would find no head here; cross-attention for BertModel, where it would find no
+        # encoder.
+        config.classifier_dropout = -1
+        config.num_labels = 0
+        config.add_cross_attention = config.encoder_sharing == "per_task"
+        self.tasks = load_tasks(config.tasks)
+        for name, task in self.tasks.items():
+            if task.loss not in LOSSES:
+                raise InputError(f"task {name!r}: loss is {task.loss!r}; choose one of {', '.join(LOSSES)}")
+            check_loss_options(task)
+            if task.divergence not in DIVERGENCES:
+                choices = ", ".join(DIVERGENCES)
+                raise InputError(f"task {name!r}: divergence is {task.divergence!r}; choose one of {choices}")
+        if config.encoder_sharing == "shared":
+            self.bert = MinBertModel(config)
+        else:
+            self.encoders = nn.ModuleDict({name: MinBertModel(config) for name in self.tasks})
+        self.heads = nn.ModuleDict(
+            {
+                name: HEADS[task.kind][self.is_separate(task)](config.hidden_size, task, 1 + self.is_separate(task))
+                for name, task in self.tasks.items()
+            }
+        )
+        self.post_init()
+
+    def is_separate(self, task: Task) -> bool:
+        """Whether a row of the task is two sequences, each encoded on its own."""
+        return task.text_pair is not None and self.config.pair_encoding == "separate"
+
+    def check_task(self, task: str) -> None:
+        """Raise InputError for a task that the model does not have."""
+        if task not in self.tasks:
+            raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
+
+    def change_task(self, task: Task) -> None:
+        """Give a task other settings of its training, also in what is saved; its head stays as it is."""
+        self.check_task(task.name)
+        self.tasks[task.name] = task
+        self.config.tasks = [task.to_config() for task in self.tasks.values()]
+
+    def encoder(self, task: str) -> MinBertModel:
+        """The encoder that a task uses."""
+        return self.bert if self.config.encoder_sharing == "shared" else self.encoders[task]
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Overridden to resize the word embeddings of every encoder; returns those of the first task's.
+
+        The arguments are those of `PreTrainedModel.resize_token_embeddings`. Where there are new tokens, all encoders
+        get the same new embeddings if they were the same before.
+        """
+        if self.config.encoder_sharing == "shared":
+            return super().resize_token_embeddings(*args, **kwargs)
+        state = torch.get_rng_state()
+        for encoder in self.encoders.values():
+            torch.set_rng_state(state)
+            encoder.resize_token_embeddings(*args, **kwargs)
+            self.config.vocab_size = encoder.config.vocab_size
+        return self.encoder(next(iter(self.tasks))).get_input_embeddings()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """New heads begin as `HeadLinear` says, everything else as in BERT."""
+        if isinstance(module, HeadLinear):
+            module.reset_parameters()  # leaves loaded weights alone: Transformers guards torch's initialisers
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        tasks: Sequence[str | dict | Task] | None = None,
+        encoder_sharing: str | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a BERT checkpoint or a trained run (see `MinBertPreTrainedModel.from_pretrained`).
+
+        Args:
+            pretrained_model_name_or_path: folder, Hub id or `package:NAME/PATH`.
+            tasks: presets' names, dictionaries of `Task` fields, or `Task`s. Needed on a checkpoint without heads,
+                whose new heads are random until trained; a trained run brings its own. A task that the run already
+                has keeps its weights, so it must mean the same (`check_heads`); a run with an encoder for each task
+                can take no other tasks.
+            encoder_sharing: "shared" or "per_task"; by default as in the checkpoint. With "per_task" a checkpoint's one
+                encoder is copied for each task.
+            output_loading_info: also return Transformers' report of missing and unexpected weights.
+            **kwargs: fields of the configuration, `pair_encoding` and `pooling` among them, and what
+                `PreTrainedModel.from_pretrained` takes.
+
+        Raises:
+            InputError: as `MinBertPreTrainedModel.from_pretrained`; or a trained run lacks weights of its heads, a
+                task or the layout gives a trained head another meaning, an encoder for each task cannot become one, or
+                the pooler that is asked for is not in the checkpoint.
+        """
+        name = pretrained_model_name_or_path
+        if encoder_sharing not in (None, *ENCODER_SHARING):
+            raise InputError(f"encoder_sharing is {encoder_sharing!r}; choose one of {', '.join(ENCODER_SHARING)}")
+        if tasks is not None:
+            kwargs["tasks"] = [load_task(task).to_config() for task in tasks]
+        if kwargs.keys() & {"config", "tasks", "pair_encoding", "pooling"}:
+            stored = MultitaskBertConfig.stored_fields(name, **kwargs)
+            given = kwargs["config"].to_dict() if hasattr(kwargs.get("config"), "to_dict") else {}
+            check_heads(name, stored, stored | given | kwargs)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing = sorted(info["missing_keys"])
+        if tasks is None and (gone := [key for key in missing if key.startswith("heads.")]):
+            raise InputError(f"{name} names tasks but lacks their weights, {gone[0]} first")
+        if model.config.pooling == "pooler" and (gone := [key for key in missing if ".pooler." in key]):
+            raise InputError(f"{name} lacks {gone[0]}, which pooling='pooler' needs; choose 'cls' or 'mean'")
+        if encoder_sharing == "shared" != model.config.encoder_sharing:
+            raise InputError(f"{name} has an encoder for each task; they cannot become one shared encoder")
+        if encoder_sharing == "per_task" != model.config.encoder_sharing:
+            model = model.split()
+        return (model, info) if output_loading_info else model
+
+    def push_to_hub(
+        self, repo_id: str, *, token: bool | str | None = None, private: bool | None = None, **kwargs: Any
+    ) -> str:
+        """As `PreTrainedModel.push_to_hub`, with a card that names the tasks where the repository has none.
+
+        The tokenizer has a `push_to_hub` of its own; `MultitaskTrainer.push_to_hub` pushes both, and the scores.
+        """
+        repo_id = create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
+        if not file_exists(repo_id, "README.md", token=token):
+            ModelCard(model_card(self.tasks, self.config, repo_id)).push_to_hub(repo_id, token=token)
+        return super().push_to_hub(repo_id, token=token, private=private, **kwargs)
+
+    def split(self) -> "MultitaskBertModel":
+        """A copy of a model with a shared encoder in which each task has that encoder for its own."""
+        fields = {key: value for key, value in self.config.to_dict().items() if key != "model_type"}
+        config = PerTaskBertConfig(**fields)
+        config._attn_implementation = self.config._attn_implementation
+        weights = {}
+        for key, value in self.state_dict().items():
+            owner, _, rest = key.partition(".")
+            keys = [f"encoders.{task}.{rest}" for task in self.tasks] if owner == "bert" else [key]
+            weights |= {key: value.clone() for key in keys}
+        with torch.device("meta"):  # no time and memory for weights that are replaced
+            model = type(self)(config)
+        model.load_state_dict(weights, assign=True)
+        return model.train(self.training)
+
+    @can_return_tuple
+    def forward(
+        self,
+        task: str,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SequenceClassifierOutput:
+        """Run one task on a batch of its rows.
+
+        Args:
+            task: name of the task.
+            input_ids: vocabulary indices, integer (B, L); for a separately encoded pair (B, 2, L).
+            attention_mask: 1 for real tokens and 0 for padding, of the same shape; all real by default.
+            token_type_ids: segment indices, of the same shape; all 0 by default.
+            inputs_embeds: word embeddings in place of `input_ids`, float, with one more axis, H.
+            labels: (B,); classes (integer), 0 or 1 (integer), or scores (float). A row without a
+                label has the class -100 or the score NaN.
+            num_items_in_batch: divisor of the summed loss where this batch is one share of a larger one; by default
+                `losses.count_items` of the labels.
+            output_attentions: as for `MinBertModel`, and with its shapes; a separately encoded pair counts as two rows.
+            output_hidden_states: the same of the hidden states.
+
+        Returns:
+            `logits`: (B, C) unnormalised class scores, (B,) logits of "yes", or (B,) scores; `loss`, a scalar, if
+            `labels` are given.
+
+        Raises:
+            InputError: the model has no such task, or the inputs are one sequence a row where the task takes two, or
+                the other way round.
+        """
+        self.check_task(task)
+        separate = self.is_separate(self.tasks[task])
+        inputs = [input_ids, attention_mask, token_type_ids, inputs_embeds]
+        if separate:
+            for given, dimensions in zip(inputs, (3, 3, 3, 4), strict=True):
+                if given is not None and (given.dim() != dimensions or given.shape[1] != 2):
+                    raise InputError(
+                        f"task {task!r} encodes a pair's texts separately: expected inputs of shape (B, 2, L), not "
+                        f"{tuple(given.shape)}: of each row the first text's tokens, and the second's"
+                    )
+            inputs = [None if given is None else given.flatten(0, 1) for given in inputs]
+        elif input_ids is not None and input_ids.dim() != 2:
+            raise InputError(f"task {task!r} takes one sequence a row, (B, L), not {tuple(input_ids.shape)}")
+        input_ids, attention_mask, token_type_ids, inputs_embeds = inputs
+        encoded = self.encoder(task)(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,  # an old config.json may say otherwise
+            first_token_only=self.config.pooling != "mean",
+        )
+        embedding = self.pool(encoded, attention_mask)
+        if separate:
+            embedding = embedding.unflatten(0, (-1, 2))
+        head = self.heads[task]
+        # In full precision: bfloat16 has steps of 1/32 near a score of 5, and SMART's perturbations move it less.
+        with torch.autocast(embedding.device.type, enabled=False):
+            logits = head(embedding.to(next(head.parameters()).dtype))
+        loss = None
+        if labels is not None:
+            spec = self.tasks[task]
+            loss = LOSSES[spec.loss](logits=logits, labels=labels, num_items=num_items_in_batch, **spec.loss_options)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
+
+    def pool(self, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None) -> Tensor:
+        """What the encoder returned, and the mask (B, L) -> the embedding of each sequence (B, H)."""
+        hidden = encoded.last_hidden_state
+        if self.config.pooling == "pooler":
+            return encoded.pooler_output
+        if self.config.pooling == "cls":
+            return hidden[:, 0]
+        if attention_mask is None:
+            return hidden.mean(1)
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+class PerTaskBertModel(MultitaskBertModel):
+    """A `MultitaskBertModel` with an encoder for each task. The Auto classes want a model class for each configuration
+    class; this is the one of `PerTaskBertConfig`."""
+
+    config_class = PerTaskBertConfig
+
+
+# With the package imported, the Auto classes know the type of our own. Not where a checkpoint brought this file along
+# as remote code: that is trusted for that checkpoint alone.
+if __package__ == "bert_multitask.model":
+    AutoConfig.register(PerTaskBertConfig.model_type, PerTaskBertConfig)
+    AutoModel.register(PerTaskBertConfig, PerTaskBertModel)

@@ -1,0 +1,427 @@
+"""What a task is, and the paper's four: the one place that knows a task by name."""
+
+import dataclasses
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from torch import nn
+
+from .errors import InputError
+from .fields import check_fields, read_fields
+
+# kind -> (loss, divergence, metric) a task of that kind has unless it names others.
+KINDS = {
+    "classification": ("cross_entropy", "symmetric_kl", "accuracy"),
+    "binary": ("binary_cross_entropy", "binary_symmetric_kl", "accuracy"),
+    "similarity": ("mean_squared_error", "squared_error", "pearson"),
+}
+QUOTING = ("standard", "none")
+# The fields that say where rows come from, which a model does not need.
+ROW_SOURCE = ("files", "quoting", "hub", "course_rows")
+SPLITS = ("train", "dev", "test")
+# A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
+# torch module that holds the heads by name.
+RESERVED = {"overall", "loss", "runtime", *dir(nn.ModuleDict())}
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where a task's rows lie in a Hub dataset.
+
+    Args:
+        path: dataset id on the Hub.
+        name: its configuration, where it has several.
+        revision: branch, tag or commit of the dataset; None is its main branch.
+        text: its column of texts.
+        text_pair: its column of second texts; None where a row has one.
+        label: its column of labels.
+        splits: {our split: its split, or a slice of one such as "train[:80%]"}.
+        label_names: what its labels are called, in the order of the task's label_names; by default as those.
+    """
+
+    path: str
+    name: str | None = None
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+    splits: dict[str, str] = dataclasses.field(
+        default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"}
+    )
+    revision: str | None = None
+    label_names: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if isinstance(self.label_names, (list, tuple)):
+            object.__setattr__(self, "label_names", check_label_names(self.label_names, "hub: label_names"))
+        check_fields(self, "hub")
+        check_splits(self.splits, "hub: splits")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its rows, its head, its loss and how it is scored. Everything is plain data, so YAML can hold it.
+
+    Args:
+        name: what it is called in flags, logs and files; a Python identifier that is not RESERVED.
+        kind: "classification" (one of several labels), "binary" (yes or no) or "similarity" (a score).
+        text: the column of texts in its files.
+        text_pair: the column of second texts; None, one text a row.
+        label: the column of labels.
+        label_names: what the labels 0, 1, … mean; for classification and binary. No two may be the same label: case
+            and white space around them do not count, and "1.0" is "1".
+        score_range: lowest and highest score; for similarity.
+        loss: key of `losses.LOSSES`; by default the kind's.
+        divergence: key of `losses.DIVERGENCES`, by which SMART compares two predictions; by default the kind's.
+        metric: key of `metrics.METRICS`; by default the kind's.
+        class_weights: {label name: weight above 0} of every class: a row's loss counts as much as its label's weight,
+            and the weighted losses are divided by the sum of the weights, as in `torch.nn.CrossEntropyLoss(weight=…)`.
+            "balanced": `MultitaskTrainer` makes them rows / (classes * rows of the class), of the rows it trains on.
+            None, all classes count alike. For classification and binary.
+        label_smoothing: share of a label that the loss spreads evenly over all classes, in [0, 1), as in
+            `torch.nn.CrossEntropyLoss(label_smoothing=…)`; for classification and binary.
+        epochs: how often training sees each row (paper, section 4.2.2).
+        max_train_samples: train on at most so many rows, drawn at random; None, on all.
+        dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
+        smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
+        bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
+        files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
+            (tabs or commas), .jsonl or .parquet.
+        quoting: how tables quote: "standard", a field that begins with a double quote is quoted whole, with inner
+            quotes doubled; "none", quotes are plain characters, as in GLUE's own files.
+        hub: the same rows on the Hub.
+        course_rows: {split: rows} of the course's own files (the paper's section 5.1), said where a run has others.
+        prediction_column: header of the predictions in the course's file form; by default they are written as a plain
+            table with the labels' names.
+    """
+
+    name: str
+    kind: str
+    text: str = "sentence"
+    text_pair: str | None = None
+    label: str = "label"
+    label_names: tuple[str, ...] | None = None
+    score_range: tuple[float, float] | None = None
+    loss: str | None = None
+    divergence: str | None = None
+    metric: str | None = None
+    class_weights: dict | str | None = None
+    label_smoothing: float = 0.0
+    epochs: int = 10
+    max_train_samples: int | None = None
+    dropout: float = 0.3
+    smart_weight: float = 0.0
+    bregman_weight: float = 0.0
+    files: dict[str, str] | None = None
+    quoting: str = "standard"
+    hub: HubSource | None = None
+    course_rows: dict[str, int] | None = None
+    prediction_column: str | None = None
+
+    def __post_init__(self):
+        where = f"task {self.name!r}"
+        self.read_plain(where)
+        check_fields(self, where)
+        check_name(self.name)
+        if self.kind not in KINDS:
+            raise InputError(f"{where}: kind is {self.kind!r}; choose one of {', '.join(KINDS)}")
+        self.check_labels(where)
+        self.check_ranges(where)
+        if self.files is not None:
+            check_splits(self.files, f"{where}: files")
+        if self.quoting not in QUOTING:
+            raise InputError(f"{where}: quoting is {self.quoting!r}; choose one of {', '.join(QUOTING)}")
+        if self.course_rows is not None and self.course_rows.keys() != set(SPLITS):
+            raise InputError(f"{where}: course_rows has {', '.join(self.course_rows)}; expected {', '.join(SPLITS)}")
+        for key, default in zip(("loss", "divergence", "metric"), KINDS[self.kind], strict=True):
+            object.__setattr__(self, key, getattr(self, key) or default)
+        object.__setattr__(self, "class_weights", check_class_weights(self))
+
+    def read_plain(self, where: str) -> None:
+        """Give fields the types that YAML and JSON cannot write; a frozen dataclass needs the long way."""
+        plain = {}
+        if isinstance(self.label_names, (list, tuple)):
+            plain["label_names"] = check_label_names(self.label_names, f"{where}: label_names")
+        if isinstance(self.score_range, list):
+            plain["score_range"] = tuple(self.score_range)
+        if isinstance(self.hub, dict):
+            try:
+                plain["hub"] = read_fields(HubSource, self.hub, "hub")
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from error
+        for key, value in plain.items():
+            object.__setattr__(self, key, value)
+
+    def check_labels(self, where: str) -> None:
+        """Refuse label names or a range of scores that the kind of task does not have."""
+        if self.kind == "similarity":
+            if self.label_names is not None:
+                raise InputError(
+                    f"{where}: a similarity task has no label_names, it has score_range: [lowest, highest]"
+                )
+            low, high = map(float, self.score_range or (0, 0))
+            if not low < high:
+                raise InputError(f"{where}: a similarity task needs score_range: [lowest, highest]")
+            object.__setattr__(self, "score_range", (low, high))
+            return
+        if self.score_range is not None:
+            raise InputError(f"{where}: a {self.kind} task has no score_range, it has label_names")
+        names = self.label_names or ()
+        if len(names) < 2 or (self.kind == "binary" and len(names) != 2):
+            count = "two" if self.kind == "binary" else "two or more"
+            raise InputError(f"{where}: a {self.kind} task needs {count} label_names; it has {len(names)}")
+        if self.hub and self.hub.label_names and len(self.hub.label_names) != len(names):
+            raise InputError(
+                f"{where}: hub has {len(self.hub.label_names)} label_names and the task {len(names)}; expected the "
+                "same labels in the same order"
+            )
+
+    def check_ranges(self, where: str) -> None:
+        """Refuse numbers that are out of range."""
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"{where}: dropout is {self.dropout}; expected a probability in [0, 1)")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"{where}: label_smoothing is {self.label_smoothing}; expected a share in [0, 1)")
+        if self.label_smoothing and self.kind == "similarity":
+            raise InputError(
+                f"{where}: label_smoothing is {self.label_smoothing}; a similarity task has no classes, so leave it out"
+            )
+        for key in ("smart_weight", "bregman_weight"):
+            if getattr(self, key) < 0:
+                raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
+        for key in ("epochs", "max_train_samples"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise InputError(f"{where}: {key} is {value}; expected a whole number of at least 1")
+
+    @property
+    def loss_options(self) -> dict:
+        """What the task's loss takes besides logits and labels: `class_weights`, in the order of the classes, and
+        `label_smoothing`, where the task has them.
+
+        Raises:
+            InputError: the weights are "balanced", and no labels have been counted yet.
+        """
+        if self.class_weights == "balanced":
+            raise InputError(
+                f"task {self.name!r}: class_weights is 'balanced', and no training labels have been counted; "
+                "MultitaskTrainer counts them; elsewhere use Task.balance, or give a weight for each label name"
+            )
+        options = {}
+        if self.class_weights:
+            options["class_weights"] = tuple(self.class_weights.values())
+        if self.label_smoothing:
+            options["label_smoothing"] = self.label_smoothing
+        return options
+
+    def balance(self, labels: Iterable[int]) -> "Task":
+        """This task with numbers for "balanced" class weights (scikit-learn's formula); as it is if it has others.
+
+        Args:
+            labels: of the training rows, as class numbers; others, such as -100 for no label, are not counted.
+
+        Raises:
+            InputError: a class has no row.
+        """
+        if self.class_weights != "balanced":
+            return self
+        counts = Counter(labels)
+        rows = {name: counts[number] for number, name in enumerate(self.label_names)}
+        if missing := [name for name, count in rows.items() if not count]:
+            raise InputError(
+                f"task {self.name!r}: class_weights is 'balanced', but no training row has the label {missing[0]!r}; "
+                "give a weight for each label name"
+            )
+        total = sum(rows.values())
+        return replace(self, class_weights={name: total / (len(rows) * count) for name, count in rows.items()})
+
+    def to_config(self) -> dict:
+        """The fields a model needs, as plain data for `config.json`: all but where the rows come from."""
+        fields = {key: value for key, value in vars(self).items() if key not in ROW_SOURCE}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+
+
+def check_class_weights(task: Task) -> dict | str | None:
+    """A task's class weights in the order of its label names.
+
+    Raises:
+        InputError: the task has no classes, a class is unknown or has no weight, or a weight is no number above 0.
+    """
+    weights, where = task.class_weights, f"task {task.name!r}: class_weights"
+    if weights is None:
+        return None
+    if task.kind == "similarity":
+        raise InputError(f"{where} is {weights!r}; a {task.kind} task has no classes, so leave it out")
+    if weights == "balanced":
+        return weights
+    names = ", ".join(task.label_names)
+    if not isinstance(weights, dict):
+        raise InputError(f"{where} is {weights!r}; expected 'balanced', or a weight for each of {names}")
+    weights = {str(name): weight for name, weight in weights.items()}
+    if unknown := [name for name in weights if name not in task.label_names]:
+        raise InputError(f"{where} has {unknown[0]!r}; the label_names are {names}")
+    if missing := [name for name in task.label_names if name not in weights]:
+        raise InputError(f"{where} has no weight for {missing[0]!r}; expected one for each of {names}")
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+            raise InputError(f"{where}: {name!r} has {weight!r}; expected a number above 0")
+    return {name: float(weights[name]) for name in task.label_names}
+
+
+def load_task(spec: "str | dict | Task") -> Task:
+    """Make a task of a preset's name, of a dictionary of `Task` fields (from YAML or a checkpoint), or of itself.
+
+    Raises:
+        InputError: the name is no preset, or a field is unknown, missing or out of range.
+    """
+    if isinstance(spec, Task):
+        return spec
+    if isinstance(spec, str):
+        if spec not in TASKS:
+            raise InputError(f"unknown task {spec!r}; choose from {', '.join(TASKS)}, or define it in the YAML")
+        return TASKS[spec]
+    if not isinstance(spec, dict):
+        raise InputError(f"a task is {spec!r}; expected a name or the fields of a Task")
+    if missing := sorted({"name", "kind"} - set(spec)):
+        raise InputError(f"a task in tasks has no field {missing[0]!r}: {spec}; tasks is a list, each with its fields")
+    return read_fields(Task, spec, f"task {spec['name']!r}")
+
+
+def load_tasks(specs: "Iterable[str | dict | Task]") -> dict[str, Task]:
+    """Make the tasks of one run or model: {name: task}, in the order given.
+
+    Raises:
+        InputError: as `load_task`; or two tasks would share files, which some file systems find whatever the case.
+    """
+    tasks: dict[str, Task] = {}
+    keys: dict[str, str] = {}  # of an evaluation's scores
+    for task in map(load_task, specs):
+        for other in tasks:
+            if same_file_name(other) == same_file_name(task.name):
+                twice = "twice" if other == task.name else f"and {task.name!r}, which would share files"
+                raise InputError(f"tasks names {other!r} {twice}; give each task a name of its own")
+        for key in (f"{task.name}_{task.metric}", f"{task.name}_loss"):
+            if (other := keys.setdefault(key, task.name)) != task.name:
+                raise InputError(f"tasks {other!r} and {task.name!r} would both have a score eval_{key}; rename one")
+        tasks[task.name] = task
+    return tasks
+
+
+def same_file_name(name: str) -> str:
+    """What a file system may make of a name: some ignore case, some compose letters and accents."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def check_name(name: str) -> None:
+    """Refuse a task's name that no parameter, file or log entry can have, or that another one has already.
+
+    Raises:
+        InputError: says why.
+    """
+    if not name.isidentifier():
+        raise InputError(f"task {name!r}: name must be a Python identifier, because it names files and parameters")
+    if name in RESERVED or name.startswith("eval_"):
+        raise InputError(f"task {name!r}: this name is reserved for scores, log entries or PyTorch; choose another")
+
+
+def check_splits(splits: dict[str, str], where: str) -> None:
+    """Refuse splits without train and dev, or with others than test beside them."""
+    if not {"train", "dev"} <= splits.keys() <= set(SPLITS):
+        raise InputError(f"{where} has {', '.join(splits) or 'none'}; expected train, dev and perhaps test")
+
+
+def label_key(label: str | int | float) -> str | Decimal:
+    """What two labels have in common that are the same: their number, or their text, whatever its case and the white
+    space around it."""
+    text = str(label).strip().casefold()
+    return Decimal(text) if NUMBER.fullmatch(text) else text
+
+
+def check_label_names(names: Sequence, where: str) -> tuple[str, ...]:
+    """Label names as texts without white space around them; YAML reads some as numbers.
+
+    Raises:
+        InputError: a name is no text or number, is empty, has a line break or a control character, or there is another
+            that the same labels would mean.
+    """
+    known: dict[str | Decimal, str] = {}
+    for name in names:
+        if isinstance(name, bool):
+            raise InputError(f"{where} has true or false; YAML reads a bare yes or no so: write 'yes', 'no'")
+        if not isinstance(name, (str, int, float)):
+            raise InputError(f"{where} has {name!r}; expected texts")
+        text = str(name).strip()
+        if not text or any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+            raise InputError(f"{where} has {name!r}; expected texts of one line, without control characters")
+        if (other := known.get(label_key(text))) is not None:
+            raise InputError(f"{where} has {other!r} and {text!r}, which are the same label; expected distinct names")
+        known[label_key(text)] = text
+    return tuple(known.values())
+
+
+def course_files(stem: str) -> dict:
+    """The names of one task's files in the CS224N default final project."""
+    return {"train": f"{stem}-train.csv", "dev": f"{stem}-dev.csv", "test": f"{stem}-test-student.csv"}
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            name="sst",
+            kind="classification",
+            label="sentiment",
+            label_names=("negative", "somewhat negative", "neutral", "somewhat positive", "positive"),
+            files=course_files("ids-sst"),
+            hub=HubSource("SetFit/sst5"),
+            course_rows={"train": 8544, "dev": 1101, "test": 2210},
+            prediction_column="Predicted_Sentiment",
+        ),
+        Task(
+            name="quora",
+            kind="binary",
+            text="sentence1",
+            text_pair="sentence2",
+            label="is_duplicate",
+            label_names=("different", "paraphrase"),
+            epochs=3,
+            files=course_files("quora"),
+            # The labels of GLUE's test splits are hidden (-1).
+            hub=HubSource(
+                "nyu-mll/glue",
+                "qqp",
+                text="question1",
+                text_pair="question2",
+                label_names=("not_duplicate", "duplicate"),
+            ),
+            course_rows={"train": 283_010, "dev": 40_429, "test": 80_859},
+            prediction_column="Predicted_Is_Paraphrase",
+        ),
+        Task(
+            name="sts",
+            kind="similarity",
+            text="sentence1",
+            text_pair="sentence2",
+            label="similarity",
+            score_range=(0.0, 5.0),
+            files=course_files("sts"),
+            hub=HubSource("nyu-mll/glue", "stsb", text="sentence1", text_pair="sentence2"),
+            course_rows={"train": 6040, "dev": 863, "test": 1725},
+            prediction_column="Predicted_Similiary",  # the course's spelling, which its graders read
+        ),
+        Task(
+            name="cfimdb",
+            kind="classification",
+            label="sentiment",
+            label_names=("negative", "positive"),
+            files=course_files("ids-cfimdb"),
+            hub=HubSource("tasksource/counterfactually-augmented-imdb", text="Text", label="Sentiment"),
+            course_rows={"train": 1707, "dev": 245, "test": 488},
+            prediction_column="Predicted_Sentiment",
+        ),
+    )
+}
+"""The presets, by name: sst, quora, sts (the paper's three) and cfimdb."""

@@ -1,0 +1,1 @@
+"""Reports on runs and prediction tables."""

@@ -1,0 +1,153 @@
+"""Where predictions go wrong: a task's predictions beside the labels, and what can be counted of them."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from scipy.stats import binomtest, norm
+from sklearn.metrics import confusion_matrix
+
+from ..evaluation.intervals import LEVEL, Estimate
+from ..evaluation.tables import Predictions, check_alike, decision_column
+from ..model.losses import is_labelled
+from ..model.tasks import Task
+
+
+@dataclass(frozen=True)
+class LabelledPredictions:
+    """A task's predictions for the rows of a split that have a label.
+
+    Args:
+        task: whose.
+        ids: of the rows, N.
+        texts: one text a row, or two.
+        labels: true classes, integer (N,), or scores, float (N,).
+        predicted: the same as predicted.
+        probabilities: of each class, (N, C); None for scores, and where the table has none.
+    """
+
+    task: Task
+    ids: list[str]
+    texts: list[tuple[str, ...]]
+    labels: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, indices: np.ndarray) -> "LabelledPredictions":
+        """The rows of these indices, in their order."""
+        return replace(
+            self,
+            ids=[self.ids[index] for index in indices],
+            texts=[self.texts[index] for index in indices],
+            labels=self.labels[indices],
+            predicted=self.predicted[indices],
+            probabilities=None if self.probabilities is None else self.probabilities[indices],
+        )
+
+    @property
+    def errors(self) -> np.ndarray:
+        """(N,): of a class 1 where it is wrong and 0 where it is right, of a score |predicted - true|."""
+        if self.task.kind == "similarity":
+            return self.distances
+        return (self.predicted != self.labels).astype(float)
+
+    @property
+    def distances(self) -> np.ndarray:
+        """(N,): |predicted - true|, in classes (which says little if they have no order) or in the score's units."""
+        return np.abs(self.predicted - self.labels)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(N,): -ln of the true class's probability, in nats; for scores, and without probabilities, `distances`."""
+        if self.probabilities is None:
+            return self.distances
+        true = np.take_along_axis(self.probabilities, self.labels[:, None], axis=1)[:, 0]
+        return -np.log(np.maximum(true, np.finfo(np.float32).tiny))
+
+    @property
+    def words(self) -> np.ndarray:
+        """(N,): words of each row, both texts together, as white space sets them apart."""
+        return np.array([sum(len(text.split()) for text in texts) for texts in self.texts])
+
+
+def label_predictions(table: Predictions, rows: Dataset) -> LabelledPredictions:
+    """A prediction table beside the labels of its rows; rows without a label are left out.
+
+    Args:
+        table: of a task; probabilities may be missing.
+        rows: clean rows of the split.
+
+    Raises:
+        InputError: the table is of other rows, or has them in another order.
+    """
+    check_alike([Predictions(table.task, rows, rows.info.description), table])
+    labels = np.array(rows["label"][:])
+    texts = [rows[name][:] for name in ("text", "text_pair") if name in rows.column_names]
+    columns = table.table.column_names
+    return LabelledPredictions(
+        task=table.task,
+        ids=rows["id"][:],
+        texts=list(zip(*texts, strict=True)),
+        labels=labels,
+        predicted=np.array(table.table[decision_column(table.task)][:]),
+        probabilities=np.array(table.table["probabilities"][:]) if "probabilities" in columns else None,
+    ).select(np.flatnonzero(is_labelled(labels)))
+
+
+def confusion(predictions: LabelledPredictions) -> np.ndarray:
+    """(C, C): percent of the rows of true class j that are predicted as class i (paper, Figure 3).
+
+    Every column sums to 100, or to 0 where no row has that class.
+    """
+    classes = range(len(predictions.task.label_names))
+    return 100 * confusion_matrix(predictions.labels, predictions.predicted, labels=classes, normalize="true").T
+
+
+class LengthBin(NamedTuple):
+    """Rows of similar length: from `low` to `high` words, and their mean error with its interval."""
+
+    low: int
+    high: int
+    rows: int
+    error: Estimate
+
+
+def error_by_length(predictions: LabelledPredictions, bins: int = 6) -> list[LengthBin]:
+    """The mean of `errors` in bins of about as many rows each, from short to long; rows of one length stay together.
+
+    Intervals are Wilson's for classes, and mean ± z standard errors for scores.
+    """
+    words, errors = predictions.words, predictions.errors
+    edges = np.unique(np.quantile(words, np.linspace(0, 1, bins + 1)[1:], method="inverted_cdf"))
+    number = np.searchsorted(edges, words)
+    result = []
+    for index in range(len(edges)):
+        inside = number == index
+        bounds = mean_interval(errors[inside], share=predictions.task.kind != "similarity")
+        result.append(LengthBin(int(words[inside].min()), int(words[inside].max()), int(inside.sum()), bounds))
+    return result
+
+
+def mean_interval(errors: np.ndarray, share: bool) -> Estimate:
+    """The mean of errors with its interval: Wilson's of a share, else z standard errors to each side."""
+    mean, count = float(errors.mean()), len(errors)
+    if share:
+        bounds = binomtest(int(errors.sum()), count).proportion_ci(LEVEL, method="wilson")
+        return Estimate(mean, bounds.low, bounds.high)
+    width = norm.ppf((1 + LEVEL) / 2) * errors.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
+    return Estimate(mean, mean - width, mean + width)
+
+
+def has_neighbours(task: Task) -> bool:
+    """Whether a prediction can be nearly right: scores, and classes from three on."""
+    return task.kind == "similarity" or len(task.label_names) > 2
+
+
+def worst(predictions: LabelledPredictions, count: int) -> LabelledPredictions:
+    """The wrong rows with the highest `losses`, worst first."""
+    order = np.argsort(-predictions.losses, kind="stable")
+    return predictions.select(order[predictions.errors[order] > 0][:count])

@@ -1,0 +1,316 @@
+"""The pictures of reports and searches: numbers -> matplotlib figures, to be read at a page's width of 800 px.
+
+A figure's inch is 100 px of the page, so that its smallest letters (9 pt) are 12.5 px high there. Colours are those of
+Okabe and Ito, and cividis for matrices: both can be told apart without red or green.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..evaluation.metrics import find_metric
+from ..model.tasks import Task
+from .analysis import LabelledPredictions, confusion, error_by_length
+
+WIDTH = 8  # inches
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+TRAIN, DEV, IDENTITY = "#0072B2", "#D55E00", "#D55E00"
+DEV_LABEL = "dev"
+STYLE = {
+    "font.size": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "savefig.dpi": 200,  # sharp on screens of two dots a pixel
+    "figure.constrained_layout.use": True,
+}
+SHOWN_STEPS = 300  # of the plan, one by one
+MANY_CLASSES = 12  # beyond which there is no room for a figure in each cell or above each bar
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG of 200 dots an inch."""
+    file = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+@rc_context(STYLE)
+def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Figure:
+    """Loss and metric of training and dev rows over the steps; a row a task, and one overall (Figure 2).
+
+    Args:
+        history: the entries of `history.jsonl`.
+        tasks: {name: task}.
+    """
+    figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1) + 0.3))
+    axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
+    for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
+        draw_train(left, history, f"loss_{name}")
+        draw_dev(left, history, f"eval_{name}_loss")
+        draw_train(right, history, f"{task.metric}_{name}")
+        draw_dev(right, history, f"eval_{name}_{task.metric}")
+        left.set(title=f"{name}: loss", ylabel=f"loss ({'squared score' if task.kind == 'similarity' else 'nats'})")
+        metric = find_metric(task)
+        right.set(title=f"{name}: {task.metric}{best_dev(right, metric.greater_is_better)}", ylabel=metric.unit)
+    left, right = axes[-1]
+    draw_train(left, history, "loss")
+    smart = any(key.startswith(("smart_", "bregman_")) for entry in history for key in entry)
+    left.set(title=f"all tasks: loss{', with its SMART terms' * smart}", ylabel="loss (mixed units)", xlabel="step")
+    draw_dev(right, history, "eval_overall")
+    right.set(title=f"overall score{best_dev(right)}", ylabel="score (0 to 1)", xlabel="step")
+    count_steps(right)
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
+    figure.legend(handles=lines.values(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def draw_train(axis: Axes, history: Sequence[Mapping], key: str) -> None:
+    """What training logged under a key: of the few rows between two entries, so thin."""
+    draw_curve(axis, history, key, label="train, with dropout", color=TRAIN, linewidth=0.8, alpha=0.7)
+
+
+def draw_dev(axis: Axes, history: Sequence[Mapping], key: str) -> None:
+    """What evaluations found under a key."""
+    draw_curve(axis, history, key, label=DEV_LABEL, color=DEV, linewidth=1.5, marker="o", markersize=3)
+
+
+def draw_curve(axis: Axes, history: Sequence[Mapping], key: str, **style) -> None:
+    """One key of the history over its steps; nothing where no entry has the key."""
+    points = [(entry["step"], entry[key]) for entry in history if key in entry]
+    if points:
+        axis.plot(*zip(*points, strict=True), **style)
+
+
+def best_dev(axis: Axes, highest: bool = True) -> str:
+    """Ring the highest point of the dev curve, or the lowest, if there is one; words for the title."""
+    for line in axis.lines:
+        if line.get_label() == DEV_LABEL:
+            step, value = (max if highest else min)(line.get_xydata(), key=lambda point: point[1])
+            axis.plot(step, value, "o", color=DEV, markersize=8, fillstyle="none", label="best on dev")
+            return f", best on dev {value:.3f} at step {step:,.0f}"
+    return ""
+
+
+@rc_context(STYLE)
+def confusion_matrix(predictions: LabelledPredictions) -> Figure:
+    """Percent of each true class's rows by predicted class; a true class is a column, which sums to 100 (Figure 3)."""
+    names, percent = predictions.task.label_names, confusion(predictions)
+    counts = [int((predictions.labels == index).sum()) for index in range(len(names))]
+    figure = Figure(figsize=(WIDTH, min(2.6 + 0.75 * len(names), WIDTH)))
+    axis = figure.subplots()
+    image = axis.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows", xlabel="true label (rows)")
+    axis.set_ylabel("predicted label")
+    crowded = sum(map(len, names)) > 75  # letters that fit beside each other
+    gap = " " if crowded else "\n"
+    ticks = [f"{name}{gap}({count:,})" for name, count in zip(names, counts, strict=True)]
+    axis.set_xticks(range(len(names)), ticks, rotation=90 if crowded else 0)
+    axis.set_yticks(range(len(names)), names)
+    axis.spines[:].set_visible(False)
+    if len(names) <= MANY_CLASSES:
+        for (row, column), value in np.ndenumerate(percent):
+            axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="black" if value > 45 else "white")
+    figure.colorbar(image, label="share of the true label's rows (%)")
+    return figure
+
+
+@rc_context(STYLE)
+def scatter(predictions: LabelledPredictions) -> Figure:
+    """Predicted over true scores, with the line on which they are equal (Figure 4)."""
+    low, high = predictions.task.score_range
+    figure = Figure(figsize=(WIDTH, 6))
+    axis = figure.subplots()
+    # The more points, the fainter: about as much ink for any number of rows.
+    faint = float(np.clip(300 / len(predictions), 0.05, 0.6))
+    axis.scatter(predictions.labels, predictions.predicted, s=14, alpha=faint, color=TRAIN, linewidths=0, label="a row")
+    axis.plot([low, high], [low, high], color=IDENTITY, label="predicted = true")
+    axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows", aspect="equal")
+    axis.set(xlabel=f"true score ({low:g} to {high:g})", ylabel=f"predicted score ({low:g} to {high:g})")
+    for handle in axis.legend(frameon=False, loc="upper left").legend_handles:
+        handle.set_alpha(1)
+    return figure
+
+
+@rc_context(STYLE)
+def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
+    """Mean error of rows by length, a panel a task, with 95 % intervals."""
+    figure, axes = panels(len(predictions))
+    for axis, part in zip(axes, predictions, strict=True):
+        scores = part.task.kind == "similarity"
+        bins = error_by_length(part)
+        factor = 1 if scores else 100
+        means = factor * np.array([bin.error for bin in bins])
+        places = range(len(bins))
+        below_above = np.abs(means[:, 1:] - means[:, :1]).T
+        axis.errorbar(places, means[:, 0], below_above, fmt="o", color=TRAIN, capsize=3)
+        axis.set_xticks(places, [f"{bin.low}–{bin.high}" if bin.low < bin.high else f"{bin.low}" for bin in bins])
+        axis.set(title=f"{part.task.name}: about {len(part) // len(bins):,} rows a bin", xlabel="length (words)")
+        axis.set(ylabel="mean |predicted − true|" if scores else "wrong rows (%)")
+        axis.margins(x=0.1)
+        axis.set_ylim(0, 1.1 * np.nanmax([*means.flat, 1e-9]))  # bounds are nan in a bin of one score
+    return figure
+
+
+@rc_context(STYLE)
+def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
+    """How far off predictions are: of classes the number of classes, of scores |predicted - true|; a panel a task."""
+    figure, axes = panels(len(predictions))
+    for axis, part in zip(axes, predictions, strict=True):
+        weights = np.full(len(part), 100 / len(part))
+        if part.task.kind == "similarity":
+            low, high = part.task.score_range
+            axis.hist(part.distances, np.linspace(0, high - low, 21), weights=weights, color=TRAIN)
+            axis.set_xlabel("|predicted − true| (score)")
+        else:
+            classes = range(len(part.task.label_names))
+            bars = axis.bar(classes, np.bincount(part.distances, weights, minlength=len(classes)), color=TRAIN)
+            if len(classes) <= MANY_CLASSES:
+                axis.bar_label(bars, fmt="%.1f", fontsize=9)
+                axis.margins(y=0.12)  # room for the labels
+            axis.set_xlabel("|predicted − true| (classes; 0 is right)")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(title=part.task.name, ylabel="rows (%)")
+    return figure
+
+
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, two beside each other."""
+    rows = -(-count // 2)
+    figure = Figure(figsize=(WIDTH, 2.8 * rows))
+    axes = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
+@rc_context(STYLE)
+def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
+    """Which task each step has: the first steps one by one, and the tasks' shares over the whole plan.
+
+    Args:
+        plan: task of each step.
+        tasks: their names, in the order of the run.
+    """
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(tasks)}
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(tasks) + 2.4))
+    top, bottom = figure.subplots(2, 1, height_ratios=[0.3 + 0.3 * len(tasks), 2.4])
+    shown = plan[:SHOWN_STEPS]
+    for row, name in enumerate(tasks):
+        top.broken_barh(spans(shown, name), (row - 0.4, 0.8), color=colours[name], linewidth=0)
+    top.set_yticks(range(len(tasks)), tasks)
+    top.set(xlim=(0.5, len(shown) + 0.5), xlabel="step", ylim=(len(tasks) - 0.5, -0.5))
+    top.set_title("every step" if len(shown) == len(plan) else f"the first {SHOWN_STEPS} of {len(plan):,} steps")
+    bars = min(50, -(-len(plan) // 10))
+    edges = np.linspace(0, len(plan), bars + 1).round().astype(int)
+    counts = [Counter(plan[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+    widths, floor = np.diff(edges), np.zeros(len(counts))
+    for name in tasks:
+        share = 100 * np.array([count[name] for count in counts]) / widths
+        bottom.bar(edges[:-1] + 0.5, share, widths, floor, align="edge", color=colours[name], label=name)
+        floor += share
+    bottom.set(xlim=(0.5, len(plan) + 0.5), ylim=(0, 100), xlabel="step", ylabel="share of steps (%)")
+    bottom.set_title(f"the whole plan, about {round(len(plan) / bars):,} steps a bar")
+    bottom.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, reverse=True)  # as the bars are stacked
+    for axis in (top, bottom):
+        count_steps(axis)
+    return figure
+
+
+@rc_context(STYLE)
+def search_overview(
+    trials: Sequence[Mapping],
+    space: Mapping[str, dict | list],
+    importances: Mapping[str, float],
+    metric: str,
+    highest: bool = True,
+) -> Figure:
+    """A hyperparameter search: the score of each trial, what mattered, and the scores over the values of each setting.
+
+    Args:
+        trials: in order, each with `trial` (its number), `state` (complete or pruned), `score`, and its settings.
+        space: {setting: its range or choices}.
+        importances: {setting: its share of the variance that they explain}; empty where trials are too few to say.
+        metric: what the score is.
+        highest: whether the best score is the highest, or the lowest.
+    """
+    trials = [trial for trial in trials if np.isfinite(trial["score"])]  # diverged ones have no place
+    lines = -(-len(space) // 3)
+    figure = Figure(figsize=(WIDTH, 3 + 2.2 * lines))
+    top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2.2 * lines])
+    history, bars = top.subplots(1, 2)
+    draw_trials(history, trials, [trial["trial"] for trial in trials], highest)
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    best = (np.maximum if highest else np.minimum).accumulate([trial["score"] for trial in complete])
+    history.step(
+        [trial["trial"] for trial in complete], best, where="post", color=TRAIN, linewidth=0.8, label="best so far"
+    )
+    history.set(title="the trials, one after the other", xlabel="trial", ylabel=metric)
+    history.xaxis.set_major_locator(MaxNLocator(integer=True))
+    names = sorted(importances, key=importances.get)
+    drawn = bars.barh(names, [100 * importances[name] for name in names], color=TRAIN)
+    bars.bar_label(drawn, fmt="%.0f", padding=2, fontsize=9)
+    bars.set(title=f"what mattered, by {len(complete)} whole trials", xlabel="share of the explained variance (%)")
+    if not importances:
+        bars.set(xticks=[], yticks=[])
+        bars.text(0.5, 0.5, "too few whole trials to say", ha="center", va="center", transform=bars.transAxes)
+    axes = list(bottom.subplots(lines, 3, sharey=True, squeeze=False).flat)
+    for axis, (name, values) in zip(axes, space.items(), strict=False):
+        axis.set(xlabel=name, ylabel=metric if axis.get_subplotspec().is_first_col() else "")
+        if isinstance(values, list):
+            draw_trials(axis, trials, [values.index(trial[name]) for trial in trials], highest)
+            axis.set_xticks(
+                range(len(values)), [f"{value:g}" if isinstance(value, float) else value for value in values]
+            )
+            axis.set_xlim(-0.5, len(values) - 0.5)
+        else:
+            draw_trials(axis, trials, [trial[name] for trial in trials], highest)
+            axis.set_xscale("log" if values["log"] else "linear")
+    for axis in axes[len(space) :]:
+        axis.remove()
+    handles, labels = history.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def draw_trials(axis: Axes, trials: Sequence[Mapping], places: Sequence[float], highest: bool) -> None:
+    """Each trial's score at its place, the best whole one ringed."""
+    styles = {"complete": {"marker": "o", "color": TRAIN}, "pruned": {"marker": "x", "color": DEV}}
+    points = {
+        state: [(place, trial["score"]) for place, trial in zip(places, trials, strict=True) if trial["state"] == state]
+        for state in styles
+    }
+    for state, style in styles.items():
+        if points[state]:
+            axis.scatter(*zip(*points[state], strict=True), s=22, label=f"{state} trial", **style)
+    if points["complete"]:
+        place, score = (max if highest else min)(points["complete"], key=lambda point: point[1])
+        axis.plot(place, score, "o", color=DEV, markersize=10, fillstyle="none", label="best trial")
+
+
+def spans(plan: Sequence[str], name: str) -> list[tuple[float, int]]:
+    """(left edge, width) of each run of a task's steps; step n reaches from n - 1/2 to n + 1/2."""
+    found, step = [], 0.5
+    for task, run in groupby(plan):
+        width = len(list(run))
+        if task == name:
+            found.append((step, width))
+        step += width
+    return found
+
+
+def count_steps(axis: Axes) -> None:
+    """Whole numbers below an axis of steps, with their thousands set apart."""
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_formatter("{x:,.0f}")

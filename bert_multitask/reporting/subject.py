@@ -1,0 +1,112 @@
+"""What a report is of: a run, a folder of prediction tables or one table, with the labels of its rows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.records import read_history
+from ..inference.split_tables import SplitReader, read_tables
+from ..inference.trained_run import first_run, known_tasks, locate_tasks
+from ..model.configuration import resolve_folder
+from ..model.errors import InputError
+from ..model.tasks import Task
+from ..training.arguments import MultitaskTrainingArguments
+from ..training.run_folder import read_run
+from ..training.schedule import SCHEDULES
+from .analysis import LabelledPredictions, label_predictions
+
+
+@dataclass
+class Source:
+    """A run, an ensemble or a table, with what it left.
+
+    Attributes:
+        name: of its folder or table, or its Hub id.
+        tasks: {name: task}.
+        predictions: {name: predictions beside labels} of the tasks that have both.
+        unscored: a sentence for each other task.
+        record: what `run.json` says; None where there is no run.
+        history: the entries of `history.jsonl`; none where there is no run.
+        ensemble: what `ensemble.json` says; None where there is no ensemble.
+    """
+
+    name: str
+    tasks: dict[str, Task]
+    predictions: dict[str, LabelledPredictions]
+    unscored: list[str]
+    record: dict | None
+    history: list[dict]
+    ensemble: dict | None
+
+    def plan(self) -> list[str] | None:
+        """The task of each step of the run; None where there is no run, or `run.json` does not count its batches."""
+        if not (self.record and self.record.get("batches")):
+            return None
+        decides = self.record["decides"]
+        batches = {name: self.record["batches"][name] for name in decides["tasks"]}  # in the order of the run
+        seed = decides["seed"] if decides["data_seed"] is None else decides["data_seed"]
+        plan = SCHEDULES[decides["schedule"]](batches, seed)
+        return plan[: decides["max_steps"]] if decides["max_steps"] > 0 else plan
+
+
+def open_sources(
+    names: Sequence[str],
+    split: str,
+    args: MultitaskTrainingArguments,
+    data_dir: str | None = None,
+    specs: Sequence[str] | None = None,
+) -> list[Source]:
+    """Read one source, or several of the same rows.
+
+    Args:
+        names: run folders, Hub ids, folders of prediction files, or such files (see `read_tables`).
+        split: "dev" or "test".
+        args: how to predict, where there are no tables.
+        data_dir: where the rows are (see `load_rows`); by default those of the first run among the names.
+        specs: which tasks (see `locate_tasks`); by default all.
+
+    Raises:
+        InputError: a source has no table, one is of other rows, or nothing says where the rows are.
+    """
+    reader = SplitReader(split)
+    found = read_tables(names, reader, args, data_dir, specs)
+    for name, tables in zip(names, found, strict=True):
+        if not tables:
+            raise InputError(f"{name}: no table {{task}}-{split}.parquet or .csv, and no run to predict it")
+    run = first_run(names)
+    data_dir = data_dir or (run.data_dir if run else None)
+    tasks = {name: table.task for tables in reversed(found) for name, table in tables.items()}
+    in_order = {name: tasks[name] for name in (*known_tasks(run), *tasks) if name in tasks}
+    located = locate_tasks(names[0], in_order, run, data_dir, specs)
+    labelled = reader.labels(located, data_dir)
+    sources = []
+    for name, tables in zip(names, found, strict=True):
+        predictions, unscored = {}, []
+        for task in located:
+            if task not in tables:
+                unscored.append(f"Task {task} is not scored: there are no predictions.")
+            elif task not in labelled:
+                unscored.append(f"Task {task} is not scored: no {split} row has a label.")
+            else:
+                predictions[task] = label_predictions(tables[task], reader.rows(located[task], data_dir))
+        if not predictions:
+            raise InputError(f"{name}: there is nothing to score. {' '.join(unscored)}")
+        _, record = read_run(name) or (None, None)
+        history = read_history(Path(resolve_folder(name), "history.jsonl"))
+        ensemble = read_ensemble(name)
+        sources.append(Source(name, located, predictions, unscored, record, history, ensemble))
+    return sources
+
+
+def read_ensemble(name: str) -> dict | None:
+    """What an ensemble's folder says about it; None where there is no `ensemble.json`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(resolve_folder(name), "ensemble.json")
+    try:
+        return dict(json.loads(path.read_bytes())) if path.is_file() else None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged ({error}); combine the runs again") from error

@@ -1,0 +1,314 @@
+"""Every flag of the training recipes: one dataclass field, one help text, one unit. Defaults are the paper's."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from types import NoneType
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations import is_tensorboard_available
+from transformers.trainer_utils import SchedulerType
+from transformers.utils import logging
+
+from ..data.rows import HANDOUT, SAMPLE
+from ..evaluation.metrics import find_metric
+from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
+from ..model.errors import InputError
+from ..model.tasks import TASKS, Task, load_task, load_tasks
+from .flags import check_devices, check_resolved, check_values
+from .schedule import SCHEDULES
+from .smart import PROJECTIONS
+
+logger = logging.get_logger(__name__)
+
+# Flags that take a value for each task -> the field of `Task` that they set.
+TASK_FIELDS = {
+    "task_epochs": "epochs",
+    "max_train_samples": "max_train_samples",
+    "head_dropout": "dropout",
+    "class_weights": "class_weights",
+    "label_smoothing": "label_smoothing",
+    "smart_weight": "smart_weight",
+    "bregman_weight": "bregman_weight",
+}
+EXAMPLE = '0.1 or {"sst": 0.2}'  # of such a flag
+EXAMPLES = {
+    "task_epochs": '{"sst": 3}',
+    "max_train_samples": '1000 or {"quora": 1000}',
+    "class_weights": 'balanced or {"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}',
+}
+
+# What --resume_from_checkpoint may be besides a folder: as flags in the scripts of Transformers, too.
+RESUME = {"true": "last", "last": "last", "false": None, "none": None}
+
+
+@dataclass
+class RunArguments:
+    """What a run trains: which checkpoint, which tasks, on which rows."""
+
+    _argument_group_name = "the run"
+
+    model_name_or_path: str = field(
+        default="google-bert/bert-base-uncased",
+        metadata={"help": "BERT checkpoint to start from: Hub id, folder, or package:NAME/PATH in a Python package"},
+    )
+    tasks: list[str] = field(
+        default_factory=lambda: ["sst", "quora", "sts"],
+        metadata={"help": "tasks, in the order of a sequential schedule: sst, quora, sts, cfimdb, or JSON of a Task"},
+    )
+    data_dir: str = field(
+        default=HANDOUT,
+        metadata={"help": f"rows: folder or URL in the course's layout, 'hub', or {SAMPLE} (the shipped sample)"},
+    )
+    max_length: int = field(default=512, metadata={"help": "tokens a row may have; longer rows are cut"})
+    max_train_samples: dict | str | int | None = field(
+        default=None,
+        metadata={
+            "help": "train on at most so many rows of a task, drawn at random: one number, or JSON by task: "
+            "'{\"quora\": 14151}'; by default all"
+        },
+    )
+    task_epochs: dict | str | None = field(
+        default=None, metadata={"help": "epochs by task, as JSON: '{\"sst\": 3}'; by default the task's own"}
+    )
+    head_dropout: dict | str | float | None = field(
+        default=None,
+        metadata={"help": "dropout before the heads, one probability or JSON by task; by default the task's own"},
+    )
+    class_weights: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "how much the rows of each class count in the loss: balanced (as if all classes had as many rows), "
+            'or JSON by task: \'{"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}\'; by default '
+            "the task's own, all alike"
+        },
+    )
+    label_smoothing: dict | str | float | None = field(
+        default=None,
+        metadata={
+            "help": "share of each label that the loss spreads over all classes, one number or JSON by task: "
+            "'{\"sst\": 0.1}'; by default the task's own, 0"
+        },
+    )
+    encoder_dropout: float | None = field(
+        default=None, metadata={"help": "both of BERT's dropout probabilities; by default the checkpoint's"}
+    )
+    encoder_sharing: str = field(
+        default="shared",
+        metadata={"help": "one encoder for all tasks, or one per task (3-BERT)", "choices": list(ENCODER_SHARING)},
+    )
+    pair_encoding: str = field(
+        default="joint",
+        metadata={"help": "a pair's texts as one sequence (TPE), or each on its own", "choices": list(PAIR_ENCODING)},
+    )
+    pooling: str = field(
+        default="cls", metadata={"help": "what the encoder gives the heads of a sequence", "choices": list(POOLING)}
+    )
+    freeze_encoder: bool = field(default=False, metadata={"help": "train the heads alone"})
+    smart_weight: dict | str | float | None = field(
+        default=None,
+        metadata={"help": "SMART's λ, one factor or JSON by task: '{\"sst\": 1}'; by default the task's own, 0 (off)"},
+    )
+    bregman_weight: dict | str | float | None = field(
+        default=None, metadata={"help": "the same of SMART's Bregman proximal term, its μ"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the run in --output_dir"})
+
+    def __post_init__(self):
+        for name in TASK_FIELDS:
+            value = getattr(self, name)
+            for_all = ("balanced",) if name == "class_weights" else ()
+            value = value if value in for_all else parse_json(f"--{name}", value)
+            numbers = () if name in ("task_epochs", "class_weights") else (int, float)
+            if value not in for_all and not isinstance(value, (dict, NoneType, *numbers)):
+                raise InputError(f"--{name} is {value!r}; expected, for example, {EXAMPLES.get(name, EXAMPLE)}")
+            setattr(self, name, value)
+        if self.max_length < 8:
+            raise InputError(f"--max_length is {self.max_length}; expected at least 8 tokens")
+        if self.encoder_dropout is not None and not 0 <= self.encoder_dropout < 1:
+            raise InputError(f"--encoder_dropout is {self.encoder_dropout}; expected a probability in [0, 1)")
+
+    def load_tasks(self) -> list[Task]:
+        """The run's tasks, with the run's settings, such as epochs and dropout, instead of their own.
+
+        Raises:
+            InputError: a task is unknown or named twice, a setting is for a task that the run does not have, or a
+                metric cannot score its task.
+        """
+        specs = [parse_json("--tasks", spec) if str(spec).startswith("{") else spec for spec in self.tasks]
+        tasks = load_tasks(specs)
+        for flag, key in TASK_FIELDS.items():
+            values = getattr(self, flag)
+            if values is not None and not isinstance(values, dict):
+                values = dict.fromkeys(tasks, values)
+            for name, value in (values or {}).items():
+                if name in TASKS and name not in tasks:
+                    continue  # a setting of the YAML for a preset that --tasks left out
+                if name not in tasks:
+                    raise InputError(f"--{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
+                tasks[name] = load_task(vars(tasks[name]) | {key: value})
+        for task in tasks.values():
+            find_metric(task)
+        return list(tasks.values())
+
+
+@dataclass
+class MultitaskTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with a schedule over tasks. `num_train_epochs` is not used: epochs belong to tasks.
+
+    These defaults differ from Transformers': batches of 32 and a constant learning rate of 1e-5, as in the paper
+    (section 5.3); a log entry every hundredth of the plan, evaluation and a checkpoint every tenth; the
+    best checkpoint by `eval_overall` is kept and loaded at the end; predictions are written; TensorBoard is used where
+    it is installed; without an accelerator the CPU is used without further flags.
+    """
+
+    _argument_group_name = "training"
+
+    schedule: str = field(default="round_robin", metadata={"help": "which task comes next", "choices": SCHEDULES})
+    budget: float = field(
+        default=1.0, metadata={"help": "share of each task's batches to train on, in (0, 1]; small for smoke runs"}
+    )
+    smart_projection: str = field(
+        default="ball",
+        metadata={
+            "help": "how SMART bounds its perturbation: ball, each component within smart_radius (the formula); unit, "
+            "each token's largest component near 1 (what smart-pytorch does)",
+            "choices": PROJECTIONS,
+        },
+    )
+    smart_radius: float = field(default=1e-5, metadata={"help": "SMART's ε, in units of the word embeddings"})
+    smart_step_size: float = field(default=1e-3, metadata={"help": "SMART's η, length of an ascent step"})
+    smart_noise_std: float = field(default=1e-5, metadata={"help": "SMART's σ, of the noise the ascent begins with"})
+    smart_steps: int = field(default=1, metadata={"help": "SMART's ascent steps, each a forward and half a backward"})
+    smart_share_dropout: bool = field(
+        default=False, metadata={"help": "perturbed passes drop what the clean pass dropped, not other components"}
+    )
+    bregman_momentum: float = field(
+        default=0.99, metadata={"help": "β of the running mean of weights that --bregman_weight compares with"}
+    )
+    paper_optimizer: bool = field(
+        default=False, metadata={"help": "Adam exactly as in the paper, slower, instead of --optim"}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "go on with the unfinished run in --output_dir from its last checkpoint, or from the one named",
+            "nargs": "?",
+            "const": "last",
+        },
+    )
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "rows of a micro-batch on one process"})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "rows of an evaluation batch on one process"})
+    learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate of AdamW"})
+    lr_scheduler_type: SchedulerType | str = field(
+        default="constant", metadata={"help": "shape of the learning rate over the plan"}
+    )
+    num_train_epochs: float = field(default=1.0, metadata={"help": "1, the plan; see --task_epochs"})
+    max_steps: int = field(default=-1, metadata={"help": "train only the first so many steps of the plan; -1 for all"})
+    logging_steps: float = field(default=0.01, metadata={"help": "log every so many steps, or share of the plan"})
+    eval_strategy: str = field(default="steps", metadata={"help": "evaluate by steps or not at all (no)"})
+    eval_steps: float | None = field(
+        default=0.1, metadata={"help": "evaluate every so many steps, or share of the plan"}
+    )
+    save_steps: float = field(default=0.1, metadata={"help": "save every so many steps, or share of the plan"})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "checkpoints kept; from 2 on the best and the last are among them"}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "stop after so many evaluations in which --metric_for_best_model did not rise; by default never"
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0,
+        metadata={"help": "a rise of --metric_for_best_model counts for --early_stopping_patience above this"},
+    )
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "end with the best checkpoint"})
+    metric_for_best_model: str | None = field(default="eval_overall", metadata={"help": "what the best has most of"})
+    do_predict: bool = field(default=True, metadata={"help": "write predictions for every dev and test row at the end"})
+    hub_strategy: str = field(default="end", metadata={"help": "end: --push_to_hub pushes the finished run"})
+    report_to: None | str | list[str] = field(
+        default=None,
+        metadata={"help": "where logs go: tensorboard, wandb, none …; by default TensorBoard if installed"},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "False; a loss that is not a finite number stops the run"}
+    )
+    log_level_replica: str | None = field(
+        default="error", metadata={"help": "what the other processes log: errors, since the first speaks for all"}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "False; the collator picks the columns"})
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "True, because the heads of the other tasks are idle in a step"}
+    )
+
+    def __post_init__(self):
+        check_values(self, {"schedule": SCHEDULES, "smart_projection": PROJECTIONS})
+        if (self.eval_steps or 0) >= 1 > self.save_steps:
+            self.save_steps = self.eval_steps  # Transformers refuses a number of steps beside a share of the plan
+        if str(self.eval_strategy) == "no":
+            self.load_best_model_at_end = False  # without scores there is no best
+        if self.warmup_steps and self.lr_scheduler_type == "constant":
+            self.lr_scheduler_type = "constant_with_warmup"  # "constant" would silently ignore the warmup
+        if self.report_to is None:
+            self.report_to = ["tensorboard"] if is_tensorboard_available() else []
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.resume_from_checkpoint = RESUME.get(str(self.resume_from_checkpoint).lower(), self.resume_from_checkpoint)
+        # Else a resumed run would count the evaluations without a rise from 0.
+        self.restore_callback_states_from_checkpoint |= self.early_stopping_patience is not None
+        check_devices(self)
+        super().__post_init__()
+        check_resolved(self)
+
+    @property
+    def n_gpu(self) -> int:
+        """One for a process at most: of several, Trainer would make DataParallel's, which cannot cut our batches."""
+        return min(super().n_gpu, 1)
+
+
+def check_launch(args: MultitaskTrainingArguments) -> None:
+    """Refuse processes that were launched together but are no group, and point out idle CPU cores.
+
+    Raises:
+        InputError: `accelerate launch --cpu --num_processes N` starts one process, which would train alone.
+    """
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and args.world_size == 1:
+        raise InputError(
+            "several processes were asked for, but this one is alone; use `accelerate launch --config_file "
+            "accelerate_config.yaml --num_processes N`, and --use_cpu after the recipe's name where there is no GPU"
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if (
+        args.device.type == "cpu"
+        and args.process_index == 0
+        and torch.get_num_threads() == 1 < cores // args.world_size
+    ):
+        logger.warning(
+            f"one CPU thread is used of {cores}: `accelerate launch` gives a process one unless it is called with "
+            "--num_cpu_threads_per_process N"
+        )
+    if args.process_index == 0 and args.world_size == 1 < getattr(args, "_n_gpu", 0):
+        logger.warning(f"one GPU is used of {args._n_gpu}: `accelerate launch --num_processes N` uses N")
+
+
+def parse_json(flag: str, value):
+    """The value of a JSON flag; what is no string is taken as parsed already.
+
+    Raises:
+        InputError: it is not valid JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:  # a number may have too many digits, a list too many levels
+        raise InputError(f"{flag} is {value!r}, which is not JSON ({error}); for example '{{\"sst\": 3}}'") from error
+
+
+def to_field(value):
+    """A flag's value as a field of a YAML file: a dictionary that was typed as JSON becomes one."""
+    if isinstance(value, list):
+        return [to_field(item) for item in value]
+    return parse_json("a flag", value) if isinstance(value, str) and value.startswith("{") else value

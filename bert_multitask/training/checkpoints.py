@@ -1,0 +1,142 @@
+"""The checkpoints in a run folder: which there are, whether one is whole, and which to resume from."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch.distributed.checkpoint import metadata as sharded
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals
+from transformers.utils import logging
+
+from ..model.errors import InputError
+
+logger = logging.get_logger(__name__)
+
+# What a run goes on from -> the files that hold it, one of which must be there. DeepSpeed has folders global_step*.
+NEEDED = {
+    "weights": ["model*.safetensors*", "adapter_model*.safetensors"],
+    "optimizer's state": ["optimizer*", "global_step*"],
+    "learning rate's schedule": ["scheduler.pt", "global_step*"],
+    "random generators' state": ["rng_state*.pth"],
+}
+# Classes in the files of DeepSpeed's optimizers, which are plain data.
+DEEPSPEED = {
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
+
+
+def list_checkpoints(folder: Path) -> dict[int, Path]:
+    """{step: `checkpoint-STEP`} of a run folder, in the order of steps; another name is no checkpoint's."""
+    named = [(re.fullmatch(r"checkpoint-([0-9]+)", path.name), path) for path in folder.glob("checkpoint-*")]
+    return dict(sorted((int(match[1]), path) for match, path in named if match and path.is_dir()))
+
+
+def find_checkpoint(folder: Path, name: str) -> Path | None:
+    """The checkpoint to resume from; None, with a warning, where the run was stopped before its first.
+
+    Without `trainer_state.json`, which is written last, a checkpoint was cut off while it was saved. One that is
+    damaged in another way is passed over, with a warning, for the last that is whole.
+
+    Args:
+        folder: of the run.
+        name: "last", or the folder of one checkpoint.
+
+    Raises:
+        InputError: the named checkpoint is not the run's or is damaged, or none of several is whole.
+    """
+    if name != "last":
+        if not Path(name, TRAINER_STATE_NAME).is_file():
+            raise InputError(f"--resume_from_checkpoint {name}: no checkpoint; expected a folder checkpoint-N")
+        if Path(name).resolve().parent != folder.resolve():
+            raise InputError(f"--resume_from_checkpoint {name}: not a checkpoint of the run in {folder}")
+        check_checkpoint(Path(name))
+        return Path(name)
+    damage = []
+    for checkpoint in reversed(list_checkpoints(folder).values()):
+        if not (checkpoint / TRAINER_STATE_NAME).is_file():
+            continue
+        try:
+            check_checkpoint(checkpoint)
+        except InputError as error:
+            damage.append(error)
+            continue
+        if damage:
+            logger.warning(f"{damage[0]}; training goes on from {checkpoint}, the last that is whole")
+        return checkpoint
+    if damage:
+        raise damage[0]
+    logger.warning(f"{folder} has no checkpoint yet; training starts from the beginning")
+    return None
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a checkpoint with a file that is cut off, or that holds more than tensors and plain data: unpickling
+    anything else could run code; and one that lacks what is NEEDED, which would begin anew.
+
+    Raises:
+        InputError: names the file.
+    """
+    for what, patterns in NEEDED.items():
+        if not any(file for pattern in patterns for file in folder.glob(pattern)):
+            raise InputError(
+                f"--resume_from_checkpoint {folder}: the {what} ({patterns[0]}) is not there; name another checkpoint "
+                "of the run (--save_only_model leaves none to resume from)"
+            )
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            check_file(file)
+        except Exception as error:  # damage shows in a dozen ways
+            raise InputError(
+                f"--resume_from_checkpoint {folder}: {file.relative_to(folder)} is damaged, or not to be trusted "
+                f"({str(error).partition(chr(10))[0]}); name another checkpoint of the run"
+            ) from error
+
+
+def check_file(file: Path) -> None:
+    """Read a file of a checkpoint; whatever is wrong with it raises an exception, and no code in it runs."""
+    if file.suffix == ".json":
+        json.loads(file.read_bytes())
+    elif file.suffix == ".safetensors":
+        with safe_open(file, "pt"):
+            pass
+    elif file.name == ".metadata":  # of weights in pieces, which PyTorch unpickles without a check
+        with file.open("rb") as stream:
+            PlainUnpickler(stream).load()
+    elif file.suffix in (".pt", ".pth", ".bin"):
+        with safe_globals():  # NumPy's arrays, which the random states have
+            try:
+                torch.load(file, map_location="cpu", mmap=True, weights_only=True)  # mapped, so nothing is copied
+            except pickle.UnpicklingError:
+                unknown = set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+                if not unknown or not unknown <= DEEPSPEED:
+                    raise
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads the description of weights in pieces: PyTorch's classes of plain data, and no others."""
+
+    ALLOWED = {
+        ("collections", "OrderedDict"),
+        ("pathlib", "PosixPath"),
+        ("pathlib", "WindowsPath"),
+        ("torch", "Size"),
+        ("torch", "device"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
+        ("torch.serialization", "_get_layout"),
+    }
+
+    def find_class(self, module: str, name: str):
+        """The class of that name, where it is allowed."""
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        is_described = module == sharded.__name__ == getattr(getattr(sharded, name, None), "__module__", None)
+        if not (is_dtype or is_described or (module, name) in self.ALLOWED):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)

@@ -1,0 +1,263 @@
+"""What `MultitaskTrainer` refuses when it is built, before anything is computed or written."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from datasets import Dataset
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer, get_scheduler
+from transformers.utils import logging
+
+from ..data.token_rows import check_labelled, rows_by_task
+from ..evaluation.metrics import find_metric
+from ..model.errors import InputError
+from ..model.modeling import MultitaskBertModel
+from ..model.tasks import Task
+from .arguments import MultitaskTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+# Arguments of Trainer.__init__ that have no meaning here -> why.
+REFUSED = {
+    "model_init": "plan, optimizer and callbacks are made for one model: give a model; recipes/tune.py searches",
+    "preprocess_logits_for_metrics": "the scores and prediction tables need the logits; use compute_metrics",
+}
+
+
+def check_parts(model: object, args: object, refused: Mapping[str, object]) -> None:
+    """Refuse a model or arguments of another kind, and arguments of Trainer that would be ignored.
+
+    Args:
+        model: what was given as the model.
+        args: what was given as the arguments.
+        refused: {argument of REFUSED: what was given}.
+    """
+    for name, value in refused.items():
+        if value is not None:
+            raise InputError(f"MultitaskTrainer takes no {name}: {REFUSED[name]}")
+    if not isinstance(getattr(model, "tasks", None), Mapping):  # which a model in a PEFT wrapper has, too
+        raise InputError(f"model is a {type(model).__name__}; expected a MultitaskBertModel")
+    if not isinstance(args, MultitaskTrainingArguments):
+        raise InputError(f"args is a {type(args).__name__}; expected MultitaskTrainingArguments")
+
+
+def train_rows(given: object, model: MultitaskBertModel) -> dict[str, Dataset]:
+    """The training rows of every task of the model (see `rows_by_task`), each task with labels."""
+    rows = rows_by_task({} if given is None else given, model, "train_dataset")
+    if missing := [name for name in model.tasks if name not in rows]:
+        raise InputError(f"train_dataset has no rows of task {missing[0]!r}, which the model has")
+    check_labelled(rows, "train_dataset")
+    return rows
+
+
+def eval_rows(given: object, model: MultitaskBertModel, args: MultitaskTrainingArguments) -> dict[str, Dataset]:
+    """The rows to evaluate on: of every task of the model, or none where no evaluation is asked for."""
+    rows = {} if given is None else rows_by_task(given, model, "eval_dataset")
+    missing = [name for name in model.tasks if name not in rows]
+    if missing and (rows or args.eval_strategy != "no" or args.eval_on_start):
+        raise InputError(
+            f"eval_dataset has no rows of task {missing[0]!r}: give {{task: rows}} of every task of the model, or "
+            'switch evaluation off with eval_strategy="no"'
+        )
+    check_labelled(rows, "eval_dataset")
+    return rows
+
+
+def balance_tasks(model: MultitaskBertModel, rows: Mapping[str, Dataset]) -> None:
+    """Give the model's tasks with "balanced" class weights numbers, counted from {task: training rows}."""
+    for task in [task for task in model.tasks.values() if task.class_weights == "balanced"]:
+        model.change_task(task.balance(rows[task.name]["labels"][:]))
+
+
+def by_task(given: object, tasks: Mapping[str, Task], argument: str) -> dict[str, Callable]:
+    """A function for all tasks, or {task: function} for some, as {task: function}."""
+    functions = given if isinstance(given, Mapping) else dict.fromkeys(tasks, given) if given is not None else {}
+    for name, function in functions.items():
+        if name not in tasks:
+            raise InputError(f"{argument} names {name!r}, but the model's tasks are {', '.join(tasks)}")
+        if not callable(function):
+            raise InputError(f"{argument} is a {type(function).__name__}; expected a function, or {{task: function}}")
+    return dict(functions)
+
+
+def loss_functions(given: object, tasks: Mapping[str, Task]) -> dict[str, Callable]:
+    """The user's losses, {task: function}, of tasks that ask for nothing that such a loss would ignore."""
+    functions = by_task(given, tasks, "compute_loss_func")
+    for name in functions:
+        for field in ("class_weights", "label_smoothing"):
+            if getattr(tasks[name], field):
+                raise InputError(
+                    f"task {name!r}: {field} belongs to the task's own loss, which compute_loss_func replaces; leave "
+                    "out one of them"
+                )
+    return functions
+
+
+def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:
+    """Try a collator of the user's on two rows of each task."""
+    for name, part in rows.items():
+        try:
+            batch = collator([part[number] for number in range(min(2, len(part)))])
+        except Exception as error:  # it is the user's code
+            raise InputError(
+                f"data_collator fails on rows of task {name!r}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(batch, Mapping) or batch.get("task") != name or not {"input_ids", "labels"} <= batch.keys():
+            found = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise InputError(
+                f"data_collator gives {found} for rows of task {name!r}; expected task (its name), input_ids, "
+                "attention_mask, token_type_ids and labels, as bert_multitask.data.collate.Collator gives them"
+            )
+
+
+def check_optimizers(
+    model: nn.Module,
+    args: MultitaskTrainingArguments,
+    optimizers: tuple[Optimizer | None, object],
+    optimizer_cls_and_kwargs: tuple[type, dict] | None,
+) -> None:
+    """Refuse an optimizer that is given twice, cannot be made, or does not train this model; the same of a schedule."""
+    optimizer, schedule = optimizers
+    given = {
+        "paper_optimizer": args.paper_optimizer,
+        "optimizers": optimizer is not None,
+        "optimizer_cls_and_kwargs": optimizer_cls_and_kwargs is not None,
+    }
+    if len(names := [name for name, is_given in given.items() if is_given]) > 1:
+        raise InputError(f"{names[0]} and {names[1]} exclude each other: each names the optimizer")
+    if not names:
+        check_optim(args, model)
+    if optimizer is not None:
+        own = {id(parameter) for parameter in model.parameters()}
+        if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise InputError("optimizers[0] holds parameters that are not this model's, which would not be trained")
+    if schedule is None:
+        try:
+            get_scheduler(
+                args.lr_scheduler_type,
+                torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1),
+                args.get_warmup_steps(args.max_steps),
+                args.max_steps,
+                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(f"--lr_scheduler_type {args.lr_scheduler_type.value} with its kwargs: {error}") from error
+
+
+def check_optim(args: MultitaskTrainingArguments, model: nn.Module) -> None:
+    """Refuse an --optim whose package or layers are missing, and --optim_args that it does not have or ignores."""
+    where = f"--optim {args.optim.value}"
+    try:
+        optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if settings.keys().isdisjoint(("params", "model", "optimizer_dict")):
+            optimizer([nn.Parameter(torch.zeros(1))], **settings)
+        bare = copy.copy(args)
+        bare.optim_args = None
+        ignored = args.optim_args and Trainer.get_optimizer_cls_and_kwargs(bare, model)[1] == settings
+    except (ImportError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        arguments = f" --optim_args {args.optim_args}" if args.optim_args else ""
+        raise InputError(f"{where}{arguments} cannot be made: {error}") from error
+    if ignored:
+        raise InputError(f"--optim_args {args.optim_args} does nothing with {where}, which takes none of it")
+
+
+def check_metrics(
+    tasks: Mapping[str, Task], args: MultitaskTrainingArguments, compute_metrics: Mapping[str, Callable]
+) -> None:
+    """Refuse metrics that no evaluation would give.
+
+    Args:
+        tasks: of the model.
+        args: which name the metric of the best checkpoint.
+        compute_metrics: {task: function}, whose keys show at the first evaluation.
+    """
+    for task in tasks.values():
+        find_metric(task)
+    if args.include_for_metrics and not compute_metrics:
+        raise InputError("--include_for_metrics does nothing without compute_metrics")
+    keys = [f"{name}_{key}" for name, task in tasks.items() for key in (task.metric, "loss")] + ["overall"]
+    best = (args.metric_for_best_model or "overall").removeprefix("eval_")
+    if args.eval_strategy != "no" and best not in keys and not best.startswith(tuple(f"{n}_" for n in compute_metrics)):
+        raise InputError(f"--metric_for_best_model is {args.metric_for_best_model!r}; choose one of {', '.join(keys)}")
+
+
+def check_smart(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> None:
+    """Point out SMART's flags where no task has SMART, and a perturbation that half precision rounds away: it keeps 8
+    to 11 bits of hidden states near 1."""
+    flags = {field.name: field.default for field in dataclasses.fields(args) if field.name.startswith("smart_")}
+    if not any(task.smart_weight for task in tasks.values()):
+        for name, default in flags.items():
+            if getattr(args, name) != default:
+                logger.warning(f"--{name} does nothing: no task has a --smart_weight")
+    elif (args.bf16 or args.fp16) and args.smart_projection == "ball" and args.smart_radius < 1e-3:
+        logger.warning(
+            f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares "
+            "little more than dropout masks; a radius from 1e-3 up is kept (docs/results.md)"
+        )
+
+
+def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
+    """Refuse what would go wrong, mostly without an error, where processes share one model's weights or gradients."""
+    per_task = model.config.encoder_sharing == "per_task"
+    if per_task and (args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")):
+        raise InputError(
+            "--encoder_sharing per_task does not work with DeepSpeed: it gives idle encoders gradients of zeros, by "
+            "which Adam would still move them; use recipes/accelerate/multi_gpu.yaml"
+        )
+    if not (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        return
+    refused = {
+        "--smart_weight": any(task.smart_weight for task in model.tasks.values()),  # calls parts of the model by hand
+        "--bregman_weight": any(task.bregman_weight for task in model.tasks.values()),  # averages whole weights
+        "--encoder_sharing per_task with --load_best_model_at_end": per_task and args.load_best_model_at_end,
+        "a CPU, where Accelerate would leave the model whole,": args.device.type == "cpu",
+    }
+    if names := [name for name, asked in refused.items() if asked]:
+        raise InputError(
+            f"{names[0]} does not work with FSDP, which cuts the weights in pieces; leave it out, or use another "
+            "configuration of recipes/accelerate"
+        )
+
+
+def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
+    """Refuse weights that training would round away, cannot move or could not give back, and point out heads that stay
+    as they are.
+
+    Args:
+        model: to be trained; also one that peft made.
+        plan: the task of each step.
+
+    Raises:
+        InputError: names the weight or the task, and what to do.
+    """
+    weights = dict(model.named_parameters())
+    trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+    for name, weight in trained.items():
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            raise InputError(
+                f"the model's weights are {weight.dtype} ({name} first), which rounds most updates away; load it "
+                "without dtype=, or call model.float(); half precision in training is --bf16 or --fp16"
+            )
+        if name.count(".modules_to_save.") > 1:
+            raise InputError(
+                f"peft wraps {name} twice, and could not load it again: its task_type adds every layer called "
+                "classifier to modules_to_save; leave task_type out of the LoraConfig"
+            )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise InputError(
+            "model.add_adapter leaves checkpoints without the tasks; use peft.get_peft_model(model, config) instead"
+        )
+    for task in dict.fromkeys(plan):
+        head = any(f"heads.{task}." in name for name in trained)
+        encoder = "bert." if model.config.encoder_sharing == "shared" else f"encoders.{task}."
+        if not head and not any(encoder in name for name in trained):
+            raise InputError(f"task {task!r} has nothing to train: none of its weights has requires_grad")
+        if not head:
+            logger.warning(
+                f"the head of task {task!r} is not trained: none of its weights has requires_grad (with peft, name it: "
+                f'modules_to_save=["heads.{task}"])'
+            )

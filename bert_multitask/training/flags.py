@@ -1,0 +1,158 @@
+"""Which values the fields of `TrainingArguments` may have here, and which packages and devices they need.
+
+docs/trainer.md lists every field. A field is refused when it would be ignored, or when it could not do what it says.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+
+from transformers import TrainingArguments
+from transformers.integrations import integration_utils, is_deepspeed_available
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from ..model.errors import InputError
+
+LIGER = "Liger has no kernels for BERT"
+HALF_EVALUATION = "it would turn the model itself, and what is saved of it, into half precision; see --bf16 and --fp16"
+
+# Fields of TrainingArguments that can have one value only -> that value, and why.
+FIXED: dict[str, tuple[object, str]] = {
+    "num_train_epochs": (1, "epochs belong to tasks, see --task_epochs"),
+    "auto_find_batch_size": (
+        False,
+        "the plan counts on the rows of a step; where memory runs out, lower --per_device_train_batch_size and raise "
+        "--gradient_accumulation_steps as much",
+    ),
+    "train_sampling_strategy": ("random", "the plan orders the rows, and predictions keep the files' order"),
+    "length_column_name": ("length", "rows are not grouped by length"),
+    "dataloader_drop_last": (False, "no row is lost"),
+    "dataloader_in_order": (True, "batches come in the order of the plan"),
+    "ignore_data_skip": (False, "a resumed run goes on in its plan"),
+    "remove_unused_columns": (False, "the collator picks the columns"),
+    "label_names": (None, "a row's label is in the column labels"),
+    "label_smoothing_factor": (0, "it is a setting of each task: label_smoothing in the task's fields"),
+    "neftune_noise_alpha": (None, "its noise does not fit packed word embeddings; see --smart_weight"),
+    "use_liger_kernel": (False, LIGER),
+    "liger_kernel_config": (None, LIGER),
+    "use_cache": (False, "an encoder has no cache"),
+    "fp16_full_eval": (False, HALF_EVALUATION),
+    "bf16_full_eval": (False, HALF_EVALUATION),
+    "logging_nan_inf_filter": (False, "a loss that is not a finite number stops the run"),
+    "prediction_loss_only": (False, "predictions are what is scored"),
+    "eval_do_concat_batches": (True, "predictions are one table"),
+    "eval_use_gather_object": (False, "predictions are tensors"),
+    "batch_eval_metrics": (False, "a task is scored on all of its rows together"),
+    "enable_jit_checkpoint": (False, "it would replace the recipes' own handler of SIGTERM; see --save_steps"),
+    "hub_strategy": ("end", "a push in mid-training would carry what belongs to this machine, and no code"),
+    "hub_always_push": (False, "a run is pushed once, when it is finished"),
+    "ddp_find_unused_parameters": (True, "the heads of the other tasks are idle in a step"),
+    "ddp_static_graph": (None, "the parts of the model that a step uses depend on its task"),
+    "parallelism_config": (None, "processes share a batch's rows, not its tokens or the model's layers"),
+}
+# Fields of AcceleratorConfig that would deal out rows in another way -> the value that does not.
+DEALING = {"split_batches": False, "dispatch_batches": None, "even_batches": True, "use_seedable_sampler": True}
+
+
+def at_least(low: float) -> tuple:
+    """The entry of RANGES for a finite number from `low` up."""
+    return f"at least {low}", lambda value: low <= value < float("inf")
+
+
+POSITIVE = ("above 0", lambda value: 0 < value < float("inf"))
+NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < float("inf"))
+SEED = ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)
+BELOW_ONE = ("from 0 to below 1", lambda value: 0 <= value < 1)
+
+# Number fields -> what is expected, and the test. None is no value, and passes.
+RANGES = {
+    "budget": ("a share in (0, 1]", lambda value: 0 < value <= 1),
+    "max_steps": ("at least 1, or -1 for the whole plan", lambda value: value == -1 or value >= 1),
+    "per_device_train_batch_size": at_least(1),
+    "per_device_eval_batch_size": at_least(1),
+    "gradient_accumulation_steps": at_least(1),
+    "learning_rate": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "max_grad_norm": ("0 (no clipping) or more", NOT_NEGATIVE[1]),
+    "adam_epsilon": POSITIVE,
+    "seed": SEED,
+    "data_seed": SEED,
+    "save_total_limit": at_least(1),
+    "early_stopping_patience": at_least(1),
+    "early_stopping_threshold": NOT_NEGATIVE,
+    "smart_radius": POSITIVE,
+    "smart_step_size": POSITIVE,
+    "smart_noise_std": POSITIVE,
+    "smart_steps": at_least(1),
+    "bregman_momentum": BELOW_ONE,
+    "adam_beta1": BELOW_ONE,
+    "adam_beta2": BELOW_ONE,
+}
+# --report_to NAME -> what `is_…_available` calls it, and the packages to install, where these are not NAME.
+REPORTERS = {
+    "azure_ml": ("azureml", "azureml-core"),
+    "comet_ml": ("comet", "comet-ml"),
+    "dagshub": ("dagshub", "dagshub mlflow"),
+    "flyte": ("flytekit", "flytekit"),
+}
+
+
+def check_values(args: TrainingArguments, choices: Mapping[str, object]) -> None:
+    """Refuse values that no run can have.
+
+    Args:
+        args: before Transformers looks at them.
+        choices: {field: the words it may be}.
+
+    Raises:
+        InputError: names the flag, what it is and what is expected.
+    """
+    for name, words in choices.items():
+        if getattr(args, name) not in words:
+            raise InputError(f"--{name} is {getattr(args, name)!r}; choose one of {', '.join(sorted(words))}")
+    for name, (allowed, why) in FIXED.items():
+        if getattr(args, name) != allowed:
+            raise InputError(f"--{name} is {getattr(args, name)!r}; only {allowed!r} works here: {why}")
+    for name, (expected, is_fine) in RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not is_fine(value):
+            raise InputError(f"--{name} is {value}; expected {expected}")
+    if args.output_dir is None:
+        raise InputError("--output_dir is missing: name the folder to write the run to")
+    if args.early_stopping_patience is None and args.early_stopping_threshold:
+        raise InputError("--early_stopping_threshold does nothing without --early_stopping_patience")
+    if args.early_stopping_patience and (str(args.eval_strategy) == "no" or not args.metric_for_best_model):
+        raise InputError("--early_stopping_patience needs --eval_strategy steps and a --metric_for_best_model")
+
+
+def check_devices(args: TrainingArguments) -> None:
+    """Refuse what this machine has no package or device for; before Transformers asks for them."""
+    if args.deepspeed and not is_deepspeed_available():
+        raise InputError("--deepspeed needs the package deepspeed: pip install deepspeed")
+    if args.fp16 and args.use_cpu:
+        raise InputError("--fp16 needs a GPU; leave it out, or use --bf16, which a CPU can do")
+
+
+def check_resolved(args: TrainingArguments) -> None:
+    """Refuse what shows once Transformers has resolved the arguments: integrations, Accelerate's configuration."""
+    for name in args.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise InputError(f"--report_to is {name!r}; choose one of none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")
+        function, packages = REPORTERS.get(name, (name, name))
+        if not getattr(integration_utils, f"is_{function}_available")():
+            install = "a Kubeflow TrainJob to run in" if name == "kubeflow" else f"a package: pip install {packages}"
+            raise InputError(f"--report_to {name} needs {install}; or choose another, or none")
+    for name, allowed in DEALING.items():
+        if (value := getattr(args.accelerator_config, name)) != allowed:
+            raise InputError(f"--accelerator_config has {name}: {value}; only {allowed} works here: no row is lost")
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    if args.torch_compile and args.torch_compile_backend == "inductor" and not any(map(shutil.which, compilers)):
+        raise InputError("--torch_compile needs a C++ compiler: install g++, or name one in the variable CXX")
+    if args.debug and args.debug != ["underflow_overflow"]:
+        raise InputError("--debug takes underflow_overflow only")
+    if args.optim_target_modules is not None and not args.optim.startswith(("galore", "apollo")):
+        raise InputError(
+            f"--optim_target_modules does nothing with --optim {args.optim.value}; it is for galore and apollo"
+        )
+    if args.fsdp and args.world_size == 1:
+        raise InputError("--fsdp works with several processes only: accelerate launch --num_processes N")

@@ -1,0 +1,254 @@
+"""A training run from its arguments to its folder: what the training recipes do once the command line is read."""
+
+import errno
+import io
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from accelerate.utils.memory import should_reduce_batch_size
+from datasets import Dataset, DatasetDict
+from torch.distributed import is_initialized
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.trainer_utils import PredictionOutput
+from transformers.utils import logging
+
+from ..data.rows import describe_rows, load_rows, sample_rows
+from ..data.tokens import load_tokenizer, tokenise_splits
+from ..evaluation.intervals import Estimate, Scores
+from ..evaluation.metrics import decide
+from ..evaluation.tables import prediction_table, write_predictions
+from ..model.configuration import MultitaskBertConfig, one_line
+from ..model.errors import InputError
+from ..model.losses import is_labelled
+from ..model.modeling import MultitaskBertModel
+from ..model.tasks import Task
+from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
+from .callbacks import HistoryFile
+from .run_folder import RunFolder
+from .stopping import STOP, StopAtStepEnd, resume_command
+from .trainer import MultitaskTrainer
+
+
+def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, float]:
+    """Train, and leave the run folder `args.output_dir` (docs/architecture.md).
+
+    Args:
+        run: which checkpoint, tasks and rows.
+        args: how to train.
+
+    Returns:
+        The dev scores, as in `metrics.json`.
+
+    Raises:
+        InputError: something is wrong with the input; nothing is computed then.
+    """
+    logging.set_verbosity(args.get_process_log_level())  # Trainer does so too, after the model is loaded
+    check_launch(args)
+    if args.process_index:
+        logging.disable_progress_bar()
+    with RunFolder(args, overwrite=run.overwrite) as folder, explained_failures(args):
+        callbacks = [HistoryFile(folder.path / "history.jsonl"), StopAtStepEnd(STOP)]
+        tasks, rows, tokens, trainer = prepare(run, args, callbacks)
+        folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches)
+        if args.process_index == 0:
+            print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
+        with STOP.advising(f"go on with: {resume_command(run.overwrite)}"):
+            trainer.train(resume_from_checkpoint=folder.checkpoint)
+            metrics, card = write_results(run, args, folder, tokens, trainer)
+        if args.push_to_hub:
+            url = trainer.push_to_hub(**card)
+            if args.process_index == 0:
+                print(f"pushed: {url}", flush=True)
+    return metrics
+
+
+def write_results(
+    run: RunArguments, args: MultitaskTrainingArguments, folder: RunFolder, tokens: dict, trainer: MultitaskTrainer
+) -> tuple[dict[str, float], dict[str, object]]:
+    """Write the trained model, its predictions, its card and its scores.
+
+    Returns:
+        The dev scores, and what the card says.
+    """
+    trainer.save_model(_internal_call=True)  # else it would push before there are scores
+    if args.do_predict:
+        outputs = predict_splits(trainer, tokens, folder.path / "predictions")
+        metrics, scores = trainer.score(outputs), estimate_scores(trainer.model.tasks, outputs)
+    else:
+        metrics, scores = trainer.evaluate(), None
+        metrics = {key: metrics[key] for key in metrics if key not in ("eval_runtime", "epoch")}
+    card = {"scores": scores, "base_model": run.model_name_or_path, "data": folder.data}
+    trainer.create_model_card(**card)
+    folder.finish(metrics, trainer.model.tasks.values())
+    return metrics, card
+
+
+# Errors of a disk that is full, or that may not be written; and their words where a library hides the number.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+DISK_WORDS = re.compile("unexpected pos|PytorchStreamWriter failed|os error (5|13|27|28|30|122)")
+
+
+@contextmanager
+def explained_failures(args: MultitaskTrainingArguments):
+    """Turn a full disk and memory that runs out into an `InputError` that says what to do."""
+    try:
+        yield
+    except InputError:  # which says what to do
+        raise
+    except Exception as error:
+        reason = one_line(error)[:200]
+        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+            rows, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+            raise InputError(
+                f"out of memory with --per_device_train_batch_size {rows} and --gradient_accumulation_steps {steps} "
+                f"({reason}); halve the one and double the other, which leaves a step's rows as they are; where an "
+                f"evaluation failed, lower --per_device_eval_batch_size {args.per_device_eval_batch_size}"
+            ) from error
+        if (isinstance(error, OSError) and error.errno in DISK_ERRORS) or DISK_WORDS.search(reason):
+            folder = Path(args.output_dir)
+            free = f"; {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free in {folder}" * folder.exists()
+            raise InputError(
+                f"a file cannot be read or written: {reason}{free}; earlier checkpoints are untouched: mend it "
+                "and go on with --resume_from_checkpoint"
+            ) from error
+        raise
+
+
+class Prepared(NamedTuple):
+    """What a run trains: {task: its clean rows by split}, {task: the tokens that are used}, and the trainer."""
+
+    tasks: list[Task]
+    rows: dict[str, DatasetDict]
+    tokens: dict[str, dict[str, Dataset]]
+    trainer: MultitaskTrainer
+
+
+def prepare(run: RunArguments, args: MultitaskTrainingArguments, callbacks: Sequence[TrainerCallback] = ()) -> Prepared:
+    """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens.
+
+    Raises:
+        InputError: something is wrong with the input.
+    """
+    set_seed(args.seed)
+    tasks = run.load_tasks()
+    rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
+    model = load_model(run, tasks)
+    tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
+    trainer = MultitaskTrainer(model, args, **trainer_data(tokenizer, tokens), callbacks=list(callbacks))
+    # The trainer has counted the labels of "balanced" class weights, which are recorded with the run.
+    tasks = [replace(task, class_weights=trainer.model.tasks[task.name].class_weights) for task in tasks]
+    return Prepared(tasks, rows, tokens, trainer)
+
+
+def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
+    """The checkpoint in the run's layout, with new heads for the tasks."""
+    fields = {name: getattr(run, name) for name in ("encoder_sharing", "pair_encoding", "pooling")}
+    if run.encoder_dropout is not None:
+        fields |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), run.encoder_dropout)
+    try:
+        model = MultitaskBertModel.from_pretrained(run.model_name_or_path, tasks=tasks, **fields)
+    except InputError as error:
+        raise InputError(
+            f"{error}; see --model_name_or_path, or try `make quickstart`, which needs no download"
+        ) from error
+    if run.freeze_encoder:
+        model.requires_grad_(False)
+        model.heads.requires_grad_(True)
+    return model
+
+
+def tokenise_rows(
+    run: RunArguments,
+    args: MultitaskTrainingArguments,
+    tasks: Sequence[Task],
+    rows: Mapping[str, DatasetDict],
+    config: MultitaskBertConfig,
+) -> tuple[PreTrainedTokenizerBase, dict[str, dict[str, Dataset]]]:
+    """The tokenizer of the run's checkpoint, and {task: its tokenised rows by split}, of training those it samples.
+
+    Args:
+        run: the run's arguments.
+        args: whose first process writes the cache that the others read.
+        tasks: of the run.
+        rows: {task: its clean rows by split}.
+        config: of the model that reads the tokens.
+    """
+    tokenizer = load_tokenizer(run.model_name_or_path, config.vocab_size)
+    max_length = min(run.max_length, config.max_position_embeddings)
+    with args.main_process_first(desc="tokenising"):
+        tokens = {
+            task.name: tokenise_splits(task, rows[task.name], tokenizer, max_length, run.pair_encoding)
+            for task in tasks
+        }
+    for task in tasks:
+        tokens[task.name]["train"] = sample_rows(task, tokens[task.name]["train"], args.seed)
+    return tokenizer, tokens
+
+
+def trainer_data(tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, Mapping[str, Dataset]]) -> dict[str, object]:
+    """The data of a run, by the names of `MultitaskTrainer`'s arguments."""
+    return {
+        "processing_class": tokenizer,
+        "train_dataset": {name: splits["train"] for name, splits in tokens.items()},
+        "eval_dataset": {name: splits["dev"] for name, splits in tokens.items()},
+    }
+
+
+def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dict[str, PredictionOutput]:
+    """Write the predictions of every dev and test row; return those of the dev rows."""
+    dev = {}
+    for name, splits in tokens.items():
+        for split in [split for split in splits if split != "train"]:
+            output = trainer.predict(splits[split])
+            if split == "dev":
+                dev[name] = output
+            if trainer.is_world_process_zero():
+                task = trainer.model.tasks[name]
+                table = prediction_table(task, splits[split]["id"], output.predictions)
+                write_predictions(task, table, folder / f"{name}-{split}")
+    return dev
+
+
+def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]) -> dict[str, Estimate]:
+    """{task: its score and the bounds of its 95 % interval}, and the overall score's, of predictions with labels."""
+    labelled = {name: is_labelled(output.label_ids) for name, output in outputs.items()}
+    predicted = {name: decide(tasks[name], output.predictions)[labelled[name]] for name, output in outputs.items()}
+    labels = {name: output.label_ids[labelled[name]] for name, output in outputs.items()}
+    scores = Scores(tasks, predicted, labels)
+    return {name: scores[name] for name in (*tasks, "overall")}
+
+
+def run_recipe(main: Callable[[list[str]], object], stopped: str | None = None) -> None:
+    """Run a recipe's `main` on the command line; what is wrong with the input is one line, and exit code 2.
+
+    SIGTERM and Ctrl-C end it with a line, and exit code 143 or 130; so does the end of its launcher.
+
+    Args:
+        main: takes the arguments.
+        stopped: what goes on with the work after a stop; by default what `train` says, if it was called.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console may lack a character of a task's name
+    with STOP, STOP.advising(stopped):
+        try:
+            main(sys.argv[1:])
+        except InputError as error:
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
+                # Libraries' own messages have several lines.
+                print("error:", one_line(error), file=sys.stderr, flush=True)
+            sys.exit(2)
+        except KeyboardInterrupt as stop:
+            signum = getattr(stop, "signum", signal.SIGINT)
+            STOP.say(signum)
+            if is_initialized():  # the group's end could wait for a process that is gone
+                os._exit(128 + signum)
+            sys.exit(128 + signum)

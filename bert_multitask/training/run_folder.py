@@ -1,0 +1,285 @@
+"""The folder a run leaves: what is in it, when it may be written, and how a run in it goes on."""
+
+import contextlib
+import dataclasses
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Self
+
+from datasets import DatasetDict
+from transformers.utils import logging
+
+from ..data.records import to_json, write_json
+from ..data.rows import fingerprint
+from ..model.configuration import resolve_folder
+from ..model.errors import InputError
+from ..model.tasks import Task, load_task
+from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments
+from .checkpoints import find_checkpoint, list_checkpoints
+from .folder_lock import FolderLock, cannot_write, contents, remove
+from .hub import PUBLIC
+
+logger = logging.get_logger(__name__)
+
+# Fields that decide nothing about a run's weights and scores; a resumed run must have the same value of every other,
+# also of one that a later version of Transformers adds. First of the run:
+HARMLESS_RUN = {
+    *("tasks", *TASK_FIELDS),  # are in Task
+    *("data_dir", "overwrite"),  # the rows themselves are compared
+}
+# and of training:
+HARMLESS = {
+    *("output_dir", "resume_from_checkpoint", "do_train", "do_eval", "do_predict", "debug", "skip_memory_metrics"),
+    # Rows of a step are compared; how they are dealt to devices and processes, and by what, is rounding.
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "use_cpu", "local_rank", "torch_empty_cache_steps"),
+    *("ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_find_unused_parameters"),
+    *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object"),
+    # Logs.
+    *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node"),
+    *("log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id"),
+    *("trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen"),
+    # What is kept and pushed.
+    *("save_total_limit", "save_on_each_node", "enable_jit_checkpoint"),
+    *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+    "hub_revision",
+    # The order of rows is the sampler's, whoever loads them.
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_in_order"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    "option",  # of train_single.py: learning_rate and freeze_encoder say what it does
+}
+PACKAGES = ("bert_multitask", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
+# What a run may leave besides its checkpoints and run.json, as patterns.
+WRITTEN = [
+    "metrics.json",  # first: without it a run is unfinished
+    *(pattern for pattern in PUBLIC if pattern != "*.py"),
+    *(module.name for module in Path(__file__).parents[1].glob("model/*.py")),
+    *("special_tokens_map.json", "added_tokens.json", "training_args.bin", "history.jsonl"),
+    *("runs", "predictions", "report", "_best"),
+]
+
+
+class RunFolder:
+    """`--output_dir`, held against other runs and checked before anything is computed.
+
+    A run is finished when its `metrics.json` exists, which is written last. The first process holds the folder.
+
+    Args:
+        args: `output_dir` and `resume_from_checkpoint`.
+        overwrite: whether a run that is there may be replaced.
+    """
+
+    def __init__(self, args: MultitaskTrainingArguments, overwrite: bool):
+        self.args = args
+        self.path = Path(args.output_dir)
+        self.checkpoint: str | None = None
+        self.overwrite = overwrite
+        self.data: dict[str, dict] = {}  # {task: {split: rows and fingerprint}}, on the first process
+        if args.resume_from_checkpoint and overwrite:
+            raise InputError("--overwrite and --resume_from_checkpoint exclude each other")
+        self.held = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Hold the folder, check what it holds, and find the checkpoint to go on from.
+
+        Raises:
+            InputError: the folder cannot be written, another process writes it, or it holds a run (or something else)
+                that the flags do not say what to do with.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.args.process_index == 0:
+                stack.enter_context(FolderLock(self.path))
+            self.check()
+            if self.args.resume_from_checkpoint:
+                checkpoint = find_checkpoint(self.path, self.args.resume_from_checkpoint)
+                self.checkpoint = None if checkpoint is None else str(checkpoint)
+            self.held = stack.pop_all()
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Let go of the folder."""
+        self.held.close()
+
+    def check(self) -> None:
+        """Refuse a folder that holds what the flags do not say what to do with. What is left of a run that was cut off
+        before it began is nothing."""
+        found = contents(self.path) - {"run.tmp"}
+        if not found:
+            return
+        if "run.json" not in found:
+            raise InputError(f"--output_dir {self.path} exists and holds no run; choose another folder")
+        if self.overwrite:
+            return
+        if "metrics.json" in found:
+            raise InputError(
+                f"--output_dir {self.path} holds a finished run; choose another folder, or replace it with --overwrite"
+            )
+        if not self.args.resume_from_checkpoint:
+            raise InputError(
+                f"--output_dir {self.path} holds an unfinished run; go on with --resume_from_checkpoint, "
+                "or start anew with --overwrite"
+            )
+        read_run(str(self.path))
+
+    def clear(self) -> None:
+        """Remove what a run left, and nothing else; `run.json` stays until it is replaced, so that the folder is known
+        as a run's all the time."""
+        remove([path for pattern in WRITTEN for path in self.path.glob(pattern)])
+        remove(list_checkpoints(self.path).values())
+
+    def begin(
+        self,
+        run: RunArguments,
+        tasks: Sequence[Task],
+        rows: Mapping[str, DatasetDict],
+        batch_size: int,
+        batches: Mapping[str, int],
+    ) -> None:
+        """Write `run.json`: the configuration, versions, commit and data fingerprints that make the run repeatable.
+
+        Args:
+            run: the run's arguments.
+            tasks: as trained.
+            rows: {task: its clean rows by split}.
+            batch_size: rows of one optimizer step.
+            batches: {task: its batches in the whole plan}, from which a report draws the plan.
+
+        Raises:
+            InputError: the run to resume had other settings, or its folder cannot be written.
+        """
+        if self.args.process_index != 0:
+            return
+        self.data = fingerprints(rows)
+        record = {
+            "decides": deciding_settings(run, self.args, tasks, self.data, batch_size),
+            "run": dataclasses.asdict(run),
+            "training": self.args.to_dict(),  # Transformers blanks the tokens
+            "batches": dict(batches),
+            "processes": self.args.world_size,
+            "versions": {name: installed_version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "commit": git_commit(),
+        }
+        file = self.path / "run.json"
+        if self.args.resume_from_checkpoint and file.exists():
+            _, before = read_run(str(self.path))
+            compare_settings(recorded_settings(before, record["decides"]), record["decides"], self.path)
+        try:
+            if self.overwrite:
+                self.clear()
+            write_json(file, record)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def finish(self, metrics: dict[str, float], tasks: Iterable[Task]) -> None:
+        """Write `metrics.json`, which marks the run as finished, and print the dev scores."""
+        if self.args.process_index != 0:
+            return
+        write_json(self.path / "metrics.json", metrics)
+        shutil.rmtree(self.path / "_best", ignore_errors=True)  # the model holds these weights now
+        print(f"\n{'dev score':24}")
+        for task in tasks:
+            print(f"{task.name:12} {task.metric:10} {metrics[f'eval_{task.name}_{task.metric}']:.4f}")
+        print(f"{'overall':23} {metrics['eval_overall']:.4f}\n\nrun folder: {self.path}", flush=True)
+
+
+def fingerprints(rows: Mapping[str, DatasetDict]) -> dict[str, dict]:
+    """{task: {split: number of rows and fingerprint}} of {task: its clean rows by split}."""
+    return {
+        name: {split: {"rows": len(part), "sha256": fingerprint(part)} for split, part in splits.items()}
+        for name, splits in rows.items()
+    }
+
+
+def deciding_settings(
+    run: RunArguments,
+    args: MultitaskTrainingArguments,
+    tasks: Sequence[Task],
+    data: Mapping[str, dict],
+    batch_size: int,
+) -> dict[str, object]:
+    """What decides a run's weights and scores, {name: value}, of its arguments, tasks, `fingerprints` and rows of a
+    step."""
+    training = args.to_dict()
+    return (
+        {field.name: training[field.name] for field in dataclasses.fields(args) if field.name not in HARMLESS}
+        | {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name not in HARMLESS_RUN}
+        | {"mixed precision": args.mixed_precision}  # Accelerate's configuration may say it
+        | {"tasks": [task.name for task in tasks]}
+        | {f"task {task.name}": task.to_config() for task in tasks}  # all but where the rows come from
+        | {f"rows of {name}": splits for name, splits in data.items()}
+        | {"rows of a step": batch_size}
+    )
+
+
+def recorded_settings(record: Mapping, names: Iterable[str]) -> dict[str, object]:
+    """What decided a recorded run, {name: value}, with what an older version recorded elsewhere or did not know.
+
+    Args:
+        record: of `run.json`.
+        names: of the settings that decide today.
+    """
+    fields = [*dataclasses.fields(RunArguments), *dataclasses.fields(MultitaskTrainingArguments)]
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    known = defaults | record["training"] | record["run"]
+    precision = "bf16" if known.get("bf16") else "fp16" if known.get("fp16") else "no"
+    found = {name: known[name] for name in names if name in known} | {"mixed precision": precision} | record["decides"]
+    for name, value in found.items():
+        if name.startswith("task "):
+            with contextlib.suppress(InputError):  # then the comparison refuses it
+                found[name] = load_task(value).to_config()
+    return json.loads(to_json(found))
+
+
+def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
+    """Refuse to go on, in a folder, with settings that would have given other results.
+
+    Raises:
+        InputError: names the first setting that differs.
+    """
+    now = json.loads(to_json(now))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"{path} cannot be resumed with other settings: {name} was {before.get(name)!r} and is "
+                f"{now.get(name)!r}; use the flags it was started with, or another --output_dir"
+            )
+
+
+def read_run(name: str) -> tuple[RunArguments, dict] | None:
+    """The arguments, and all of `run.json`, of the run that left a folder; None of a checkpoint without that file.
+
+    Raises:
+        InputError: `run.json` is there and is not a run's.
+    """
+    path = Path(resolve_folder(name), "run.json")
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [name for name in ("run", "training", "decides") if not isinstance(record[name], dict)]:
+            raise TypeError(f"{missing[0]} is no object")
+        return RunArguments(**record["run"]), record
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is not the record of a run ({error}); did another version write it?") from error
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a package by its metadata; None where it has none, as a plain checkout of this one on the path."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the project's checkout; None where it is installed without one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

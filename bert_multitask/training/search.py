@@ -1,0 +1,314 @@
+"""Hyperparameter search by optuna (paper, section 4.5): trials are plain runs, and the best ends as a YAML file."""
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, release_memory
+from transformers import TrainerCallback, set_seed
+from transformers.integrations import is_optuna_available
+from transformers.utils import logging
+
+from ..data.rows import describe_rows, load_rows
+from ..evaluation.metrics import higher_is_better
+from ..model.errors import InputError, NonFiniteError
+from .arguments import MultitaskTrainingArguments, RunArguments, check_launch, to_field
+from .callbacks import HistoryFile
+from .checkpoints import list_checkpoints
+from .folder_lock import contents, remove
+from .run import load_model, tokenise_rows, trainer_data
+from .run_folder import compare_settings, deciding_settings, fingerprints
+from .search_space import TuneArguments, configure, present_settings, read_space, to_flags
+from .trainer import MultitaskTrainer
+
+logger = logging.get_logger(__name__)
+
+if is_optuna_available():
+    import optuna
+    from optuna.trial import TrialState
+
+# What decides a trial's score, besides what decides its weights.
+SCORING = "eval_strategy eval_steps eval_delay metric_for_best_model load_best_model_at_end".split()
+
+
+class ReportToTrial(TrainerCallback):
+    """Tells a trial the score of each evaluation, and ends its training where the study's pruner gives it up.
+
+    Of several processes the first asks the pruner, and all end together.
+
+    Args:
+        trial: optuna's; on the other processes, a copy of its parameters.
+        metric: key of the score.
+    """
+
+    def __init__(self, trial: "optuna.Trial | optuna.trial.FixedTrial", metric: str):
+        self.trial, self.metric = trial, metric
+        self.pruned = False
+
+    def on_evaluate(self, args, state, control, metrics: dict, **kwargs):
+        self.trial.report(metrics[self.metric], state.global_step)
+        if state.global_step < state.max_steps:  # after the last step there is nothing to save
+            (self.pruned,) = broadcast_object_list([bool(self.trial.should_prune())])
+            control.should_training_stop |= self.pruned
+
+
+class SearchTrainer(MultitaskTrainer):
+    """Whose `hyperparameter_search` gives each trial a model, a trainer and callbacks of its own.
+
+    Transformers would train every trial with this one. What it made of the flags when it was built (the plan, Adam's
+    settings, the momentum teacher), and what callbacks remember of one trial, would hold for the next; and its pruning
+    leaves other processes waiting.
+
+    Args:
+        make_trial: (number of the trial, {flag or flag.task: value}) -> its trainer.
+        metric: key of the score.
+        **kwargs: of `MultitaskTrainer`, for the flags as they are.
+    """
+
+    def __init__(self, make_trial: Callable[[int, dict], MultitaskTrainer], metric: str, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.make_trial, self.metric = make_trial, metric
+        self.model_init = lambda: None  # for `hyperparameter_search`, which asks for one
+
+    def train(
+        self,
+        resume_from_checkpoint: str | None = None,
+        trial: "optuna.Trial | optuna.trial.FixedTrial | None" = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> None:
+        """Overridden to run a trial as a plain run; its score is what that ends with, the best checkpoint's.
+
+        Training that diverged, or a score that is not a number, counts as the worst possible.
+
+        Raises:
+            TrialPruned: on the first process, once all have ended the trial's training.
+        """
+        self.model_wrapped, self.model = release_memory(self.model_wrapped, self.model)  # built, but not trained
+        trainer = self.make_trial(trial.number, self.hp_space(trial))
+        report = ReportToTrial(trial, self.metric)
+        trainer.add_callback(report)
+        metrics = {}
+        try:
+            trainer.train()
+            trainer.remove_callback(report)
+            metrics = {} if report.pruned else trainer.evaluate()
+        except NonFiniteError as error:
+            logger.warning(f"trial {trial.number} diverged: {error}")
+        PartialState().wait_for_everyone()  # before checkpoints go that another process may still be reading
+        if self.is_world_process_zero():
+            remove_checkpoints(Path(trainer.args.output_dir))
+        worst = -math.inf if self.args.greater_is_better else math.inf
+        self.objective = worst
+        if metrics:
+            trial.set_user_attr("metrics", metrics)
+            if not math.isnan(score := self.compute_objective(metrics)):
+                self.objective = score
+        elif report.pruned and self.is_world_process_zero():
+            raise optuna.TrialPruned()
+
+
+class Search:
+    """A search in its folder, `--output_dir`. The study there, `study.db`, is all that it goes on from.
+
+    Args:
+        run: the flags that all trials have in common.
+        args: the same.
+        options: what is searched, and how often.
+        given: the flags that the user set, {name: value}, for the best trial's YAML file.
+
+    Raises:
+        InputError: something is wrong with the input; nothing is written then.
+    """
+
+    def __init__(
+        self, run: RunArguments, args: MultitaskTrainingArguments, options: TuneArguments, given: dict[str, object]
+    ):
+        if not is_optuna_available():
+            raise InputError("a search needs optuna: pip install 'bert_multitask[tune]'")
+        if args.resume_from_checkpoint:
+            raise InputError("--resume_from_checkpoint is of a run; a search goes on by the command that began it")
+        logging.set_verbosity(args.get_process_log_level())
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial is told of below
+        check_launch(args)
+        self.run, self.options = run, options
+        own = {field.name for field in fields(options)} | {"overwrite"}
+        self.given = {name: value for name, value in given.items() if name not in own}
+        self.given["tasks"] = to_field(run.tasks)  # whole, where a flag named one that the YAML defines
+        # Trials push nothing, and their checkpoints are there for their scores alone.
+        self.args = replace(args, push_to_hub=False, save_only_model=True)
+        self.first = args.process_index == 0
+        self.folder = Path(args.output_dir)
+        self.check_folder()
+        self.metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        self.tasks = run.load_tasks()
+        tasks = {task.name: task for task in self.tasks}
+        self.highest = higher_is_better(tasks, args.metric_for_best_model, args.greater_is_better)
+        self.direction = "maximize" if self.highest else "minimize"
+        self.space = read_space(options.search, run, args)
+        self.rows = {task.name: load_rows(task, run.data_dir) for task in self.tasks}
+        model = load_model(run, self.tasks)
+        self.data = trainer_data(*tokenise_rows(run, args, self.tasks, self.rows, model.config))
+        self.trainer = SearchTrainer(self.make_trial, self.metric, model=model, args=self.args, **self.data)
+        self.study = self.open_study() if self.first else None
+
+    def check_folder(self) -> None:
+        """Refuse a folder that holds something else."""
+        if contents(self.folder) and not (self.folder / "study.db").exists():
+            raise InputError(f"--output_dir {self.folder} exists and holds no search; choose another folder")
+
+    def open_study(self) -> "optuna.Study":
+        """The study in the folder, or a new one. An interrupted trial is run again."""
+        if self.run.overwrite:
+            remove(self.folder / name for name in contents(self.folder))
+        file = self.folder / "study.db"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            study = optuna.create_study(direction=self.direction, load_if_exists=True, **self.storage())
+        except Exception as error:  # damage shows in several ways
+            raise InputError(f"{file}: is not a study ({str(error).splitlines()[0]}); was it cut off?") from error
+        settings = deciding_settings(self.run, self.args, self.tasks, fingerprints(self.rows), self.trainer.batch_size)
+        settings |= {name: getattr(self.args, name) for name in SCORING} | {"search": self.space}
+        if "settings" in study.user_attrs:
+            compare_settings(study.user_attrs["settings"], settings, self.folder)
+        study.set_user_attr("settings", json.loads(json.dumps(settings, default=str)))
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+        for trial in self.folder.glob("trials/*"):
+            remove_checkpoints(trial)
+        return study
+
+    def storage(self) -> dict[str, str]:
+        """Where optuna finds the study."""
+        return {"study_name": "search", "storage": f"sqlite:///{self.folder.resolve() / 'study.db'}"}
+
+    def make_trial(self, number: int, settings: dict[str, object]) -> MultitaskTrainer:
+        """The trainer of a trial: what `training.train` makes of its flags, on the rows that are tokenised already."""
+        run, args = configure(self.run, self.args, settings)
+        args.output_dir = str(self.folder / "trials" / str(number))
+        set_seed(args.seed)
+        model = load_model(run, run.load_tasks())
+        return MultitaskTrainer(
+            model, args, **self.data, callbacks=[HistoryFile(Path(args.output_dir, "history.jsonl"))]
+        )
+
+    def run_trials(self) -> None:
+        """Run the trials that are missing, and after each of them write what is known by then."""
+        if self.first:
+            print(describe_rows(self.tasks, self.rows), self.trainer.describe_plan(), sep="\n\n", flush=True)
+        while (finished := self.count_finished()) < self.options.n_trials:
+            self.run_trial(finished)
+            if self.first:
+                self.write()
+        if self.first:
+            self.write()
+
+    def run_trial(self, finished: int) -> None:
+        """Run one more trial than have finished."""
+        # A seed for each, so that a search that was stopped goes on as it would have.
+        seed = np.random.SeedSequence([self.args.seed, finished]).generate_state(1)
+        self.trainer.hyperparameter_search(
+            hp_space=self.suggest,
+            compute_objective=lambda metrics: metrics[self.metric],
+            n_trials=1,
+            direction=self.direction,
+            backend="optuna",
+            sampler=optuna.samplers.TPESampler(seed=int(seed[0])),
+            # Early scores say little: a learning rate may still be warming up.
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=len(self.trainer.plan) // 3),
+            load_if_exists=True,
+            **self.storage(),
+        )
+
+    def suggest(self, trial: "optuna.Trial | optuna.trial.FixedTrial") -> dict[str, object]:
+        """The settings of a trial, {flag or flag.task: value}."""
+        return {
+            name: trial.suggest_categorical(name, values)
+            if isinstance(values, list)
+            else trial.suggest_float(name, **values)
+            for name, values in self.space.items()
+        }
+
+    def count_finished(self) -> int:
+        """The trials that count, on all processes. Before any, the flags as they are are put first in the line."""
+        finished = 0
+        if self.first:
+            finished = len(self.finished())
+            if not finished and not self.study.get_trials(states=(TrialState.WAITING,)):
+                self.study.enqueue_trial(present_settings(self.space, self.run, self.args))
+        return broadcast_object_list([finished])[0]
+
+    def finished(self) -> list["optuna.trial.FrozenTrial"]:
+        """The trials that count: those that ended, or that the pruner ended; not those that were stopped."""
+        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+    def table(self) -> list[dict[str, object]]:
+        """A row for each trial that counts: its number, state, score (of a pruned one the last), step, settings, scores
+        and seconds."""
+        keys = [f"eval_{task.name}_{task.metric}" for task in self.tasks] + ["eval_overall"]
+        return [
+            {
+                "trial": trial.number,
+                "state": trial.state.name.lower(),
+                "score": math.nan if trial.value is None else trial.value,
+                "step": trial.last_step,
+            }
+            | {name: trial.params[name] for name in self.space}
+            | {key: trial.user_attrs.get("metrics", {}).get(key) for key in keys}
+            | {"seconds": round(trial.duration.total_seconds(), 1)}
+            for trial in self.finished()
+        ]
+
+    def write(self) -> None:
+        """Write `trials.csv` and `best.yaml`, and print the last trial."""
+        table = self.table()
+        with (self.folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, table[0])
+            writer.writeheader()
+            writer.writerows(table)
+        best = self.study.best_trial
+        settings = {name: best.params[name] for name in self.space}
+        flags = self.given | to_flags(self.run, settings) | {"output_dir": str(self.folder / "best")}
+        text = yaml.safe_dump(flags, sort_keys=False, allow_unicode=True)
+        heading = f"# The best of {len(table)} trials, number {best.number}: {self.metric} {best.value:.4f}\n"
+        (self.folder / "best.yaml").write_text(heading + text, encoding="utf-8")
+        print(
+            f"trial {table[-1]['trial']} {table[-1]['state']}: {self.metric} {table[-1]['score']:.4f}; best of "
+            f"{len(table)}: {best.value:.4f}, trial {best.number}, {self.folder / 'best.yaml'}",
+            flush=True,
+        )
+
+    def overview(self) -> dict:
+        """What `reporting.plots.search_overview` draws, by the names of its arguments."""
+        return {
+            "trials": self.table(),
+            "settings": self.space,
+            "importances": find_importances(self.study, self.space),
+            "metric": self.metric,
+            "highest": self.highest,
+        }
+
+
+def find_importances(study: "optuna.Study", settings: Collection[str]) -> dict[str, float]:
+    """{setting: its share of the variance of the whole trials' scores that each explains by itself} (fANOVA).
+
+    Empty of equal scores, and where there are no more trials than settings: the shares would be the estimator's chance.
+    """
+    scores = [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,)) if math.isfinite(trial.value)]
+    if len(scores) <= len(settings) or len(set(scores)) == 1:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(settings))
+
+
+def remove_checkpoints(run: Path) -> None:
+    """Remove the weights that a trial left; its history stays."""
+    for folder in [*list_checkpoints(run).values(), run / "_best"]:
+        shutil.rmtree(folder, ignore_errors=True)

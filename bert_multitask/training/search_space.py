@@ -1,0 +1,160 @@
+"""What a hyperparameter search tries: flags, the ranges and choices of their values, and a trial's values as flags."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..model.errors import InputError
+from ..model.tasks import TASKS
+from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments, parse_json
+from .yaml_file import load_yaml
+
+# What can be searched: what decides the weights, but neither rows, tokens nor steps, which a search's trials share.
+NUMBERS = (
+    "learning_rate weight_decay warmup_steps adam_beta1 adam_beta2 max_grad_norm head_dropout encoder_dropout "
+    "label_smoothing "
+    "smart_weight smart_radius smart_step_size smart_noise_std bregman_weight bregman_momentum"
+).split()
+WORDS = "lr_scheduler_type smart_projection".split()
+RANGE = {"low", "high", "log"}
+
+Space = Mapping[str, dict | list]
+"""{flag, or flag.task: {"low": …, "high": …, "log": …}, or its choices}."""
+
+
+@dataclass
+class TuneArguments:
+    """How often a search tries, and what; every other flag holds for all of its trials."""
+
+    _argument_group_name = "the search"
+
+    n_trials: int = field(
+        default=20, metadata={"help": "trials in all: those that --output_dir already has finished count"}
+    )
+    search: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'what to search, a YAML file or JSON: \'{"learning_rate": {"low": 1e-5, "high": 1e-4, '
+            '"log": true}, "head_dropout.sst": [0.1, 0.3]}\'; by default recipes/configs/tune.yaml'
+        },
+    )
+
+    def __post_init__(self):
+        if self.n_trials < 1:
+            raise InputError(f"--n_trials is {self.n_trials}; expected at least 1")
+
+
+def read_space(search: str | Mapping, run: RunArguments, args: MultitaskTrainingArguments) -> Space:
+    """The space of a search, checked at its ends and choices.
+
+    What is of a preset that the run does not have is left out.
+
+    Args:
+        search: YAML file, JSON, or what they hold: {flag: {low, high} or choices}. `log: true` searches the logarithm;
+            `flag.task` is a flag's value for one task.
+        run: the flags that are not searched.
+        args: the same.
+
+    Raises:
+        InputError: names the entry and what is wrong with it.
+    """
+    where, entries = read_entries(search)
+    tasks = [task.name for task in run.load_tasks()]
+    space = {}
+    for name, values in entries.items():
+        flag, _, task = str(name).partition(".")
+        if flag not in (*NUMBERS, *WORDS) or (task and flag not in TASK_FIELDS):
+            raise InputError(
+                f"{where}: {name} cannot be searched; choose from {', '.join((*NUMBERS, *WORDS))}; "
+                f"{', '.join(key for key in TASK_FIELDS if key in NUMBERS)} also for a task, as head_dropout.{tasks[0]}"
+            )
+        if task and flag in entries:
+            raise InputError(f"{where}: {flag} is of all tasks, and {name} of one; name the tasks one by one")
+        if task in TASKS and task not in tasks:
+            continue
+        if task and task not in tasks:
+            raise InputError(f"{where}: {name}, but the tasks of this run are {', '.join(tasks)}")
+        space[name] = read_values(f"{where}: {name}", values, numbers=flag in NUMBERS)
+        for value in space[name] if isinstance(space[name], list) else (space[name]["low"], space[name]["high"]):
+            try:
+                configure(run, args, {name: value})[0].load_tasks()
+            except (InputError, ValueError) as error:  # those of Transformers are ValueErrors
+                raise InputError(f"{where}: {name}: {error}") from error
+    if not space:
+        raise InputError(f"{where}: names nothing to search; expected, for example, learning_rate: [1e-5, 3e-5]")
+    return space
+
+
+def read_entries(search: str | Mapping) -> tuple[str, Mapping]:
+    """Where a space is from, in words, and what it has."""
+    entries = parse_json("--search", search) if str(search).startswith("{") else search
+    if isinstance(entries, Mapping):
+        return "--search", entries
+    try:
+        entries = load_yaml(Path(search))
+    except InputError as error:
+        raise InputError(f"--search {error}") from error
+    if not isinstance(entries, Mapping):
+        raise InputError(f"--search {search}: expected lines `flag: {{low: …, high: …}}` or `flag: [choices]`")
+    return f"--search {search}", entries
+
+
+def read_values(where: str, values: object, numbers: bool) -> dict | list:
+    """A range or the choices of one flag; YAML reads 1e-5 as a word, so that numbers are made numbers here."""
+    try:
+        if isinstance(values, Mapping) and numbers and {"low", "high"} <= set(values) <= RANGE:
+            low, high, log = float(values["low"]), float(values["high"]), values.get("log", False)
+            if low < high and log in (True, False) and (low > 0 or not log):
+                return {"low": low, "high": high, "log": bool(log)}
+        if isinstance(values, Sequence) and not isinstance(values, str) and values:
+            return [float(value) if numbers else str(value) for value in values]
+    except (TypeError, ValueError):
+        pass  # as what fits neither form
+    of_numbers = (
+        "{low: …, high: …} with low < high, {low: …, high: …, log: true} with low above 0, or a list of numbers"
+    )
+    raise InputError(f"{where}: {values!r}; expected {of_numbers if numbers else 'a list of choices'}")
+
+
+def configure(
+    run: RunArguments, args: MultitaskTrainingArguments, settings: Mapping[str, object]
+) -> tuple[RunArguments, MultitaskTrainingArguments]:
+    """The arguments of a trial, {flag or flag.task: value}, as if its flags had been typed.
+
+    Raises:
+        InputError: a value is out of its flag's range.
+    """
+    flags = to_flags(run, settings)
+    of_run, of_training = ({name: flags[name] for name in flags if hasattr(part, name)} for part in (run, args))
+    return dataclasses.replace(run, **of_run), dataclasses.replace(args, **of_training)
+
+
+def to_flags(run: RunArguments, settings: Mapping[str, object]) -> dict[str, object]:
+    """{flag: value} of a trial's {flag or flag.task: value}: the flags of tasks have the run's values of the others."""
+    tasks, flags = run.load_tasks(), {}
+    for name, value in settings.items():
+        flag, _, task = name.partition(".")
+        if task:
+            flags.setdefault(flag, {each.name: getattr(each, TASK_FIELDS[flag]) for each in tasks})[task] = value
+        else:
+            flags[flag] = value
+    return flags
+
+
+def present_settings(space: Space, run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, object]:
+    """What the flags as they are give of a space; values that lie outside are left out."""
+    tasks, settings = run.load_tasks(), {}
+    for name, values in space.items():
+        flag, _, task = name.partition(".")
+        if flag in TASK_FIELDS:
+            now = {getattr(each, TASK_FIELDS[flag]) for each in tasks if task in ("", each.name)}
+        else:
+            now = {getattr(run if hasattr(run, flag) else args, flag)} - {None}
+        if isinstance(values, list):
+            inside = [value for value in values if value in now]
+        else:
+            inside = [value for value in now if values["low"] <= value <= values["high"]]
+        if len(now) == len(inside) == 1:
+            settings[name] = inside[0]
+    return settings

@@ -1,0 +1,543 @@
+"""The one place where tasks, model, schedule and loss meet: a thin subclass of `transformers.Trainer`."""
+
+import copy
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
+from transformers.utils import logging
+
+from ..data.collate import Collator, TaskRows
+from ..data.token_rows import check_labelled, rows_by_task
+from ..evaluation.metrics import (
+    decide,
+    finite_rows,
+    higher_is_better,
+    labelled_metrics,
+    overall_score,
+    score_decisions,
+    task_scores,
+)
+from ..model.encoder import all_finite
+from ..model.errors import InputError, NonFiniteError
+from ..model.losses import DIVERGENCES, UNLABELLED, count_items, is_labelled, no_label
+from ..model.modeling import MultitaskBertModel
+from ..model.tasks import Task
+from .arguments import MultitaskTrainingArguments
+from .callbacks import BestOfEachTask, EpochEnds, StopAtBadStep, TimeEstimate
+from .checkpoints import list_checkpoints
+from .checks import (
+    balance_tasks,
+    by_task,
+    check_collator,
+    check_metrics,
+    check_optimizers,
+    check_parts,
+    check_sharding,
+    check_smart,
+    check_weights,
+    eval_rows,
+    loss_functions,
+    train_rows,
+)
+from .finite import FirstBadStep
+from .hub import HubTrainer
+from .optim import PaperAdamW
+from .randomness import keeps_generators
+from .schedule import SCHEDULES, PlanSampler, count_batches, describe
+from .smart import DropoutMasks, MomentumTeacher, smart_penalty
+
+logger = logging.get_logger(__name__)
+SHOWN_ROWS = 8  # rows that a message names
+
+
+class MultitaskTrainer(HubTrainer):
+    """Trains a `MultitaskBertModel` on a plan of its tasks' batches, one task a step.
+
+    Everything that `transformers.Trainer` takes is here, too, or is refused when the trainer is built (docs/trainer.md
+    has the table). What Trainer takes for one task may be {task: …} here: rows and functions.
+
+    Args:
+        model: its `tasks` give each task's number of epochs; or one that `peft.get_peft_model` made of it
+            (docs/reuse.md).
+        args: the schedule, its budget, and everything `TrainingArguments` has.
+        train_dataset: {task: tokenised rows} of every task of the model (see `token_rows.rows_by_task`).
+        eval_dataset: the same of the dev rows; needed for evaluation.
+        processing_class: the tokenizer; it is saved with every checkpoint.
+        data_collator: rows of one task -> a batch with the keys of `Collator`, which is the default.
+        model_init: refused.
+        compute_loss_func: (outputs, labels, num_items_in_batch) -> the loss of a batch, or {task: such a function};
+            the sum over the batch's rows divided by `num_items_in_batch`, so that the shares of a step add up. A row
+            without a label has the label -100, or NaN where labels are scores. It gives `eval_{task}_loss`, too.
+        compute_metrics: `EvalPrediction` of a task's labelled rows, with logits as predictions -> {key: number}, or
+            {task: such a function}. The numbers are `eval_{task}_{key}`, which `metric_for_best_model` may name.
+        callbacks: of the training.
+        optimizers: an optimizer of the model's parameters, and a schedule of its learning rate; None makes ours.
+        optimizer_cls_and_kwargs: an optimizer's class and settings, instead of `args.optim`.
+        preprocess_logits_for_metrics: refused.
+
+    Raises:
+        InputError: something given is wrong, missing, or would be ignored; nothing is computed or written then.
+    """
+
+    def __init__(
+        self,
+        model: MultitaskBertModel | None = None,
+        args: MultitaskTrainingArguments | None = None,
+        train_dataset: Mapping[str, Dataset] | Dataset | None = None,
+        eval_dataset: Mapping[str, Dataset] | Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator: Callable | None = None,
+        model_init: None = None,
+        compute_loss_func: Callable | Mapping[str, Callable] | None = None,
+        compute_metrics: Callable | Mapping[str, Callable] | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple[type, dict] | None = None,
+        preprocess_logits_for_metrics: None = None,
+    ):
+        refused = {"model_init": model_init, "preprocess_logits_for_metrics": preprocess_logits_for_metrics}
+        check_parts(model, args, refused)
+        train, dev = train_rows(train_dataset, model), eval_rows(eval_dataset, model, args)
+        balance_tasks(model, train)
+        args = self.plan_steps(model, args, {name: len(rows) for name, rows in train.items()})
+        self.loss_functions = loss_functions(compute_loss_func, model.tasks)
+        self.metric_functions = by_task(compute_metrics, model.tasks, "compute_metrics")
+        check_metrics(model.tasks, args, self.metric_functions)
+        check_smart(model.tasks, args)
+        check_sharding(model, args)
+        check_weights(model, self.plan)
+        check_optimizers(model, args, optimizers, optimizer_cls_and_kwargs)
+        if data_collator is not None:
+            check_collator(data_collator, train | dev)
+        if args.paper_optimizer:
+            adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+            optimizer_cls_and_kwargs = (PaperAdamW, {"lr": args.learning_rate} | adam)
+        self.begin_record()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or Collator(model.config.pad_token_id or 0),
+            train_dataset=TaskRows(train),
+            eval_dataset=dev,
+            processing_class=processing_class,
+            callbacks=list(callbacks or ()),
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
+        self.bad = FirstBadStep(scaled=self.accelerator.mixed_precision == "fp16")
+        self.teacher = None
+        if any(task.bregman_weight for task in model.tasks.values()):
+            self.teacher = MomentumTeacher(model, args.bregman_momentum)
+        self.add_callbacks()
+
+    def plan_steps(
+        self, model: MultitaskBertModel, args: MultitaskTrainingArguments, rows: dict[str, int]
+    ) -> MultitaskTrainingArguments:
+        """Lay out the plan for {task: training rows}; returns a copy of the arguments whose `max_steps` is its length.
+
+        Trainer repeats a data loader that is shorter than max_steps; the plan is all there is.
+        """
+        self.rows = rows
+        self.epochs = {name: task.epochs for name, task in model.tasks.items()}
+        self.batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        self.data_seed = args.data_seed if args.data_seed is not None else args.seed
+        self.batches = count_batches(self.rows, self.epochs, self.batch_size, args.budget)
+        plan = SCHEDULES[args.schedule](self.batches, self.data_seed)
+        self.plan = plan[: args.max_steps] if args.max_steps > 0 else plan
+        for name in self.rows.keys() - set(self.plan):
+            logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
+        args = copy.copy(args)  # the caller's stay as they are
+        args.max_steps = len(self.plan)
+        args.greater_is_better = higher_is_better(model.tasks, args.metric_for_best_model, args.greater_is_better)
+        return args
+
+    def begin_record(self) -> None:
+        """Start what training keeps for its log, and for the next evaluation."""
+        self.step_rows: Tensor | int | None = None  # labelled rows of the step, where its loss is divided by others
+        self.sums: dict[str, tuple] = {}
+        self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # task -> logits and labels since the last log entry
+        self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
+
+    def add_callbacks(self) -> None:
+        """Add what the flags, the schedule, the layout and SMART's Bregman term ask for."""
+        self.add_callback(TimeEstimate())
+        if self.args.early_stopping_patience:
+            patience, threshold = self.args.early_stopping_patience, self.args.early_stopping_threshold
+            self.add_callback(EarlyStoppingCallback(patience, threshold))
+        if self.args.schedule == "sequential":
+            self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
+        self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
+        if self.model.config.encoder_sharing == "per_task" and self.args.load_best_model_at_end:
+            self.add_callback(BestOfEachTask())
+        if self.teacher:
+            self.add_callback(self.teacher)
+
+    def describe_plan(self) -> str:
+        """The plan as a table: rows, epochs, batches and share of the steps by task."""
+        return describe(self.plan, self.rows, self.epochs, self.batch_size)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Overridden because the sampler deals out the processes' shares itself: Accelerate, which deals whole
+        batches, would give the processes different tasks and lose the rows of short batches."""
+        sampler = PlanSampler(
+            self.plan,
+            self.rows,
+            self.batch_size,
+            seed=self.data_seed,
+            accumulation=self.args.gradient_accumulation_steps,
+            rank=self.args.process_index,
+            processes=self.args.world_size,
+        )
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor | int | None:
+        """Overridden because Trainer counts what is not -100, which may be a score; a missing score is NaN."""
+        marked = [
+            {"labels": torch.where(is_labelled(batch["labels"]), 0, UNLABELLED)} if "labels" in batch else batch
+            for batch in batch_samples
+        ]
+        return super()._get_num_items_in_batch(marked, device)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Overridden because a task with class weights divides its loss by the sum of the step's weights, over all
+        processes and accumulation steps as Trainer counts rows, so that it is torch's weighted mean however it is cut.
+        """
+        batches, rows = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.step_rows = rows
+        options = self.model.tasks[batches[0]["task"]].loss_options if batches else {}
+        if rows is None or "class_weights" not in options:
+            return batches, rows
+        weights = torch.tensor(options["class_weights"], device=device)
+        items = sum(count_items(batch["labels"].to(device), weights) for batch in batches)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()
+        return batches, items
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Overridden to note a loss that is not a finite number, without waiting for the device."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.bad.note_loss(loss, self.state.global_step + 1)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """Overridden to note a gradient norm that is not a finite number; Trainer computes it with every step, clipped
+        or not, and has no public place to see it."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.bad.note_norm(norm, self.state.global_step + 1)
+        return norm
+
+    def check_numbers(self, weights: bool = False) -> None:
+        """Stop where a step had a loss or a gradient norm that is not a finite number; all processes stop together.
+
+        Args:
+            weights: whether to look at the weights, too: no loss follows the last update before they are saved.
+
+        Raises:
+            NonFiniteError: names the step, its task and rows; or the first such weight.
+        """
+        found = self.bad.read(self.accelerator)
+        if found is None and weights:
+            self.check_finite_weights()
+        if found is None:
+            return
+        step, task = found[0], self.plan[found[0] - 1]
+        sampler = PlanSampler(self.plan, self.rows, self.batch_size, seed=self.data_seed)
+        keys = next(islice(sampler, step - 1, None))
+        rows = {key[1]: row for key, row in zip(keys, self.train_dataset.__getitems__(keys), strict=True)}
+        checkpoint = next(reversed(list_checkpoints(Path(self.args.output_dir)).values()), None)
+        raise NonFiniteError(
+            f"{found[1]} at step {step}, a batch of task {task!r} (rows {name_rows(rows)}); "
+            f"lower --learning_rate ({self.args.learning_rate:g}) or look at these rows; "
+            + (f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet")
+        )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Overridden to save nothing once a number was not finite."""
+        self.check_numbers()
+        super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Overridden to refuse weights that are not finite numbers (see `check_finite_weights`)."""
+        self.check_finite_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def check_finite_weights(self) -> None:
+        """Refuse weights that are not finite numbers.
+
+        Raises:
+            NonFiniteError: names the first such weight.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return  # each process has other weights, and they have to stop together
+        for name, weight in self.model.named_parameters():
+            if not all_finite(weight):
+                step = self.state.global_step
+                raise NonFiniteError(f"weight {name} is not finite after step {step}; lower --learning_rate")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Overridden to add SMART's terms to a training step's loss, and to keep each task's losses and predictions for
+        the log.
+
+        Scaling is as Trainer's: the model divides by the labelled rows of the whole step (or by the sum of their class
+        weights), all processes and accumulation steps together.
+        """
+        self.compute_loss_func = self.loss_functions.get(inputs["task"])
+        if not model.training:
+            return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
+        task = self.model.tasks[inputs["task"]]
+        masks = DropoutMasks(inputs["labels"]) if task.smart_weight and self.args.smart_share_dropout else None
+        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)  # it may take labels out
+        self.keep(f"loss_{task.name}", loss)
+        if self.args.logging_strategy != "no":
+            self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"]))
+        rows = is_labelled(inputs["labels"]).sum()
+        items = self.step_rows if task.class_weights else num_items_in_batch
+        share = rows if items is None else rows / items
+        if self.args.average_tokens_across_devices:
+            share = share * self.accelerator.num_processes  # as Trainer scales the loss: DDP takes the processes' mean
+        for name, weight, penalty in self.penalties(task, inputs, outputs["logits"], masks):
+            self.keep(f"{name}_{task.name}", share * penalty)
+            loss = loss + weight * share * penalty
+        return (loss, outputs) if return_outputs else loss
+
+    def penalties(
+        self, task: Task, inputs: Mapping, logits: Tensor, masks: DropoutMasks | None
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Yield (name, weight, mean over the rows) of each of SMART's terms that the task has.
+
+        Args:
+            task: of the batch.
+            inputs: the batch.
+            logits: the clean predictions.
+            masks: the dropout masks that gave them, for SMART's passes to drop the same; None to draw others.
+        """
+        args, divergence = self.args, DIVERGENCES[task.divergence]
+        batch = {key: inputs[key] for key in ("task", "attention_mask", "token_type_ids")}
+        if task.smart_weight:
+
+            def predict(embeddings: Tensor) -> Tensor:
+                """By the bare model: DistributedDataParallel allows one forward for each backward."""
+                return self.model(inputs_embeds=embeddings, **batch).logits
+
+            embeddings = self.model.encoder(task.name).embeddings.word_embeddings(inputs["input_ids"])
+            penalty = smart_penalty(
+                partial(masks.replay, predict) if masks else predict,
+                embeddings,
+                inputs["attention_mask"],
+                logits,
+                divergence,
+                radius=args.smart_radius,
+                step_size=args.smart_step_size,
+                noise_std=args.smart_noise_std,
+                steps=args.smart_steps,
+                projection=args.smart_projection,
+            )
+            yield "smart", task.smart_weight, penalty
+        if task.bregman_weight:
+            teacher = self.teacher.logits(input_ids=inputs["input_ids"], **batch)
+            yield "bregman", task.bregman_weight, divergence(logits, teacher).mean()
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Add a micro-batch's value to what the next log entry is the mean of."""
+        total, count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = (total + value.detach(), count + 1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Overridden to add to training logs, as means over a task's steps since the last entry: `loss_{task}` without
+        SMART's terms, `smart_{task}` and `bregman_{task}` without their weights; and `{metric}_{task}` of the rows
+        trained on since, as predicted in training, with dropout.
+
+        Raises:
+            NonFiniteError: a step since had a loss or gradient that is not a finite number.
+        """
+        if self.is_in_train:
+            self.check_numbers()
+        if "loss" in logs:
+            for name, (total, count) in sorted(self.sums.items()):
+                steps = count / self.args.gradient_accumulation_steps
+                logs[name] = self.accelerator.gather(total).mean().item() / steps
+            for name, batches in sorted(self.seen.items()):
+                logits, labels = (self.gather_rows(torch.cat(column)) for column in zip(*batches, strict=True))
+                task, labelled = self.model.tasks[name], is_labelled(labels)
+                labelled &= finite_rows(logits)  # without those that fp16 skipped
+                if not labelled.any():
+                    continue
+                with warnings.catch_warnings(action="ignore"):  # a few rows may well be of one class
+                    found = score_decisions(task, decide(task, logits[labelled]), labels[labelled])
+                logs[f"{task.metric}_{name}"] = found[task.metric]
+            self.sums.clear()
+            self.seen.clear()
+            self._tr_loss.zero_()  # Trainer subtracts the sum from itself, which leaves a NaN that fp16 skipped
+        if self.bad.scaled:  # the loss or gradient of a step that fp16's scaler skipped is no number to log
+            for key in [key for key, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
+                del logs[key]
+        super().log(logs, start_time)
+
+    def gather_rows(self, values: Tensor) -> np.ndarray:
+        """The rows of all processes, which may have different numbers of them: filled up with unlabelled ones."""
+        missing = no_label(values.is_floating_point())
+        padded = self.accelerator.pad_across_processes(values, pad_index=missing)
+        return self.accelerator.gather(padded).cpu().numpy()
+
+    @keeps_generators
+    def evaluate(
+        self,
+        eval_dataset: Mapping[str, Dataset] | Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Overridden because Trainer scores several datasets apart, so that no overall score could pick the best.
+
+        Args:
+            eval_dataset: {task: tokenised rows}, or rows of one task; by default the trainer's.
+            ignore_keys: outputs of the model to leave out of the predictions.
+            metric_key_prefix: start of every key.
+
+        Returns:
+            `eval_{task}_loss`, `eval_{task}_{metric}` and what `compute_metrics` gives for every task, `eval_overall`,
+            `eval_runtime` in seconds.
+
+        Raises:
+            InputError: there is nothing to evaluate on, or rows of another task.
+            NonFiniteError: a prediction is not a finite number.
+        """
+        start = time.perf_counter()
+        # Of the trainer's own datasets Trainer wants the names, under which it keeps persistent loaders.
+        loaders = {name: name for name in self.eval_dataset}
+        if eval_dataset is not None or not loaders:
+            loaders = rows_by_task({} if eval_dataset is None else eval_dataset, self.model, "eval_dataset")
+            if not loaders:
+                raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
+            check_labelled(loaders, "eval_dataset")
+        steps = Counter(self.plan[: self.state.global_step])
+        # With an encoder for each task a step changes one task; the others predict what they did before.
+        reuse = self.is_in_train and eval_dataset is None and self.model.config.encoder_sharing == "per_task"
+        outputs, metrics = {}, {}
+        for name, rows in loaders.items():
+            before, outputs[name] = self.evaluated.get(name, (None, None))
+            prefix = f"{metric_key_prefix}_{name}"
+            if not reuse or before != steps[name]:
+                loader = self.get_eval_dataloader(rows)
+                outputs[name] = self.evaluation_loop(loader, f"Evaluation of {name}", False, ignore_keys, prefix)
+                self.callback_handler.on_predict(self.args, self.state, self.control, {})  # ends its progress bar
+            if reuse:
+                self.evaluated[name] = (steps[name], outputs[name])
+            trainers = (f"{prefix}_loss", f"{prefix}_model_preparation_time")
+            metrics |= {key: value for key, value in outputs[name].metrics.items() if key not in trainers}
+        metrics |= self.score(outputs, metric_key_prefix)
+        self.check_best(metrics)
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def check_best(self, metrics: Mapping[str, float]) -> None:
+        """Refuse, at the first evaluation in training, a metric of the best checkpoint that `compute_metrics` does not
+        give."""
+        best = f"eval_{(self.args.metric_for_best_model or 'overall').removeprefix('eval_')}"
+        if self.is_in_train and best not in metrics:
+            raise InputError(f"--metric_for_best_model is {best!r}, but the evaluation gives {', '.join(metrics)}")
+
+    @keeps_generators
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Overridden to check the rows, of one task, as those to train on are checked (labels may be missing), and to
+        leave the random generators alone.
+
+        Raises:
+            InputError: names what is wrong with the rows.
+            NonFiniteError: a prediction is not a finite number.
+        """
+        rows = rows_by_task(test_dataset, self.model, "test_dataset")
+        if len(rows) != 1:
+            raise InputError(f"test_dataset has {len(rows)} tasks; predict takes the rows of one")
+        return super().predict(*rows.values(), ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Overridden to give `compute_metrics` the labelled rows of one task, and to refuse predictions that are not
+        finite numbers, which no metric would notice.
+
+        Raises:
+            NonFiniteError: names the task and the rows.
+        """
+        rows = dataloader.dataset
+        task = self.model.tasks[rows[0]["task"]]
+        function = self.metric_functions.get(task.name)
+        self.compute_metrics = partial(labelled_metrics, function, task) if function else None
+        ignore_keys = ignore_keys or ["hidden_states", "attentions"]
+        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        finite = finite_rows(output.predictions)
+        if not finite.all():
+            wrong = {number: rows[number] for number in np.flatnonzero(~finite)[: SHOWN_ROWS + 1].tolist()}
+            raise NonFiniteError(
+                f"{(~finite).sum()} of {len(finite)} predictions of task {task.name!r} are not finite numbers (rows "
+                f"{name_rows(wrong)}); did training diverge? lower --learning_rate, or look for such weights"
+            )
+        return output
+
+    def score(self, outputs: Mapping, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """The flat scores of {task: output of `predict`}, with the overall score of those tasks."""
+        tasks = {name: self.model.tasks[name] for name in outputs}
+        scores = {
+            name: task_scores(task, outputs[name].predictions, outputs[name].label_ids) for name, task in tasks.items()
+        }
+        for name in scores.keys() & self.loss_functions:
+            scores[name]["loss"] = self.mean_loss(name, outputs[name].predictions, outputs[name].label_ids)
+        flat = {f"{metric_key_prefix}_{name}_{key}": value for name in scores for key, value in scores[name].items()}
+        return flat | {f"{metric_key_prefix}_overall": overall_score(tasks, scores)}
+
+    def mean_loss(self, task: str, logits: np.ndarray, labels: np.ndarray) -> float:
+        """The loss of the user's `compute_loss_func` over all rows of a task together."""
+        logits, labels = (torch.from_numpy(values).to(self.args.device) for values in (logits, labels))
+        items = is_labelled(labels).sum()
+        return float(
+            self.loss_functions[task](SequenceClassifierOutput(logits=logits), labels, num_items_in_batch=items)
+        )
+
+
+def name_rows(rows: Mapping[int, Mapping]) -> str:
+    """The ids of the first of {number: row}, or their numbers where they have none."""
+    names = [str(row.get("id", number)) for number, row in rows.items()]
+    return ", ".join(names[:SHOWN_ROWS]) + (" …" if len(names) > SHOWN_ROWS else "")

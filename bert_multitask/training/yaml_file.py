@@ -1,0 +1,50 @@
+"""Reading YAML files that people write."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..model.errors import InputError
+
+
+class ConfigLoader(yaml.SafeLoader):
+    """Reads YAML without aliases, of which a few lines can make a document of any size, and without repeated keys."""
+
+    def compose_node(self, parent, index):
+        """Overridden to refuse aliases."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"*{event.anchor} is an alias; write the value of &{event.anchor} again",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor):
+        """Overridden to refuse repeated keys, of which PyYAML takes the last."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def load_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        InputError: there is no such file, or it is not YAML, or has an alias or a repeated key; names the file.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such configuration file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: its values are nested too deeply") from error
+    except Exception as error:  # a tag such as !!int raises whatever Python raises for a value that does not fit it
+        raise InputError(f"{path}: not a YAML file: {error}") from error
