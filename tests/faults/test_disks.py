@@ -98,22 +98,6 @@ def test_a_limit_on_the_size_of_a_file(layout, stage, work, journal, option, see
     report(journal, result, f"a limit on the size of a file, {layout}")
 
 
-def test_a_full_disk_of_the_token_cache(stage, work, result):
-    with small_disk(work / "cache-disk") as set_size:
-        set_size(8192)
-        cache, folder = work / "cache-disk" / "tokens", work / "cache-run"
-        wrong = complaint(stage.run("shared-joint", folder, cache=str(cache)), "space|full|free")
-        set_size(ROOM)
-        ended = stage.run("shared-joint", folder, RESUME, cache=str(cache))
-        wrong += (
-            [f"exit {ended.code}: {last_line(ended)}"]
-            if ended.code
-            else differences(folder, stage.whole("shared-joint")[0])
-        )
-    result("a full disk of the token cache", "1 time", f"{len(wrong)} things wrong")
-    assert not wrong
-
-
 def read_only(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o555)
@@ -125,36 +109,43 @@ def unreadable(path: Path) -> Path:
     return path
 
 
-# Name -> what it makes of a folder: (further flags, settings of `Forked`, what the message must name).
+def without_cache(stage, folder: Path, cache: Path, **settings) -> list[str]:
+    """What is wrong with a run whose tokens cannot be cached: it must say so and train all the same."""
+    ended = stage.run("shared-joint", folder, cache=str(cache), **settings)
+    if ended.code:
+        return [f"exit {ended.code}: {last_line(ended)}"]
+    said = any(str(cache) in line for line in ended.printed.splitlines())
+    return ["it does not name the cache"] * (not said) + differences(folder, stage.whole("shared-joint")[0])
+
+
+@pytest.mark.parametrize("name", ["on a full disk", "in a read-only folder", "below a file"])
+def test_a_token_cache_that_cannot_be_written(name, stage, tmp_path, result):
+    with contextlib.ExitStack() as disk:
+        if name == "on a full disk":
+            disk.enter_context(small_disk(tmp_path / "disk"))(8192)
+            wrong = without_cache(stage, tmp_path / "run", tmp_path / "disk" / "tokens")
+        elif name == "in a read-only folder":
+            wrong = without_cache(stage, tmp_path / "run", read_only(tmp_path / "ro"), obeys_permissions=True)
+        else:
+            wrong = without_cache(stage, tmp_path / "run", Path(shutil.copy(__file__, tmp_path / "f"), "tokens"))
+    result(f"a token cache {name}", "1 time", "; ".join(wrong) or "nothing")
+    assert not wrong
+
+
+# Name -> what it makes of a folder: (further flags, what the message must name).
 FORBIDDEN = {
-    "output_dir below a read-only folder": lambda base: (
-        ["--output_dir", read_only(base / "ro") / "run"],
-        {},
-        "ro/run",
-    ),
-    "output_dir read-only": lambda base: (["--output_dir", read_only(base / "ro")], {}, "ro"),
-    "output_dir is a file": lambda base: (["--output_dir", shutil.copy(__file__, base / "f")], {}, "f"),
-    "output_dir below a file": lambda base: (
-        ["--output_dir", Path(shutil.copy(__file__, base / "f"), "run")],
-        {},
-        "f/run",
-    ),
-    "token cache read-only": lambda base: ([], {"cache": str(read_only(base / "ro"))}, "ro"),
-    "token cache below a file": lambda base: ([], {"cache": str(Path(shutil.copy(__file__, base / "f"), "c"))}, "f"),
-    "table unreadable": lambda base: (
-        ["--data_dir", unreadable(base / "data" / "sts-dev.csv").parent],
-        {},
-        "sts-dev.csv",
-    ),
-    "data_dir unreadable": lambda base: (["--data_dir", unreadable(base / "data")], {}, "data"),
+    "output_dir below a read-only folder": lambda base: (["--output_dir", read_only(base / "ro") / "run"], "ro/run"),
+    "output_dir read-only": lambda base: (["--output_dir", read_only(base / "ro")], "ro"),
+    "output_dir is a file": lambda base: (["--output_dir", shutil.copy(__file__, base / "f")], "f"),
+    "output_dir below a file": lambda base: (["--output_dir", f"{shutil.copy(__file__, base / 'f')}/run"], "f/run"),
+    "table unreadable": lambda base: (["--data_dir", unreadable(base / "data/sts-dev.csv").parent], "sts-dev.csv"),
+    "data_dir unreadable": lambda base: (["--data_dir", unreadable(base / "data")], "data"),
     "weights unreadable": lambda base: (
-        ["--model_name_or_path", unreadable(base / "bert" / "model.safetensors").parent],
-        {},
+        ["--model_name_or_path", unreadable(base / "bert/model.safetensors").parent],
         "bert",
     ),
     "tokenizer unreadable": lambda base: (
-        ["--model_name_or_path", unreadable(base / "bert" / "tokenizer.json").parent],
-        {},
+        ["--model_name_or_path", unreadable(base / "bert/tokenizer.json").parent],
         "bert",
     ),
 }
@@ -165,8 +156,8 @@ def test_what_may_not_be_read_or_written(name, stage, tmp_path, result):
     """It is found before anything is trained."""
     for folder in (stage.data, stage.bert):
         shutil.copytree(folder, tmp_path / folder.name)
-    flags, settings, named = FORBIDDEN[name](tmp_path)
-    ended = stage.run("shared-joint", tmp_path / "run", *flags, obeys_permissions=True, **settings)
+    flags, named = FORBIDDEN[name](tmp_path)
+    ended = stage.run("shared-joint", tmp_path / "run", *flags, obeys_permissions=True)
     wrong = complaint(ended, re.escape(named)) + ["it trained first"] * ("'loss'" in ended.printed)
     result(name, "1 time", "; ".join(wrong) or "nothing")
     for path in (tmp_path / "data", tmp_path / "ro"):
