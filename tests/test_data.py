@@ -282,7 +282,7 @@ def test_a_damaged_tokenizer_is_refused(tiny_bert, tmp_path, change):
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
 def test_loading_a_tokenizer_can_be_interrupted(tiny_bert, monkeypatch, signal):
     monkeypatch.setattr(
-        "bert_multitask.data.rows.AutoTokenizer.from_pretrained", lambda name: (_ for _ in ()).throw(signal)
+        "bert_multitask.data.tokens.AutoTokenizer.from_pretrained", lambda name: (_ for _ in ()).throw(signal)
     )
     with pytest.raises(signal):
         load_tokenizer(tiny_bert, 30522)
@@ -330,7 +330,17 @@ def disk_full(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("fault", ["a file in the way", "no permission", "full as it is written", "full at the end"])
+def disk_full_and_closed():
+    """As Arrow's writer does that is closed after a failed write."""
+    try:
+        disk_full()
+    except OSError:
+        raise ValueError("I/O operation on closed file")  # noqa: B904
+
+
+@pytest.mark.parametrize(
+    "fault", ["a file in the way", "no permission", "full as it is written", "full and closed", "full at the end"]
+)
 def test_a_cache_that_cannot_be_written_is_done_without(
     course_folder, tokenizer, tmp_path, monkeypatch, caplog, propagated_logs, fault
 ):
@@ -342,9 +352,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(
         folder.write_text("")
     elif fault == "no permission":
         monkeypatch.setattr("tempfile.mkdtemp", lambda *a, **k: (_ for _ in ()).throw(PermissionError(13, "denied")))
-    elif fault == "full as it is written":
+    elif fault in ("full as it is written", "full and closed"):
         write = ArrowWriter.write_batch
-        full = partial(lambda writer, *a, **k: disk_full() if writer._path else write(writer, *a, **k))
+        fail = disk_full if fault == "full as it is written" else disk_full_and_closed
+        full = partial(lambda writer, *a, **k: fail() if writer._path else write(writer, *a, **k))
         monkeypatch.setattr(ArrowWriter, "write_batch", lambda *a, **k: full(*a, **k))
     else:
         monkeypatch.setattr("os.replace", disk_full)

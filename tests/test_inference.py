@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from bert_multitask.evaluation.tables import read_predictions
 from bert_multitask.inference import split_tables as inference
 from bert_multitask.inference.split_tables import SplitReader, predict_runs
 from bert_multitask.inference.trained_run import TrainedRun
+from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.model.tasks import TASKS
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
@@ -132,6 +134,14 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
         flags = ["--split", "dev", "--output_dir", tmp_path / "new"]
         assert run_here(monkeypatch, name, *flags, recipe=PREDICT) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tasks", [[{"kind": "binary"}], [3], ["no preset"], {"a": 1}], ids=str)
+def test_damaged_tasks_of_a_checkpoint_are_refused(tmp_path, run, tasks):
+    config = json.loads(Path(run, "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tasks": tasks}))
+    with pytest.raises(InputError, match="config.json"):
+        TrainedRun(str(tmp_path))
 
 
 def test_recipes_take_a_hub_id(tmp_path, run, hub, files):

@@ -18,7 +18,7 @@ from bert_multitask.reporting.analysis import LabelledPredictions
 from bert_multitask.reporting.document import Document, plain
 from bert_multitask.reporting.plots import confusion_matrix, scatter, task_order, to_png, training_curves
 from bert_multitask.reporting.report import add_worst, neighbour_table, write_report
-from bert_multitask.reporting.subject import open_sources, read_ensemble
+from bert_multitask.reporting.subject import Source, open_sources, read_ensemble
 from bert_multitask.training.arguments import MultitaskTrainingArguments
 
 REPORT = ROOT / "recipes" / "report.py"
@@ -263,6 +263,28 @@ def predictions(name: str, labels, predicted, texts=None, probabilities=None) ->
         predicted=np.array(predicted),
         probabilities=probabilities,
     )
+
+
+DECIDES = {"tasks": ["a"], "seed": 0, "data_seed": None, "schedule": "round_robin", "max_steps": -1}
+
+
+@pytest.mark.parametrize(
+    ("batches", "decides"),
+    [
+        ({"a": 3}, {key: DECIDES[key] for key in DECIDES if key != "seed"}),
+        ({"b": 3}, DECIDES),
+        ({"a": "many"}, DECIDES),
+        ([3], DECIDES),
+        ({"a": 3}, DECIDES | {"schedule": "sometimes"}),
+        ({"a": 3}, DECIDES | {"max_steps": None}),
+        ({"a": -3}, DECIDES),
+    ],
+    ids=["no seed", "another task", "a word", "a list", "an unknown schedule", "no number of steps", "negative"],
+)
+def test_a_damaged_plan_is_refused(batches, decides):
+    source = Source("runs/x", {}, {}, [], {"batches": batches, "decides": decides}, [], None)
+    with pytest.raises(InputError, match="runs/x/run.json"):
+        source.plan()
 
 
 def test_how_far_off():

@@ -148,7 +148,7 @@ def test_the_lock_ends_with_its_process(monkeypatch, tmp_path):
 )
 def test_a_folder_that_cannot_be_written_is_found_before_rows_are_read(monkeypatch, config, capsys, name, why):
     (config.parent / "a.txt").write_text("keep me")
-    monkeypatch.setattr("bert_multitask.data.rows.load_rows", lambda *_: pytest.fail("rows were read"))
+    monkeypatch.setattr("bert_multitask.training.run.load_rows", lambda *_: pytest.fail("rows were read"))
     assert run_here(monkeypatch, config, "--output_dir", config.parent / name) == 2
     printed = capsys.readouterr().err.splitlines()[-1]
     assert printed.startswith("error: --output_dir") and why in printed
@@ -160,8 +160,8 @@ def test_a_read_only_or_full_disk_is_found_first(monkeypatch, config, capsys, nu
     def fail(*_, **__):
         raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
 
-    monkeypatch.setattr("bert_multitask.data.records.write_json", fail)
-    monkeypatch.setattr("bert_multitask.data.rows.load_rows", lambda *_: pytest.fail("rows were read"))
+    monkeypatch.setattr("bert_multitask.training.folder_lock.write_json", fail)
+    monkeypatch.setattr("bert_multitask.training.run.load_rows", lambda *_: pytest.fail("rows were read"))
     assert run_here(monkeypatch, config) == 2
     assert "cannot be written" in capsys.readouterr().err
 
@@ -405,6 +405,12 @@ def test_a_torn_history(tmp_path, propagated_logs, caplog, text, entries, messag
         assert len(read_history(tmp_path / "history.jsonl")) == entries
         assert (message or "") in caplog.text and bool(message) == bool(caplog.text)
     assert read_history(tmp_path / "none") == []
+
+
+def test_a_history_that_is_no_text(tmp_path):
+    (tmp_path / "history.jsonl").write_bytes(b'{"step": 1}\n{"st\xffep": 2}\n{"step": 3}\n')
+    with pytest.raises(InputError, match="history.jsonl: line 2"):
+        read_history(tmp_path / "history.jsonl")
 
 
 def test_no_json_holds_a_nan(tmp_path):

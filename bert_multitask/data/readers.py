@@ -21,8 +21,7 @@ from datasets.utils.file_utils import cached_path
 from pyarrow import ArrowException, parquet
 from transformers.utils import logging
 
-from ..model.configuration import one_line
-from ..model.errors import InputError
+from ..model.errors import InputError, one_line
 from ..model.tasks import HubSource, Task
 from .labels import LabelReader, name_labels
 

@@ -62,7 +62,7 @@ def read_history(path: Path) -> list[dict]:
         InputError: another line is not a JSON object, or the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        lines = path.read_bytes().splitlines() if path.is_file() else []
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     entries = []

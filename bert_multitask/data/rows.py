@@ -18,8 +18,8 @@ from datasets import Dataset, DatasetDict, Features, Value
 from datasets.table import InMemoryTable
 from transformers.utils import logging
 
-from ..model.configuration import one_line, resolve_folder
-from ..model.errors import InputError
+from ..model.configuration import resolve_folder
+from ..model.errors import InputError, one_line
 from ..model.losses import UNLABELLED, is_labelled
 from ..model.tasks import SPLITS, HubSource, Task, label_key
 from .labels import LabelReader, name_labels
@@ -356,10 +356,14 @@ def cached(name: str, compute: Callable[..., Dataset], features: Features, count
         with tempfile.TemporaryDirectory(dir=folder) as draft:
             compute(cache_file_name=f"{draft}/{name}")
             os.replace(f"{draft}/{name}", file)
-    except OSError as error:
-        logger.warning(
-            f"{folder}: tokens cannot be cached ({error.strerror or error}) and are kept in memory; free space there, "
-            "or name another folder in the environment variable HF_DATASETS_CACHE"
+    except (OSError, ValueError) as error:
+        # Of a full disk the writer that is closed in consequence raises a ValueError.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        logger.warning_once(
+            f"{folder}: tokens cannot be cached ({reason.strerror or reason}) and are kept in memory; free space "
+            "there, or name another folder in the environment variable HF_DATASETS_CACHE"
         )
         return compute(keep_in_memory=True)
     return Dataset.from_file(str(file), info=datasets.DatasetInfo(features=features))

@@ -8,8 +8,8 @@ from datasets import Dataset, DatasetDict, Features, Value
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..model.configuration import one_line, resolve_folder
-from ..model.errors import InputError
+from ..model.configuration import resolve_folder
+from ..model.errors import InputError, one_line
 from ..model.tasks import Task
 from .rows import cached, check_clean, fingerprint, usable_rows
 

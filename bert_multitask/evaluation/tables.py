@@ -20,8 +20,7 @@ from ..data.labels import LabelReader
 from ..data.readers import as_text, check_columns, claim_id, reading
 from ..data.records import writing
 from ..data.rows import is_unicode
-from ..model.configuration import one_line
-from ..model.errors import InputError
+from ..model.errors import InputError, one_line
 from ..model.losses import UNLABELLED
 from ..model.tasks import TASKS, Task, load_task
 from .metrics import decide

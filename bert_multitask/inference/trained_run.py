@@ -8,7 +8,7 @@ from transformers.utils import logging
 from ..model.configuration import MultitaskBertConfig
 from ..model.errors import InputError
 from ..model.modeling import MultitaskBertModel
-from ..model.tasks import TASKS, Task, load_task
+from ..model.tasks import TASKS, Task, load_task, load_tasks
 from ..training.arguments import RunArguments, parse_json
 from ..training.run_folder import read_run
 
@@ -43,7 +43,10 @@ class TrainedRun:
         run, _ = read_run(name) or (None, None)
         self.data_dir = data_dir or (run.data_dir if run else None)
         self.max_length = min(run.max_length if run else 512, self.config.max_position_embeddings)
-        trained = {fields["name"]: load_task(fields) for fields in self.config.tasks}
+        try:
+            trained = load_tasks(self.config.tasks)
+        except InputError as error:
+            raise InputError(f"{name}: its config.json is damaged: {error}") from error
         self.tasks = locate_tasks(name, trained, run, self.data_dir, tasks)
 
     def load_model(self) -> MultitaskBertModel:

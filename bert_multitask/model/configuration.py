@@ -14,12 +14,6 @@ from transformers import BertConfig
 
 from .errors import InputError
 
-
-def one_line(value: object) -> str:
-    """An error's message, or any other value's text, in one line; an empty one is the name of its type."""
-    return " ".join(str(value).split()) or type(value).__name__
-
-
 ENCODER_SHARING = ("shared", "per_task")
 PAIR_ENCODING = ("joint", "separate")
 POOLING = ("cls", "pooler", "mean")

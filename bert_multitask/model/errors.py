@@ -11,3 +11,8 @@ class InputError(ValueError):
 class NonFiniteError(InputError):
     """A loss, gradient, weight or prediction that is not a finite number, which ends a run: what follows would be
     wrong. The message names where it was found first."""
+
+
+def one_line(value: object) -> str:
+    """An error's message, or any other value's text, in one line; an empty one is the name of its type."""
+    return " ".join(str(value).split()) or type(value).__name__

@@ -9,7 +9,7 @@ from ..data.records import read_history
 from ..inference.split_tables import SplitReader, read_tables
 from ..inference.trained_run import first_run, known_tasks, locate_tasks
 from ..model.configuration import resolve_folder
-from ..model.errors import InputError
+from ..model.errors import InputError, one_line
 from ..model.tasks import Task
 from ..training.arguments import MultitaskTrainingArguments
 from ..training.run_folder import read_run
@@ -40,14 +40,21 @@ class Source:
     ensemble: dict | None
 
     def plan(self) -> list[str] | None:
-        """The task of each step of the run; None where there is no run, or `run.json` does not count its batches."""
+        """The task of each step of the run; None where there is no run, or `run.json` does not count its batches.
+
+        Raises:
+            InputError: `run.json` is damaged.
+        """
         if not (self.record and self.record.get("batches")):
             return None
-        decides = self.record["decides"]
-        batches = {name: self.record["batches"][name] for name in decides["tasks"]}  # in the order of the run
-        seed = decides["seed"] if decides["data_seed"] is None else decides["data_seed"]
-        plan = SCHEDULES[decides["schedule"]](batches, seed)
-        return plan[: decides["max_steps"]] if decides["max_steps"] > 0 else plan
+        try:
+            decides = self.record["decides"]
+            batches = {name: int(self.record["batches"][name]) for name in decides["tasks"]}  # in the order of the run
+            seed = decides["seed"] if decides["data_seed"] is None else decides["data_seed"]
+            plan = SCHEDULES[decides["schedule"]](batches, seed)
+            return plan[: decides["max_steps"]] if decides["max_steps"] > 0 else plan
+        except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise InputError(f"{self.name}/run.json: does not describe a plan ({one_line(error)})") from error
 
 
 def open_sources(

@@ -25,8 +25,8 @@ from ..data.tokens import load_tokenizer, tokenise_splits
 from ..evaluation.intervals import Estimate, Scores
 from ..evaluation.metrics import decide
 from ..evaluation.tables import prediction_table, write_predictions
-from ..model.configuration import MultitaskBertConfig, one_line
-from ..model.errors import InputError
+from ..model.configuration import MultitaskBertConfig
+from ..model.errors import InputError, one_line
 from ..model.losses import is_labelled
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
@@ -35,6 +35,8 @@ from .callbacks import HistoryFile
 from .run_folder import RunFolder
 from .stopping import STOP, StopAtStepEnd, resume_command
 from .trainer import MultitaskTrainer
+
+LONGEST = 2000  # characters of a message that are printed
 
 
 def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, float]:
@@ -243,8 +245,9 @@ def run_recipe(main: Callable[[list[str]], object], stopped: str | None = None) 
             main(sys.argv[1:])
         except InputError as error:
             if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
-                # Libraries' own messages have several lines.
-                print("error:", one_line(error), file=sys.stderr, flush=True)
+                # Libraries' own messages have several lines, and some quote a whole damaged file.
+                message = one_line(error)
+                print("error:", message[:LONGEST] + " …" * (len(message) > LONGEST), file=sys.stderr, flush=True)
             sys.exit(2)
         except KeyboardInterrupt as stop:
             signum = getattr(stop, "signum", signal.SIGINT)

@@ -75,7 +75,7 @@ def replay_step(model: nn.Module, batch: dict, dtype: str) -> dict:
     """Times of a step of one batch, launched kernel by kernel and replayed as a graph; where there is no GPU, the
     former alone. The packing is made beforehand, because its lengths cross to the CPU."""
     packing = Packing(batch["attention_mask"])
-    with chosen(PACKED), patch("bert_multitask.model.packing.Packing", lambda mask: packing):
+    with chosen(PACKED), patch("bert_multitask.model.encoder.Packing", lambda mask: packing):
         step = Step(model, dtype, capturable=GPU)
         if not GPU:
             return {"eager": time_steps(step, [batch] * 5), "loss": step(batch).item()}

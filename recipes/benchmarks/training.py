@@ -178,7 +178,7 @@ def ablate(options) -> dict:
 
     without = {
         "nothing": [],
-        "packing": [patch("bert_multitask.model.packing.Packing", Padded)],
+        "packing": [patch("bert_multitask.model.encoder.Packing", Padded)],
         "buckets in attention": [patch("bert_multitask.model.packing.BUCKET_STEP", 512)],
         "plain operations for SDPA's": [patch("bert_multitask.model.encoder.eager_attention", sdpa_attention_forward)],
         "dropout from 16 bits": [patch("bert_multitask.model.encoder.drop", nn.functional.dropout)],
