@@ -17,8 +17,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from bert_multitask.data import readers as files
 from bert_multitask.data.rows import load_rows
-from bert_multitask.data.rows import readers as files
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import Task
 

@@ -154,7 +154,7 @@ def test_predictions_that_are_not_finite_are_not_scored(make_trainer, action):
     trainer = make_trainer()
     trainer.model.heads["sst"].classifier.weight.data[0] = float("nan")
     rows = trainer.eval_dataset["sst"]
-    with pytest.raises(NonFiniteError, match=r"6 of 6 predictions of task 'sst' .*rows sdev0, sdev1"):
+    with pytest.raises(NonFiniteError, match=r"6 of 6 predictions of task 'sst' .* after step 0 .*rows sdev0, sdev1"):
         trainer.evaluate() if action == "evaluate" else trainer.predict(rows)
 
 

@@ -377,7 +377,7 @@ def test_weights_in_pieces_pass(tmp_path):
     check_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"run": 3}', "\x00", '{"run": {}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run": 3}', "\x00", '{"run": {}}', "[" * 100_000])
 def test_a_damaged_record_is_one_line(monkeypatch, unfinished, config, capsys, text):
     (unfinished / "run.json").write_text(text)
     assert run_here(monkeypatch, config, *STEPS, RESUME) == 2
@@ -388,10 +388,12 @@ def test_a_damaged_record_is_one_line(monkeypatch, unfinished, config, capsys, t
     ("text", "entries", "message"),
     [
         ('{"a": 1}\n{"b": 2}\n', 2, None),
-        ('{"a": 1}\n{"b": 2', 1, "the last line, 2, is cut off"),
-        ('{"a": 1}\n3\n', 1, "the last line, 2, is cut off"),
-        ('{"a": 1}\n{"b": \n{"c": 3}\n', None, "line 2 is no entry"),
-        ('7\n{"c": 3}\n', None, "line 1 is no entry"),
+        ('{"step": 1}\n{"b": 2', 1, "the last line, 2, is cut off"),
+        ('{"step": 1}\n3\n', 1, "the last line, 2, is cut off"),
+        ('{"step": 1}\n{"b": \n{"step": 3}\n', None, "line 2 is no entry"),
+        ('7\n{"step": 3}\n', None, "line 1 is no entry"),
+        ('{"loss": NaN}\n{"step": 3}\n', None, "line 1 is no entry"),
+        ('{"step": "a"}\n{"step": 3}\n', None, "line 1 is no entry"),
         ("", 0, None),
     ],
     ids=["whole", "torn", "last no object", "torn in the middle", "first no object", "empty"],

@@ -125,6 +125,10 @@ WRONG = {
     ),
     "foreign tokens": ({"a": Dataset.from_dict(rows(input_ids=[[50_000] * 3] * 3))}, "from 50000 to 50000"),
     "segment 2": ({"a": Dataset.from_dict(rows(token_type_ids=[[2] * 3] * 3))}, "token_type_ids are from 2 to 2"),
+    "all masked": (
+        {"a": Dataset.from_dict(rows(attention_mask=[[1, 1, 0], [0, 0, 0], [1, 0, 0]]))},
+        "row 1 has an",
+    ),
     "ragged": ({"a": Dataset.from_dict(rows(token_type_ids=[[0] * 4] * 3))}, "differ in length"),
     "two sequences": (
         {"a": Dataset.from_dict(rows(input_ids=[[[7], [7]]] * 3, token_type_ids=[[[0], [0]]] * 3))},
@@ -153,3 +157,11 @@ def test_rows_without_any_label(model):
     unlabelled = take(model, {"a": Dataset.from_dict(rows([-100] * 3)).cast_column("labels", Value("int64"))})
     with pytest.raises(InputError, match=r"eval_dataset\['a'\]: no row has a label"):
         check_labelled(unlabelled, "eval_dataset")
+
+
+def test_pairs_on_a_model_of_one_segment(model, monkeypatch):
+    """Such a model tells a pair's texts by [SEP] alone, and takes the tokenizer's segments."""
+    monkeypatch.setattr(model.config, "type_vocab_size", 1)
+    assert take(model, {"a": Dataset.from_dict(rows(token_type_ids=[[0, 1, 1]] * 3))})
+    with pytest.raises(InputError, match="token_type_ids are from 2 to 2"):
+        take(model, {"a": Dataset.from_dict(rows(token_type_ids=[[2] * 3] * 3))})

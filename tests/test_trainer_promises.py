@@ -22,10 +22,11 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.training_args import OptimizerNames
 
 from bert_multitask.data.collate import Collator
+from bert_multitask.evaluation.metrics import join_scores
 from bert_multitask.model.errors import InputError
+from bert_multitask.training import checks, flags
 from bert_multitask.training.arguments import MultitaskTrainingArguments
 from bert_multitask.training.flags import FIXED
-from bert_multitask.training.run import checks, flags
 from bert_multitask.training.trainer import MultitaskTrainer
 
 PAGE = (ROOT / "docs" / "trainer.md").read_text(encoding="utf-8")
@@ -122,6 +123,7 @@ def test_an_unknown_place_to_report_to(tmp_path):
         ({"tf32": True, "use_cpu": True}, "--tf32 requires"),
         ({"fsdp": "full_shard", "use_cpu": True}, "--fsdp works with several processes only"),
         ({"torch_compile": True}, r"--torch_compile needs a C\+\+ compiler"),
+        ({"torch_compile": True, "torch_compile_backend": "zzz"}, "--torch_compile_backend is 'zzz'; choose one of "),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
@@ -195,6 +197,10 @@ def test_optimizers_that_cannot_be_made(tmp_path, optim):
         ({"given": {"compute_metrics": {"stt": len}}}, "compute_metrics names 'stt'"),
         ({"given": {"compute_metrics": 3}}, "compute_metrics is a int; expected a function"),
         ({"given": {"compute_loss_func": {"sst": "focal"}}}, "compute_loss_func is a str"),
+        ({"given": {"compute_loss_func": lambda outputs, labels: 0}}, "is called as f.*: .*'num_items_in_batch'"),
+        ({"dataloader_num_workers": -1}, "--dataloader_…: .*num_workers"),
+        ({"dataloader_num_workers": 1, "dataloader_prefetch_factor": -1}, "--dataloader_…: .*prefetch_factor"),
+        ({"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "no"}, "--dataloader_…: .*context"),
         ({"given": {"data_collator": lambda rows: [0]}}, "data_collator gives list for rows of task 'sst'"),
         ({"given": {"data_collator": lambda rows: rows["x"]}}, "data_collator fails on rows of task 'sst': TypeError"),
         ({"given": {"train_dataset": None}}, "train_dataset has no rows of task 'sst'"),
@@ -321,13 +327,29 @@ def test_compute_metrics_is_told_what_it_asks_for(make_trainer):
     [
         (lambda _: {"accuracy": 1.0}, "gives 'accuracy', which task 'sst' has already"),
         (lambda _: {"loss": 1.0}, "gives 'loss', which task 'sst' has already"),
-        (lambda _: {"f": float("nan")}, "gives f = nan for task 'sst'; expected a finite number"),
+        (lambda _: {"f": float("nan")}, "gives 'f': nan for task 'sst'; expected names and finite numbers"),
+        (lambda _: {"f": "high"}, "gives 'f': 'high'"),
+        (lambda _: {"f": np.ones(2)}, "gives 'f': "),
+        (lambda _: {1: 2.0}, "gives 1: 2.0"),
         (lambda _: 0.5, "gives a float for task 'sst'"),
     ],
 )
 def test_what_compute_metrics_may_not_give(make_trainer, function, message):
     with pytest.raises(InputError, match=message):
         make_trainer(given={"compute_metrics": {"sst": function}}).evaluate()
+
+
+def test_numbers_of_other_types(make_trainer):
+    given = {"sst": lambda _: {"tensor": torch.tensor(2.0), "numpy": np.float32(3)}}
+    scores = make_trainer(given={"compute_metrics": given}).evaluate()
+    assert scores["eval_sst_tensor"] == 2.0 and scores["eval_sst_numpy"] == 3.0
+
+
+def test_two_scores_of_one_key():
+    """As of the tasks `a` and `a_b`, where compute_metrics gives `b_accuracy` of `a`."""
+    assert join_scores({"eval_a_f": 1.0}, {"eval_a_b_f": 0.5}) == {"eval_a_f": 1.0, "eval_a_b_f": 0.5}
+    with pytest.raises(InputError, match="two scores would be called 'eval_a_b_accuracy'"):
+        join_scores({"eval_a_b_accuracy": 77.0}, {"eval_a_b_accuracy": 0.5})
 
 
 def test_a_best_metric_that_compute_metrics_does_not_give(make_trainer):
@@ -347,6 +369,13 @@ def weighted(outputs, labels, num_items_in_batch):
 
 def same(outputs, labels, num_items_in_batch):
     return cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("value", [None, 0.5, torch.zeros(4)], ids=["none", "float", "a loss a row"])
+def test_a_loss_that_is_not_one_number(make_trainer, value):
+    trainer = make_trainer(given={"compute_loss_func": {"sst": lambda *_, **__: value}})
+    with pytest.raises(InputError, match="compute_loss_func gives .* for task 'sst'; expected one number"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

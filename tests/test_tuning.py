@@ -22,8 +22,8 @@ from bert_multitask.data.rows import load_rows
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import TASKS
 from bert_multitask.reporting.plots import search_overview
+from bert_multitask.training import search as tuning
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.training.run import search as tuning
 from bert_multitask.training.search import ReportToTrial, find_importances
 from bert_multitask.training.search_space import configure, present_settings, read_space, to_flags
 

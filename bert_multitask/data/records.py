@@ -59,7 +59,7 @@ def read_history(path: Path) -> list[dict]:
     A run that was killed while it wrote leaves a last line that is cut off: it is left out, with a warning.
 
     Raises:
-        InputError: another line is not a JSON object, or the file cannot be read.
+        InputError: another line is not a JSON object with a step, or the file cannot be read.
     """
     try:
         lines = path.read_bytes().splitlines() if path.is_file() else []
@@ -69,8 +69,8 @@ def read_history(path: Path) -> list[dict]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-            if not isinstance(entry, dict):
-                raise ValueError("it is no object")
+            if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+                raise ValueError("it is no object with a step")
         except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise InputError(f"{path}: line {number} is no entry of a run's log: {error}") from error

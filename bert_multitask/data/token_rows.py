@@ -148,7 +148,14 @@ def check_tokens(table: pa.Table, config: PretrainedConfig, separate: bool, wher
             f"{where}: row {row} has {length.min() and length.max()} tokens; the model takes 1 to "
             f"{config.max_position_embeddings}"
         )
-    for name, size in {"input_ids": config.vocab_size, "token_type_ids": config.type_vocab_size}.items():
+    if "attention_mask" in tokens:
+        kept = np.add.reduceat(tokens["attention_mask"] != 0, np.cumsum(length) - length)
+        if not kept.min():
+            raise InputError(
+                f"{where}: row {int(np.argmin(kept)) // (1 + separate)} has an attention_mask of zeros only"
+            )
+    segments = max(config.type_vocab_size, 2)  # the model ignores them where it knows one segment
+    for name, size in {"input_ids": config.vocab_size, "token_type_ids": segments}.items():
         low, high = tokens[name].min(), tokens[name].max()
         if not (0 <= low and high < size):
             raise InputError(

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from numbers import Real
 
 import datasets
 import evaluate
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from scipy import stats
 from transformers import EvalPrediction
+from transformers.trainer_utils import denumpify_detensorize
 
 from ..model.errors import InputError, NonFiniteError
 from ..model.losses import LOSSES, is_labelled
@@ -381,7 +383,7 @@ def labelled_metrics(
         prediction: logits and labels of all rows, and losses and inputs where they are asked for.
 
     Raises:
-        InputError: it gives no dictionary, a key that the task has already, or a number that is not finite.
+        InputError: it gives no dictionary, a key that the task has already, or what is no finite number.
     """
     labelled = is_labelled(prediction.label_ids)
     if not labelled.any():
@@ -389,7 +391,7 @@ def labelled_metrics(
     fields = ("predictions", "label_ids", "inputs", "losses")
     values = {name: getattr(prediction, name) for name in fields}
     rows = {name: value[: len(labelled)][labelled] for name, value in values.items() if value is not None}
-    metrics = function(EvalPrediction(**rows))
+    metrics = denumpify_detensorize(function(EvalPrediction(**rows)))
     if not isinstance(metrics, Mapping):
         raise InputError(
             f"compute_metrics gives a {type(metrics).__name__} for task {task.name!r}; expected {{key: number}}"
@@ -397,9 +399,25 @@ def labelled_metrics(
     if taken := metrics.keys() & {task.metric, "loss"}:
         raise InputError(f"compute_metrics gives {min(taken)!r}, which task {task.name!r} has already; use another key")
     for key, value in metrics.items():
-        if not np.all(np.isfinite(value)):
-            raise InputError(f"compute_metrics gives {key} = {value} for task {task.name!r}; expected a finite number")
+        if not isinstance(key, str) or not isinstance(value, Real) or not np.isfinite(value):
+            raise InputError(
+                f"compute_metrics gives {key!r}: {value!r} for task {task.name!r}; expected names and finite numbers"
+            )
     return dict(metrics)
+
+
+def join_scores(*parts: Mapping[str, float]) -> dict[str, float]:
+    """Scores of several tasks as one dictionary.
+
+    Raises:
+        InputError: two would have one key.
+    """
+    joined: dict[str, float] = {}
+    for part in parts:
+        if taken := joined.keys() & part.keys():
+            raise InputError(f"two scores would be called {min(taken)!r}; use another key in compute_metrics")
+        joined |= part
+    return joined
 
 
 def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, float]]) -> float:

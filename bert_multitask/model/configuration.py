@@ -66,7 +66,7 @@ class MultitaskBertConfig(BertConfig):
         """
         try:
             fields = cls.get_config_dict(resolve_checkpoint(name), **kwargs)[0]
-        except (OSError, ValueError) as error:  # the Hub is out of reach, the name is no Hub id, or it is no JSON
+        except (OSError, ValueError, TypeError, RecursionError) as error:  # the Hub is out of reach, no Hub id, no JSON
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{name}: its config.json cannot be loaded ({hub_reason(error)})") from error

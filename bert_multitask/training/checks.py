@@ -2,13 +2,17 @@
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from transformers import Trainer, get_scheduler
 from transformers.utils import logging
 
@@ -87,14 +91,38 @@ def by_task(given: object, tasks: Mapping[str, Task], argument: str) -> dict[str
 def loss_functions(given: object, tasks: Mapping[str, Task]) -> dict[str, Callable]:
     """The user's losses, {task: function}, of tasks that ask for nothing that such a loss would ignore."""
     functions = by_task(given, tasks, "compute_loss_func")
-    for name in functions:
+    for name, function in functions.items():
+        try:
+            inspect.signature(function).bind(None, None, num_items_in_batch=None)
+        except TypeError as error:
+            raise InputError(
+                f"compute_loss_func is called as f(outputs, labels, num_items_in_batch=…): {error}"
+            ) from error
         for field in ("class_weights", "label_smoothing"):
             if getattr(tasks[name], field):
                 raise InputError(
                     f"task {name!r}: {field} belongs to the task's own loss, which compute_loss_func replaces; leave "
                     "out one of them"
                 )
-    return functions
+    return {name: partial(scalar_loss, function, name) for name, function in functions.items()}
+
+
+def scalar_loss(function: Callable, task: str, outputs: object, labels: Tensor, **kwargs: Any) -> Tensor:
+    """What a loss of the user's gives for a batch of a task: one number."""
+    loss = function(outputs, labels, **kwargs)
+    if not isinstance(loss, Tensor) or loss.dim():
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise InputError(f"compute_loss_func gives {found} for task {task!r}; expected one number, as a tensor")
+    return loss
+
+
+def check_loader(args: MultitaskTrainingArguments) -> None:
+    """Refuse settings of which PyTorch makes no data loader; none of its workers is started."""
+    names = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+    try:
+        DataLoader([0], **{name: getattr(args, f"dataloader_{name}") for name in names})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--dataloader_…: no data loader can be made: {error}") from error
 
 
 def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 
+from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.integrations import integration_utils, is_deepspeed_available
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -145,6 +146,11 @@ def check_resolved(args: TrainingArguments) -> None:
     for name, allowed in DEALING.items():
         if (value := getattr(args.accelerator_config, name)) != allowed:
             raise InputError(f"--accelerator_config has {name}: {value}; only {allowed} works here: no row is lost")
+    backends = [backend.lower() for backend in DynamoBackend.list()]
+    if args.torch_compile and args.torch_compile_backend.lower() not in backends:
+        raise InputError(
+            f"--torch_compile_backend is {args.torch_compile_backend!r}; choose one of {', '.join(backends)}"
+        )
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     if args.torch_compile and args.torch_compile_backend == "inductor" and not any(map(shutil.which, compilers)):
         raise InputError("--torch_compile needs a C++ compiler: install g++, or name one in the variable CXX")

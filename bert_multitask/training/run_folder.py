@@ -263,7 +263,7 @@ def read_run(name: str) -> tuple[RunArguments, dict] | None:
         if missing := [name for name in ("run", "training", "decides") if not isinstance(record[name], dict)]:
             raise TypeError(f"{missing[0]} is no object")
         return RunArguments(**record["run"]), record
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: is not the record of a run ({error}); did another version write it?") from error
 
 

@@ -27,6 +27,7 @@ from ..evaluation.metrics import (
     decide,
     finite_rows,
     higher_is_better,
+    join_scores,
     labelled_metrics,
     overall_score,
     score_decisions,
@@ -44,6 +45,7 @@ from .checks import (
     balance_tasks,
     by_task,
     check_collator,
+    check_loader,
     check_metrics,
     check_optimizers,
     check_parts,
@@ -121,6 +123,7 @@ class MultitaskTrainer(HubTrainer):
         check_smart(model.tasks, args)
         check_sharding(model, args)
         check_weights(model, self.plan)
+        check_loader(args)
         check_optimizers(model, args, optimizers, optimizer_cls_and_kwargs)
         if data_collator is not None:
             check_collator(data_collator, train | dev)
@@ -446,7 +449,7 @@ class MultitaskTrainer(HubTrainer):
         steps = Counter(self.plan[: self.state.global_step])
         # With an encoder for each task a step changes one task; the others predict what they did before.
         reuse = self.is_in_train and eval_dataset is None and self.model.config.encoder_sharing == "per_task"
-        outputs, metrics = {}, {}
+        outputs, parts = {}, []
         for name, rows in loaders.items():
             before, outputs[name] = self.evaluated.get(name, (None, None))
             prefix = f"{metric_key_prefix}_{name}"
@@ -457,8 +460,8 @@ class MultitaskTrainer(HubTrainer):
             if reuse:
                 self.evaluated[name] = (steps[name], outputs[name])
             trainers = (f"{prefix}_loss", f"{prefix}_model_preparation_time")
-            metrics |= {key: value for key, value in outputs[name].metrics.items() if key not in trainers}
-        metrics |= self.score(outputs, metric_key_prefix)
+            parts.append({key: value for key, value in outputs[name].metrics.items() if key not in trainers})
+        metrics = join_scores(*parts, self.score(outputs, metric_key_prefix))
         self.check_best(metrics)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
         self.log(metrics)
@@ -512,8 +515,9 @@ class MultitaskTrainer(HubTrainer):
         if not finite.all():
             wrong = {number: rows[number] for number in np.flatnonzero(~finite)[: SHOWN_ROWS + 1].tolist()}
             raise NonFiniteError(
-                f"{(~finite).sum()} of {len(finite)} predictions of task {task.name!r} are not finite numbers (rows "
-                f"{name_rows(wrong)}); did training diverge? lower --learning_rate, or look for such weights"
+                f"{(~finite).sum()} of {len(finite)} predictions of task {task.name!r} are not finite numbers after "
+                f"step {self.state.global_step} (rows {name_rows(wrong)}); did training diverge? lower "
+                "--learning_rate, or look for such weights"
             )
         return output
 
