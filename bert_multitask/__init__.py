@@ -5,6 +5,7 @@ Names are imported when they are first used, so that `import bert_multitask` is 
 
 import importlib
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; `as` says that a name is handed on
@@ -28,6 +29,9 @@ if TYPE_CHECKING:  # for type checkers and editors; `as` says that a name is han
     from .training.optim import PaperAdamW as PaperAdamW
     from .training.smart import smart_penalty as smart_penalty
     from .training.trainer import MultitaskTrainer as MultitaskTrainer
+
+# The process that started this one. A launcher may end while a recipe is still importing (training/stopping.py).
+PARENT = os.getppid()
 
 # So that the verbosity, the handlers and the propagation of `transformers.logging` are those of this package's log.
 logging.getLogger(__name__).parent = logging.getLogger("transformers")

@@ -387,7 +387,7 @@ def test_a_damaged_record_is_one_line(monkeypatch, unfinished, config, capsys, t
 @pytest.mark.parametrize(
     ("text", "entries", "message"),
     [
-        ('{"a": 1}\n{"b": 2}\n', 2, None),
+        ('{"step": 1}\n{"step": 2}\n', 2, None),
         ('{"step": 1}\n{"b": 2', 1, "the last line, 2, is cut off"),
         ('{"step": 1}\n3\n', 1, "the last line, 2, is cut off"),
         ('{"step": 1}\n{"b": \n{"step": 3}\n', None, "line 2 is no entry"),
@@ -396,7 +396,18 @@ def test_a_damaged_record_is_one_line(monkeypatch, unfinished, config, capsys, t
         ('{"step": "a"}\n{"step": 3}\n', None, "line 1 is no entry"),
         ("", 0, None),
     ],
-    ids=["whole", "torn", "last no object", "torn in the middle", "first no object", "empty"],
+    ids=[
+        *(
+            "whole",
+            "torn",
+            "last no object",
+            "torn in the middle",
+            "first no object",
+            "no step",
+            "a step that is no number",
+        ),
+        "empty",
+    ],
 )
 def test_a_torn_history(tmp_path, propagated_logs, caplog, text, entries, message):
     (tmp_path / "history.jsonl").write_text(text)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.losses import DIVERGENCES
 from bert_multitask.model.modeling import MultitaskBertModel
-from bert_multitask.training.run import smart
+from bert_multitask.training import smart
 from bert_multitask.training.smart import PROJECTIONS, DropoutMasks, MomentumTeacher, smart_penalty
 
 ROWS, TOKENS, WIDTH, CLASSES = 3, 4, 5, 3

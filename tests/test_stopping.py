@@ -13,7 +13,7 @@ from conftest import finish, launch, losses, run_here
 from safetensors.torch import load_file
 
 from bert_multitask.training import run as training
-from bert_multitask.training.run import stopping
+from bert_multitask.training import stopping
 from bert_multitask.training.stopping import STOP, Stopped, StopRequest
 from bert_multitask.training.trainer import MultitaskTrainer
 
@@ -144,6 +144,17 @@ def test_a_forked_process_is_not_the_run():
         time.sleep(0.2)
         assert request.signum is None
     assert not STOP.active
+
+
+def test_a_launcher_that_ended_during_the_imports(monkeypatch):
+    """Its process finds another parent than it was started by."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(stopping, "find_launcher", lambda: None)
+    with stopping.STOP:
+        time.sleep(3 * stopping.POLL)  # the parent is the same: nothing happens
+    monkeypatch.setattr(stopping, "PARENT", os.getppid() + 1)
+    with stopping.STOP, pytest.raises(stopping.Stopped):
+        time.sleep(20 * stopping.POLL)
 
 
 LONG = ["--task_epochs", '{"sst": 300, "quora": 200, "sts": 300}', "--logging_steps", 1, "--use_cpu"]

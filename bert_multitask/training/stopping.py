@@ -15,11 +15,14 @@ import psutil
 from torch.distributed import DistError, distributed_c10d, is_initialized
 from transformers import TrainerCallback
 
+from .. import PARENT
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds from the signal until the process is ended by force, so that after 10 none is alive: while training is in its
 # steps, which end with a checkpoint, and otherwise.
 GRACE, BRIEF_GRACE = 7.0, 3.0
 REPEAT = 1.0  # seconds within which a second SIGINT is the same Ctrl-C: the terminal sends one, the launcher another
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # variables that launchers set
 POLL = 0.5  # seconds between looks at the launcher
 
 
@@ -62,6 +65,8 @@ class StopRequest:
             self.heard, told = socket.socketpair()
             told.setblocking(False)
             self.told, self.launcher = told, find_launcher()
+            if self.launcher is None and not LAUNCHED.isdisjoint(os.environ):
+                self.launcher = PARENT  # it ended while this process was importing, or is a script between the two
             self.handlers = {signum: signal.signal(signum, self.handle) for signum in SIGNALS}
             self.wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
             self.thread = threading.Thread(target=self.watch, name="stop request", daemon=True)
