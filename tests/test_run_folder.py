@@ -427,8 +427,8 @@ def test_a_history_that_is_no_text(tmp_path):
 
 
 def test_no_json_holds_a_nan(tmp_path):
-    values = {"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": (-float("inf"), "NaN")}}
-    expected = {"a": None, "b": [None, 1.5], "c": {"d": [None, "NaN"]}}
+    values = {"step": 1, "a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": (-float("inf"), "NaN")}}
+    expected = {"step": 1, "a": None, "b": [None, 1.5], "c": {"d": [None, "NaN"]}}
     write_json(tmp_path / "metrics.json", values)
     assert json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail) == expected
     state = type("State", (), {"log_history": [values], "is_world_process_zero": True})
