@@ -14,6 +14,7 @@ import optuna
 import pytest
 import yaml
 from conftest import ROOT, finish, launch, write_course
+from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from test_recipes import run_here
 from transformers import TrainerControl, TrainerState
@@ -48,7 +49,7 @@ def flags_of(config, folder, *flags, space=SPACE) -> list:
 def search(monkeypatch, config, folder, *flags, space=SPACE, draw=False) -> list[dict[str, str]]:
     """Run the recipe; the rows of its table. The picture takes as long as two trials."""
     if not draw:
-        monkeypatch.setattr(tuning.Search, "draw", lambda _: None)
+        monkeypatch.setattr("bert_multitask.reporting.plots.search_overview", lambda **_: Figure())
     assert run_here(monkeypatch, *flags_of(config, folder, *flags, space=space), recipe=TUNE) == 0
     return read_table(folder)
 

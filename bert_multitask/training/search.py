@@ -289,7 +289,7 @@ class Search:
         """What `reporting.plots.search_overview` draws, by the names of its arguments."""
         return {
             "trials": self.table(),
-            "settings": self.space,
+            "space": self.space,
             "importances": find_importances(self.study, self.space),
             "metric": self.metric,
             "highest": self.highest,
