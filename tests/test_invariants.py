@@ -17,7 +17,7 @@ PACKAGES = ("model", "data", "evaluation", "training", "inference", "reporting",
 def imports(path: Path) -> set[str]:
     """The packages of this project that a module imports from, "" its own."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level]
-    return {"" if node.level == 1 else node.module.partition(".")[0] for node in nodes}
+    return {"" if node.level == 1 else (node.module or "").partition(".")[0] for node in nodes}
 
 
 def test_every_module_is_in_a_package():
