@@ -89,6 +89,7 @@ def run_stages(tiny_bert, folder, stages: list[str], *flags) -> list[dict]:
     return [line for line in lines if not line.get("done")]
 
 
+@pytest.mark.slow
 def test_gpu_stages_on_a_cpu(tiny_bert, tmp_path):
     lines = run_stages(tiny_bert, tmp_path, ["facts", "parity", "loop"])
     assert not [line for line in lines if "error" in line or "skipped" in line]
@@ -159,6 +160,7 @@ def test_a_stage_apart_is_stopped(session, stage, most, field):
     assert line["stage"] == "apart" and field in line
 
 
+@pytest.mark.slow
 def test_what_a_machine_without_network_needs(tiny_bert, tmp_path):
     """Weights as fp16, of which a run makes fp32 again, and data."""
     result = run_benchmark("pack", "--model_name_or_path", tiny_bert, "--output_dir", tmp_path)

@@ -136,7 +136,7 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("tasks", [[{"kind": "binary"}], [3], ["no preset"], {"a": 1}], ids=str)
+@pytest.mark.parametrize("tasks", [[{"kind": "binary"}], [3], ["no preset"], {"a": 1}, 3], ids=str)
 def test_damaged_tasks_of_a_checkpoint_are_refused(tmp_path, run, tasks):
     config = json.loads(Path(run, "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"tasks": tasks}))

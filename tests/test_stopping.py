@@ -163,7 +163,7 @@ LONG = ["--task_epochs", '{"sst": 300, "quora": 200, "sts": 300}', "--logging_st
 @pytest.mark.parametrize(
     ("processes", "signum"),
     [
-        (2, signal.SIGTERM),
+        pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(1, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),

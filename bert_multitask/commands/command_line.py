@@ -29,7 +29,7 @@ def local_path(name: str) -> Path:
 
 def as_typed(value: object) -> str:
     """A value of a YAML file as it would be typed; YAML reads some texts as dates."""
-    return str(value) if isinstance(value, (str, date)) else json.dumps(value, default=str)
+    return str(value) if isinstance(value, (str, date, float)) else json.dumps(value, default=str)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -7,7 +7,7 @@ tokens (B, 2, L), embeddings (B, 2, H).
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -51,7 +51,10 @@ def check_heads(name: str | os.PathLike, stored: Mapping[str, Any], wanted: Mapp
     Raises:
         InputError: names the task and the field, with both values.
     """
-    trained = {task.name: task for task in map(load_task, stored.get("tasks") or ())}
+    try:
+        trained = load_tasks(stored.get("tasks") or ())
+    except InputError as error:
+        raise InputError(f"{name}: its config.json is damaged: {error}") from error
     for task in map(load_task, wanted.get("tasks") or ()):
         if task.name not in trained:
             continue
@@ -62,6 +65,23 @@ def check_heads(name: str | os.PathLike, stored: Mapping[str, Any], wanted: Mapp
                     f"{name} has a head for task {task.name!r} that was trained with {field} {before.get(field)!r}, "
                     f"not {value!r}; give the task another name to begin a new head, or use the run's {field}"
                 )
+
+
+def check_whole(name: str | os.PathLike, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Refuse a trained run whose configuration does not describe all of its weights.
+
+    Args:
+        name: of the run.
+        missing: weights that the configuration asks for and the file lacks.
+        unexpected: weights of the file that the configuration has no place for; those of other models do not count.
+
+    Raises:
+        InputError: names the first weight.
+    """
+    if gone := sorted(missing):
+        raise InputError(f"{name} names tasks but lacks their weights, {gone[0]} first")
+    if extra := sorted(key for key in unexpected if key.startswith(("heads.", "encoders."))):
+        raise InputError(f"{name}: its config.json has no task for {len(extra)} of its weights, {extra[0]} first")
 
 
 def check_loss_options(task: Task) -> None:
@@ -204,8 +224,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             check_heads(name, stored, stored | given | kwargs)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"])
-        if tasks is None and (gone := [key for key in missing if key.startswith("heads.")]):
-            raise InputError(f"{name} names tasks but lacks their weights, {gone[0]} first")
+        if tasks is None:
+            check_whole(name, missing, info["unexpected_keys"])
         if model.config.pooling == "pooler" and (gone := [key for key in missing if ".pooler." in key]):
             raise InputError(f"{name} lacks {gone[0]}, which pooling='pooler' needs; choose 'cls' or 'mean'")
         if encoder_sharing == "shared" != model.config.encoder_sharing:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
@@ -296,6 +296,8 @@ def load_tasks(specs: "Iterable[str | dict | Task]") -> dict[str, Task]:
     Raises:
         InputError: as `load_task`; or two tasks would share files, which some file systems find whatever the case.
     """
+    if not isinstance(specs, Iterable) or isinstance(specs, (str, Mapping)):
+        raise InputError(f"tasks is {specs!r}; expected a list of tasks")
     tasks: dict[str, Task] = {}
     keys: dict[str, str] = {}  # of an evaluation's scores
     for task in map(load_task, specs):
