@@ -32,7 +32,7 @@ from bert_multitask.training.callbacks import HistoryFile
 from bert_multitask.training.checkpoints import check_checkpoint, find_checkpoint, list_checkpoints
 from bert_multitask.training.folder_lock import RUNNING, FolderLock, this_process
 from bert_multitask.training.run import explained_failures
-from bert_multitask.training.run_folder import (
+from bert_multitask.training.run_folder import read_run, (
     HARMLESS,
     HARMLESS_RUN,
     RunFolder,
@@ -375,6 +375,19 @@ def test_weights_in_pieces_pass(tmp_path):
     sharded.save(weights, checkpoint_id=tmp_path / "pytorch_model_fsdp_0", no_dist=True)
     assert (tmp_path / "pytorch_model_fsdp_0" / ".metadata").exists()
     check_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"data_dir": [1]}, {"data_dir": True}, {"tasks": 3}, {"tasks": [0.5]}, {"tasks": ["sentiment"]}, {"head_dropout": 2}],
+    ids=str,
+)
+def test_a_record_with_damaged_values(unfinished, damage):
+    record = json.loads((unfinished / "run.json").read_text())
+    record["run"] |= damage
+    (unfinished / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="run.json: is not the record of a run"):
+        read_run(str(unfinished))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"run": 3}', "\x00", '{"run": {}}', "[" * 100_000])

@@ -115,6 +115,8 @@ class RecipeParser(HfArgumentParser):
                 value = "no"  # which YAML reads as false
             if value is not None:
                 values = value if isinstance(value, list) else [value]
+                if None in values:
+                    raise InputError(f"{path}: {name} has an empty entry; write a value or leave it out")
                 argv += [f"--{name}", *map(as_typed, values)]
         return argv
 

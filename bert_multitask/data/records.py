@@ -62,13 +62,13 @@ def read_history(path: Path) -> list[dict]:
         InputError: another line is not a JSON object with a step, or the file cannot be read.
     """
     try:
-        lines = path.read_bytes().splitlines() if path.is_file() else []
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n") if path.is_file() and path.stat().st_size else []
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     entries = []
     for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
+            entry = json.loads(line.decode("utf-8"))
             if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
                 raise ValueError("it is no object with a step")
         except (ValueError, RecursionError) as error:

@@ -262,7 +262,14 @@ def read_run(name: str) -> tuple[RunArguments, dict] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         if missing := [name for name in ("run", "training", "decides") if not isinstance(record[name], dict)]:
             raise TypeError(f"{missing[0]} is no object")
-        return RunArguments(**record["run"]), record
+        run = RunArguments(**record["run"])
+        for name in ("model_name_or_path", "data_dir"):
+            if not isinstance(getattr(run, name), str):
+                raise TypeError(f"{name} is no text")
+        if not isinstance(run.tasks, list):
+            raise TypeError("tasks is no list")
+        run.load_tasks()  # they are right
+        return run, record
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: is not the record of a run ({error}); did another version write it?") from error
 
