@@ -32,12 +32,13 @@ from bert_multitask.training.callbacks import HistoryFile
 from bert_multitask.training.checkpoints import check_checkpoint, find_checkpoint, list_checkpoints
 from bert_multitask.training.folder_lock import RUNNING, FolderLock, this_process
 from bert_multitask.training.run import explained_failures
-from bert_multitask.training.run_folder import read_run, (
+from bert_multitask.training.run_folder import (
     HARMLESS,
     HARMLESS_RUN,
     RunFolder,
     compare_settings,
     deciding_settings,
+    read_run,
     recorded_settings,
 )
 from bert_multitask.training.trainer import MultitaskTrainer
@@ -379,7 +380,14 @@ def test_weights_in_pieces_pass(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    [{"data_dir": [1]}, {"data_dir": True}, {"tasks": 3}, {"tasks": [0.5]}, {"tasks": ["sentiment"]}, {"head_dropout": 2}],
+    [
+        {"data_dir": [1]},
+        {"data_dir": True},
+        {"tasks": 3},
+        {"tasks": [0.5]},
+        {"tasks": ["sentiment"]},
+        {"head_dropout": 2},
+    ],
     ids=str,
 )
 def test_a_record_with_damaged_values(unfinished, damage):
