@@ -314,7 +314,7 @@ def cut(folder: Path) -> None:
         (lambda folder: write_config(folder, num_hidden_layers=3), "lacks 16 encoder weights"),
         (lambda folder: write_config(folder, tasks=[{"name": "../../etc", "kind": "binary"}]), "Python identifier"),
         (lambda folder: write_config(folder, tasks=[{"name": "sst", "kind": "binary", "run": 1}]), "unknown field"),
-        (lambda folder: write_config(folder, tasks="sst"), "unknown task 's'"),
+        (lambda folder: write_config(folder, tasks="sst"), "tasks is 'sst'; expected a list"),
     ],
 )
 def test_damaged_and_hostile_checkpoints(folders, tmp_path, damage, message):

@@ -29,7 +29,7 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
-        tokenizer("a", "\ue000")["token_type_ids"]  # some damage shows only in use, or with an unknown character
+        tokenizer("a", "\U00010348")["token_type_ids"]  # some damage shows only in use, or with an unknown character
     except BaseException as error:  # missing, broken and foreign files fail in different ways
         # A panic of the tokenizer's Rust code is no Exception; Ctrl-C and exits are none either.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

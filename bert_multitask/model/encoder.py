@@ -367,8 +367,10 @@ class MinBertPreTrainedModel(PreTrainedModel):
             model, info = super().from_pretrained(
                 folder_or_id, *args, output_loading_info=True, use_safetensors=True, **kwargs
             )
-        except InputError:
-            raise
+        except InputError as error:
+            if str(pretrained_model_name_or_path) in str(error):
+                raise
+            raise InputError(f"{pretrained_model_name_or_path}: {error}") from error
         except Exception as error:  # a broken checkpoint fails in a dozen ways
             reason = loading_problem(name, error)
             raise InputError(f"{name}: cannot be loaded as a BERT checkpoint ({reason})") from error
