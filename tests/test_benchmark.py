@@ -314,6 +314,7 @@ def test_evaluations_are_counted_as_training_makes_them(scaling, make_trainer, s
     assert seen == count_evaluations(trainer.plan, trainer.rows, trainer.args, sharing == "per_task")
 
 
+@pytest.mark.slow
 def test_scale_measures(tmp_path, tiny_bert, scaling):
     """Every kind of setting, as new processes: of two, each sends every gradient in fp32, also of what is idle."""
     tiny = {"layers": 2, "width": 32, "heads": 4, "rows": 4}

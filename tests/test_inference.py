@@ -181,6 +181,7 @@ def test_recipes_take_a_hub_id(tmp_path, run, hub, files):
     assert "| nli | accuracy | 7 |" in page
 
 
+@pytest.mark.slow
 def test_two_processes_predict_as_one(tmp_path, run, files):
     """One process is the run's own; of rows in odd numbers, and of a single row, of which one process has none."""
     frame = pd.read_csv(files["dev"])

@@ -121,6 +121,7 @@ def test_tables_and_figures(monkeypatch, paper, flags, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stop_costs_the_steps_since_the_last_checkpoint(monkeypatch, paper, flags, tmp_path, capsys):
     out, whole = tmp_path / "out", tmp_path / "whole"
     config = RECIPES / "configs/paper/baseline_tpe.yaml"
