@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from ..model.errors import InputError
+from .readers import unique_keys
 
 logger = logging.get_logger(__name__)
 
@@ -68,7 +69,7 @@ def read_history(path: Path) -> list[dict]:
     entries = []
     for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line.decode("utf-8"))
+            entry = json.loads(line.decode("utf-8"), object_pairs_hook=unique_keys)
             if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
                 raise ValueError("it is no object with a step")
         except (ValueError, RecursionError) as error:
