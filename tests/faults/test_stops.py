@@ -104,7 +104,12 @@ def test_a_stopped_launcher(how, name, stage, work, long_run, result):
     log = folder.with_suffix(".log")
     with log.open("w") as output:
         launcher = subprocess.Popen(
-            list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            list(map(str, command)),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # What a shell starts in the background ignores SIGINT, and so would the launcher.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     begun = wait_until(lambda: saved_step(folder) or launcher.poll() is not None)
     everyone = psutil.Process(launcher.pid).children(recursive=True) if launcher.poll() is None else []
