@@ -487,7 +487,7 @@ def test_what_is_logged(make_trainer):
 
 
 @pytest.mark.parametrize("schedule", ["round_robin", "sequential"])
-def test_evaluation_begins_when_it_shall(make_trainer, schedule):
+def test_when_evaluation_begins(make_trainer, schedule):
     trainer = make_trainer(schedule=schedule, eval_on_start=True, eval_delay=7, **(EVALUATING | {"eval_steps": 8}))
     trainer.train()
     steps = [entry["step"] for entry in trainer.state.log_history if "eval_overall" in entry]

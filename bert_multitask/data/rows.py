@@ -236,7 +236,7 @@ def is_unicode(text: str) -> bool:
 
 
 def check_clean(task: Task, rows: Dataset) -> None:
-    """Refuse rows that somebody made up without `load_rows` or `clean_rows`, and that are not clean.
+    """Refuse rows that are not clean: those that neither `load_rows` nor `clean_rows` made are not checked yet.
 
     Raises:
         InputError: a column is missing, is of another type, has gaps, or has a label that is no class of the task.
