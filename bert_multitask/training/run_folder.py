@@ -14,6 +14,7 @@ from typing import Self
 from datasets import DatasetDict
 from transformers.utils import logging
 
+from ..data.readers import unique_keys
 from ..data.records import to_json, write_json
 from ..data.rows import fingerprint
 from ..model.configuration import resolve_folder
@@ -259,7 +260,7 @@ def read_run(name: str) -> tuple[RunArguments, dict] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
         if missing := [name for name in ("run", "training", "decides") if not isinstance(record[name], dict)]:
             raise TypeError(f"{missing[0]} is no object")
         run = RunArguments(**record["run"])
