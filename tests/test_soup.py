@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
 from test_recipes import run_here
 
@@ -17,7 +16,7 @@ from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.run import train
 
-SOUP, PREDICT = (ROOT / "recipes" / f"{name}.py" for name in ("soup", "predict"))
+SOUP, PREDICT = "soup", "predict"
 
 
 @pytest.fixture(scope="module")
