@@ -127,7 +127,7 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
     shutil.copytree(run, damaged, ignore=shutil.ignore_patterns("checkpoint-*", "predictions"))
     (damaged / "run.json").write_text('{"run": {"old_flag": 1}}')
     for name, message in [
-        (tiny_bert, "is a BERT without heads; expected a run"),
+        (tiny_bert, "is a BERT without heads; expected a trained run"),
         (tmp_path / "none", "none: no such folder"),
         (damaged, "run.json: is not the record of a run"),
     ]:
