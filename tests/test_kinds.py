@@ -352,8 +352,10 @@ def token_trainer(tokens, tiny_bert, tmp_path):
         quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=[fields], **quiet)
         defaults = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "disable_tqdm": True}
-        defaults |= {"per_device_eval_batch_size": 4, "optim": "sgd", "learning_rate": 0.1, "smart_noise_std": 0.0}
-        args = MultitaskTrainingArguments(**defaults | {"logging_steps": 2, "save_strategy": "no"} | settings)
+        defaults |= {"per_device_eval_batch_size": 4, "optim": "sgd", "learning_rate": 0.1}
+        args = MultitaskTrainingArguments(
+            **defaults | {"logging_steps": 2, "save_strategy": "no", "load_best_model_at_end": False} | settings
+        )
         return MultitaskTrainer(model, args, token_rows(16, 0), token_rows(10, 1))
 
     return make
