@@ -108,7 +108,7 @@ def check_refusals(results: dict) -> None:
 def check_files(hub, run: Path) -> None:
     """What was pushed, and that the card alone differs, by its name, on a branch and in another repository."""
     files = hub.files("me/run")
-    code = "card configuration encoder errors fields heads losses modeling packing tasks".split()
+    code = "card configuration encoder errors fields heads kinds losses modeling packing tasks".split()
     others = "README.md config.json model.safetensors metrics.json tokenizer.json tokenizer_config.json".split()
     assert set(files) - {".gitattributes"} == {*others, *(f"{name}.py" for name in code)}
     second, secret = hub.files("me/run", "second"), hub.files("me/secret")
