@@ -13,6 +13,7 @@ from bert_multitask.data.tokens import load_tokenizer
 from bert_multitask.inference.export import export_classifier, export_encoder
 from bert_multitask.model.encoder import share_weights
 from bert_multitask.model.errors import InputError
+from bert_multitask.model.kinds import KINDS
 from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.training.run import run_recipe
 
@@ -42,8 +43,8 @@ def main(argv: list[str]) -> None:
         task = model.tasks[options.task]
         row = '{"text": "…", "text_pair": "…"}' if task.text_pair else '"…"'
         print(f'pipeline("text-classification", "{options.output_dir}"{trust})({row})')
-        if task.kind == "similarity":
-            print("its score is the place between {:g} and {:g}, from 0 to 1".format(*task.score_range))
+        if note := KINDS[task.kind].export_note(task):
+            print(note)
 
 
 if __name__ == "__main__":

@@ -285,8 +285,8 @@ def test_the_columns_of_datasets_are_checked(tokenizer):
         ({"id": ["0"], "text": ["a"], "label": ["n"]}, "string.* as column 'label'"),
         ({"id": ["0", "1"], "text": ["a", None], "label": [0, 1]}, "gaps in column 'text'"),
         ({"id": ["0"], "text": [5], "label": [0]}, "int64.* as column 'text'"),
-        ({"id": ["0"], "text": ["a"], "label": [2]}, "the label 2, which is no class"),
-        ({"id": ["0"], "text": ["a"], "label": [-1]}, "the label -1, which is no class"),
+        ({"id": ["0"], "text": ["a"], "label": [2]}, "the label 2, and not a class from 0 to 1"),
+        ({"id": ["0"], "text": ["a"], "label": [-1]}, "the label -1, and not a class from 0 to 1"),
     ],
     ids=["no labels", "names", "gaps", "numbers", "beyond the classes", "hidden as on the Hub"],
 )

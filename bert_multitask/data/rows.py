@@ -20,9 +20,10 @@ from transformers.utils import logging
 
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
-from ..model.losses import UNLABELLED, is_labelled
+from ..model.kinds import KINDS
+from ..model.losses import UNLABELLED, labelled_rows
 from ..model.tasks import SPLITS, HubSource, Task, label_key
-from .labels import LabelReader, name_labels
+from .labels import LabelReader, even_labels, label_numbers, name_labels
 from .readers import claim_id, is_url, needed_columns, read_file, rename_columns
 
 logger = logging.get_logger(__name__)
@@ -196,7 +197,8 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
     features = {"id": Value("string"), "text": Value("string")}
     if task.text_pair:
         features["text_pair"] = Value("string")
-    features["label"] = Value("float32" if task.kind == "similarity" else "int64")
+    kind = KINDS[task.kind]
+    features["label"] = datasets.List(Value(kind.dtype)) if kind.nested else Value(kind.dtype)
     columns: dict[str, list] = {name: [] for name in features}
     seen: dict[str, int] = {}
     hidden = False
@@ -245,18 +247,24 @@ def check_clean(task: Task, rows: Dataset) -> None:
     if not isinstance(rows, Dataset):
         raise InputError(f"the rows of task {task.name!r} are a {type(rows).__name__}; {advice}")
     texts = ["id", "text", "text_pair"] if task.text_pair else ["id", "text"]
-    types = dict.fromkeys(texts, ("string", "large_string")) | {"label": "float" if task.score_range else "int"}
+    kind = KINDS[task.kind]
+    types = dict.fromkeys(texts, ("string", "large_string")) | {"label": kind.dtype.rstrip("0123456789")}
     table = rows.with_format("arrow")[:]
     for name, expected in types.items():
         feature = rows.features.get(name)
+        if name == "label" and kind.nested:
+            feature = getattr(feature, "feature", None)
         if not isinstance(feature, Value) or not feature.dtype.startswith(expected):
             raise InputError(f"the rows of task {task.name!r} have {feature} as column {name!r}; {advice}")
         if table[name].null_count:
             raise InputError(f"the rows of task {task.name!r} have gaps in column {name!r}; {advice}")
-    labels = table["label"].to_numpy()
-    wrong = [] if task.score_range else np.setdiff1d(labels[is_labelled(labels)], range(len(task.label_names)))
+    labels, _ = label_numbers(table["label"])
+    wrong = labels[~kind.are_labels(task, labels)]
     if len(wrong):
-        raise InputError(f"the rows of task {task.name!r} have the label {wrong[0]}, which is no class; {advice}")
+        raise InputError(
+            f"the rows of task {task.name!r} have the label {wrong[0]:g}, and not {kind.describe_labels(task)}; "
+            f"{advice}"
+        )
 
 
 def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
@@ -272,7 +280,7 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     source, gaps = rows.info.description, []
     # [:] reads a column at once; going through it would read row by row, ten times as long.
     texts = [rows[column][:] for column in (["text", "text_pair"] if task.text_pair else ["text"])]
-    unlabelled = (~is_labelled(np.array(rows["label"][:]))).tolist()
+    unlabelled = (~labelled_rows(np.array(even_labels(rows["label"][:])))).tolist()
     none_labelled = all(unlabelled)
     if split != "test" and none_labelled:
         raise InputError(f"{source}: no row has a label in column {task.label!r}; task {task.name!r} needs some")

@@ -11,9 +11,11 @@ from datasets import Dataset, Value
 from transformers import PretrainedConfig
 
 from ..model.errors import InputError
-from ..model.losses import is_labelled, no_label
+from ..model.kinds import KINDS
+from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
+from .labels import even_labels, label_numbers
 
 COLUMNS = ("input_ids", "token_type_ids", "labels")
 STREAMS = (datasets.IterableDataset, torch.utils.data.IterableDataset)
@@ -87,9 +89,11 @@ def check_rows(rows: object, task: Task, model: MultitaskBertModel, where: str) 
         raise InputError(f"{where}: row {number} is of task {other!r} in its column task")
     check_tokens(table, model.config, model.is_separate(task), where)
     check_labels(table["labels"], rows.features["labels"], task, where)
-    value = Value("float32" if task.kind == "similarity" else "int64")
-    plain = pa.types.is_floating if task.kind == "similarity" else pa.types.is_integer
-    return rows if plain(table["labels"].type) else rows.cast_column("labels", value)
+    kind = KINDS[task.kind]
+    found = table["labels"].type.value_type if kind.nested else table["labels"].type
+    if pa.types.is_floating(found) if kind.dtype == "float32" else pa.types.is_integer(found):
+        return rows
+    return rows.cast_column("labels", datasets.List(Value(kind.dtype)) if kind.nested else Value(kind.dtype))
 
 
 def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: str) -> None:
@@ -97,32 +101,29 @@ def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: st
     names = getattr(feature, "names", None)
     if names and [name.lower() for name in names] != [name.lower() for name in task.label_names or ()]:
         raise InputError(f"{where}: labels are {', '.join(names)}, in this order; the task's are {task.label_names}")
-    if task.kind == "similarity":
-        low, high = task.score_range
-        expected = f"a score from {low:g} to {high:g}"
-    else:
-        low, high = 0, len(task.label_names) - 1
-        expected = f"a class from 0 to {high} ({', '.join(task.label_names)})"
-    missing = no_label(task.kind == "similarity")
-    expected += f", or {missing} for a row without a label"
-    numbers = pa.types.is_integer(labels.type) or pa.types.is_floating(labels.type) or pa.types.is_boolean(labels.type)
-    if not numbers:
+    kind = KINDS[task.kind]
+    expected = f"{kind.describe_labels(task)}, or {kind.missing} for a row without a label"
+    if hasattr(labels.type, "value_type") != kind.nested or not is_numeric(
+        getattr(labels.type, "value_type", labels.type)
+    ):
         raise InputError(f"{where}: labels are of type {labels.type}; expected {expected}")
-    values = labels.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    # In fp32, as they are trained on: of a range that ends in 4.9 the fp32 score 4.9 is a part.
-    fine = (np.float32(low) <= values.astype(np.float32)) & (values.astype(np.float32) <= np.float32(high))
-    if task.kind != "similarity":
-        fine &= values == np.floor(values)
-    fine |= np.isnan(values) if np.isnan(missing) else values == missing
-    wrong = np.flatnonzero(~fine | labels.is_null().to_numpy(zero_copy_only=False))
-    if len(wrong):
-        raise InputError(f"{where}: the label of row {wrong[0]} is {labels[int(wrong[0])]}; expected {expected}")
+    values, owners = label_numbers(labels)
+    wrong = owners[~kind.are_labels(task, values)]
+    gaps = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
+    if len(wrong) or len(gaps):
+        row = int(min([*wrong[:1], *gaps[:1]]))
+        raise InputError(f"{where}: the label of row {row} is {labels[row]}; expected {expected}")
+
+
+def is_numeric(kind: pa.DataType) -> bool:
+    """Whether a column's values are numbers or truth values."""
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
 def check_labelled(rows: Mapping[str, Dataset], argument: str) -> None:
     """Refuse a task of which no row has a label: there would be nothing to learn, or to score."""
     for name, part in rows.items():
-        if not is_labelled(np.asarray(part["labels"][:])).any():
+        if not labelled_rows(np.asarray(even_labels(part["labels"][:]))).any():
             raise InputError(f"{argument}[{name!r}]: no row has a label")
 
 

@@ -4,16 +4,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 
+from ..data.collate import join_rows
+from ..data.labels import even_labels
 from ..data.rows import load_rows, usable_rows
 from ..data.tokens import load_tokenizer, tokenise
 from ..evaluation.metrics import overall_score, score_decisions
 from ..evaluation.predict import predict_logits
-from ..evaluation.tables import Predictions, decision_column, find_tables, prediction_table
+from ..evaluation.tables import Predictions, find_tables, prediction_table, read_decisions
 from ..model.errors import InputError
-from ..model.losses import is_labelled
+from ..model.losses import labelled_rows
 from ..model.tasks import Task
 from ..training.arguments import MultitaskTrainingArguments
 from .trained_run import SOURCE, TrainedRun, read_spec
@@ -56,8 +59,8 @@ class SplitReader:
     def labels(self, tasks: Mapping[str, Task], data_dir: str | None) -> dict[str, np.ndarray]:
         """{task: labels (N,), `no_label` where a row has none} of the tasks that have any."""
         rows = {name: self.rows(task, data_dir) for name, task in tasks.items()}
-        labels = {name: np.array(part["label"][:]) for name, part in rows.items() if part is not None}
-        return {name: values for name, values in labels.items() if is_labelled(values).any()}
+        labels = {name: np.array(even_labels(part["label"][:])) for name, part in rows.items() if part is not None}
+        return {name: values for name, values in labels.items() if labelled_rows(values).any()}
 
 
 def predict_runs(
@@ -83,7 +86,8 @@ def predict_runs(
         for name, rows in tokens.items():
             share = np.array_split(np.arange(len(rows)), args.world_size)[args.process_index]
             logits = predict_logits(model, name, rows.select(share), args.per_device_eval_batch_size)
-            tables[name] = prediction_table(run.tasks[name], rows["id"][:], np.concatenate(gather_object([logits])))
+            logits = join_rows([torch.from_numpy(part) for part in gather_object([logits])], 0).numpy()
+            tables[name] = prediction_table(run.tasks[name], rows["id"][:], logits, rows)
         yield tables
 
 
@@ -134,8 +138,7 @@ def score_tables(
     """
     scored = {name: tasks[name] for name in tables if name in labels}
     scores = {
-        name: score_decisions(task, np.array(tables[name][decision_column(task)][:]), labels[name])
-        for name, task in scored.items()
+        name: score_decisions(task, read_decisions(task, tables[name]), labels[name]) for name, task in scored.items()
     }
     flat = {f"eval_{name}_{key}": value for name in scores for key, value in scores[name].items()}
     return flat | {"eval_overall": overall_score(scored, scores)}

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, get_scheduler
 from transformers.utils import logging
 
+from ..data.labels import label_numbers
 from ..data.token_rows import check_labelled, rows_by_task
 from ..evaluation.metrics import find_metric
 from ..model.errors import InputError
@@ -74,7 +75,8 @@ def eval_rows(given: object, model: MultitaskBertModel, args: MultitaskTrainingA
 def balance_tasks(model: MultitaskBertModel, rows: Mapping[str, Dataset]) -> None:
     """Give the model's tasks with "balanced" class weights numbers, counted from {task: training rows}."""
     for task in [task for task in model.tasks.values() if task.class_weights == "balanced"]:
-        model.change_task(task.balance(rows[task.name]["labels"][:]))
+        labels, _ = label_numbers(rows[task.name].with_format("arrow")[:]["labels"])
+        model.change_task(task.balance(labels.tolist()))
 
 
 def check_plan(plan: object, tasks: Collection[str], where: str) -> None:

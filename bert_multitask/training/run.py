@@ -27,7 +27,7 @@ from ..evaluation.metrics import decide
 from ..evaluation.tables import prediction_table, write_predictions
 from ..model.configuration import MultitaskBertConfig
 from ..model.errors import InputError, one_line
-from ..model.losses import is_labelled
+from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
@@ -226,14 +226,14 @@ def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dic
                 dev[name] = output
             if trainer.is_world_process_zero():
                 task = trainer.model.tasks[name]
-                table = prediction_table(task, splits[split]["id"], output.predictions)
+                table = prediction_table(task, splits[split]["id"], output.predictions, splits[split])
                 write_predictions(task, table, folder / f"{name}-{split}")
     return dev
 
 
 def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]) -> dict[str, Estimate]:
     """{task: its score and the bounds of its 95 % interval}, and the overall score's, of predictions with labels."""
-    labelled = {name: is_labelled(output.label_ids) for name, output in outputs.items()}
+    labelled = {name: labelled_rows(output.label_ids) for name, output in outputs.items()}
     predicted = {name: decide(tasks[name], output.predictions)[labelled[name]] for name, output in outputs.items()}
     labels = {name: output.label_ids[labelled[name]] for name, output in outputs.items()}
     scores = Scores(tasks, predicted, labels)

@@ -22,7 +22,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils import logging
 
-from ..data.collate import Collator, TaskRows
+from ..data.collate import Collator, TaskRows, join_rows
 from ..data.token_rows import check_labelled, rows_by_task
 from ..evaluation.metrics import (
     decide,
@@ -39,7 +39,7 @@ from ..evaluation.metrics import (
 from ..model.card import model_card
 from ..model.encoder import all_finite, share_weights
 from ..model.errors import InputError, NonFiniteError
-from ..model.losses import DIVERGENCES, count_items, is_labelled, no_label
+from ..model.losses import DIVERGENCES, count_items, is_labelled, labelled_rows, no_label
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments
@@ -407,8 +407,10 @@ class MultitaskTrainer(Trainer):
                 steps = count / self.args.gradient_accumulation_steps
                 logs[name] = self.accelerator.gather(total).mean().item() / steps
             for name, batches in sorted(self.seen.items()):
-                logits, labels = (self.gather_rows(torch.cat(column)) for column in zip(*batches, strict=True))
-                task, labelled = self.model.tasks[name], is_labelled(labels)
+                logits, labels = zip(*batches, strict=True)
+                missing = no_label(labels[0].is_floating_point())
+                logits, labels = self.gather_rows(logits, 0), self.gather_rows(labels, missing)
+                task, labelled = self.model.tasks[name], labelled_rows(labels)
                 labelled &= finite_rows(logits)  # without those that fp16 skipped
                 if not labelled.any():
                     continue
@@ -423,11 +425,13 @@ class MultitaskTrainer(Trainer):
                 del logs[key]
         super().log(logs, start_time)
 
-    def gather_rows(self, values: Tensor) -> np.ndarray:
-        """The rows of all processes, which may have different numbers of them: filled up with unlabelled ones."""
-        missing = no_label(values.is_floating_point())
-        padded = self.accelerator.pad_across_processes(values, pad_index=missing)
-        return self.accelerator.gather(padded).cpu().numpy()
+    def gather_rows(self, batches: Sequence[Tensor], fill: float) -> np.ndarray:
+        """The rows of the batches of all processes, filled up: batches may be of different widths, where there is
+        something for each token, and processes may have different numbers of rows."""
+        values = join_rows(batches, fill)
+        for dim in (1, 0):
+            values = self.accelerator.pad_across_processes(values, dim=dim, pad_index=fill)
+        return self.accelerator.gather(values).cpu().numpy()
 
     @keeps_generators
     def evaluate(
