@@ -236,7 +236,7 @@ def test_the_recipe_on_folders_of_tables(monkeypatch, tmp_path, course_folder, f
     np.testing.assert_allclose(got["score"][:], np.mean(test, axis=0), rtol=1e-6)
     assert got["id"][:] == [f"ttest-student{row}" for row in range(5)]
 
-    # Files in the place of folders, and the ensemble as a member.
+    # Files instead of folders, and the ensemble as a member.
     files = [folder / "sts-dev.csv" for folder in folders]
     assert run_here(monkeypatch, *files, "--output_dir", tmp_path / "files", recipe=ENSEMBLE) == 0
     printed = capsys.readouterr().out

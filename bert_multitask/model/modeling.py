@@ -176,7 +176,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return self.encoder(next(iter(self.tasks))).get_input_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """New heads begin as `HeadLinear` says, everything else as in BERT."""
+        """New heads begin as `HeadLinear` says, everything else as in BERT; Transformers calls it by this name."""
         if isinstance(module, HeadLinear):
             module.reset_parameters()  # leaves loaded weights alone: Transformers guards torch's initialisers
         else:

@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import NoneType
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SchedulerType
@@ -17,7 +19,7 @@ from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
 from ..model.errors import InputError
 from ..model.tasks import TASKS, Task, load_task, load_tasks
 from .flags import check_devices, check_resolved, check_values
-from .schedule import SCHEDULES
+from .schedule import SCHEDULES, count_batches
 from .smart import PROJECTIONS
 
 logger = logging.get_logger(__name__)
@@ -267,30 +269,56 @@ class MultitaskTrainingArguments(TrainingArguments):
         """One for a process at most: of several, Trainer would make DataParallel's, which cannot cut our batches."""
         return min(super().n_gpu, 1)
 
+    @property
+    def total_train_batch_size(self) -> int:
+        """Rows of an optimizer step, of all processes and accumulation steps together."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
 
-def check_launch(args: MultitaskTrainingArguments) -> None:
-    """Refuse processes that were launched together but are no group, and point out idle CPU cores.
+    @property
+    def plan_seed(self) -> int:
+        """The seed of the plan and of the order of rows."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def lay_plan(self, rows: Mapping[str, int], epochs: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
+        """The schedule's plan, before `max_steps` cuts it.
+
+        Args:
+            rows: {task: training rows}.
+            epochs: {task: how often each row is seen}.
+
+        Returns:
+            {task: its batches}, and the task of each step.
+        """
+        batches = count_batches(rows, epochs, self.total_train_batch_size, self.budget)
+        return batches, SCHEDULES[self.schedule](batches, self.plan_seed)
+
+
+def check_launch() -> PartialState:
+    """Refuse processes that were launched together but are no group, and point out idle CPU cores and GPUs.
+
+    Returns:
+        The processes and the device of this one, as training arguments have set them up, where there are any.
 
     Raises:
         InputError: `accelerate launch --cpu --num_processes N` starts one process, which would train alone.
     """
-    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and args.world_size == 1:
+    state = PartialState(cpu=not torch.accelerator.is_available())  # else processes without a GPU would be no group
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and state.num_processes == 1:
         raise InputError(
             "several processes were asked for, but this one is alone; use `accelerate launch --config_file "
             "accelerate_config.yaml --num_processes N`, and --use_cpu after the recipe's name where there is no GPU"
         )
+    on_cpu = state.device.type == "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if (
-        args.device.type == "cpu"
-        and args.process_index == 0
-        and torch.get_num_threads() == 1 < cores // args.world_size
-    ):
+    if on_cpu and state.is_main_process and torch.get_num_threads() == 1 < cores // state.num_processes:
         logger.warning(
             f"one CPU thread is used of {cores}: `accelerate launch` gives a process one unless it is called with "
             "--num_cpu_threads_per_process N"
         )
-    if args.process_index == 0 and args.world_size == 1 < getattr(args, "_n_gpu", 0):
-        logger.warning(f"one GPU is used of {args._n_gpu}: `accelerate launch --num_processes N` uses N")
+    devices = 0 if on_cpu else torch.accelerator.device_count()
+    if state.is_main_process and state.num_processes == 1 < devices:
+        logger.warning(f"one GPU is used of {devices}: `accelerate launch --num_processes N` uses N")
+    return state
 
 
 def parse_json(flag: str, value):

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -77,6 +77,16 @@ def balance_tasks(model: MultitaskBertModel, rows: Mapping[str, Dataset]) -> Non
     for task in [task for task in model.tasks.values() if task.class_weights == "balanced"]:
         labels, _ = label_numbers(rows[task.name].with_format("arrow")[:]["labels"])
         model.change_task(task.balance(labels.tolist()))
+
+
+def check_plan(plan: object, tasks: Collection[str], where: str) -> None:
+    """Refuse what is no list of the model's tasks, one a step."""
+    if not isinstance(plan, Sequence) or isinstance(plan, str) or not plan:
+        found = "empty" if isinstance(plan, Sequence) and not plan else f"a {type(plan).__name__}"
+        raise InputError(f"{where} is {found}; expected a list of the task of each step")
+    for step, task in enumerate(plan, start=1):
+        if task not in tasks:
+            raise InputError(f"{where}: step {step} is of {task!r}, but the model's tasks are {', '.join(tasks)}")
 
 
 def by_task(given: object, tasks: Mapping[str, Task], argument: str) -> dict[str, Callable]:
@@ -277,7 +287,7 @@ def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
                 f"peft wraps {name} twice, and could not load it again: its task_type adds every layer called "
                 "classifier to modules_to_save; leave task_type out of the LoraConfig"
             )
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if getattr(model, "_hf_peft_config_loaded", False):  # the public active_adapters() raises where there is none
         raise InputError(
             "model.add_adapter leaves checkpoints without the tasks; use peft.get_peft_model(model, config) instead"
         )

@@ -53,13 +53,14 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
         InputError: something is wrong with the input; nothing is computed then.
     """
     logging.set_verbosity(args.get_process_log_level())  # Trainer does so too, after the model is loaded
-    check_launch(args)
+    check_launch()
     if args.process_index:
         logging.disable_progress_bar()
     with RunFolder(args, overwrite=run.overwrite) as folder, explained_failures(args):
         callbacks = [HistoryFile(folder.path / "history.jsonl"), StopAtStepEnd(STOP)]
         tasks, rows, tokens, trainer = prepare(run, args, callbacks)
-        folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches)
+        max_length = min(run.max_length, trainer.model.config.max_position_embeddings)
+        folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches, max_length)
         if args.process_index == 0:
             print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
         with STOP.advising(f"go on with: {resume_command(run.overwrite)}"):
@@ -133,8 +134,19 @@ class Prepared(NamedTuple):
     trainer: MultitaskTrainer
 
 
-def prepare(run: RunArguments, args: MultitaskTrainingArguments, callbacks: Sequence[TrainerCallback] = ()) -> Prepared:
+def prepare(
+    run: RunArguments,
+    args: MultitaskTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+    plan: Sequence[str] | None = None,
+) -> Prepared:
     """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens.
+
+    Args:
+        run: which checkpoint, tasks and rows.
+        args: how to train.
+        callbacks: of the training.
+        plan: the task of each step, instead of the schedule's.
 
     Raises:
         InputError: something is wrong with the input.
@@ -144,7 +156,8 @@ def prepare(run: RunArguments, args: MultitaskTrainingArguments, callbacks: Sequ
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
     model = load_model(run, tasks)
     tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
-    trainer = MultitaskTrainer(model, args, **trainer_data(tokenizer, tokens), callbacks=list(callbacks))
+    data = trainer_data(tokenizer, tokens)
+    trainer = MultitaskTrainer(model, args, **data, callbacks=list(callbacks), plan=plan)
     # The trainer has counted the labels of "balanced" class weights, which are recorded with the run.
     tasks = [replace(task, class_weights=trainer.model.tasks[task.name].class_weights) for task in tasks]
     return Prepared(tasks, rows, tokens, trainer)
