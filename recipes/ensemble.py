@@ -18,10 +18,9 @@ from numpy import ndarray
 from bert_multitask.commands.command_line import HelpFormatter, add_row_flags, local_path
 from bert_multitask.data.records import write_json
 from bert_multitask.evaluation.tables import Predictions, write_predictions
-from bert_multitask.inference.ensemble import VOTES, collect_members, combine, find_labels, halve, select_greedily
-from bert_multitask.inference.split_tables import SplitReader, describe_scores, score_tables
+from bert_multitask.inference.ensemble import VOTES, check_members, combine, halve, select_greedily
+from bert_multitask.inference.split_tables import SplitTables, describe_scores, score_tables
 from bert_multitask.model.errors import InputError
-from bert_multitask.training.arguments import MultitaskTrainingArguments
 from bert_multitask.training.run import run_recipe
 
 
@@ -59,15 +58,15 @@ def main(argv: list[str]) -> None:
 
 def collect(options: argparse.Namespace) -> tuple[dict[str, list], dict[str, ndarray]]:
     """{split: its members' tables} of the splits that there are, and {task: labels} of dev."""
-    args = MultitaskTrainingArguments(output_dir=str(options.output_dir))
-    readers = {split: SplitReader(split) for split in ("dev", "test") if options.split in (split, "both")}
-    if options.select:
-        readers.setdefault("dev", SplitReader("dev"))
-    members = {
-        split: found
-        for split, reader in readers.items()
-        if (found := collect_members(options.members, reader, args, options.data_dir, options.tasks))
-    }
+    members, labels = {}, {}
+    for split in ("dev", "test"):
+        if options.split in (split, "both") or (split == "dev" and options.select):
+            found = SplitTables(options.members, split, tasks=options.tasks, data_dir=options.data_dir)
+            check_members(found)
+            if found.tasks:
+                members[split] = found.tables
+            if split == "dev":
+                labels = found.labels
     needed = {options.split} - {"both"} | ({"dev"} if options.select else set())
     if not members or needed - members.keys():
         splits = " and ".join(sorted(needed)) or "dev or test"
@@ -75,9 +74,6 @@ def collect(options: argparse.Namespace) -> tuple[dict[str, list], dict[str, nda
     sources = {Path(table.source).parent.resolve() for found in members.values() for m in found for table in m.values()}
     if options.output_dir.resolve() in sources:
         raise InputError(f"--output_dir {options.output_dir} holds a member's tables; choose another folder")
-    labels = {}
-    if "dev" in members:
-        labels = find_labels(options.members, members["dev"][0], readers["dev"], options.data_dir, options.tasks)
     return members, labels
 
 

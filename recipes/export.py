@@ -9,12 +9,11 @@ RUN is a run folder, a Hub id or package:NAME/PATH. docs/reuse.md says which way
 import argparse
 
 from bert_multitask.commands.command_line import HelpFormatter, local_path
-from bert_multitask.data.tokens import load_tokenizer
 from bert_multitask.inference.export import export_classifier, export_encoder
+from bert_multitask.inference.trained_run import TrainedRun
 from bert_multitask.model.encoder import share_weights
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.kinds import KINDS
-from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.training.run import run_recipe
 
 
@@ -29,8 +28,8 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.output_dir.exists() and any(options.output_dir.iterdir()):
         raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")
-    model = MultitaskBertModel.from_pretrained(options.run)
-    tokenizer = load_tokenizer(options.run, model.config.vocab_size)
+    run = TrainedRun.open(options.run)
+    model, tokenizer = run.load_model(), run.load_tokenizer()
     exported = (export_encoder if options.encoder else export_classifier)(model, options.task)
     exported.save_pretrained(options.output_dir)
     tokenizer.save_pretrained(options.output_dir)

@@ -10,13 +10,12 @@ from paper_tables import BASELINE, COLUMNS, ELEMENTS, FIGURES, TABLES, Job, Pape
 
 from bert_multitask.evaluation.intervals import LEVEL, Scores
 from bert_multitask.evaluation.tables import write_predictions
-from bert_multitask.inference.ensemble import collect_members, combine, find_labels
-from bert_multitask.inference.split_tables import SplitReader, score_tables
+from bert_multitask.inference.ensemble import check_members, combine
+from bert_multitask.inference.split_tables import SplitTables, score_tables
 from bert_multitask.reporting.document import Document, Picture, Table
 from bert_multitask.reporting.plots import confusion_matrix, scatter, to_png, training_curves
 from bert_multitask.reporting.report import bounds, scores
 from bert_multitask.reporting.subject import Source, open_sources
-from bert_multitask.training.arguments import MultitaskTrainingArguments
 
 ABSENT = "—"  # no run yet
 Jobs = Mapping[tuple[System, int], Job]
@@ -102,22 +101,20 @@ class Results:
         """Write the ensemble's predictions of dev and test: the mode of classes, the mean of scores (section 4.6)."""
         folders = [str(job.folder) for job in self.members.values()]
         ensemble, data_dir = self.options.output_dir / "ensemble", self.options.data_dir
-        args = MultitaskTrainingArguments(output_dir=str(ensemble))
         for split in ("dev", "test"):
-            reader = SplitReader(split)
-            members = collect_members(folders, reader, args, data_dir)
-            if not members:
+            members = SplitTables(folders, split, data_dir=data_dir)
+            check_members(members)
+            tasks = members.tasks
+            if not tasks:
                 continue
-            tasks = {name: member.task for name, member in members[0].items()}
-            tables = {name: combine(task, [member[name].table for member in members]) for name, task in tasks.items()}
+            tables = {name: combine(tasks[name], [found[name].table for found in members.tables]) for name in tasks}
             for name, table in tables.items():
                 write_predictions(tasks[name], table, ensemble / f"{name}-{split}")
-            labels = find_labels(folders, members[0], reader, data_dir)
-            if labels.keys() == tasks.keys():
-                found = score_tables(tasks, tables, labels)
+            if members.labels.keys() == tasks.keys():
+                found = score_tables(tasks, tables, members.labels)
                 self.ensemble[split] = {name: found[f"eval_{name}_{task.metric}"] for name, task in tasks.items()}
                 self.ensemble[split]["overall"] = found["eval_overall"]
-        self.sources = open_sources([str(ensemble), *folders], "dev", args, data_dir)
+        self.sources = open_sources([str(ensemble), *folders], "dev", data_dir=data_dir)
 
     def add(self, document: Document, element: str) -> None:
         """Add a table or a figure."""

@@ -9,13 +9,14 @@ RUN is a run folder, a Hub id or package:NAME/PATH. Leaves in PREDICTIONS a line
 
 import argparse
 
+from accelerate import PartialState
+
 from bert_multitask.commands.command_line import HelpFormatter, add_row_flags, local_path
 from bert_multitask.data.records import write_json
 from bert_multitask.evaluation.tables import write_predictions
-from bert_multitask.inference.split_tables import SplitReader, describe_scores, predict_runs, score_tables
+from bert_multitask.inference.split_tables import SplitTables, describe_scores, score_tables
 from bert_multitask.inference.trained_run import TrainedRun
 from bert_multitask.model.errors import InputError
-from bert_multitask.training.arguments import MultitaskTrainingArguments, check_launch
 from bert_multitask.training.run import run_recipe
 
 
@@ -31,22 +32,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     options = parse(argv)
-    args = MultitaskTrainingArguments(
-        output_dir=str(options.output_dir), per_device_eval_batch_size=options.per_device_eval_batch_size
-    )
-    check_launch(args)
-    run, reader = TrainedRun(options.run, options.tasks, options.data_dir), SplitReader(options.split)
-    (tables,) = predict_runs([run], reader, args)
-    if not tables:
+    if (rows := options.per_device_eval_batch_size) < 1:
+        raise InputError(f"--per_device_eval_batch_size is {rows}; expected at least 1")
+    run = TrainedRun.open(options.run)
+    found = SplitTables([run], options.split, tasks=options.tasks, data_dir=options.data_dir, batch_size=rows)
+    if not found.tasks:
         raise InputError(f"{options.run}: none of its tasks has {options.split} rows")
-    if args.process_index != 0:
+    if not PartialState().is_main_process:
         return
+    tables = {name: predictions.table for name, predictions in found.tables[0].items()}
     for name, table in tables.items():
-        write_predictions(run.tasks[name], table, options.output_dir / f"{name}-{options.split}")
-    if options.split == "dev" and (labels := reader.labels(run.tasks, run.data_dir)):
-        scores = score_tables(run.tasks, tables, labels)
+        write_predictions(found.tasks[name], table, options.output_dir / f"{name}-{options.split}")
+    if options.split == "dev" and found.labels:
+        scores = score_tables(found.tasks, tables, found.labels)
         write_json(options.output_dir / "scores.json", scores)
-        print(describe_scores({options.run: scores}, run.tasks), end="\n\n")
+        print(describe_scores({options.run: scores}, found.tasks), end="\n\n")
     rows = ", ".join(f"{len(table):,} of {name}" for name, table in tables.items())
     print(f"{options.split} rows: {rows}\npredictions: {options.output_dir}", flush=True)
 

@@ -98,10 +98,10 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         tasks = job.run.load_tasks()
         data |= fingerprints({t.name: load_rows(t, job.run.data_dir) for t in tasks if t.name not in data})
-        if found := read_run(job.args.output_dir):
+        if record := read_run(job.args.output_dir):
             own = {task.name: data[task.name] for task in tasks}
             settings = deciding_settings(job.run, job.args, tasks, own, job.args.total_train_batch_size)
-            compare_settings(recorded_settings(found[1], settings), settings, job.folder)
+            compare_settings(recorded_settings(record, settings), settings, job.folder)
 
 
 def finish(job: Job) -> None:

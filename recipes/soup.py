@@ -11,11 +11,10 @@ import argparse
 
 from bert_multitask.commands.command_line import HelpFormatter, local_path
 from bert_multitask.data.records import write_json
-from bert_multitask.data.tokens import load_tokenizer
 from bert_multitask.inference.soup import average_weights
+from bert_multitask.inference.trained_run import TrainedRun
 from bert_multitask.model.errors import InputError
 from bert_multitask.training.run import run_recipe
-from bert_multitask.training.run_folder import read_run
 
 
 def main(argv: list[str]) -> None:
@@ -25,10 +24,10 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.output_dir.exists() and any(options.output_dir.iterdir()):
         raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")
-    model = average_weights(options.runs)
-    model.save_pretrained(options.output_dir)
-    load_tokenizer(options.runs[0], model.config.vocab_size).save_pretrained(options.output_dir)
-    record = read_run(options.runs[0])[1] | {"decides": {"average_of": options.runs}, "batches": None}
+    runs = [TrainedRun.open(name) for name in options.runs]
+    average_weights(runs).save_pretrained(options.output_dir)
+    runs[0].load_tokenizer().save_pretrained(options.output_dir)
+    record = runs[0].record | {"decides": {"average_of": options.runs}, "batches": None}
     write_json(options.output_dir / "run.json", record)
     print(f"average of {len(options.runs)} runs: {options.output_dir}", flush=True)
 

@@ -48,18 +48,15 @@ OLD = {"train.jsonl": lines({"text": "older", "label": 3})}  # branch "old" of S
 def load_everything() -> dict:
     """Load a checkpoint, the presets' datasets, three that fail, and a run just pushed."""
     import dataclasses
-    import tempfile
 
     from transformers import AutoTokenizer
 
     from bert_multitask.data.rows import load_rows
     from bert_multitask.evaluation.predict import predict
-    from bert_multitask.inference.split_tables import SplitReader, predict_runs
-    from bert_multitask.inference.trained_run import TrainedRun
+    from bert_multitask.inference.split_tables import SplitTables
     from bert_multitask.model.errors import InputError
     from bert_multitask.model.modeling import MultitaskBertModel
     from bert_multitask.model.tasks import TASKS, HubSource
-    from bert_multitask.training.arguments import MultitaskTrainingArguments
 
     results = {
         name: {split: [list(row.values()) for row in rows] for split, rows in load_rows(task, "hub").items()}
@@ -94,10 +91,8 @@ def load_everything() -> dict:
     results["weights"] = float(model.bert.encoder["layer"][0].output.dense.weight.detach().double().sum())
     model.push_to_hub("me/run")
     tokenizer.push_to_hub("me/run")
-    with tempfile.TemporaryDirectory() as folder:
-        run, args = TrainedRun("me/run", data_dir="hub"), MultitaskTrainingArguments(output_dir=folder)
-        (tables,) = predict_runs([run], SplitReader("test"), args)
-    results["run"] = {name: table["id"][:] for name, table in tables.items()}
+    (tables,) = SplitTables(["me/run"], "test", data_dir="hub").tables
+    results["run"] = {name: predictions.table["id"][:] for name, predictions in tables.items()}
     return results
 
 

@@ -1,7 +1,9 @@
 """The command line: YAML below, flags above, and every mistake named."""
 
 import pytest
+import torch
 import yaml
+from accelerate import PartialState
 
 from bert_multitask.commands.command_line import RecipeParser
 from bert_multitask.model.errors import InputError
@@ -117,32 +119,34 @@ def test_warmup_is_not_ignored_by_a_constant_rate(tmp_path):
 
 def test_idle_cores_are_pointed_out(tmp_path, caplog, monkeypatch, propagated_logs):
     """`accelerate launch` gives a process one CPU thread unless told otherwise."""
-    args = parse(tmp_path, "", "--use_cpu")[1]
+    parse(tmp_path, "", "--use_cpu")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(64), raising=False)
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
-    check_launch(args)
+    check_launch()
     assert not caplog.text
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
-    check_launch(args)
+    check_launch()
     assert "one CPU thread is used of 64" in caplog.text and "--num_cpu_threads_per_process" in caplog.text
 
 
-def test_a_process_takes_one_gpu(tmp_path, caplog, propagated_logs):
+def test_a_process_takes_one_gpu(tmp_path, caplog, monkeypatch, propagated_logs):
     """Of several, Trainer would make DataParallel's: more rows a step, and batches it cannot cut."""
     args = parse(tmp_path, "")[1]
     args._n_gpu = 4  # as on a machine with four
-    check_launch(args)
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 4)
+    check_launch()
     assert args.n_gpu == 1 and args.train_batch_size == args.per_device_train_batch_size
     assert "one GPU is used of 4: `accelerate launch --num_processes N`" in caplog.text
 
 
 def test_processes_that_are_no_group_are_refused(tmp_path, monkeypatch):
     """As `accelerate launch --cpu --num_processes 2` leaves them: one process, and an address to meet at."""
-    args = parse(tmp_path, "")[1]
+    parse(tmp_path, "")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(InputError, match="this one is alone"):
-        check_launch(args)
+        check_launch()
 
 
 def test_tasks_can_be_chosen_from_a_configuration_with_settings_for_more(tmp_path):

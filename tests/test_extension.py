@@ -21,7 +21,6 @@ from bert_multitask.model.losses import DIVERGENCES, LOSSES
 from bert_multitask.model.tasks import load_task
 from bert_multitask.reporting.report import setting_text, write_report
 from bert_multitask.reporting.subject import open_sources
-from bert_multitask.training.arguments import MultitaskTrainingArguments
 from bert_multitask.training.schedule import SCHEDULES
 
 TEXTS = ["good movie", "bad movie", "nice film", "awful film", "great", "dull", "fine plot", "worst cast ever"]
@@ -132,7 +131,7 @@ def test_a_loss_a_divergence_a_head_and_a_schedule(monkeypatch, train):
     logged = [entry for entry in read_history(run) if "loss" in entry]
     assert ["loss_a" in entry for entry in logged] == [False] * 4 + [True] * 4
     assert all(math.isfinite(entry["smart_a"]) for entry in logged[4:])
-    (source,) = open_sources([str(run)], "dev", MultitaskTrainingArguments(output_dir="unused", report_to="none"))
+    (source,) = open_sources([str(run)], "dev")
     assert source.plan() == ["s"] * 4 + ["a"] * 4  # as a report draws it
 
 

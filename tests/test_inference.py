@@ -17,11 +17,11 @@ from bert_multitask.data.rows import SAMPLE, load_rows
 from bert_multitask.evaluation.predict import predict
 from bert_multitask.evaluation.tables import read_predictions
 from bert_multitask.inference import split_tables as inference
-from bert_multitask.inference.split_tables import SplitReader, predict_runs
+from bert_multitask.inference.split_tables import SplitTables
 from bert_multitask.inference.trained_run import TrainedRun
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel
-from bert_multitask.model.tasks import TASKS
+from bert_multitask.model.tasks import TASKS, load_tasks
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.run import train
 
@@ -141,7 +141,7 @@ def test_damaged_tasks_of_a_checkpoint_are_refused(tmp_path, run, tasks):
     config = json.loads(Path(run, "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"tasks": tasks}))
     with pytest.raises(InputError, match="config.json"):
-        TrainedRun(str(tmp_path))
+        TrainedRun.open(str(tmp_path))
 
 
 def test_recipes_take_a_hub_id(tmp_path, run, hub, files):
@@ -203,15 +203,16 @@ def test_several_runs_read_and_tokenise_once(monkeypatch, tmp_path, run):
     third = tmp_path / "third"
     shutil.copytree(run, third, ignore=shutil.ignore_patterns("checkpoint-*"))
     record = json.loads((run / "run.json").read_text())
-    record["run"]["max_length"] = 8
+    record["max_length"] = 8
     (third / "run.json").write_text(json.dumps(record))
     calls = []
     for name in ("load_rows", "tokenise"):
         function = getattr(inference, name)
         monkeypatch.setattr(inference, name, lambda *a, f=function, n=name, **k: calls.append(n) or f(*a, **k))
-    runs = [TrainedRun(str(folder)) for folder in (run, run, third)]
-    args = MultitaskTrainingArguments(output_dir=str(tmp_path), report_to="none")
-    first, second, short = predict_runs(runs, SplitReader("dev"), args)
+    runs = [TrainedRun.open(str(folder)) for folder in (run, run, third)]
+    first, second, short = (
+        {task: predictions.table for task, predictions in tables.items()} for tables in SplitTables(runs, "dev").tables
+    )
     assert calls.count("load_rows") == 3 and calls.count("tokenise") == 6
     for task in first:
         assert first[task][:] == second[task][:]
@@ -244,6 +245,31 @@ def test_an_ensemble_of_runs_predicts_what_they_have_not(monkeypatch, tmp_path, 
     scores = json.loads((tmp_path / "new" / "ensemble.json").read_text())["scores"]["dev"]
     assert scores["all 2, mode"] == pytest.approx(scores[str(run)], abs=1e-4)
     assert (tmp_path / "new" / "nli-dev.csv").read_text().startswith("id,label,probability\n")
+
+
+def test_an_ensemble_of_a_users_own_task_finds_its_rows(monkeypatch, tmp_path, run, capsys):
+    """Whichever member knows where they are, for the scores and for a checkpoint that says nothing."""
+    bare = tmp_path / "bare"
+    shutil.copytree(run, bare, ignore=shutil.ignore_patterns("run.json", "checkpoint-*", "predictions"))
+    folder = tmp_path / "tables"
+    shutil.copytree(run / "predictions", folder)
+    assert run_here(monkeypatch, folder, bare, run, "--output_dir", tmp_path / "new", recipe=ENSEMBLE) == 0
+    scores = json.loads((tmp_path / "new" / "ensemble.json").read_text())["scores"]["dev"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name in (folder, bare, run):
+        assert scores[str(name)]["eval_nli_accuracy"] == metrics["eval_nli_accuracy"]
+    assert run_here(monkeypatch, folder, folder, "--output_dir", tmp_path / "none", recipe=ENSEMBLE) == 0
+    assert "no scores" in capsys.readouterr().out
+
+
+def test_a_record_says_where_the_rows_are(run, files):
+    """All that a reader of the run needs, without the flags that it was trained with."""
+    record = json.loads((run / "run.json").read_text())
+    assert record["data_dir"] == SAMPLE and record["max_length"] == 16
+    tasks = load_tasks(record["tasks"])
+    assert tasks["sst"] == TASKS["sst"] and list(tasks) == ["sst", "sts", "nli"]
+    assert tasks["nli"].files == {split: files[split] for split in ("train", "dev", "test")}
+    assert tasks["nli"].text_pair == "hypothesis" and tasks["nli"].epochs == 1
 
 
 def test_a_home_folder_in_names_and_flags(monkeypatch, tmp_path, run):

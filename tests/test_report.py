@@ -19,10 +19,8 @@ from bert_multitask.reporting.document import Document, plain
 from bert_multitask.reporting.plots import confusion_matrix, scatter, task_order, to_png, training_curves
 from bert_multitask.reporting.report import add_worst, neighbour_table, write_report
 from bert_multitask.reporting.subject import Source, open_sources, read_ensemble
-from bert_multitask.training.arguments import MultitaskTrainingArguments
 
 REPORT = ROOT / "recipes" / "report.py"
-ARGS = MultitaskTrainingArguments(output_dir="unused", report_to="none")
 SECTIONS = [
     "Scores on dev",
     "Training",
@@ -100,7 +98,7 @@ def test_a_run(monkeypatch, train, capsys):
 def test_the_plan_is_the_runs(train):
     """Recomputed from run.json: as many steps of each task, in the order in which history has their losses."""
     run = train("run", "--budget", 0.7, "--seed", 3, "--logging_steps", 1)
-    (source,) = open_sources([str(run)], "dev", ARGS)
+    (source,) = open_sources([str(run)], "dev")
     losses = [entry for entry in source.history if "loss" in entry]
     tasks = [next(key.removeprefix("loss_") for key in entry if key.startswith("loss_")) for entry in losses]
     assert source.plan() == tasks
@@ -360,7 +358,7 @@ def test_many_classes_have_a_picture():
 
 def test_source_reads_no_history_of_a_table(course_folder, tmp_path):
     folder = tables(course_folder, tmp_path / "tables", ["sst"])
-    (source,) = open_sources([str(folder / "sst-dev.parquet")], "dev", ARGS, str(course_folder))
+    (source,) = open_sources([str(folder / "sst-dev.parquet")], "dev", data_dir=str(course_folder))
     assert source.record is None and source.history == [] and list(source.predictions) == ["sst"]
 
 

@@ -390,9 +390,17 @@ def test_weights_in_pieces_pass(tmp_path):
     ],
     ids=str,
 )
-def test_a_record_with_damaged_values(unfinished, damage):
+@pytest.mark.parametrize("version", ["this", "older"])
+def test_a_record_with_damaged_values(unfinished, damage, version):
+    """An older version's has the flags alone, from which its tasks are worked out."""
     record = json.loads((unfinished / "run.json").read_text())
-    record["run"] |= damage
+    if version == "older":
+        del record["tasks"], record["data_dir"], record["max_length"]
+        record["run"] |= damage
+    elif "head_dropout" in damage:
+        record["tasks"][0]["dropout"] = damage["head_dropout"]
+    else:
+        record |= damage
     (unfinished / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="run.json: is not the record of a run"):
         read_run(str(unfinished))

@@ -1,6 +1,7 @@
 """The average of weights by hand, its refusals, and the checkpoint that it leaves."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from test_recipes import run_here
 
 from bert_multitask.data.rows import SAMPLE
 from bert_multitask.inference.soup import average_weights, check_same_start
+from bert_multitask.inference.trained_run import TrainedRun
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
@@ -64,11 +66,13 @@ def test_the_average(monkeypatch, tmp_path, runs):
 
 
 def test_the_average_of_one_run_is_this_run(runs):
-    average = average_weights([runs[0]] * 3).state_dict()
+    average = average_weights([TrainedRun.open(runs[0])] * 3).state_dict()
     assert all(torch.equal(average[name], weight) for name, weight in read(runs[0]).items())
 
 
 def test_what_cannot_be_averaged(monkeypatch, tmp_path, runs, make_run, tiny_bert, capsys):
+    bare = tmp_path / "bare"
+    shutil.copytree(runs[0], bare, ignore=shutil.ignore_patterns("run.json"))
     for other, message in [
         (
             make_run("seed", seed=7),
@@ -76,10 +80,11 @@ def test_what_cannot_be_averaged(monkeypatch, tmp_path, runs, make_run, tiny_ber
         ),
         (make_run("separate", pair_encoding="separate"), "pair_encoding is 'separate', and 'joint' in"),
         (make_run("tasks", tasks=("sts", "sst")), "sst's kind is 'classification', and None in|sst's dropout"),
-        (tiny_bert, "no run.json, so nothing says which weights"),
+        (tiny_bert, "is a BERT without heads"),
+        (str(bare), "no run.json, so nothing says which weights"),
     ]:
         with pytest.raises(InputError, match=message):
-            check_same_start([runs[0], other])
+            check_same_start([TrainedRun.open(runs[0]), TrainedRun.open(other)])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert run_here(monkeypatch, *runs, "--output_dir", tmp_path / "full", recipe=SOUP) == 2

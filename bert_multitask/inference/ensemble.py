@@ -1,88 +1,37 @@
-"""Several models' prediction tables → one table (paper, section 4.6): collecting, combining, selecting.
+"""Several models' prediction tables → one table (paper, section 4.6): combining, selecting.
 
 M members, N rows, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from datasets import Dataset
 from sklearn.model_selection import train_test_split
 
 from ..evaluation.metrics import score_decisions, signed
-from ..evaluation.tables import Predictions, check_alike, decision_column, read_columns
+from ..evaluation.tables import check_alike, decision_column, read_columns
 from ..model.errors import InputError
 from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
 from ..model.tasks import Task
-from ..training.arguments import MultitaskTrainingArguments
-from .split_tables import SplitReader, read_tables
-from .trained_run import first_run, known_tasks, locate_tasks
+from .split_tables import SplitTables
 
 VOTES = ("mode", "soft")
 
 
-def collect_members(
-    names: Sequence[str],
-    reader: SplitReader,
-    args: MultitaskTrainingArguments,
-    data_dir: str | None = None,
-    specs: Sequence[str] | None = None,
-) -> list[dict[str, Predictions]]:
-    """The members' tables of a split (see `read_tables`), which must be alike.
-
-    Returns:
-        One dictionary a member, {task: its table}, with the same tasks; none at all where no member has a table of the
-        split.
+def check_members(members: SplitTables) -> None:
+    """Refuse members that cannot be combined.
 
     Raises:
-        InputError: members have different tasks, or tables that are not alike (see `check_alike`).
+        InputError: they have different tasks, or tables that are not alike (see `check_alike`).
     """
-    members = read_tables(names, reader, args, data_dir, specs)
-    if not any(members):
-        return []
-    tasks = {task: name for name, member in zip(names, members, strict=True) for task in member}
-    for name, member in zip(names, members, strict=True):
-        if missing := sorted(tasks.keys() - member.keys()):
-            raise InputError(f"{name} has no {reader.split} table of {missing[0]!r}, as {tasks[missing[0]]} has")
-    for task in members[0]:
-        check_alike([member[task] for member in members])
-    return members
-
-
-def find_labels(
-    names: Sequence[str],
-    tables: Mapping[str, Predictions],
-    reader: SplitReader,
-    data_dir: str | None = None,
-    specs: Sequence[str] | None = None,
-) -> dict[str, np.ndarray]:
-    """{task: labels (N,)} of the tables' rows, from a data folder or from the data of the first run among the members.
-
-    Args:
-        names: of the members.
-        tables: of one of them.
-        reader: of the split.
-        data_dir: where the rows are (see `load_rows`).
-        specs: which tasks (see `locate_tasks`); by default those whose rows can be found.
-
-    Returns:
-        The labels of the tasks that have any; none where nothing says where the rows are.
-
-    Raises:
-        InputError: the rows are not there, or not those of the tables.
-    """
-    run = first_run(names)
-    data_dir = data_dir or (run.data_dir if run else None)
-    if data_dir is None:
-        return {}
-    specs = specs or [name for name in known_tasks(run) if name in tables]
-    tasks = locate_tasks(names[0], {name: table.task for name, table in tables.items()}, run, data_dir, specs)
-    labels = reader.labels(tasks, data_dir)
-    for name in labels:
-        rows = reader.rows(tasks[name], data_dir)
-        check_alike([tables[name], Predictions(tasks[name], rows, f"{data_dir} ({name})")])
-    return labels
+    tasks = {task: name for name, tables in zip(members.names, members.tables, strict=True) for task in tables}
+    for name, tables in zip(members.names, members.tables, strict=True):
+        if missing := sorted(tasks.keys() - tables.keys()):
+            raise InputError(f"{name} has no {members.split} table of {missing[0]!r}, as {tasks[missing[0]]} has")
+    for task in tasks:
+        check_alike([tables[task] for tables in members.tables])
 
 
 def combine(task: Task, tables: Sequence[Dataset], vote: str = "mode") -> Dataset:

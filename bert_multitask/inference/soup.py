@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from ..model.configuration import MultitaskBertConfig
 from ..model.errors import InputError
 from ..model.modeling import MultitaskBertModel
-from ..training.run_folder import read_run
+from .trained_run import TrainedRun
 
 # What runs may differ in: how they were trained, not what their weights mean.
 FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "transformers_version", "dtype", "tasks"}
@@ -13,27 +12,27 @@ FREE_OF_TASK = {"epochs", "dropout", "loss", "divergence", "metric", "smart_weig
 FREE_OF_TASK |= {"class_weights", "label_smoothing"}
 
 
-def average_weights(runs: Sequence[str]) -> MultitaskBertModel:
+def average_weights(runs: Sequence[TrainedRun]) -> MultitaskBertModel:
     """The uniform average of the runs' weights, in fp32, with the configuration of the first.
 
     Args:
-        runs: run folders, of runs that began with the same weights (see `check_same_start`).
+        runs: that began with the same weights (see `check_same_start`).
 
     Raises:
         InputError: they did not, or their models differ.
     """
     check_same_start(runs)
-    model = MultitaskBertModel.from_pretrained(runs[0]).float()
+    model = runs[0].load_model().float()
     # In double precision, so that the average of equal weights is these weights.
     sums = {name: weight.double() for name, weight in model.state_dict().items()}
     for run in runs[1:]:
-        for name, weight in MultitaskBertModel.from_pretrained(run).state_dict().items():
+        for name, weight in run.load_model().state_dict().items():
             sums[name] += weight
     model.load_state_dict({name: (total / len(runs)).float() for name, total in sums.items()})
     return model
 
 
-def check_same_start(runs: Sequence[str]) -> None:
+def check_same_start(runs: Sequence[TrainedRun]) -> None:
     """Refuse runs whose weights cannot be averaged.
 
     Raises:
@@ -46,19 +45,19 @@ def check_same_start(runs: Sequence[str]) -> None:
             if first.get(field) != other.get(field):
                 hint = ": train with one --seed, and another --data_seed for other batches" if field == "seed" else ""
                 raise InputError(
-                    f"{run}: {field} is {other.get(field)!r}, and {first.get(field)!r} in {runs[0]}; "
+                    f"{run.name}: {field} is {other.get(field)!r}, and {first.get(field)!r} in {runs[0].name}; "
                     f"only runs that began with the same weights can be averaged{hint}"
                 )
 
 
-def describe_start(run: str) -> dict:
+def describe_start(run: TrainedRun) -> dict:
     """What must be the same in runs to be averaged."""
-    found = read_run(run)
-    if found is None:
-        raise InputError(f"{run}: no run.json, so nothing says which weights it began with; expected a run folder")
-    arguments, record = found
-    config = MultitaskBertConfig.from_pretrained(run)
-    fields = {name: value for name, value in config.to_dict().items() if name not in FREE}
-    for task in config.tasks:
+    if run.record is None:
+        raise InputError(f"{run.name}: no run.json, so nothing says which weights it began with; expected a run folder")
+    fields = {name: value for name, value in run.config.to_dict().items() if name not in FREE}
+    for task in run.config.tasks:
         fields |= {f"{task['name']}'s {name}": value for name, value in task.items() if name not in FREE_OF_TASK}
-    return fields | {"model_name_or_path": arguments.model_name_or_path, "seed": record["training"]["seed"]}
+    return fields | {
+        "model_name_or_path": run.record["run"]["model_name_or_path"],
+        "seed": run.record["training"]["seed"],
+    }

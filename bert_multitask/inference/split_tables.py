@@ -1,7 +1,10 @@
-"""Prediction tables of a split: those that runs have written, or predict now; their scores."""
+"""Prediction tables of a split: those that runs have written, or predict now; their rows, labels and scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,119 +14,202 @@ from datasets import Dataset
 from ..data.collate import join_rows
 from ..data.labels import even_labels
 from ..data.rows import load_rows, usable_rows
-from ..data.tokens import load_tokenizer, tokenise
+from ..data.tokens import tokenise
 from ..evaluation.metrics import overall_score, score_decisions
 from ..evaluation.predict import predict_logits
-from ..evaluation.tables import Predictions, find_tables, prediction_table, read_decisions
+from ..evaluation.tables import Predictions, check_alike, find_tables, prediction_table, read_decisions
 from ..model.errors import InputError
 from ..model.losses import labelled_rows
-from ..model.tasks import Task
-from ..training.arguments import MultitaskTrainingArguments
-from .trained_run import SOURCE, TrainedRun, read_spec
+from ..model.tasks import TASKS, Task, load_task, load_tasks
+from ..training.arguments import check_launch, parse_json
+from ..training.run_folder import read_run
+from .trained_run import TrainedRun
+
+# What says where a task's rows are and how they are read, which a checkpoint's config.json does not.
+SOURCE = ("text", "text_pair", "label", "files", "quoting", "hub")
 
 
-class SplitReader:
-    """The rows of one split, read once and tokenised once for all the runs that want them alike.
+class Place(NamedTuple):
+    """Where a task's rows are: its `files` or `hub`, and the folder of the files, as far as they are known."""
+
+    task: Task
+    data_dir: str | None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the rows can be read."""
+        return self.data_dir is not None if self.task.files else self.task.hub is not None
+
+
+class SplitTables:
+    """The prediction tables of one split, and the rows that they are of.
+
+    A run that has no tables predicts them now. All input is read and tokenised before the first model is loaded, once
+    where the runs' tokenizers and encodings agree. Under several processes each predicts a share of the rows, and all
+    get the whole tables.
 
     Args:
+        names: run folders, Hub ids, `package:NAME/PATH`, folders of prediction files, or such files. An opened run
+            predicts now even if it has tables.
         split: train, dev or test.
+        tasks: names of the tasks to take, or JSON of a task with its name and its files; by default all.
+        data_dir: where the rows are (see `load_rows`); by default where the runs among `names` have theirs.
+        batch_size: rows that a process predicts at a time.
+
+    Attributes:
+        names: as they were given, of opened runs their names.
+        tables: of each name, {task: its table}, one row a prediction in file order. A task that has no such split has
+            no table.
+        tasks: {name: task} of all the tables, in the order of the argument or of the first run.
+
+    Raises:
+        InputError: there is no such run, it has no such task, or nothing says where the rows are that it predicts.
     """
 
-    def __init__(self, split: str):
-        self.split = split
-        self.known: dict[str, Dataset | None] = {}
+    def __init__(
+        self,
+        names: Sequence[str | TrainedRun],
+        split: str,
+        *,
+        tasks: Sequence[str] | None = None,
+        data_dir: str | None = None,
+        batch_size: int = 64,
+    ):
+        self.names = [name.name if isinstance(name, TrainedRun) else name for name in names]
+        self.split, self.data_dir, self.batch_size = split, data_dir, batch_size
+        self.given = read_specs(tasks or ())
+        self.read: dict[str, Dataset | None] = {}  # rows and tokens, by all that they depend on
+        self.tables = [{} if isinstance(name, TrainedRun) else find_tables(name, split) for name in names]
+        for name, tables in zip(self.names, self.tables, strict=True):
+            if tables and (missing := [task for task in self.given if task not in tables]):
+                raise InputError(f"--tasks names {missing[0]!r}; the tables of {name} are of {', '.join(tables)}")
+        self.places = [read_places(name) for name in self.names]
+        self.predict({n: open_run(name) for n, name in enumerate(names) if not self.tables[n] and is_run(name)})
+        if self.given:
+            self.tables = [{task: tables[task] for task in tables if task in self.given} for tables in self.tables]
+        found = {name: table.task for tables in reversed(self.tables) for name, table in tables.items()}
+        first = next(filter(None, self.places), {})
+        order = self.given or [*first, *TASKS, *found]
+        self.tasks = {name: self.locate(found[name]).task for name in order if name in found}
 
-    def rows(self, task: Task, data_dir: str | None) -> Dataset | None:
-        """A task's clean rows, with or without labels; None where it has no such split."""
+    def rows(self, task: str) -> Dataset | None:
+        """The clean rows of a task's tables, with or without labels; None where the task has no such split.
+
+        Raises:
+            InputError: nothing says where they are, or they are not there.
+        """
+        return self.read_rows(self.locate(self.tasks[task]), self.names[0])
+
+    @cached_property
+    def labels(self) -> dict[str, np.ndarray]:
+        """{task: labels (N,), `no_label` where a row has none} of the tasks that have any, where the rows are known.
+
+        Raises:
+            InputError: the rows are not there, or not those of the tables.
+        """
+        found = {}
+        for name in self.tasks:
+            place = self.locate(self.tasks[name])
+            rows = self.read_rows(place, self.names[0]) if place.is_known else None
+            if rows is not None and labelled_rows(values := np.array(even_labels(rows["label"][:]))).any():
+                table = next(tables[name] for tables in self.tables if name in tables)
+                check_alike([table, Predictions(place.task, rows, f"{place.data_dir} ({name})")])
+                found[name] = values
+        return found
+
+    def locate(self, task: Task, own: Mapping[str, Place] | None = None) -> Place:
+        """Where a task's rows are: as the run itself says (`own`), or the first of the others that has such a task."""
+        known = [places for places in (own, *self.places) if places]
+        preset = Place(TASKS.get(task.name), next(iter(known[0].values())).data_dir if known else None)
+        source, data_dir = next((places[task.name] for places in known if task.name in places), preset)
+        fields = {key: getattr(source, key) for key in SOURCE} if source else {}
+        located = load_task(task.to_config() | fields | self.given.get(task.name, {}))
+        return Place(located, self.data_dir or data_dir)
+
+    def read_rows(self, place: Place, name: str) -> Dataset | None:
+        """The clean rows at a place, read once; `name` is of the run or tables, for messages."""
+        task, data_dir = place
+        if not task.files and not task.hub:
+            example = json.dumps({"name": task.name, "files": {"train": "FILE", "dev": "FILE", "test": "FILE"}})
+            raise InputError(f"{name} does not say where the rows of its task {task.name!r} are: --tasks '{example}'")
+        if task.files and data_dir is None:
+            raise InputError(f"{name} does not say where its rows are; name a folder, a URL or hub with --data_dir")
         key = repr(("rows", data_dir, task.name, task.label_names, *(getattr(task, field) for field in SOURCE)))
-        if key not in self.known:
+        if key not in self.read:
             rows = load_rows(task, data_dir or "", splits=[self.split], labelled=()).get(self.split)
             # Treated as a test split: rows with gaps are kept, with a warning.
-            self.known[key] = None if rows is None else usable_rows(task, rows, "test")
-        return self.known[key]
+            self.read[key] = None if rows is None else usable_rows(task, rows, "test")
+        return self.read[key]
 
-    def tokens(self, run: TrainedRun) -> dict[str, Dataset]:
-        """{task: its tokens} of the run's tasks that have the split."""
-        tokenizer = load_tokenizer(run.name, run.config.vocab_size)
+    def read_tokens(self, run: TrainedRun, own: Mapping[str, Place]) -> dict[str, tuple[Task, Dataset]]:
+        """{task: itself and its tokens} of a run's tasks that have the split."""
+        if missing := [task for task in self.given if task not in run.tasks]:
+            raise InputError(f"--tasks names {missing[0]!r}; the tasks of {run.name} are {', '.join(run.tasks)}")
+        tokenizer = run.load_tokenizer()
+        places = {name: self.locate(run.tasks[name], own) for name in self.given or run.tasks}
         found = {}
-        for name, task in run.tasks.items():
-            if (rows := self.rows(task, run.data_dir)) is None:
+        for name, place in places.items():
+            if (rows := self.read_rows(place, run.name)) is None:
                 continue
             settings = (rows._fingerprint, tokenizer.backend_tokenizer.to_str(), run.max_length)
             key = repr((name, *settings, run.config.pair_encoding))
-            if key not in self.known:
-                self.known[key] = tokenise(task, rows, tokenizer, run.max_length, run.config.pair_encoding)
-            found[name] = self.known[key]
+            if key not in self.read:
+                self.read[key] = tokenise(place.task, rows, tokenizer, run.max_length, run.config.pair_encoding)
+            found[name] = place.task, self.read[key]
         return found
 
-    def labels(self, tasks: Mapping[str, Task], data_dir: str | None) -> dict[str, np.ndarray]:
-        """{task: labels (N,), `no_label` where a row has none} of the tasks that have any."""
-        rows = {name: self.rows(task, data_dir) for name, task in tasks.items()}
-        labels = {name: np.array(even_labels(part["label"][:])) for name, part in rows.items() if part is not None}
-        return {name: values for name, values in labels.items() if labelled_rows(values).any()}
+    def predict(self, runs: Mapping[int, TrainedRun]) -> None:
+        """Fill in the tables of runs, {number of the name: run}."""
+        if not runs:
+            return
+        processes = check_launch()
+        with processes.local_main_process_first():  # writes the cache of tokens that the others read
+            inputs = {number: self.read_tokens(run, self.places[number]) for number, run in runs.items()}
+        for number, run in runs.items():
+            model = run.load_model().to(processes.device) if inputs[number] else None
+            for name, (task, tokens) in inputs[number].items():
+                share = np.array_split(np.arange(len(tokens)), processes.num_processes)[processes.process_index]
+                logits = predict_logits(model, name, tokens.select(share), self.batch_size)
+                logits = join_rows([torch.from_numpy(part) for part in gather_object([logits])], 0).numpy()
+                table = prediction_table(task, tokens["id"][:], logits, tokens)
+                self.tables[number][name] = Predictions(task, table, run.name)
 
 
-def predict_runs(
-    runs: Sequence[TrainedRun], reader: SplitReader, args: MultitaskTrainingArguments
-) -> Iterator[dict[str, Dataset]]:
-    """Yield each run's prediction tables, {task: one row for each of the split's, in file order}.
-
-    A task that has no such split has no table.
-
-    All input is read and tokenised before the first run is loaded, once where the runs' tokenizers and encodings agree.
-    Under several processes each predicts a share of the rows and all get the whole table.
-
-    Args:
-        runs: which.
-        reader: of the split.
-        args: the device, the processes, and `per_device_eval_batch_size`.
-    """
-    with args.main_process_first(desc="tokenising"):
-        inputs = [reader.tokens(run) for run in runs]
-    for run, tokens in zip(runs, inputs, strict=True):
-        tables = {}
-        model = run.load_model().to(args.device) if tokens else None
-        for name, rows in tokens.items():
-            share = np.array_split(np.arange(len(rows)), args.world_size)[args.process_index]
-            logits = predict_logits(model, name, rows.select(share), args.per_device_eval_batch_size)
-            logits = join_rows([torch.from_numpy(part) for part in gather_object([logits])], 0).numpy()
-            tables[name] = prediction_table(run.tasks[name], rows["id"][:], logits, rows)
-        yield tables
-
-
-def read_tables(
-    names: Sequence[str],
-    reader: SplitReader,
-    args: MultitaskTrainingArguments,
-    data_dir: str | None = None,
-    specs: Sequence[str] | None = None,
-) -> list[dict[str, Predictions]]:
-    """Each one's tables of a split, {task: its table}; a trained run that has none predicts them now.
-
-    Args:
-        names: run folders, Hub ids, folders of prediction files, or such files.
-        reader: of the split.
-        args: how to predict (see `predict_runs`).
-        data_dir: the rows of runs that predict; by default the run's own.
-        specs: which tasks (see `locate_tasks`); by default all.
+def read_specs(specs: Sequence[str]) -> dict[str, dict]:
+    """{name: the fields of a task that `--tasks` gives as JSON, or the name alone}.
 
     Raises:
-        InputError: there are tables, but not of all the tasks of `specs`; or a run cannot predict.
+        InputError: one is not JSON, or has other fields than those that say where rows are.
     """
-    found = [find_tables(name, reader.split) for name in names]
-    wanted = [read_spec(spec).get("name") for spec in specs or ()]
-    for name, tables in zip(names, found, strict=True):
-        if tables and (missing := [task for task in wanted if task not in tables]):
-            raise InputError(f"--tasks names {missing[0]!r}; the tables of {name} are of {', '.join(tables)}")
-    numbers = [
-        number
-        for number, name in enumerate(names)
-        if not found[number] and (not (path := Path(name).expanduser()).exists() or (path / "config.json").exists())
-    ]
-    runs = [TrainedRun(names[number], specs, data_dir) for number in numbers]
-    for number, run, tables in zip(numbers, runs, predict_runs(runs, reader, args), strict=True):
-        found[number] = {task: Predictions(run.tasks[task], table, run.name) for task, table in tables.items()}
-    return [{task: table for task, table in tables.items() if task in (wanted or tables)} for tables in found]
+    given = {}
+    for spec in specs:
+        fields = parse_json("--tasks", spec) if spec.startswith("{") else {"name": spec}
+        if other := sorted(set(fields) - {"name", *SOURCE}):
+            raise InputError(
+                f"--tasks: {other[0]!r} of {fields.get('name')!r} is the run's own; give {', '.join(SOURCE)} at most"
+            )
+        given[fields.get("name")] = fields
+    return given
+
+
+def read_places(name: str) -> dict[str, Place]:
+    """{task: where its rows are} of a run, as `run.json` says; nothing where there is none."""
+    if (record := read_run(name)) is None:
+        return {}
+    return {task.name: Place(task, record["data_dir"]) for task in load_tasks(record["tasks"]).values()}
+
+
+def is_run(name: str | TrainedRun) -> bool:
+    """Whether a name is that of a checkpoint, or may be on the Hub or in a package."""
+    if isinstance(name, TrainedRun):
+        return True
+    path = Path(name).expanduser()
+    return not path.exists() or (path / "config.json").exists()
+
+
+def open_run(name: str | TrainedRun) -> TrainedRun:
+    """The run of that name."""
+    return name if isinstance(name, TrainedRun) else TrainedRun.open(name)
 
 
 def score_tables(

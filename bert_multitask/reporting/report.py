@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from ..evaluation.intervals import LEVEL, RESAMPLES, Estimate, Scores, mcnemar
 from ..evaluation.metrics import describe_metric, describe_overall, find_metric
 from ..model.errors import InputError
-from ..training.arguments import MultitaskTrainingArguments
 from .analysis import LabelledPredictions, worst
 from .document import Document, Picture, Table
 from .plots import DISTANCES, PICTURES, distance_shares, length_errors, task_order, to_png, training_curves
@@ -39,7 +38,7 @@ def write_report(
             has no predictions of the split and can be loaded as a model predicts them now.
         output_dir: the folder to write.
         other: the same of another run, to compare with on the same rows.
-        data_dir: where the rows are, as for training; by default those of the first run of the two.
+        data_dir: where the rows are, as for training; by default where the runs among the two have theirs.
         tasks: names of the tasks to report, or JSON of a task with its name and its files; by default all.
         split: "dev" or "test".
 
@@ -47,8 +46,7 @@ def write_report(
         InputError: there is nothing to report, the labels are not at hand, or the tables are of other rows.
     """
     names = [str(name) for name in (path, other) if name is not None]
-    args = MultitaskTrainingArguments(output_dir=str(output_dir))
-    source, *compared = open_sources(names, split, args, data_dir, tasks)
+    source, *compared = open_sources(names, split, tasks, data_dir)
     document = Document(f"Report of {path}" + (f", compared with {other}" if other else ""))
     add_scores(document, source, split)
     for second in compared:

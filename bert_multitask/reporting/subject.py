@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.records import read_history
-from ..inference.split_tables import SplitReader, read_tables
-from ..inference.trained_run import first_run, known_tasks, locate_tasks
+from ..inference.split_tables import SplitTables
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
 from ..model.tasks import Task
-from ..training.arguments import MultitaskTrainingArguments
 from ..training.run_folder import read_run
 from ..training.schedule import SCHEDULES
 from .analysis import LabelledPredictions, label_predictions
@@ -58,51 +56,38 @@ class Source:
 
 
 def open_sources(
-    names: Sequence[str],
-    split: str,
-    args: MultitaskTrainingArguments,
-    data_dir: str | None = None,
-    specs: Sequence[str] | None = None,
+    names: Sequence[str], split: str, tasks: Sequence[str] | None = None, data_dir: str | None = None
 ) -> list[Source]:
     """Read one source, or several of the same rows.
 
     Args:
-        names: run folders, Hub ids, folders of prediction files, or such files (see `read_tables`).
+        names: run folders, Hub ids, folders of prediction files, or such files (see `SplitTables`).
         split: "dev" or "test".
-        args: how to predict, where there are no tables.
-        data_dir: where the rows are (see `load_rows`); by default those of the first run among the names.
-        specs: which tasks (see `locate_tasks`); by default all.
+        tasks: which (see `SplitTables`); by default all.
+        data_dir: where the rows are (see `load_rows`); by default where the runs among the names have theirs.
 
     Raises:
         InputError: a source has no table, one is of other rows, or nothing says where the rows are.
     """
-    reader = SplitReader(split)
-    found = read_tables(names, reader, args, data_dir, specs)
-    for name, tables in zip(names, found, strict=True):
+    found = SplitTables(names, split, tasks=tasks, data_dir=data_dir)
+    for name, tables in zip(names, found.tables, strict=True):
         if not tables:
             raise InputError(f"{name}: no table {{task}}-{split}.parquet or .csv, and no run to predict it")
-    run = first_run(names)
-    data_dir = data_dir or (run.data_dir if run else None)
-    tasks = {name: table.task for tables in reversed(found) for name, table in tables.items()}
-    in_order = {name: tasks[name] for name in (*known_tasks(run), *tasks) if name in tasks}
-    located = locate_tasks(names[0], in_order, run, data_dir, specs)
-    labelled = reader.labels(located, data_dir)
+    rows = {task: found.rows(task) for task in found.tasks}
     sources = []
-    for name, tables in zip(names, found, strict=True):
+    for name, tables in zip(names, found.tables, strict=True):
         predictions, unscored = {}, []
-        for task in located:
+        for task in found.tasks:
             if task not in tables:
                 unscored.append(f"Task {task} is not scored: there are no predictions.")
-            elif task not in labelled:
+            elif task not in found.labels:
                 unscored.append(f"Task {task} is not scored: no {split} row has a label.")
             else:
-                predictions[task] = label_predictions(tables[task], reader.rows(located[task], data_dir))
+                predictions[task] = label_predictions(tables[task], rows[task])
         if not predictions:
             raise InputError(f"{name}: there is nothing to score. {' '.join(unscored)}")
-        _, record = read_run(name) or (None, None)
         history = read_history(Path(resolve_folder(name), "history.jsonl"))
-        ensemble = read_ensemble(name)
-        sources.append(Source(name, located, predictions, unscored, record, history, ensemble))
+        sources.append(Source(name, found.tasks, predictions, unscored, read_run(name), history, read_ensemble(name)))
     return sources
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import NoneType
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SchedulerType
@@ -292,30 +293,32 @@ class MultitaskTrainingArguments(TrainingArguments):
         return batches, SCHEDULES[self.schedule](batches, self.plan_seed)
 
 
-def check_launch(args: MultitaskTrainingArguments) -> None:
-    """Refuse processes that were launched together but are no group, and point out idle CPU cores.
+def check_launch() -> PartialState:
+    """Refuse processes that were launched together but are no group, and point out idle CPU cores and GPUs.
+
+    Returns:
+        The processes and the device of this one, as training arguments have set them up, where there are any.
 
     Raises:
         InputError: `accelerate launch --cpu --num_processes N` starts one process, which would train alone.
     """
-    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and args.world_size == 1:
+    state = PartialState(cpu=not torch.accelerator.is_available())  # else processes without a GPU would be no group
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and state.num_processes == 1:
         raise InputError(
             "several processes were asked for, but this one is alone; use `accelerate launch --config_file "
             "accelerate_config.yaml --num_processes N`, and --use_cpu after the recipe's name where there is no GPU"
         )
+    on_cpu = state.device.type == "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if (
-        args.device.type == "cpu"
-        and args.process_index == 0
-        and torch.get_num_threads() == 1 < cores // args.world_size
-    ):
+    if on_cpu and state.is_main_process and torch.get_num_threads() == 1 < cores // state.num_processes:
         logger.warning(
             f"one CPU thread is used of {cores}: `accelerate launch` gives a process one unless it is called with "
             "--num_cpu_threads_per_process N"
         )
-    gpus = super(MultitaskTrainingArguments, args).n_gpu  # all that the process sees
-    if args.process_index == 0 and args.world_size == 1 < gpus:
-        logger.warning(f"one GPU is used of {gpus}: `accelerate launch --num_processes N` uses N")
+    devices = 0 if on_cpu else torch.accelerator.device_count()
+    if state.is_main_process and state.num_processes == 1 < devices:
+        logger.warning(f"one GPU is used of {devices}: `accelerate launch --num_processes N` uses N")
+    return state
 
 
 def parse_json(flag: str, value):

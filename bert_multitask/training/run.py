@@ -53,13 +53,14 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
         InputError: something is wrong with the input; nothing is computed then.
     """
     logging.set_verbosity(args.get_process_log_level())  # Trainer does so too, after the model is loaded
-    check_launch(args)
+    check_launch()
     if args.process_index:
         logging.disable_progress_bar()
     with RunFolder(args, overwrite=run.overwrite) as folder, explained_failures(args):
         callbacks = [HistoryFile(folder.path / "history.jsonl"), StopAtStepEnd(STOP)]
         tasks, rows, tokens, trainer = prepare(run, args, callbacks)
-        folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches)
+        max_length = min(run.max_length, trainer.model.config.max_position_embeddings)
+        folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches, max_length)
         if args.process_index == 0:
             print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
         with STOP.advising(f"go on with: {resume_command(run.overwrite)}"):

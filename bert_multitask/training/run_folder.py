@@ -19,7 +19,7 @@ from ..data.records import to_json, write_json
 from ..data.rows import fingerprint
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError
-from ..model.tasks import Task, load_task
+from ..model.tasks import Task, load_task, load_tasks
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments
 from .checkpoints import find_checkpoint, list_checkpoints
 from .folder_lock import FolderLock, cannot_write, contents, remove
@@ -54,6 +54,8 @@ HARMLESS = {
     "option",  # of train_single.py: learning_rate and freeze_encoder say what it does
 }
 PACKAGES = ("bert_multitask", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
+# Fields of run.json that its readers need, and their types.
+RECORDED = {"run": dict, "training": dict, "decides": dict, "tasks": list, "data_dir": str, "max_length": int}
 # What a run may leave besides its checkpoints and run.json, as patterns.
 WRITTEN = [
     "metrics.json",  # first: without it a run is unfinished
@@ -139,6 +141,7 @@ class RunFolder:
         rows: Mapping[str, DatasetDict],
         batch_size: int,
         batches: Mapping[str, int],
+        max_length: int,
     ) -> None:
         """Write `run.json`: the configuration, versions, commit and data fingerprints that make the run repeatable.
 
@@ -148,6 +151,7 @@ class RunFolder:
             rows: {task: its clean rows by split}.
             batch_size: rows of one optimizer step.
             batches: {task: its batches in the whole plan}, from which a report draws the plan.
+            max_length: tokens that a row may have, and the model can take.
 
         Raises:
             InputError: the run to resume had other settings, or its folder cannot be written.
@@ -158,6 +162,7 @@ class RunFolder:
         record = {
             "decides": deciding_settings(run, self.args, tasks, self.data, batch_size),
             "run": dataclasses.asdict(run),
+            **row_places(tasks, run.data_dir, max_length),
             "training": self.args.to_dict(),  # Transformers blanks the tokens
             "batches": dict(batches),
             "processes": self.args.world_size,
@@ -166,7 +171,7 @@ class RunFolder:
         }
         file = self.path / "run.json"
         if self.args.resume_from_checkpoint and file.exists():
-            _, before = read_run(str(self.path))
+            before = read_run(str(self.path))
             compare_settings(recorded_settings(before, record["decides"]), record["decides"], self.path)
         try:
             if self.overwrite:
@@ -250,8 +255,11 @@ def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
             )
 
 
-def read_run(name: str) -> tuple[RunArguments, dict] | None:
-    """The arguments, and all of `run.json`, of the run that left a folder; None of a checkpoint without that file.
+def read_run(name: str) -> dict | None:
+    """All of `run.json` of the run that left a folder; None of a checkpoint without that file.
+
+    Its `tasks`, `data_dir` and `max_length` say where the run's rows are and how they were read. Earlier versions did
+    not write them; then they are worked out from the flags in `run`.
 
     Raises:
         InputError: `run.json` is there and is not a run's.
@@ -261,18 +269,24 @@ def read_run(name: str) -> tuple[RunArguments, dict] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-        if missing := [name for name in ("run", "training", "decides") if not isinstance(record[name], dict)]:
-            raise TypeError(f"{missing[0]} is no object")
-        run = RunArguments(**record["run"])
-        for name in ("model_name_or_path", "data_dir"):
-            if not isinstance(getattr(run, name), str):
-                raise TypeError(f"{name} is no text")
-        if not isinstance(run.tasks, list):
-            raise TypeError("tasks is no list")
-        run.load_tasks()  # they are right
-        return run, record
+        if "tasks" not in record:
+            run = RunArguments(**record["run"])
+            record |= row_places(run.load_tasks(), run.data_dir, run.max_length)
+        for field, kind in RECORDED.items():
+            if type(record[field]) is not kind:
+                raise TypeError(f"{field} is {record[field]!r}, no {kind.__name__}")
+        if record["max_length"] < 1:
+            raise ValueError(f"max_length is {record['max_length']}")
+        load_tasks(record["tasks"])  # they are right
+        return record
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: is not the record of a run ({error}); did another version write it?") from error
+
+
+def row_places(tasks: Iterable[Task], data_dir: str, max_length: int) -> dict[str, object]:
+    """What `run.json` says about a run's rows: its tasks with all their fields, where the rows are, and the tokens that
+    a row may have."""
+    return {"tasks": list(map(dataclasses.asdict, tasks)), "data_dir": data_dir, "max_length": max_length}
 
 
 def installed_version(name: str) -> str | None:

@@ -83,7 +83,7 @@ class Search:
             raise InputError("--resume_from_checkpoint is of a run; a search goes on by the command that began it")
         logging.set_verbosity(args.get_process_log_level())
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial is told of below
-        check_launch(args)
+        check_launch()
         self.run, self.options = run, options
         own = {field.name for field in fields(options)} | {"overwrite"}
         self.given = {name: value for name, value in given.items() if name not in own}

@@ -9,12 +9,12 @@ from statistics import median
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import nn
 
-from bert_multitask import MultitaskTrainingArguments, predict
+from bert_multitask import predict
 from bert_multitask.evaluation.tables import prediction_table
-from bert_multitask.inference.split_tables import SplitReader, predict_runs
-from bert_multitask.inference.trained_run import TrainedRun
+from bert_multitask.inference.split_tables import SplitTables
 from bert_multitask.model.tasks import TASKS, Task
 
 from .rig import NAMES, Rig, alternate
@@ -104,7 +104,7 @@ def ensemble(options) -> dict:
     """The dev rows predicted by six runs together, which reads and tokenises once, and by each of them alone."""
     rig = Rig(options)
     with tempfile.TemporaryDirectory() as folder:
-        args = MultitaskTrainingArguments(output_dir=folder, use_cpu=True)
+        PartialState(cpu=True)
         for number in range(MEMBERS):
             rig.model.save_pretrained(f"{folder}/{number}")
             rig.tokenizer.save_pretrained(f"{folder}/{number}")
@@ -115,9 +115,9 @@ def ensemble(options) -> dict:
                     datasets.config.HF_DATASETS_CACHE = cache
                     start, tables = time.perf_counter(), []
                     for group in groups:
-                        runs = [TrainedRun(f"{folder}/{number}", data_dir=options.data_dir) for number in group]
-                        tables += predict_runs(runs, SplitReader("dev"), args)
-                    return time.perf_counter() - start, [table["sts"]["score"][:] for table in tables]
+                        names = [f"{folder}/{number}" for number in group]
+                        tables += SplitTables(names, "dev", data_dir=options.data_dir).tables
+                    return time.perf_counter() - start, [found["sts"].table["score"][:] for found in tables]
 
             return side
 
