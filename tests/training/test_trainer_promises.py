@@ -12,9 +12,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import NO_DROPOUT, ROOT, weights
+from conftest import NO_DROPOUT, ROOT, run_here, weights
 from datasets import Dataset
-from test_recipes import run_here
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments

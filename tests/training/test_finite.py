@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import finish, launch
+from conftest import finish, launch, run_here
 from datasets import Dataset
-from test_recipes import run_here
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import run_here
 from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score
-from test_recipes import run_here
 from torch import nn
 from torch.nn import functional
 from transformers import AutoTokenizer, pipeline

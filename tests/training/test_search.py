@@ -13,10 +13,9 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
-from conftest import ROOT, finish, launch, write_course
+from conftest import ROOT, finish, launch, run_here, write_course
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
-from test_recipes import run_here
 from transformers import TrainerControl, TrainerState
 
 from bert_multitask.data.rows import load_rows
@@ -428,8 +427,9 @@ def test_too_few_trials_do_not_say_what_mattered():
 TWO_PROCESSES = """
 import runpy, sys
 import optuna
-sys.path.insert(0, sys.argv.pop(1))
-from test_tuning import TUNE, PruneLaterTrials
+tests = sys.argv.pop(1)
+sys.path[:0] = [tests, f"{tests}/training"]
+from test_search import TUNE, PruneLaterTrials
 optuna.pruners.MedianPruner = lambda **_: PruneLaterTrials()
 runpy.run_path(str(TUNE))["main"](sys.argv[1:])
 """
@@ -445,7 +445,7 @@ def test_two_processes_search_together(monkeypatch, searched, tmp_path):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     flags = flags_of(searched[0], tmp_path / "two", *same, "--per_device_train_batch_size", 2, "--use_cpu", space=space)
     launcher = {"script": tmp_path / "script.py", "launcher": "recipes/accelerate/cpu.yaml"}
-    process = launch(Path(__file__).parent, *flags, **launcher)
+    process = launch(ROOT / "tests", *flags, **launcher)
     printed = finish(process)
     assert process.returncode == 0, printed
     two = read_table(tmp_path / "two")
