@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_here, write_table
+from conftest import run_here, write_table
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +27,7 @@ from bert_multitask.model.errors import InputError
 from bert_multitask.model.losses import UNLABELLED
 from bert_multitask.model.tasks import TASKS, Task
 
-ENSEMBLE = ROOT / "recipes" / "ensemble.py"
+ENSEMBLE = "ensemble"
 SST, QUORA, STS = (TASKS[name] for name in ("sst", "quora", "sts"))
 # Few values, so that ties are common.
 LOGITS = st.sampled_from([-2.0, -0.5, 0.0, 0.1, 0.7, 3.0])

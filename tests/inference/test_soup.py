@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, run_here
+from conftest import run_here
 from safetensors.torch import load_file
 
 from bert_multitask.data.rows import SAMPLE
@@ -16,7 +16,7 @@ from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.run import train
 
-SOUP, PREDICT = (ROOT / "recipes" / f"{name}.py" for name in ("soup", "predict"))
+SOUP, PREDICT = "soup", "predict"
 
 
 @pytest.fixture(scope="module")

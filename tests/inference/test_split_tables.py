@@ -1,4 +1,4 @@
-"""recipes/predict.py: every row once, in file order, however it is run; and what it takes from a run's record."""
+"""`bert-multitask predict`: every row once, in file order, however it is run; and what it takes from a run's record."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, finish, launch, run_here
+from conftest import finish, launch, run_here
 from transformers import AutoTokenizer
 
 from bert_multitask.data.rows import SAMPLE, load_rows
@@ -24,7 +24,7 @@ from bert_multitask.model.tasks import TASKS, load_tasks
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.run import train
 
-PREDICT, ENSEMBLE = (ROOT / "recipes" / f"{name}.py" for name in ("predict", "ensemble"))
+PREDICT, ENSEMBLE, REPORT = "predict", "ensemble", "report"
 NAMES = ["neutral", "no, never", "yes"]
 
 
@@ -153,11 +153,10 @@ def test_recipes_take_a_hub_id(tmp_path, run, hub, files):
     commands = [
         [PREDICT, "me/run", *flags, new],
         [ENSEMBLE, "me/run", new, *flags, both],
-        [PREDICT.with_name("report.py"), "me/run", *flags, report],
+        [REPORT, "me/run", *flags, report],
     ]
-    code = (
-        "import json, runpy, sys\nfor sys.argv in json.loads(sys.argv[1]): runpy.run_path(sys.argv[0], {}, '__main__')"
-    )
+    code = "import json, sys; from bert_multitask.__main__ import main\n"
+    code += "for argv in json.loads(sys.argv[1]): sys.argv[1:] = argv; main()"
     process = subprocess.run(
         [sys.executable, "-c", code, json.dumps([list(map(str, command)) for command in commands])],
         env=hub.env(tmp_path / "cache") | {"OMP_NUM_THREADS": "1"},

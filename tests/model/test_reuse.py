@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import runpy
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from conftest import MINILM, ROOT, SIZE
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
+from bert_multitask.commands.export import main as export_task
 from bert_multitask.data.tokens import load_tokenizer
 from bert_multitask.evaluation.predict import predict
 from bert_multitask.inference.export import export_classifier, export_encoder
@@ -69,8 +69,8 @@ def folders(tiny_bert, tokenizer, tmp_path_factory) -> dict:
 
 
 def export(*argv) -> None:
-    """Run recipes/export.py."""
-    runpy.run_path(str(ROOT / "recipes" / "export.py"))["main"]([str(argument) for argument in argv])
+    """Run `bert-multitask export`."""
+    export_task([str(argument) for argument in argv])
 
 
 @pytest.fixture(scope="module")

@@ -266,7 +266,7 @@ def make_up(scaling, monkeypatch, tmp_path, settings: list[dict]):
 
 
 def test_the_fit_finds_the_constants_and_leaves_out_what_is_held_out(scaling, monkeypatch, tmp_path):
-    settings = yaml.safe_load((ROOT / "recipes" / "configs" / "scale.yaml").read_text())
+    settings = yaml.safe_load((ROOT / "recipes" / "benchmarks" / "scale.yaml").read_text())
     constants, options = make_up(scaling, monkeypatch, tmp_path, settings)
     result = scaling.scale(options)
     assert [entry["seconds"] for entry in result["constants"]] == pytest.approx(constants, rel=1e-5)

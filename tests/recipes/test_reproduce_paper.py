@@ -10,10 +10,11 @@ from conftest import ROOT, run_here, write_course
 from safetensors.torch import load_file
 
 from bert_multitask.training.trainer import MultitaskTrainer
+from bert_multitask.training.yaml_file import CONFIGS
 
 RECIPES = ROOT / "recipes"
 REPRODUCE = RECIPES / "reproduce_paper.py"
-ENSEMBLE = RECIPES / "ensemble.py"
+ENSEMBLE = "ensemble"
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_each_run_is_needed_once(paper):
     needed = [key for element in paper.ELEMENTS for key in paper.needed(element, [0])]
     names = {f"{system.name} {seed}" for system, seed in needed}
     assert len(set(needed)) == len(names) == 22
-    assert {system.config for system, _ in needed} == {path.stem for path in (RECIPES / "configs/paper").glob("*.yaml")}
+    assert {system.config for system, _ in needed} == {path.stem for path in (CONFIGS / "paper").glob("*.yaml")}
     assert list(paper.needed("table1", [3, 4])) == [
         (system, seed) for system in (paper.BASELINE, paper.BASELINE_TPE) for seed in (3, 4)
     ]
@@ -123,7 +124,7 @@ def test_tables_and_figures(monkeypatch, paper, flags, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_stop_costs_the_steps_since_the_last_checkpoint(monkeypatch, paper, flags, tmp_path, capsys):
     out, whole = tmp_path / "out", tmp_path / "whole"
-    config = RECIPES / "configs/paper/baseline_tpe.yaml"
+    config = CONFIGS / "paper/baseline_tpe.yaml"
     assert run_here(monkeypatch, config, *flags, "--output_dir", whole) == 0
 
     log = MultitaskTrainer.log

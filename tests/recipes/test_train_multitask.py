@@ -1,4 +1,4 @@
-"""The training recipe as users run it: two steps of it, its mistakes, a kill in the middle, the quickstart."""
+"""The training command as users run it: two steps of it, its mistakes, a kill in the middle, the quickstart."""
 
 import importlib.metadata
 import json
@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from bert_multitask.data.rows import load_rows
 from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.model.tasks import TASKS
+from bert_multitask.training.yaml_file import CONFIGS
 
 SINGLE = ROOT / "recipes" / "train_single.py"
-PAPER = sorted((ROOT / "recipes" / "configs" / "paper").glob("*.yaml"))
+PAPER = sorted((CONFIGS / "paper").glob("*.yaml"))
 TASK_NAMES = ("sst", "quora", "sts")
 
 
@@ -303,7 +304,7 @@ def test_a_killed_run_resumes_to_the_same_weights(monkeypatch, config, capsys):
 def test_the_quickstart_learns(monkeypatch, tmp_path):
     """A part of it, to be quick: each task ends well above what guessing the commonest label gives."""
     folder = tmp_path / "run"
-    config = ROOT / "recipes" / "configs" / "quickstart.yaml"
+    config = CONFIGS / "quickstart.yaml"
     flags = ["--output_dir", folder, "--budget", 0.35, "--eval_steps", 0.5, "--save_steps", 0.5]
     assert run_here(monkeypatch, config, *flags) == 0
     metrics = json.loads((folder / "metrics.json").read_text())

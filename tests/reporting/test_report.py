@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, run_here, write_table
+from conftest import run_here, write_table
 
 from bert_multitask.data.rows import load_rows
 from bert_multitask.evaluation.tables import prediction_table, write_predictions
@@ -19,7 +19,7 @@ from bert_multitask.reporting.plots import confusion_matrix, scatter, task_order
 from bert_multitask.reporting.report import add_worst, neighbour_table, write_report
 from bert_multitask.reporting.subject import Source, open_sources, read_ensemble
 
-REPORT = ROOT / "recipes" / "report.py"
+REPORT = "report"
 SECTIONS = [
     "Scores on dev",
     "Training",
@@ -152,7 +152,7 @@ def test_an_ensemble(monkeypatch, course_folder, tmp_path):
     one, two = (str(tables(course_folder, tmp_path / f"m{seed}", ["quora", "sst"], seed)) for seed in (1, 2))
     both = tmp_path / "both"
     flags = ["--data_dir", course_folder, "--select", "greedy", "--output_dir", both]
-    assert run_here(monkeypatch, two, one, *flags, recipe=REPORT.with_name("ensemble.py")) == 0
+    assert run_here(monkeypatch, two, one, *flags, recipe="ensemble") == 0
     write_report(both, tmp_path / "out", data_dir=str(course_folder))
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert sections(page)[:2] == ["Scores on dev", "Members"] and "Settings" not in sections(page)

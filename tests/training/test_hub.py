@@ -87,7 +87,7 @@ def test_a_run_on_the_hub(hub, config, tmp_path):
     # A connection that broke in mid-push: one message, and the run is whole.
     assert results["broken"]["code"] == 2 and "Traceback" not in results["broken"]["printed"]
     assert f"the run in {other} is whole" in results["broken"]["printed"]
-    assert f"push_to_hub.py {other} --hub_model_id me/broken" in results["broken"]["printed"]
+    assert f"bert-multitask push {other} --hub_model_id me/broken" in results["broken"]["printed"]
     assert json.loads((other / "metrics.json").read_text()) == json.loads((run / "metrics.json").read_text())
     assert "model.safetensors" not in hub.files("me/broken"), "no half commit"
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as sharded
 import yaml
-from conftest import ROOT, losses, run_here, write_config, write_course
+from conftest import losses, run_here, write_config, write_course
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -88,7 +88,7 @@ def test_a_second_run_names_the_process_that_writes(monkeypatch, config, capsys,
 def test_a_second_search_is_refused(monkeypatch, config, capsys):
     monkeypatch.setattr("bert_multitask.training.folder_lock.PATIENCE", 0)
     with FolderLock(config.parent / "run"):
-        assert run_here(monkeypatch, config, recipe=ROOT / "recipes" / "tune.py") == 2
+        assert run_here(monkeypatch, config, recipe="tune") == 2
     assert f"is being written by process {os.getpid()}" in capsys.readouterr().err
 
 

@@ -27,9 +27,10 @@ from bert_multitask.training import search as tuning
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.search import ReportToTrial, find_importances
 from bert_multitask.training.search_space import configure, present_settings, read_space, to_flags
+from bert_multitask.training.yaml_file import CONFIGS
 
-TUNE = ROOT / "recipes" / "tune.py"
-DEFAULT = ROOT / "recipes" / "configs" / "tune.yaml"
+TUNE = "tune"
+DEFAULT = CONFIGS / "tune.yaml"
 SPACE = {
     "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
     "weight_decay": {"low": 0, "high": 0.5},
@@ -148,7 +149,7 @@ def test_the_first_trial_is_the_flags_and_the_best_ends_as_yaml(monkeypatch, sea
 def test_a_killed_search_goes_on_as_it_would_have(monkeypatch, searched, tmp_path):
     """Killed by SIGKILL in its second trial: that one is done again, the one before is kept."""
     config, whole = searched
-    command = [sys.executable, TUNE, *flags_of(config, tmp_path / "search", "--n_trials", 3)]
+    command = [sys.executable, "-m", "bert_multitask", TUNE, *flags_of(config, tmp_path / "search", "--n_trials", 3)]
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     while not (tmp_path / "search" / "trials" / "1" / "history.jsonl").exists():
@@ -425,13 +426,15 @@ def test_too_few_trials_do_not_say_what_mattered():
 
 
 TWO_PROCESSES = """
-import runpy, sys
+import sys
 import optuna
 tests = sys.argv.pop(1)
 sys.path[:0] = [tests, f"{tests}/training"]
-from test_search import TUNE, PruneLaterTrials
+from test_search import PruneLaterTrials
+
+from bert_multitask.commands.tune import main
 optuna.pruners.MedianPruner = lambda **_: PruneLaterTrials()
-runpy.run_path(str(TUNE))["main"](sys.argv[1:])
+main(sys.argv[1:])
 """
 
 

@@ -1,7 +1,7 @@
 """Predict every row of a split with a trained run.
 
-    python recipes/predict.py RUN --split test --output_dir PREDICTIONS
-    accelerate launch --num_processes 4 recipes/predict.py RUN --split test --output_dir PREDICTIONS
+    bert-multitask predict RUN --split test --output_dir PREDICTIONS
+    accelerate launch --num_processes 4 -m bert_multitask predict RUN --split test --output_dir PREDICTIONS
 
 RUN is a run folder, a Hub id or package:NAME/PATH. Leaves in PREDICTIONS a line a row, in file order, of each task:
 {task}-{split}.csv and .parquet (docs/predict.md). Of dev it also prints the scores, and leaves them in scores.json.
@@ -11,17 +11,17 @@ import argparse
 
 from accelerate import PartialState
 
-from bert_multitask.commands.command_line import HelpFormatter, add_row_flags, local_path
-from bert_multitask.data.records import write_json
-from bert_multitask.evaluation.tables import write_predictions
-from bert_multitask.inference.split_tables import SplitTables, describe_scores, score_tables
-from bert_multitask.inference.trained_run import TrainedRun
-from bert_multitask.model.errors import InputError
-from bert_multitask.training.run import run_recipe
+from ..data.records import write_json
+from ..evaluation.tables import write_predictions
+from ..inference.split_tables import SplitTables, describe_scores, score_tables
+from ..inference.trained_run import TrainedRun
+from ..model.errors import InputError
+from .command_line import CommandParser, add_row_flags, local_path
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    """The flags of a command line."""
+    parser = CommandParser("predict", __doc__)
     parser.add_argument("run", metavar="RUN", help="run folder, Hub id or package:NAME/PATH")
     parser.add_argument("--split", choices=["dev", "test"], required=True, help="which rows")
     parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the prediction files")
@@ -31,6 +31,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
+    """Predict, as a command line says."""
     options = parse(argv)
     if (rows := options.per_device_eval_batch_size) < 1:
         raise InputError(f"--per_device_eval_batch_size is {rows}; expected at least 1")
@@ -49,7 +50,3 @@ def main(argv: list[str]) -> None:
         print(describe_scores({options.run: scores}, found.tasks), end="\n\n")
     rows = ", ".join(f"{len(table):,} of {name}" for name, table in tables.items())
     print(f"{options.split} rows: {rows}\npredictions: {options.output_dir}", flush=True)
-
-
-if __name__ == "__main__":
-    run_recipe(main)

@@ -1,21 +1,20 @@
 """Push a finished run to the Hub: model, tokenizer, code, card and scores, and nothing of this machine.
 
-    python recipes/push_to_hub.py RUN --hub_model_id NAME/MODEL
+    bert-multitask push RUN --hub_model_id NAME/MODEL
 
 The token is that of `hf auth login`, or HF_TOKEN. Training pushes by itself with --push_to_hub.
 """
 
-import argparse
 from pathlib import Path
 
-from bert_multitask.commands.command_line import HelpFormatter
-from bert_multitask.model.errors import InputError
-from bert_multitask.training.hub import open_repo, push_folder
-from bert_multitask.training.run import run_recipe
+from ..model.errors import InputError
+from ..training.hub import open_repo, push_folder
+from .command_line import CommandParser
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    """Push, as a command line says."""
+    parser = CommandParser("push", __doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument("--hub_model_id", required=True, help="repository, made if it is not there")
     parser.add_argument("--hub_revision", help="branch, made if it is not there; by default main")
@@ -25,7 +24,3 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{options.run} holds no finished run; expected a folder that training has left")
     repo_id = open_repo(options.hub_model_id, private=options.hub_private_repo)
     print(f"pushed: {push_folder(options.run, repo_id, options.hub_revision)}")
-
-
-if __name__ == "__main__":
-    run_recipe(main)

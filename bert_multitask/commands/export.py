@@ -1,24 +1,22 @@
 """Take one task out of a trained run, as a model that Transformers knows by itself.
 
-    python recipes/export.py RUN --task sst --output_dir OUT              # for pipeline("text-classification", OUT)
-    python recipes/export.py RUN --task sst --encoder --output_dir OUT    # for AutoModel.from_pretrained(OUT)
+    bert-multitask export RUN --task sst --output_dir OUT              # for pipeline("text-classification", OUT)
+    bert-multitask export RUN --task sst --encoder --output_dir OUT    # for AutoModel.from_pretrained(OUT)
 
 RUN is a run folder, a Hub id or package:NAME/PATH. docs/reuse.md says which way of reuse is for what.
 """
 
-import argparse
-
-from bert_multitask.commands.command_line import HelpFormatter, local_path
-from bert_multitask.inference.export import export_classifier, export_encoder
-from bert_multitask.inference.trained_run import TrainedRun
-from bert_multitask.model.encoder import share_weights
-from bert_multitask.model.errors import InputError
-from bert_multitask.model.kinds import KINDS
-from bert_multitask.training.run import run_recipe
+from ..inference.export import export_classifier, export_encoder
+from ..inference.trained_run import TrainedRun
+from ..model.encoder import share_weights
+from ..model.errors import InputError
+from ..model.kinds import KINDS
+from .command_line import CommandParser, local_path
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    """Export, as a command line says."""
+    parser = CommandParser("export", __doc__)
     parser.add_argument("run", metavar="RUN", help="run folder, Hub id or package:NAME/PATH")
     parser.add_argument("--task", required=True, help="one of the run's tasks")
     parser.add_argument("--encoder", action="store_true", help="its encoder alone, without the head")
@@ -44,7 +42,3 @@ def main(argv: list[str]) -> None:
         print(f'pipeline("text-classification", "{options.output_dir}"{trust})({row})')
         if note := KINDS[task.kind].export_note(task):
             print(note)
-
-
-if __name__ == "__main__":
-    run_recipe(main)

@@ -1,7 +1,7 @@
 """Combine the predictions of several models: the most frequent class, the mean score.
 
-    python recipes/ensemble.py RUN RUN RUN --output_dir ENSEMBLE
-    python recipes/ensemble.py RUN FOLDER ... --output_dir ENSEMBLE --vote soft --select greedy
+    bert-multitask ensemble RUN RUN RUN --output_dir ENSEMBLE
+    bert-multitask ensemble RUN FOLDER ... --output_dir ENSEMBLE --vote soft --select greedy
 
 A member is a run (its prediction tables, or made now where it has none), a folder of prediction tables, or one table.
 Leaves in ENSEMBLE {task}-{split}.csv and .parquet, which an ensemble can take again, and ensemble.json. Of dev it
@@ -15,17 +15,17 @@ from pathlib import Path
 from datasets import Dataset
 from numpy import ndarray
 
-from bert_multitask.commands.command_line import HelpFormatter, add_row_flags, local_path
-from bert_multitask.data.records import write_json
-from bert_multitask.evaluation.tables import Predictions, write_predictions
-from bert_multitask.inference.ensemble import VOTES, check_members, combine, halve, select_greedily
-from bert_multitask.inference.split_tables import SplitTables, describe_scores, score_tables
-from bert_multitask.model.errors import InputError
-from bert_multitask.training.run import run_recipe
+from ..data.records import write_json
+from ..evaluation.tables import Predictions, write_predictions
+from ..inference.ensemble import VOTES, check_members, combine, halve, select_greedily
+from ..inference.split_tables import SplitTables, describe_scores, score_tables
+from ..model.errors import InputError
+from .command_line import CommandParser, add_row_flags, local_path
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    """The flags of a command line."""
+    parser = CommandParser("ensemble", __doc__)
     parser.add_argument("members", metavar="RUN_OR_TABLE", nargs="+", help="run, folder of tables, or table")
     parser.add_argument(
         "--output_dir", type=local_path, required=True, help="folder of the ensemble's prediction files"
@@ -38,6 +38,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
+    """Combine, as a command line says."""
     options = parse(argv)
     members, labels = collect(options)
     picks = select(options, members["dev"], labels) if options.select else {}
@@ -123,7 +124,3 @@ def report(options: argparse.Namespace, members: list, labels: dict[str, ndarray
         }
         print(describe_scores(scores[title], tasks, title), end="\n\n")
     return scores
-
-
-if __name__ == "__main__":
-    run_recipe(main)

@@ -1,22 +1,20 @@
 """Report a run, an ensemble or a prediction table: one HTML file, and Markdown with its pictures.
 
-    python recipes/report.py RUN
-    python recipes/report.py RUN OTHER_RUN --output_dir OUT             # and a paired test of the two
-    python recipes/report.py FOLDER_OF_TABLES --data_dir DATA
+    bert-multitask report RUN
+    bert-multitask report RUN OTHER_RUN --output_dir OUT             # and a paired test of the two
+    bert-multitask report FOLDER_OF_TABLES --data_dir DATA
 
 RUN is a run folder, a Hub id, a folder of prediction files, or one such file. docs/report.md says what is in it.
 """
 
-import argparse
-
-from bert_multitask.commands.command_line import HelpFormatter, add_row_flags, local_path
-from bert_multitask.model.errors import InputError
-from bert_multitask.reporting.report import write_report
-from bert_multitask.training.run import run_recipe
+from ..model.errors import InputError
+from ..reporting.report import write_report
+from .command_line import CommandParser, add_row_flags, local_path
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    """Report, as a command line says."""
+    parser = CommandParser("report", __doc__)
     parser.add_argument("run", metavar="RUN", help="run folder, Hub id, folder of prediction files, or one such file")
     parser.add_argument("other", metavar="OTHER", nargs="?", help="the same, to compare with")
     add_row_flags(parser)
@@ -29,7 +27,3 @@ def main(argv: list[str]) -> None:
     output_dir = options.output_dir or (path if path.is_dir() else path.parent) / "report"
     write_report(options.run, output_dir, options.other, options.data_dir, options.tasks, options.split)
     print(f"report: {output_dir / 'report.html'} and {output_dir / 'report.md'}")
-
-
-if __name__ == "__main__":
-    run_recipe(main)
