@@ -13,7 +13,6 @@ folders without their checkpoints; OUT/ensemble, the predictions of the six memb
 
 import argparse
 import gc
-import math
 import os
 import shutil
 import time
@@ -23,7 +22,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from benchmarks.cost import PASSES, count_evaluations
+from benchmarks.cost import PASSES, run_cost
 from paper_results import write_paper
 from paper_tables import ELEMENTS, Job, System, needed
 from transformers import PrinterCallback, TrainerCallback
@@ -41,7 +40,6 @@ from bert_multitask.training.run_folder import (
     read_run,
     recorded_settings,
 )
-from bert_multitask.training.schedule import SCHEDULES, count_batches
 from bert_multitask.training.yaml_file import CONFIGS
 
 BATCH = 32  # rows of a step (paper, section 5.3)
@@ -101,9 +99,8 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         tasks = job.run.load_tasks()
         data |= fingerprints({t.name: load_rows(t, job.run.data_dir) for t in tasks if t.name not in data})
         if record := read_run(job.args.output_dir):
-            rows = job.args.train_batch_size * job.args.world_size * job.args.gradient_accumulation_steps
             own = {task.name: data[task.name] for task in tasks}
-            settings = deciding_settings(job.run, job.args, tasks, own, rows)
+            settings = deciding_settings(job.run, job.args, tasks, own, job.args.total_train_batch_size)
             compare_settings(recorded_settings(record, settings), settings, job.folder)
 
 
@@ -150,10 +147,9 @@ def measure(job: Job, argv: list[str]) -> dict[tuple, float]:
     with TemporaryDirectory() as folder:
         probe = parse_job(job.system, job.seed, [*argv, *quiet, "--output_dir", folder])
         timer = StepTimer()
-        trainer = prepare(probe.run, probe.args, [timer]).trainer
+        plan = [task.name for task in probe.run.load_tasks() for _ in range(MEASURED + 1)]
+        trainer = prepare(probe.run, probe.args, [timer], plan).trainer
         trainer.remove_callback(PrinterCallback)
-        trainer.plan = [name for name in trainer.model.tasks for _ in range(MEASURED + 1)]
-        trainer.args.max_steps = len(trainer.plan)
         trainer.train()
     steps = dict.fromkeys(cost_keys(job).values())
     for number, key in enumerate(steps):
@@ -172,17 +168,11 @@ def estimate(job: Job, seconds: Mapping[tuple, float], rows: Mapping[str, Mappin
         seconds: {cost key: seconds of a step}.
         rows: {task: {split: rows}}.
     """
-    tasks, keys = {task.name: task for task in job.run.load_tasks()}, cost_keys(job)
-    train = {name: min(rows[name]["train"], task.max_train_samples or math.inf) for name, task in tasks.items()}
-    batches = count_batches(train, {name: task.epochs for name, task in tasks.items()}, BATCH, job.args.budget)
-    plan = SCHEDULES[job.args.schedule](batches, job.seed)
-    evaluated = count_evaluations(plan, train, job.args, job.run.encoder_sharing == "per_task")
-    total = 0.0
-    for name, key in keys.items():
-        predicted = (evaluated[name] + 1) * rows[name]["dev"] + rows[name].get("test", 0)
-        forward = seconds[key] / BATCH / PASSES["smart" if key[-1] else "train"]
-        total += batches[name] * seconds[key] + predicted * forward
-    return len(plan), total
+    keys = cost_keys(job)
+    step = {name: seconds[key] for name, key in keys.items()}
+    row = {name: seconds[key] / BATCH / PASSES["smart" if key[-1] else "train"] for name, key in keys.items()}
+    steps, training, evaluation = run_cost(job.run, job.args, rows, step, row)
+    return steps, training + evaluation
 
 
 def describe_jobs(jobs: Mapping[tuple, Job], argv: Mapping[tuple, list[str]]) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import run_here
 from sklearn.metrics import f1_score
-from test_recipes import run_here
 from torch import nn
 from torch.nn import functional
 
@@ -123,9 +123,11 @@ class DeepHead(nn.Module):
 def test_a_loss_a_divergence_a_head_and_a_schedule(monkeypatch, train):
     monkeypatch.setitem(LOSSES, "focal", focal)
     monkeypatch.setitem(DIVERGENCES, "l1", lambda perturbed, clean: (perturbed - clean).abs())
-    monkeypatch.setitem(HEADS, "binary", (DeepHead, DeepHead))
+    monkeypatch.setitem(HEADS, "deep", DeepHead)
     monkeypatch.setitem(SCHEDULES, "backwards", lambda batches, seed: [n for n in "sa" for _ in range(batches[n])])
-    run = train("--schedule", "backwards", "--logging_steps", 1, loss="focal", divergence="l1", smart_weight=1.0)
+    run = train(
+        "--schedule", "backwards", "--logging_steps", 1, head="deep", loss="focal", divergence="l1", smart_weight=1.0
+    )
     logged = [entry for entry in read_history(run) if "loss" in entry]
     assert ["loss_a" in entry for entry in logged] == [False] * 4 + [True] * 4
     assert all(math.isfinite(entry["smart_a"]) for entry in logged[4:])

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from bert_multitask.model.kinds import ALIASES, KINDS
+
 PACKAGE = ROOT / "bert_multitask"
 # From the bottom up: a package imports only packages of earlier places.
 PACKAGES = ("model", "data", "evaluation", "training", "inference", "reporting", "commands")
@@ -47,6 +49,49 @@ def test_only_tasks_knows_a_task_by_name():
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]:
         if path.stem not in ("tasks", "make_sample", "paper_tables"):  # what the paper's tables are of
             assert not re.search(r"[!=]= *[\"'](sst|quora|sts|cfimdb)[\"']", path.read_text()), path
+
+
+def compared_kinds(source: str) -> list[str]:
+    """The comparisons of a task's kind in some code: of an attribute or a name `kind`, but of NumPy's dtypes and the
+    benchmark's settings, or with the name of a kind."""
+    names = {*KINDS, *ALIASES}
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        parts = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        parts += [node.subject, *(case.pattern for case in node.cases)] if isinstance(node, ast.Match) else []
+        for part in parts:
+            other = isinstance(part, ast.Attribute) and ast.unparse(part.value).split(".")[-1] in ("dtype", "setting")
+            if isinstance(part, ast.Attribute) and part.attr == "kind" and not other:
+                found.append(ast.unparse(part))
+            constants = [inner.value for inner in ast.walk(part) if isinstance(inner, ast.Constant)]
+            found += [value for value in constants if value in names]
+    return found
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "if task.kind == 'similarity': pass",
+        "x = 1 if spec.kind in KIND_NAMES else 2",
+        "kind = task.kind\nif kind != 'binary': pass",
+        "match part.task.kind:\n    case 'regression': pass",
+        "y = [t for t in tasks if t.kind not in ('classification',)]",
+    ],
+)
+def test_a_planted_comparison_of_kinds_is_found(planted):
+    assert compared_kinds(planted)
+
+
+def test_only_kinds_knows_a_kind_by_name():
+    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
+    assert len(paths) > 60
+    for path in paths:
+        if path != PACKAGE / "model" / "kinds.py":
+            # A task's own rule: is its kind one of the table's?
+            found = [
+                part for part in compared_kinds(path.read_text()) if (path.name, part) != ("tasks.py", "self.kind")
+            ]
+            assert not found, f"{path}: {found}"
 
 
 def body_lines(function: ast.FunctionDef) -> int:

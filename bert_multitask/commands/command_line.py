@@ -176,6 +176,7 @@ class RecipeParser(HfArgumentParser):
         """The flags that a command line and its configuration file set, as fields of a YAML file."""
         config, from_yaml, typed = self.expand(argv)
         unset = object()
+        # `_actions`, here and below: argparse has no public list of a parser's flags.
         fields = argparse.Namespace(**{action.dest: unset for action in self._actions})
         self.parse_known_args([str(config), *from_yaml, *typed], fields)
         del fields.config

@@ -10,6 +10,7 @@ from ..inference.export import export_classifier, export_encoder
 from ..inference.trained_run import TrainedRun
 from ..model.encoder import share_weights
 from ..model.errors import InputError
+from ..model.kinds import KINDS
 from .command_line import CommandParser, local_path
 
 
@@ -39,5 +40,5 @@ def main(argv: list[str]) -> None:
         task = model.tasks[options.task]
         row = '{"text": "…", "text_pair": "…"}' if task.text_pair else '"…"'
         print(f'pipeline("text-classification", "{options.output_dir}"{trust})({row})')
-        if task.kind == "similarity":
-            print("its score is the place between {:g} and {:g}, from 0 to 1".format(*task.score_range))
+        if note := KINDS[task.kind].export_note(task):
+            print(note)

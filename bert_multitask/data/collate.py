@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..model.losses import no_label
+from .labels import even_labels
 
 FILLER = -1  # row index of a share that has no row: the batch is smaller than the number of shares
 
@@ -31,7 +32,7 @@ class TaskRows(torch.utils.data.Dataset):
         task = keys[0][0]
         columns = self.tasks[task][[max(row, 0) for _, row in keys]]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        missing = {"labels": no_label(isinstance(rows[0]["labels"], float))}
+        missing = {"labels": without_label(rows[0]["labels"])}
         return [row | missing if key[1] == FILLER else row for key, row in zip(keys, rows, strict=True)]
 
 
@@ -51,8 +52,9 @@ class Collator:
 
         Returns:
             `task`, its name; `input_ids`, `attention_mask` and `token_type_ids`, integer (B, L), or (B, 2, L) where a
-            row is two sequences; `labels` (B,), integer classes or fp32 scores. For example rows of 3 and 2 tokens give
-            attention_mask [[1, 1, 1], [1, 1, 0]].
+            row is two sequences; `labels` (B,), integer classes or fp32 scores, or (B, …) where a label is a list,
+            filled up with the mark of a missing one. For example rows of 3 and 2 tokens give attention_mask
+            [[1, 1, 1], [1, 1, 0]].
 
         Raises:
             ValueError: the rows are of several tasks.
@@ -78,7 +80,7 @@ class Collator:
             "input_ids": input_ids.where(real, self.pad_token_id),
             "attention_mask": real.long(),
             "token_type_ids": pad("token_type_ids", 0),
-            "labels": torch.tensor([row["labels"] for row in rows]),
+            "labels": torch.tensor(even_labels([row["labels"] for row in rows])),
         }
 
 
@@ -87,3 +89,16 @@ def real_tokens(values: Sequence, mask: Sequence) -> list:
     if isinstance(mask[0], Sequence):
         return [real_tokens(*pair) for pair in zip(values, mask, strict=True)]
     return [value for value, real in zip(values, mask, strict=True) if real]
+
+
+def without_label(label: float | list) -> float | list:
+    """A label of the same form that is missing."""
+    return [without_label(part) for part in label] if isinstance(label, list) else no_label(isinstance(label, float))
+
+
+def join_rows(parts: Sequence[Tensor], fill: float) -> Tensor:
+    """The rows of several batches, (B, …) each, as one tensor; rows with fewer places along their first axis are filled
+    up, as tokens of batches of different length."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return torch.cat(list(parts))
+    return pad_sequence([row for part in parts for row in part], True, fill)

@@ -4,10 +4,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from numbers import Number
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Features
 
 from ..model.errors import InputError
+from ..model.kinds import KINDS
 from ..model.losses import no_label
 from ..model.tasks import Task, label_key
 
@@ -25,6 +30,8 @@ class LabelReader:
     4. -1 is no label. For scores this holds only in datasets, as those of GLUE, whose range of scores excludes -1.
     5. A number is the class of that number, from 0, if no name is a number.
 
+    These are the rules of one class or score; the kind of task says how a label is made of them (`Kind.read`).
+
     Args:
         task: whose labels.
         names: of the classes in this source; by default the task's `label_names`.
@@ -39,40 +46,41 @@ class LabelReader:
         self, task: Task, names: Sequence[str] | None = None, *, numbered: bool = False, dataset: bool = False
     ):
         names = names or task.label_names or ()
-        self.range = task.score_range
+        self.task, self.kind = task, KINDS[task.kind]
         self.classes = {label_key(name): number for number, name in enumerate(names)}
         are_numbers = any(isinstance(key, Decimal) for key in self.classes)
         if numbered:
             self.classes = {key: number for key, number in self.classes.items() if not isinstance(key, Decimal)}
         if numbered or not are_numbers:
             self.classes |= {number: number for number in range(len(names))}
-        if self.range:
-            self.hides = dataset and not self.range[0] <= -1 <= self.range[1]
-            self.expected = f"a score from {self.range[0]:g} to {self.range[1]:g}"
-        else:
+        if names:
             self.hides = -1 not in self.classes
-            numbers = f"a class from 0 to {len(names) - 1} ({', '.join(names)})"
-            self.expected = f"one of {', '.join(names)}" if are_numbers and not numbered else numbers
+        else:
+            self.hides = dataset and self.kind.number(task, -1) is None
+        self.expected = self.kind.describe_labels(task, names, numbered or not are_numbers)
         self.read_once = lru_cache(maxsize=4096, typed=True)(self.read_value)
 
-    def read(self, raw: object) -> int | float | None:
-        """A label as its source gives it -> a class, a score, or `no_label`; None where it is none of these."""
+    def read(self, raw: object) -> Any:
+        """A label as its source gives it -> a class, a score, the mark of a missing one, or a list of these where the
+        kind of task has lists; None where it is none of these."""
+        return self.kind.read(self.task, raw, self.read_one)
+
+    def read_one(self, raw: object) -> int | float | None:
+        """`read` of one class or score."""
         if raw is None:
-            return no_label(self.range is not None)
+            return self.kind.missing
         return self.read_once(raw) if isinstance(raw, (str, Number)) else None
 
     def read_value(self, raw: str | Number) -> int | float | None:
-        """`read` of a text or number."""
+        """`read_one` of a text or number."""
         key = label_key(raw)
         if isinstance(raw, bool) and key not in self.classes:
             key = Decimal(int(raw))
         if key in self.classes and raw == raw:
             return self.classes[key]
         if key in MISSING or (key == -1 and self.hides):
-            return no_label(self.range is not None)
-        if self.range and isinstance(key, Decimal) and self.range[0] <= (score := float(key)) <= self.range[1]:
-            return score
-        return None
+            return self.kind.missing
+        return self.kind.number(self.task, float(key)) if isinstance(key, Decimal) else None
 
     def check_names(self, names: Sequence[str], where: str) -> None:
         """Refuse the names of a `ClassLabel` column that are not the task's, in whatever order.
@@ -80,8 +88,8 @@ class LabelReader:
         Raises:
             InputError: shows both.
         """
-        found = [self.read(name) for name in names]
-        if None in found or (not self.range and sorted(found) != sorted(set(self.classes.values()))):
+        found = [self.read_one(name) for name in names]
+        if None in found or (self.classes and sorted(found) != sorted(set(self.classes.values()))):
             raise InputError(f"{where} has the classes {', '.join(names)}; expected {self.expected}, in any order")
 
 
@@ -117,3 +125,21 @@ def name_labels(
             raise InputError(
                 f"{where}, row {number}: {column} is {code!r}; expected a class from 0 to {len(names) - 1}"
             )
+
+
+def even_labels(labels: Sequence) -> Sequence:
+    """Labels that an array or a tensor can be made of: lists filled up to the longest of them with the mark of a
+    missing label, numbers as they are."""
+    if not len(labels) or not isinstance(labels[0], list):
+        return labels
+    width = max(map(len, labels))
+    missing = no_label(any(isinstance(value, float) for label in labels for value in label))
+    return [label + [missing] * (width - len(label)) for label in labels]
+
+
+def label_numbers(labels: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of a column of labels, float64 (M,), those of lists one after the other, and the row of each."""
+    values, owners = labels.combine_chunks(), np.arange(len(labels))
+    if hasattr(labels.type, "value_type"):
+        values, owners = pc.list_flatten(values), pc.list_parent_indices(values).to_numpy(zero_copy_only=False)
+    return values.cast(pa.float64()).to_numpy(zero_copy_only=False), owners

@@ -20,9 +20,10 @@ from transformers.utils import logging
 
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
-from ..model.losses import UNLABELLED, is_labelled
+from ..model.kinds import KINDS
+from ..model.losses import UNLABELLED, labelled_rows
 from ..model.tasks import SPLITS, HubSource, Task, label_key
-from .labels import LabelReader, name_labels
+from .labels import LabelReader, even_labels, label_numbers, name_labels
 from .readers import claim_id, is_url, needed_columns, read_file, rename_columns
 
 logger = logging.get_logger(__name__)
@@ -30,6 +31,7 @@ logger = logging.get_logger(__name__)
 USES = {"train": "train on", "dev": "score"}
 SHOWN_GAPS = 10  # rows with gaps that are named one by one
 SAMPLE = "package:bert_multitask/sample"
+CLEAN = "bert_multitask"  # what clean rows have as the name of their builder, so that they are not read again
 HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-Student-Handout/main/data"
 
 
@@ -146,6 +148,7 @@ def read_dataset(
 
 def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
     """Rows in memory, with the task's own columns, as clean rows; their texts and labels are read as those of files.
+    Rows that are clean already stay as they are.
 
     Args:
         task: whose rows; its `text`, `text_pair` and `label` are the names of their columns.
@@ -157,9 +160,15 @@ def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "row
         Clean rows in the same order. Those without an `id` are numbered from 0.
 
     Raises:
-        InputError: a column is missing, or a text or label cannot be read; the message names the row.
+        InputError: these are no rows, a column is missing, or a text or label cannot be read; the message names the
+            row.
     """
+    if isinstance(rows, (Mapping, str)) or not isinstance(rows, Iterable):
+        raise InputError(f"{source}: is a {type(rows).__name__}; expected a datasets.Dataset or a list of dictionaries")
     reader = LabelReader(task, dataset=True)
+    if isinstance(rows, Dataset) and rows.info.builder_name == CLEAN:
+        check_clean(task, rows)
+        return rows.with_format(None)
     if isinstance(rows, Dataset):
         raw = read_dataset(rows.with_format(None), task, reader, source, labelled, ids="id")
     else:
@@ -196,7 +205,8 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
     features = {"id": Value("string"), "text": Value("string")}
     if task.text_pair:
         features["text_pair"] = Value("string")
-    features["label"] = Value("float32" if task.kind == "similarity" else "int64")
+    kind = KINDS[task.kind]
+    features["label"] = datasets.List(Value(kind.dtype)) if kind.nested else Value(kind.dtype)
     columns: dict[str, list] = {name: [] for name in features}
     seen: dict[str, int] = {}
     hidden = False
@@ -223,7 +233,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
             f"{source}, row {number}: {text!r} has half of a two-part character; correct the text"
         ) from error
     # The description carries the source's name to the messages about its rows.
-    return Dataset(table, info=datasets.DatasetInfo(description=source, features=features))
+    return Dataset(table, info=datasets.DatasetInfo(description=source, features=features, builder_name=CLEAN))
 
 
 def is_unicode(text: str) -> bool:
@@ -245,18 +255,24 @@ def check_clean(task: Task, rows: Dataset) -> None:
     if not isinstance(rows, Dataset):
         raise InputError(f"the rows of task {task.name!r} are a {type(rows).__name__}; {advice}")
     texts = ["id", "text", "text_pair"] if task.text_pair else ["id", "text"]
-    types = dict.fromkeys(texts, ("string", "large_string")) | {"label": "float" if task.score_range else "int"}
+    kind = KINDS[task.kind]
+    types = dict.fromkeys(texts, ("string", "large_string")) | {"label": kind.dtype.rstrip("0123456789")}
     table = rows.with_format("arrow")[:]
     for name, expected in types.items():
         feature = rows.features.get(name)
+        if name == "label" and kind.nested:
+            feature = getattr(feature, "feature", None)
         if not isinstance(feature, Value) or not feature.dtype.startswith(expected):
             raise InputError(f"the rows of task {task.name!r} have {feature} as column {name!r}; {advice}")
         if table[name].null_count:
             raise InputError(f"the rows of task {task.name!r} have gaps in column {name!r}; {advice}")
-    labels = table["label"].to_numpy()
-    wrong = [] if task.score_range else np.setdiff1d(labels[is_labelled(labels)], range(len(task.label_names)))
+    labels, _ = label_numbers(table["label"])
+    wrong = labels[~kind.are_labels(task, labels)]
     if len(wrong):
-        raise InputError(f"the rows of task {task.name!r} have the label {wrong[0]}, which is no class; {advice}")
+        raise InputError(
+            f"the rows of task {task.name!r} have the label {wrong[0]:g}, and not {kind.describe_labels(task)}; "
+            f"{advice}"
+        )
 
 
 def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
@@ -272,7 +288,7 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     source, gaps = rows.info.description, []
     # [:] reads a column at once; going through it would read row by row, ten times as long.
     texts = [rows[column][:] for column in (["text", "text_pair"] if task.text_pair else ["text"])]
-    unlabelled = (~is_labelled(np.array(rows["label"][:]))).tolist()
+    unlabelled = (~labelled_rows(np.array(even_labels(rows["label"][:])))).tolist()
     none_labelled = all(unlabelled)
     if split != "test" and none_labelled:
         raise InputError(f"{source}: no row has a label in column {task.label!r}; task {task.name!r} needs some")

@@ -41,10 +41,11 @@ def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: 
     """
     if len(references) < 2:
         return np.full(RESAMPLES, np.nan)
+    metric = find_metric(task)
     with warnings.catch_warnings(action="ignore"):  # a resample may well have one class, or one score
         return stats.bootstrap(
-            (predictions, references),
-            find_metric(task).score,  # scipy looks whether it takes an axis
+            metric.columns(predictions, references),
+            metric.score,  # scipy looks whether it takes an axis
             paired=True,
             n_resamples=RESAMPLES,
             batch=max(1, BATCH // len(references)),

@@ -13,7 +13,8 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import denumpify_detensorize
 
 from ..model.errors import InputError, NonFiniteError
-from ..model.losses import LOSSES, is_labelled
+from ..model.kinds import KINDS, find_entry
+from ..model.losses import LOSSES, labelled_rows
 from ..model.tasks import Task
 
 
@@ -21,18 +22,26 @@ class TaskMetric(evaluate.Metric):
     """What the metrics of this table share. A new metric is a subclass with a `score`, and an entry in METRICS.
 
     Attributes:
-        kinds: of the tasks that it can score.
+        kinds: of the tasks that it scores, besides those whose kind names it; a metric that says none, and that no
+            kind names, scores all (see `kinds.choices`).
+        value: what a prediction and a reference are, for `evaluate`.
         unit: what a value is, for the axis of a plot.
         note: what a reader of a table should know beside the metric's name.
         greater_is_better: whether a higher value is a better one.
         overall: how the overall score takes a value, in words; {} is the metric's name.
     """
 
-    kinds: tuple[str, ...] = ("classification", "binary")
+    kinds: tuple[str, ...] = ()
+    value: datasets.Value | datasets.List = datasets.Value("int64")
     unit = ""
     note = ""
     greater_is_better = True
     overall = "{}"
+
+    @staticmethod
+    def columns(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What `score` takes of each row, one or several arrays (N,); for labels of other forms, for example counts."""
+        return predictions, references
 
     @staticmethod
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -48,22 +57,22 @@ class TaskMetric(evaluate.Metric):
         return values
 
     @classmethod
-    def of(cls, task: Task) -> "type[TaskMetric]":
-        """The metric to use for a task: for most metrics the same for all."""
-        return cls
+    def describe_overall(cls, task: Task) -> str:
+        """How the overall score takes a value of a task, in words."""
+        return cls.overall.format(task.metric)
 
     def _info(self) -> evaluate.MetricInfo:
-        value = datasets.Value("float64" if "similarity" in self.kinds else "int64")
         return evaluate.MetricInfo(
             description=self.__doc__,
             citation="",
             inputs_description="predictions and references, one a row",
-            features=datasets.Features({"predictions": value, "references": value}),
+            features=datasets.Features({"predictions": self.value, "references": self.value}),
         )
 
     def _compute(self, predictions, references) -> dict[str, float]:
         names = [name for name, metric in METRICS.items() if metric is type(self)]
-        return {(names or [type(self).__name__])[0]: float(self.score(np.asarray(predictions), np.asarray(references)))}
+        columns = self.columns(np.asarray(predictions), np.asarray(references))
+        return {(names or [type(self).__name__])[0]: float(self.score(*columns))}
 
 
 class Accuracy(TaskMetric):
@@ -98,7 +107,7 @@ class F1(TaskMetric):
     """F1 of class 1, the second of the label names, in [0, 1]: `sklearn.metrics.f1_score(zero_division=0)`.
 
     It is undefined where class 1 occurs neither in the predictions nor in the references; it then counts as 0, with a
-    warning. A classification task, which has no "yes", is scored by macro F1.
+    warning.
     """
 
     unit = "F1 of the second label"
@@ -110,11 +119,6 @@ class F1(TaskMetric):
         predicted, true = predictions == 1, references == 1
         rows = predicted.sum(axis) + true.sum(axis)
         return zero_where(rows == 0, 2 * (predicted & true).sum(axis) / np.maximum(rows, 1), "F1 without a class 1")
-
-    @classmethod
-    def of(cls, task: Task) -> type[TaskMetric]:
-        """Macro F1 for the classes of a classification task."""
-        return MacroF1 if task.kind == "classification" else cls
 
 
 class Matthews(TaskMetric):
@@ -148,7 +152,7 @@ class Pearson(TaskMetric):
     It is undefined where either is constant or there are fewer than two; it then counts as 0, with a warning.
     """
 
-    kinds = ("similarity",)
+    value = datasets.Value("float64")
     unit = "Pearson's r"
     overall = "({} + 1) / 2"
 
@@ -186,7 +190,7 @@ class Spearman(Pearson):
 class MeanAbsoluteError(TaskMetric):
     """Mean of |prediction - reference|, in the score's units, 0 or more."""
 
-    kinds = ("similarity",)
+    value = datasets.Value("float64")
     unit = "mean absolute error"
     note = "lower is better"
     greater_is_better = False
@@ -199,9 +203,16 @@ class MeanAbsoluteError(TaskMetric):
 
     @staticmethod
     def to_unit(values: np.ndarray, task: Task) -> np.ndarray:
-        """One less the error as a share of the task's score range, and no less than 0."""
+        """One less the error as a share of the task's score range, and no less than 0; without a range 1 / (1 + e)."""
+        if task.score_range is None:
+            return 1 / (1 + values)
         low, high = task.score_range
         return np.clip(1 - values / (high - low), 0, 1)
+
+    @classmethod
+    def describe_overall(cls, task: Task) -> str:
+        """As `to_unit`."""
+        return super().describe_overall(task) if task.score_range else f"1 / (1 + {task.metric})"
 
 
 class RootMeanSquaredError(MeanAbsoluteError):
@@ -250,24 +261,18 @@ def find_metric(task: Task) -> type[TaskMetric]:
     Raises:
         InputError: there is none of that name, or it cannot score tasks of that kind.
     """
-    choices = [name for name, metric in METRICS.items() if task.kind in metric.kinds]
-    if task.metric not in choices:
-        raise InputError(
-            f"task {task.name!r}: metric is {task.metric!r}; choose one of {', '.join(choices)} for a {task.kind} task"
-        )
-    return METRICS[task.metric].of(task)
+    return find_entry(task, "metric", METRICS)
 
 
 def decide(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Logits -> predictions (B,): the most likely class, "yes" above logit 0, or the score itself.
+    """Logits (B, …) -> predictions, of the form of labels: the most likely class, "yes" above logit 0, the score
+    itself, or what else the kind of task decides.
 
     Raises:
         NonFiniteError: a logit is NaN or infinite, for which the most likely class would be an accident.
     """
     check_finite(task, logits)
-    if task.kind == "classification":
-        return logits.argmax(-1)
-    return (logits > 0).astype(np.int64) if task.kind == "binary" else logits
+    return KINDS[task.kind].decide(logits)
 
 
 def finite_rows(predictions: np.ndarray) -> np.ndarray:
@@ -294,8 +299,8 @@ def task_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str,
 
     Args:
         task: whose rows.
-        logits: (B, C) or (B,), as the model gives them.
-        labels: (B,), `no_label` where a row has none.
+        logits: (B, …), as the model gives them.
+        labels: (B,) or (B, …), `no_label` where a row has none.
 
     Returns:
         {"loss": the model's own, with the task's class weights and label smoothing, the metric's name: …}
@@ -313,13 +318,13 @@ def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> di
 
     Args:
         task: whose rows.
-        decisions: (B,), as `decide` gives them.
-        labels: (B,), `no_label` where a row has none.
+        decisions: (B,) or (B, …), as `decide` gives them.
+        labels: of the same shape, `no_label` where a row has none.
 
     Raises:
         InputError: as `score`.
     """
-    labelled = is_labelled(labels)
+    labelled = labelled_rows(labels)
     return {task.metric: score(task, decisions[labelled], labels[labelled])}
 
 
@@ -339,7 +344,7 @@ def score(task: Task, predictions: np.ndarray, references: np.ndarray) -> float:
     if not len(references):
         raise InputError(f"task {task.name!r}: no row has a label, so there is nothing to score")
     check_finite(task, predictions)
-    value = float(metric.score(predictions, references))
+    value = float(metric.score(*metric.columns(predictions, references)))
     if not np.isfinite(value):
         raise NonFiniteError(
             f"task {task.name!r}: {task.metric} of {len(references)} rows is {value}, which is no score"
@@ -385,7 +390,7 @@ def labelled_metrics(
     Raises:
         InputError: it gives no dictionary, a key that the task has already, or what is no finite number.
     """
-    labelled = is_labelled(prediction.label_ids)
+    labelled = labelled_rows(prediction.label_ids)
     if not labelled.any():
         return {}
     fields = ("predictions", "label_ids", "inputs", "losses")
@@ -422,7 +427,8 @@ def join_scores(*parts: Mapping[str, float]) -> dict[str, float]:
 
 def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, float]]) -> float:
     """Mean over the tasks of their scores, each brought to [0, 1]: accuracy and F1 as they are, correlations r as
-    (r + 1) / 2 (paper, section 5.2), errors e as 1 - e / (highest - lowest score), and at least 0.
+    (r + 1) / 2 (paper, section 5.2), errors e as 1 - e / (highest - lowest score), and at least 0, or as 1 / (1 + e)
+    where scores have no range.
 
     Args:
         tasks: {name: task}.
@@ -444,5 +450,5 @@ def describe_metric(task: Task) -> str:
 
 def describe_overall(tasks: Mapping[str, Task]) -> str:
     """What the overall score of some tasks is: `mean of accuracy, (pearson + 1) / 2`."""
-    parts = [find_metric(task).overall.format(task.metric) for task in tasks.values()]
+    parts = [find_metric(task).describe_overall(task) for task in tasks.values()]
     return f"mean of {', '.join(dict.fromkeys(parts))}"

@@ -8,8 +8,9 @@ from datasets import Dataset
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from ..data.collate import Collator
+from ..data.collate import Collator, join_rows
 from ..data.tokens import encode
+from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED
 from ..model.modeling import MultitaskBertModel
 from .tables import plain_texts, prediction_table
@@ -26,23 +27,23 @@ def predict_logits(model: MultitaskBertModel, task: str, tokens: Dataset, batch_
         batch_size: rows at a time.
 
     Returns:
-        Logits in the rows' own order, fp32, (N, C) or (N,).
+        Logits in the rows' own order, fp32, (N, C), (N,), or (N, L, …) with zeros beyond a row's tokens.
     """
-    spec = model.tasks[task]
-    logits = np.zeros(
-        (len(tokens), len(spec.label_names)) if spec.kind == "classification" else len(tokens), np.float32
-    )
-    separate = model.is_separate(spec)
+    separate = model.is_separate(model.tasks[task])
     lengths = [sum(map(len, row)) if separate else len(row) for row in tokens["input_ids"][:]]
     order = np.argsort(lengths, kind="stable")[::-1]  # the longest first: what does not fit into memory fails at once
     batches = BatchSampler(order.tolist(), batch_size, drop_last=False)
     loader = DataLoader(tokens, batch_sampler=batches, collate_fn=Collator(model.config.pad_token_id or 0))
     model.eval()
-    for rows, inputs in zip(batches, loader, strict=True):
+    logits = []
+    for inputs in loader:
         del inputs["labels"]
         inputs = {key: value.to(model.device) for key, value in inputs.items() if isinstance(value, torch.Tensor)}
-        logits[rows] = model(task, **inputs).logits.float().cpu().numpy()
-    return logits
+        logits.append(model(task, **inputs).logits.float().cpu())
+    if not logits:
+        outputs = KINDS[model.tasks[task].kind].outputs(model.tasks[task])
+        return np.zeros((0, outputs) if outputs > 1 else 0, np.float32)
+    return join_rows(logits, 0).numpy()[np.argsort(order)]
 
 
 def predict(
@@ -79,4 +80,5 @@ def predict(
         encoded = encode(tokenizer, texts, max_length, model.is_separate(spec))
         columns = {name: encoded[name] for name in columns}
     tokens = Dataset.from_dict({"task": [task] * count, "labels": [UNLABELLED] * count} | columns)
-    return prediction_table(spec, list(map(str, range(count))), predict_logits(model, task, tokens, batch_size))
+    logits = predict_logits(model, task, tokens, batch_size)
+    return prediction_table(spec, list(map(str, range(count))), logits, tokens)

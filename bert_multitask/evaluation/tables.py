@@ -2,7 +2,6 @@
 strings."""
 
 import json
-import math
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import Dataset
 from pyarrow import parquet
 from transformers.utils import logging
@@ -21,36 +19,51 @@ from ..data.readers import as_text, check_columns, claim_id, reading
 from ..data.records import writing
 from ..data.rows import is_unicode
 from ..model.errors import InputError, one_line
+from ..model.kinds import KINDS, as_number, is_number
 from ..model.losses import UNLABELLED
 from ..model.tasks import TASKS, Task, load_task
-from .metrics import decide
+from .metrics import check_finite
 
 logger = logging.get_logger(__name__)
 
 
-def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray) -> Dataset:
+def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray, tokens: Dataset | None = None) -> Dataset:
     """One row a prediction, in the order of the ids.
 
     Args:
         task: whose predictions.
         ids: of the rows, N.
-        logits: as the model gives them, (N, C) or (N,).
+        logits: as the model gives them, (N, C), (N,) or (N, …).
+        tokens: the tokenised rows, which some kinds of tasks need (see `Kind.table`).
 
     Returns:
-        `id`, and `score` (similarity) or `label` (a class) with `probabilities` (one for each class, summing to 1).
+        `id`, and `score` or `label` (a class) with `probabilities` (one for each class, summing to 1), or what else the
+        kind of task has (`Kind.columns`).
+
+    Raises:
+        NonFiniteError: a logit is NaN or infinite.
     """
-    logits = torch.from_numpy(np.asarray(logits, dtype=np.float32))
-    decisions = decide(task, logits.numpy())
-    if task.kind == "similarity":
-        return Dataset.from_dict({"id": list(ids), "score": decisions})
-    if task.kind == "binary":
-        logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)  # softmax of (0, x) is (1 - p, p)
-    return Dataset.from_dict({"id": list(ids), "label": decisions, "probabilities": logits.softmax(-1).tolist()})
+    logits = np.asarray(logits, dtype=np.float32)
+    check_finite(task, logits)
+    return Dataset.from_dict({"id": list(ids)} | KINDS[task.kind].table(task, logits, tokens))
 
 
 def decision_column(task: Task) -> str:
     """The column of a prediction table that is scored."""
-    return "score" if task.kind == "similarity" else "label"
+    return KINDS[task.kind].decision
+
+
+def read_columns(task: Task, table: Dataset) -> dict[str, np.ndarray]:
+    """A prediction table's columns besides `id` as arrays: `score` (N,), or `label` (N,) and, where there are any,
+    `probabilities` (N, C), or what else the kind of task has."""
+    kind = KINDS[task.kind]
+    return kind.arrays(task, {name: table[name][:] for name in kind.columns(task) if name in table.column_names})
+
+
+def read_decisions(task: Task, table: Dataset) -> np.ndarray:
+    """What a prediction table decides, of the form of labels, (N,) or (N, …)."""
+    name = decision_column(task)
+    return KINDS[task.kind].arrays(task, {name: table[name][:]})[name]
 
 
 def write_predictions(task: Task, table: Dataset, path: Path) -> None:
@@ -105,11 +118,8 @@ def plain_table(task: Task, table: Dataset, path: str) -> pd.DataFrame:
         table: its predictions.
         path: of the file to write, for the message.
     """
-    frame = table.to_pandas()
-    if "probabilities" in frame:
-        frame["probability"] = [p[label] for p, label in zip(frame.pop("probabilities"), frame["label"], strict=True)]
-    if "label" in frame:
-        frame["label"] = [task.label_names[label] for label in frame["label"]]
+    columns = dict(table.to_pandas().items())
+    frame = pd.DataFrame({"id": columns.pop("id")} | KINDS[task.kind].plain(task, columns))
     if formulas := sum(map(is_formula, frame["id"])):
         frame["id"] = ["'" * is_formula(row_id) + row_id for row_id in frame["id"]]
         logger.warning(
@@ -122,14 +132,6 @@ def plain_table(task: Task, table: Dataset, path: str) -> pd.DataFrame:
 def is_formula(text: str) -> bool:
     """Whether a spreadsheet would take a text as a formula: by its first character, unless it is a number."""
     return text.startswith(("=", "+", "-", "@", "\t", "\r")) and not is_number(as_number(text))
-
-
-def as_number(written: str) -> float | None:
-    """The number that is written; None where it is none."""
-    try:
-        return float(written)
-    except ValueError:
-        return None
 
 
 class Predictions(NamedTuple):
@@ -200,7 +202,7 @@ def read_course_file(path: Path, task: Task) -> Dataset:
             raise InputError(f"{path}: row {number} is {line!r}; expected 'id , value'")
         columns["id"].append(row_id.removesuffix(" "))
         value = value.strip()
-        found = as_number(value) if task.kind == "similarity" else reader.read(value)
+        found = KINDS[task.kind].read_written(value, reader.read_one)
         # What is none is left as it is written, for the message about it.
         columns[decision_column(task)].append(value if found in (None, UNLABELLED) else found)
     return check_table(task, columns, str(path))
@@ -213,16 +215,7 @@ def check_table(task: Task, columns: Mapping[str, list], path: str) -> Dataset:
         InputError: a column is missing, an id is missing or occurs twice, or a prediction is none of the task's. A
             score may lie outside the range of the labels, if only by rounding.
     """
-    last = len(task.label_names or ()) - 1
-    rules = {
-        "score": (is_number, "a number"),
-        "label": (lambda value: type(value) is int and 0 <= value <= last, f"a class from 0 to {last}"),
-        "probabilities": (
-            lambda values: is_distribution(values, last + 1),
-            f"{last + 1} probabilities that sum to 1",
-        ),
-    }
-    decision = decision_column(task)
+    rules, decision = KINDS[task.kind].columns(task), decision_column(task)
     if missing := {"id", decision} - set(columns):
         raise InputError(f"{path}: no column {min(missing)!r}; its columns are {', '.join(columns)}")
     seen: dict[str, int] = {}
@@ -231,25 +224,14 @@ def check_table(task: Task, columns: Mapping[str, list], path: str) -> Dataset:
             raise InputError(f"{path}: row {number} has no id")
         claim_id(seen, as_text(row_id, path, number), number, path)
     table = {"id": list(seen)}
-    for column in [decision] + ["probabilities"] * (decision == "label" and "probabilities" in columns):
-        holds, expected = rules[column]
+    for column, (holds, expected) in rules.items():
+        if column not in columns:
+            continue
         for number, value in enumerate(columns[column], start=1):
             if not holds(value):
                 raise InputError(f"{path}: row {number} has the {column} {value!r}; expected {expected}")
         table[column] = columns[column]
     return Dataset.from_dict(table)
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_distribution(values: object, classes: int) -> bool:
-    """Whether a value is a probability for each class; they sum to 1 but for rounding, perhaps to fp16."""
-    if not isinstance(values, list) or len(values) != classes:
-        return False
-    return all(is_number(value) and value >= 0 for value in values) and abs(sum(values) - 1) < 0.01
 
 
 def check_alike(members: Sequence[Predictions]) -> None:

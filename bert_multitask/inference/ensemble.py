@@ -3,16 +3,17 @@
 M members, N rows, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from datasets import Dataset
 from sklearn.model_selection import train_test_split
 
 from ..evaluation.metrics import score_decisions, signed
-from ..evaluation.tables import check_alike, decision_column
+from ..evaluation.tables import check_alike, decision_column, read_columns
 from ..model.errors import InputError
-from ..model.losses import is_labelled
+from ..model.kinds import KINDS
+from ..model.losses import labelled_rows
 from ..model.tasks import Task
 from .split_tables import SplitTables
 
@@ -36,9 +37,8 @@ def check_members(members: SplitTables) -> None:
 def combine(task: Task, tables: Sequence[Dataset], vote: str = "mode") -> Dataset:
     """One prediction table of several.
 
-    Scores are averaged. Of classes, `mode` takes the most frequent; a tie goes to the one with the highest mean
-    probability, and to the lowest class where that is no help or a member has no probabilities. `soft` takes the class
-    with the highest mean probability.
+    Scores are averaged. Of classes, `mode` takes the most frequent and `soft` the one with the highest mean probability
+    (see `Kind.combine`).
 
     Args:
         task: whose tables.
@@ -51,41 +51,9 @@ def combine(task: Task, tables: Sequence[Dataset], vote: str = "mode") -> Datase
     Raises:
         InputError: a soft vote of a table without probabilities.
     """
-    combined = combine_columns(task, [read_columns(task, table) for table in tables], vote)
-    if "probabilities" in combined:
-        combined["probabilities"] = combined["probabilities"].tolist()
-    return Dataset.from_dict({"id": tables[0]["id"][:]} | combined)
-
-
-def read_columns(task: Task, table: Dataset) -> dict[str, np.ndarray]:
-    """A prediction table as `score` (N,), or `label` (N,) and, where there are any, `probabilities` (N, C)."""
-    columns = {decision_column(task): np.array(table[decision_column(task)][:])}
-    if "probabilities" in table.column_names:
-        columns["probabilities"] = np.reshape(table["probabilities"][:], (len(table), len(task.label_names)))
-    return columns
-
-
-def combine_columns(task: Task, members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
-    """`combine`, of `read_columns`."""
-    if task.kind == "similarity":
-        return {"score": mean([member["score"] for member in members])}
-    combined = {}
-    if all("probabilities" in member for member in members):
-        combined["probabilities"] = mean([member["probabilities"] for member in members])
-    elif vote == "soft":
-        raise InputError(f"a soft vote on {task.name!r} needs probabilities: give Parquet files, or vote by mode")
-    if vote == "soft":
-        preference = combined["probabilities"]
-    else:
-        labels = np.array([member["label"] for member in members])
-        counts = (labels[..., None] == np.arange(len(task.label_names))).sum(0)  # (N, C)
-        preference = np.where(counts == counts.max(-1, keepdims=True), combined.get("probabilities", 0), -1)
-    return {"label": preference.argmax(-1)} | combined  # the first, the lowest, of equals
-
-
-def mean(values: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean over the members, fp32. Sorted, so that the order of the members cannot change a last digit."""
-    return np.sort(np.array(values, np.float64), axis=0).mean(0).astype(np.float32)
+    kind = KINDS[task.kind]
+    combined = kind.combine(task, [read_columns(task, table) for table in tables], vote)
+    return Dataset.from_dict({"id": tables[0]["id"][:]} | kind.lists(task, combined))
 
 
 def halve(task: Task, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +62,7 @@ def halve(task: Task, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: there are fewer than four.
     """
-    labelled = np.flatnonzero(is_labelled(labels))
+    labelled = np.flatnonzero(labelled_rows(labels))
     if len(labelled) < 4:
         raise InputError(f"{len(labelled)} labelled rows of {task.name!r} are too few to select on one half of them")
     return tuple(map(np.sort, train_test_split(labelled, test_size=0.5, random_state=0)))
@@ -122,7 +90,7 @@ def select_greedily(task: Task, tables: Sequence[Dataset], labels: np.ndarray, v
     for _ in members:
         scores = []
         for member in members:
-            combined = combine_columns(task, [*(members[pick] for pick in picks), member], vote)
+            combined = KINDS[task.kind].combine(task, [*(members[pick] for pick in picks), member], vote)
             found = score_decisions(task, combined[decision_column(task)], labels)[task.metric]
             scores.append(signed(task, found))
         picks.append(int(np.argmax(scores)))

@@ -5,7 +5,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from ..model.classifier import TaskClassifier
 from ..model.configuration import PerTaskBertConfig
-from ..model.heads import BinaryHead, LinearHead
+from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
 
 # tanh(x / 1024) is x / 1024 to 3e-7 |x|^2 of it; a power of two rounds nothing, and half precision can hold it.
@@ -28,10 +28,10 @@ def export_classifier(model: MultitaskBertModel, task: str) -> BertForSequenceCl
     """One task, as a stock `BertForSequenceClassification` where its head allows it, else as a `TaskClassifier`.
 
     The stock model reads the pooler's output. A head on that is taken over as it is. For a head on [CLS] the pooler is
-    made the identity, in the range where tanh is one: the logits are the same to about 1e-5. A "binary" head's logit x
-    becomes the logits (0, x), whose softmax is the same. A "similarity" head's becomes the one logit whose sigmoid,
-    which the pipeline and sentence-transformers' `CrossEncoder` take, is the score's place in the score range, from 0
-    to 1.
+    made the identity, in the range where tanh is one: the logits are the same to about 1e-5. A binary task's logit x
+    becomes the logits (0, x), whose softmax is the same. A score with a range becomes the one logit whose sigmoid,
+    which the pipeline and sentence-transformers' `CrossEncoder` take, is its place in the range, from 0 to 1; one
+    without a range stays as it is.
 
     Args:
         model: with the task.
@@ -44,25 +44,27 @@ def export_classifier(model: MultitaskBertModel, task: str) -> BertForSequenceCl
         InputError: the model has no such task.
     """
     model.check_task(task)
-    spec = model.tasks[task]
+    spec, head = model.tasks[task], model.heads[task]
+    kind = KINDS[spec.kind]
     one_segment = spec.text_pair is not None and model.config.type_vocab_size == 1  # stock models fail on such pairs
-    if model.is_separate(spec) or model.config.pooling == "mean" or one_segment:
+    if model.is_separate(spec) or model.config.pooling == "mean" or one_segment or not hasattr(head, "linear"):
         return export_with_code(model, task)
     labels = spec.label_names or (spec.name,)
     config = stock_config(model)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.classifier_dropout = spec.dropout
+    squashed = getattr(head, "squashed", False)
+    if not squashed:  # else the pipeline would leave out the sigmoid
+        config.problem_type = kind.problem_type(spec)
     stock = BertForSequenceClassification(config)
     stock.bert.load_state_dict(model.encoder(task).state_dict())
-    weight, bias = linear_head(model.heads[task])
+    weight, bias = kind.stock_layer(spec, *head.linear(), squashed)
     with torch.no_grad():
         if model.config.pooling == "cls":
             torch.nn.init.eye_(stock.bert.pooler.dense.weight).mul_(TANH_SCALE)
             stock.bert.pooler.dense.bias.zero_()
             weight = weight / TANH_SCALE
-        if spec.kind == "binary":
-            weight, bias = (torch.cat([torch.zeros_like(part), part]) for part in (weight, bias))
         stock.classifier.weight.copy_(weight)
         stock.classifier.bias.copy_(bias)
     return stock.eval()
@@ -77,16 +79,6 @@ def export_with_code(model: MultitaskBertModel, task: str) -> TaskClassifier:
     alone.encoder(task).load_state_dict(model.encoder(task).state_dict())
     alone.heads[task].load_state_dict(model.heads[task].state_dict())
     return alone.eval()
-
-
-def linear_head(head: LinearHead | BinaryHead) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weight (C, H) and bias (C,) of a head that is linear up to its last activation: two layers with nothing
-    between them are one."""
-    if isinstance(head, LinearHead):
-        return head.classifier.weight.detach(), head.classifier.bias.detach()
-    hidden, output = head.hidden, head.output
-    weight = output.weight @ hidden.weight
-    return weight.detach(), (output.weight @ hidden.bias + output.bias).detach()
 
 
 def stock_config(model: MultitaskBertModel) -> BertConfig:

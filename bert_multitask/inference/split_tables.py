@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 
+from ..data.collate import join_rows
+from ..data.labels import even_labels
 from ..data.rows import load_rows, usable_rows
 from ..data.tokens import tokenise
 from ..evaluation.metrics import overall_score, score_decisions
 from ..evaluation.predict import predict_logits
-from ..evaluation.tables import Predictions, check_alike, decision_column, find_tables, prediction_table
+from ..evaluation.tables import Predictions, check_alike, find_tables, prediction_table, read_decisions
 from ..model.errors import InputError
-from ..model.losses import is_labelled
+from ..model.losses import labelled_rows
 from ..model.tasks import TASKS, Task, load_task, load_tasks
 from ..training.arguments import check_launch, parse_json
 from ..training.run_folder import read_run
@@ -108,7 +111,7 @@ class SplitTables:
         for name in self.tasks:
             place = self.locate(self.tasks[name])
             rows = self.read_rows(place, self.names[0]) if place.is_known else None
-            if rows is not None and is_labelled(values := np.array(rows["label"][:])).any():
+            if rows is not None and labelled_rows(values := np.array(even_labels(rows["label"][:]))).any():
                 table = next(tables[name] for tables in self.tables if name in tables)
                 check_alike([table, Predictions(place.task, rows, f"{place.data_dir} ({name})")])
                 found[name] = values
@@ -167,7 +170,8 @@ class SplitTables:
             for name, (task, tokens) in inputs[number].items():
                 share = np.array_split(np.arange(len(tokens)), processes.num_processes)[processes.process_index]
                 logits = predict_logits(model, name, tokens.select(share), self.batch_size)
-                table = prediction_table(task, tokens["id"][:], np.concatenate(gather_object([logits])))
+                logits = join_rows([torch.from_numpy(part) for part in gather_object([logits])], 0).numpy()
+                table = prediction_table(task, tokens["id"][:], logits, tokens)
                 self.tables[number][name] = Predictions(task, table, run.name)
 
 
@@ -220,8 +224,7 @@ def score_tables(
     """
     scored = {name: tasks[name] for name in tables if name in labels}
     scores = {
-        name: score_decisions(task, np.array(tables[name][decision_column(task)][:]), labels[name])
-        for name, task in scored.items()
+        name: score_decisions(task, read_decisions(task, tables[name]), labels[name]) for name, task in scored.items()
     }
     flat = {f"eval_{name}_{key}": value for name in scores for key, value in scores[name].items()}
     return flat | {"eval_overall": overall_score(scored, scores)}

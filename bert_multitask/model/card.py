@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .configuration import MultitaskBertConfig
+from .kinds import KINDS
 from .tasks import TASKS, Task
 
 TAGS = ["bert", "multi-task-learning", "bert_multitask"]
@@ -100,7 +101,7 @@ def model_index(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -
         seed = {"seed": settings["seed"]} if "seed" in settings else {}
         results.append(
             EvalResult(
-                task_type="sentence-similarity" if tasks[name].kind == "similarity" else "text-classification",
+                task_type=KINDS[tasks[name].kind].task_type(tasks[name]),
                 dataset_type=name,
                 dataset_name=name,
                 dataset_split="dev",
@@ -125,7 +126,7 @@ def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_
             name,
             task.kind,
             "two texts" if task.text_pair else "one text",
-            ", ".join(task.label_names) if task.label_names else "a score from {:g} to {:g}".format(*task.score_range),
+            KINDS[task.kind].describe_output(task),
         )
         for name, task in tasks.items()
     ]

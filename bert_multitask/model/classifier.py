@@ -7,6 +7,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration import PerTaskBertConfig
 from .errors import InputError
+from .kinds import KINDS
 from .modeling import PerTaskBertModel
 
 
@@ -30,7 +31,7 @@ class TaskClassifier(PerTaskBertModel):
         (self.task,) = self.tasks.values()
         config.id2label = dict(enumerate(self.task.label_names or [self.task.name]))
         config.label2id = {label: number for number, label in config.id2label.items()}
-        config.problem_type = "regression" if self.task.kind == "similarity" else "single_label_classification"
+        config.problem_type = KINDS[self.task.kind].problem_type(self.task)
 
     def forward(
         self,
@@ -46,8 +47,8 @@ class TaskClassifier(PerTaskBertModel):
             token_type_ids: 1 from a pair's second text on, (B, L); all 0 by default.
 
         Returns:
-            `logits` (B, C), whose softmax are the probabilities of the labels; for a similarity task (B, 1), the
-            score's place in the score range, from 0 to 1.
+            `logits` (B, C), whose softmax are the probabilities of the labels; of a score (B, 1), its place in the
+            score range, from 0 to 1, or without a range the score.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -57,13 +58,7 @@ class TaskClassifier(PerTaskBertModel):
             input_ids, attention_mask = split_pairs(input_ids, attention_mask, token_type_ids)
             token_type_ids = torch.zeros_like(input_ids)
         outputs = super().forward(self.task.name, input_ids, attention_mask, token_type_ids, return_dict=True)
-        logits = outputs.logits
-        if self.task.kind == "binary":
-            logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)  # softmax of (0, x) is (1 - p, p)
-        if self.task.kind == "similarity":
-            low, high = self.task.score_range
-            logits = ((logits - low) / (high - low)).unsqueeze(-1)
-        return SequenceClassifierOutput(logits=logits)
+        return SequenceClassifierOutput(logits=KINDS[self.task.kind].stock_logits(self.task, outputs.logits))
 
 
 def split_pairs(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:

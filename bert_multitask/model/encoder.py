@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
             attention weights (b, A, l, l), if asked for: kept, they are most of a long batch's memory.
         """
         rate = self.config.attention_probs_dropout_prob if self.training else 0.0
-        implementation = self.config._attn_implementation
+        implementation = self.config._attn_implementation  # as in Transformers' models: it has no public name
         if implementation == "sdpa" and masks is None:
             attend = packed_attention
         elif implementation == "sdpa" and rate and hidden.device.type == "cpu":
@@ -393,7 +393,7 @@ class MinBertPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ) -> tuple:
         """Overridden to compare the stored weights with the model's before memory is taken for those that are missing:
-        a config.json can ask for any amount."""
+        a config.json can ask for any amount. The public `from_pretrained` has both before and after it."""
         check_stored_types(checkpoint_files or ())
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
         name, info = load_config.pretrained_model_name_or_path, loaded[0]

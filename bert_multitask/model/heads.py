@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .errors import InputError
+from .kinds import KINDS, choices
 from .tasks import Task
 
 
@@ -18,31 +20,44 @@ class LinearHead(nn.Module):
     def __init__(self, hidden_size: int, task: Task, texts: int):
         super().__init__()
         self.dropout = nn.Dropout(task.dropout)
-        classes = 1 if task.kind == "binary" else len(task.label_names)
-        self.classifier = HeadLinear(texts * hidden_size, classes)
+        self.classifier = HeadLinear(texts * hidden_size, KINDS[task.kind].outputs(task))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Embeddings (B, H) or (B, 2, H) -> class scores (B, C), or logits of "yes" (B,) where there is one."""
+        """Embeddings (B, H) or (B, 2, H) -> logits (B, C), or (B,) where there is one for each row."""
         logits = self.classifier(self.dropout(embedding).flatten(1))
         return logits.squeeze(-1) if self.classifier.out_features == 1 else logits
 
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """Its layer's weight (C, texts * H) and bias (C,)."""
+        return self.classifier.weight.detach(), self.classifier.bias.detach()
 
-class BinaryHead(nn.Module):
-    """Dropout and two linear layers, H x 32 and 32 x 1, with nothing between them (section 4.3, PD)."""
+
+class TwoLayerHead(nn.Module):
+    """Dropout and two linear layers, H x 32 and 32 x C, with nothing between them (section 4.3, PD: C is 1)."""
+
+    texts = (1,)
 
     def __init__(self, hidden_size: int, task: Task, texts: int = 1):
         super().__init__()
         self.dropout = nn.Dropout(task.dropout)
         self.hidden = HeadLinear(hidden_size, 32)
-        self.output = HeadLinear(32, 1)
+        self.output = HeadLinear(32, KINDS[task.kind].outputs(task))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Embeddings (B, H) -> logits of "yes" (B,)."""
-        return self.output(self.hidden(self.dropout(embedding))).squeeze(-1)
+        """Embeddings (B, H) -> logits (B, C), or (B,) where there is one for each row."""
+        logits = self.output(self.hidden(self.dropout(embedding)))
+        return logits.squeeze(-1) if self.output.out_features == 1 else logits
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """The weight (C, H) and bias (C,) of both layers as one, up to an activation after them."""
+        weight = self.output.weight @ self.hidden.weight
+        return weight.detach(), (self.output.weight @ self.hidden.bias + self.output.bias).detach()
 
 
-class SimilarityHead(BinaryHead):
+class SigmoidHead(TwoLayerHead):
     """The same two layers, then a sigmoid scaled to the score range (section 4.3, STS)."""
+
+    ranged = squashed = True
 
     def __init__(self, hidden_size: int, task: Task, texts: int = 1):
         super().__init__(hidden_size, task)
@@ -57,6 +72,9 @@ class CosineHead(nn.Module):
     """Dropout and one H x H layer for both texts; their cosine, scaled from [-1, 1] to the score range (section 4.1,
     STS)."""
 
+    texts = (2,)
+    ranged = True
+
     def __init__(self, hidden_size: int, task: Task, texts: int = 2):
         super().__init__()
         self.dropout = nn.Dropout(task.dropout)
@@ -69,9 +87,43 @@ class CosineHead(nn.Module):
         return self.low + (self.high - self.low) * (functional.cosine_similarity(first, second) + 1) / 2
 
 
-# kind of task -> its head on one sequence, and on two.
-HEADS = {
-    "classification": (LinearHead, LinearHead),
-    "binary": (BinaryHead, LinearHead),
-    "similarity": (SimilarityHead, CosineHead),
+HEADS: dict[str, type[nn.Module]] = {
+    "linear": LinearHead,
+    "two_layer": TwoLayerHead,
+    "sigmoid": SigmoidHead,
+    "cosine": CosineHead,
 }
+"""The heads, by name. A head is made of the width of an embedding, its task, and the number of sequences of a row. Its
+class may say more:
+
+`texts`: how many sequences a row may have; by default 1 or 2.
+`ranged`: whether it needs the task's `score_range`.
+`reads_tokens`: whether it takes the embedding of every token, (B, L, H), and not of each sequence.
+`kinds`: the kinds of tasks that it is for, where no kind names it (see `kinds.choices`).
+`linear()`: the weight and bias of a head that is one linear layer, or one up to a sigmoid, which `squashed` says; what
+has none is exported with its code.
+"""
+
+
+def find_head(task: Task, texts: int) -> str:
+    """The key of a task's head: the one that it names, or the first of its kind's that fits.
+
+    Args:
+        task: whose.
+        texts: sequences of a row, 1 or 2.
+
+    Raises:
+        InputError: there is no such head, or it does not fit the task.
+    """
+    fitting = [
+        key
+        for key in choices(task, "head", HEADS)
+        if texts in getattr(HEADS[key], "texts", (1, 2)) and (task.score_range or not getattr(HEADS[key], "ranged", 0))
+    ]
+    if task.head not in (None, *fitting) or not fitting:
+        raise InputError(
+            f"task {task.name!r}: head is {task.head!r}; choose one of {', '.join(fitting)} for a {task.kind} task "
+            f"{'with' if task.score_range else 'without'} a score_range, of {texts} "
+            f"{'sequence' if texts == 1 else 'sequences'} a row"
+        )
+    return task.head or fitting[0]

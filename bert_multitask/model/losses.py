@@ -2,8 +2,9 @@
 
 A loss sums over the labelled rows and divides by `num_items`: `count_items` of the whole optimizer step where a batch
 is one share of it (gradient accumulation, several processes), so that the shares add up to the mean over the step, and
-of the batch otherwise. An item is a labelled row; with class weights a row counts as much as its label's weight, as in
-torch's weighted mean. A new loss is one function here and one entry in LOSSES; it may leave the options out.
+of the batch otherwise. An item is a labelled row, or each label of a row that has several; with class weights it counts
+as much as its label's weight, as in torch's weighted mean. A new loss is one function here and one entry in LOSSES; it
+may leave the options out.
 """
 
 import math
@@ -23,16 +24,22 @@ def no_label(scores: bool) -> int | float:
 
 
 def is_labelled(labels: Tensor | np.ndarray) -> Tensor | np.ndarray:
-    """Which rows have a label.
+    """Which labels are there, and not the mark of a missing one.
 
     Args:
         labels: scores, floating point, or classes, integer, of any shape (see `no_label`).
 
     Returns:
-        Truth values of the same shape and kind.
+        Truth values of the same shape, array or tensor as the labels.
     """
     scores = labels.is_floating_point() if isinstance(labels, Tensor) else labels.dtype.kind == "f"
     return labels == labels if scores else labels != UNLABELLED  # NaN alone is not itself
+
+
+def labelled_rows(labels: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """Which rows have a label, or one at least: labels (N, …) -> truth values (N,) (see `is_labelled`)."""
+    labelled = is_labelled(labels)
+    return labelled if labelled.ndim == 1 else labelled.any(tuple(range(1, labelled.ndim)))
 
 
 def cross_entropy(

@@ -21,7 +21,8 @@ from .card import model_card
 from .configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING, MultitaskBertConfig, PerTaskBertConfig
 from .encoder import MinBertModel, MinBertPreTrainedModel
 from .errors import InputError
-from .heads import HEADS, HeadLinear
+from .heads import HEADS, HeadLinear, find_head
+from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
 from .tasks import Task, load_task, load_tasks
 
@@ -34,8 +35,10 @@ def head_meaning(task: Task, layout: Mapping[str, Any]) -> dict[str, object]:
         layout: fields of the model's configuration; `pooling` and `pair_encoding` count.
     """
     meaning = {name: getattr(task, name) for name in ("kind", "label_names", "score_range")}
+    separate = task.text_pair is not None and layout.get("pair_encoding", "joint") == "separate"
     meaning |= {"texts a row": 2 if task.text_pair else 1, "pooling": layout.get("pooling", "cls")}
-    return meaning | ({"pair_encoding": layout.get("pair_encoding", "joint")} if task.text_pair else {})
+    meaning |= {"pair_encoding": layout.get("pair_encoding", "joint")} if task.text_pair else {}
+    return meaning | {"head": find_head(task, 1 + separate)}
 
 
 def check_heads(name: str | os.PathLike, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -124,23 +127,18 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         config.num_labels = 0
         config.add_cross_attention = config.encoder_sharing == "per_task"
         self.tasks = load_tasks(config.tasks)
-        for name, task in self.tasks.items():
-            if task.loss not in LOSSES:
-                raise InputError(f"task {name!r}: loss is {task.loss!r}; choose one of {', '.join(LOSSES)}")
+        for task in self.tasks.values():
+            find_entry(task, "loss", LOSSES)
             check_loss_options(task)
-            if task.divergence not in DIVERGENCES:
-                choices = ", ".join(DIVERGENCES)
-                raise InputError(f"task {name!r}: divergence is {task.divergence!r}; choose one of {choices}")
+            find_entry(task, "divergence", DIVERGENCES)
         if config.encoder_sharing == "shared":
             self.bert = MinBertModel(config)
         else:
             self.encoders = nn.ModuleDict({name: MinBertModel(config) for name in self.tasks})
-        self.heads = nn.ModuleDict(
-            {
-                name: HEADS[task.kind][self.is_separate(task)](config.hidden_size, task, 1 + self.is_separate(task))
-                for name, task in self.tasks.items()
-            }
-        )
+        self.heads = nn.ModuleDict()
+        for name, task in self.tasks.items():
+            texts = 1 + self.is_separate(task)
+            self.heads[name] = HEADS[find_head(task, texts)](config.hidden_size, task, texts)
         self.post_init()
 
     def is_separate(self, task: Task) -> bool:
@@ -178,7 +176,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return self.encoder(next(iter(self.tasks))).get_input_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """New heads begin as `HeadLinear` says, everything else as in BERT."""
+        """New heads begin as `HeadLinear` says, everything else as in BERT; Transformers calls it by this name."""
         if isinstance(module, HeadLinear):
             module.reset_parameters()  # leaves loaded weights alone: Transformers guards torch's initialisers
         else:
@@ -283,15 +281,15 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             token_type_ids: segment indices, of the same shape; all 0 by default.
             inputs_embeds: word embeddings in place of `input_ids`, float, with one more axis, H.
             labels: (B,); classes (integer), 0 or 1 (integer), or scores (float). A row without a
-                label has the class -100 or the score NaN.
+                label has the class -100 or the score NaN. Other kinds of tasks may have more axes.
             num_items_in_batch: divisor of the summed loss where this batch is one share of a larger one; by default
                 `losses.count_items` of the labels.
             output_attentions: as for `MinBertModel`, and with its shapes; a separately encoded pair counts as two rows.
             output_hidden_states: the same of the hidden states.
 
         Returns:
-            `logits`: (B, C) unnormalised class scores, (B,) logits of "yes", or (B,) scores; `loss`, a scalar, if
-            `labels` are given.
+            `logits`: (B, C) unnormalised class scores, (B,) logits of "yes", (B,) scores, or what the head of another
+            kind of task gives; `loss`, a scalar, if `labels` are given.
 
         Raises:
             InputError: the model has no such task, or the inputs are one sequence a row where the task takes two, or
@@ -311,7 +309,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         elif input_ids is not None and input_ids.dim() != 2:
             raise InputError(f"task {task!r} takes one sequence a row, (B, L), not {tuple(input_ids.shape)}")
         input_ids, attention_mask, token_type_ids, inputs_embeds = inputs
-        encoded = self.encoder(task)(
+        head = self.heads[task]
+        reads_tokens = getattr(head, "reads_tokens", False)
+        encoded = self.encode(
+            task,
             input_ids,
             attention_mask,
             token_type_ids,
@@ -319,12 +320,11 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,  # an old config.json may say otherwise
-            first_token_only=self.config.pooling != "mean",
+            first_token_only=self.config.pooling != "mean" and not reads_tokens,
         )
-        embedding = self.pool(encoded, attention_mask)
+        embedding = encoded.last_hidden_state if reads_tokens else self.pool(encoded, attention_mask)
         if separate:
             embedding = embedding.unflatten(0, (-1, 2))
-        head = self.heads[task]
         # In full precision: bfloat16 has steps of 1/32 near a score of 5, and SMART's perturbations move it less.
         with torch.autocast(embedding.device.type, enabled=False):
             logits = head(embedding.to(next(head.parameters()).dtype))
@@ -335,6 +335,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
+
+    def encode(self, task: str, *inputs: Tensor | None, **options: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """A task's rows through its encoder; the arguments are those of `MinBertModel.forward`."""
+        return self.encoder(task)(*inputs, **options)
 
     def pool(self, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None) -> Tensor:
         """What the encoder returned, and the mask (B, L) -> the embedding of each sequence (B, H)."""

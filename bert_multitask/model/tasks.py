@@ -12,13 +12,8 @@ from torch import nn
 
 from .errors import InputError
 from .fields import check_fields, read_fields
+from .kinds import ALIASES, KINDS
 
-# kind -> (loss, divergence, metric) a task of that kind has unless it names others.
-KINDS = {
-    "classification": ("cross_entropy", "symmetric_kl", "accuracy"),
-    "binary": ("binary_cross_entropy", "binary_symmetric_kl", "accuracy"),
-    "similarity": ("mean_squared_error", "squared_error", "pearson"),
-}
 QUOTING = ("standard", "none")
 # The fields that say where rows come from, which a model does not need.
 ROW_SOURCE = ("files", "quoting", "hub", "course_rows")
@@ -68,13 +63,15 @@ class Task:
 
     Args:
         name: what it is called in flags, logs and files; a Python identifier that is not RESERVED.
-        kind: "classification" (one of several labels), "binary" (yes or no) or "similarity" (a score).
+        kind: "classification" (one of several labels), "binary" (yes or no), "regression" (a score; "similarity" is
+            another name for it), or another key of `kinds.KINDS`.
         text: the column of texts in its files.
         text_pair: the column of second texts; None, one text a row.
         label: the column of labels.
         label_names: what the labels 0, 1, … mean; for classification and binary. No two may be the same label: case
             and white space around them do not count, and "1.0" is "1".
-        score_range: lowest and highest score; for similarity.
+        score_range: lowest and highest score, for regression; None, any finite number is a score.
+        head: key of `heads.HEADS`; by default the first of the kind's that fits.
         loss: key of `losses.LOSSES`; by default the kind's.
         divergence: key of `losses.DIVERGENCES`, by which SMART compares two predictions; by default the kind's.
         metric: key of `metrics.METRICS`; by default the kind's.
@@ -106,6 +103,7 @@ class Task:
     label: str = "label"
     label_names: tuple[str, ...] | None = None
     score_range: tuple[float, float] | None = None
+    head: str | None = None
     loss: str | None = None
     divergence: str | None = None
     metric: str | None = None
@@ -127,6 +125,7 @@ class Task:
         self.read_plain(where)
         check_fields(self, where)
         check_name(self.name)
+        object.__setattr__(self, "kind", ALIASES.get(self.kind, self.kind))
         if self.kind not in KINDS:
             raise InputError(f"{where}: kind is {self.kind!r}; choose one of {', '.join(KINDS)}")
         self.check_labels(where)
@@ -137,8 +136,8 @@ class Task:
             raise InputError(f"{where}: quoting is {self.quoting!r}; choose one of {', '.join(QUOTING)}")
         if self.course_rows is not None and self.course_rows.keys() != set(SPLITS):
             raise InputError(f"{where}: course_rows has {', '.join(self.course_rows)}; expected {', '.join(SPLITS)}")
-        for key, default in zip(("loss", "divergence", "metric"), KINDS[self.kind], strict=True):
-            object.__setattr__(self, key, getattr(self, key) or default)
+        for key in ("loss", "divergence", "metric"):
+            object.__setattr__(self, key, getattr(self, key) or next(iter(KINDS[self.kind].keys[key])))
         object.__setattr__(self, "class_weights", check_class_weights(self))
 
     def read_plain(self, where: str) -> None:
@@ -157,23 +156,11 @@ class Task:
             object.__setattr__(self, key, value)
 
     def check_labels(self, where: str) -> None:
-        """Refuse label names or a range of scores that the kind of task does not have."""
-        if self.kind == "similarity":
-            if self.label_names is not None:
-                raise InputError(
-                    f"{where}: a similarity task has no label_names, it has score_range: [lowest, highest]"
-                )
-            low, high = map(float, self.score_range or (0, 0))
-            if not low < high:
-                raise InputError(f"{where}: a similarity task needs score_range: [lowest, highest]")
-            object.__setattr__(self, "score_range", (low, high))
-            return
+        """Refuse label names, a range of scores or label smoothing that the kind of task does not have."""
         if self.score_range is not None:
-            raise InputError(f"{where}: a {self.kind} task has no score_range, it has label_names")
+            object.__setattr__(self, "score_range", tuple(map(float, self.score_range)))
+        KINDS[self.kind].check_task(self, where)
         names = self.label_names or ()
-        if len(names) < 2 or (self.kind == "binary" and len(names) != 2):
-            count = "two" if self.kind == "binary" else "two or more"
-            raise InputError(f"{where}: a {self.kind} task needs {count} label_names; it has {len(names)}")
         if self.hub and self.hub.label_names and len(self.hub.label_names) != len(names):
             raise InputError(
                 f"{where}: hub has {len(self.hub.label_names)} label_names and the task {len(names)}; expected the "
@@ -186,10 +173,6 @@ class Task:
             raise InputError(f"{where}: dropout is {self.dropout}; expected a probability in [0, 1)")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"{where}: label_smoothing is {self.label_smoothing}; expected a share in [0, 1)")
-        if self.label_smoothing and self.kind == "similarity":
-            raise InputError(
-                f"{where}: label_smoothing is {self.label_smoothing}; a similarity task has no classes, so leave it out"
-            )
         for key in ("smart_weight", "bregman_weight"):
             if getattr(self, key) < 0:
                 raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
@@ -253,7 +236,7 @@ def check_class_weights(task: Task) -> dict | str | None:
     weights, where = task.class_weights, f"task {task.name!r}: class_weights"
     if weights is None:
         return None
-    if task.kind == "similarity":
+    if KINDS[task.kind].classes is None:
         raise InputError(f"{where} is {weights!r}; a {task.kind} task has no classes, so leave it out")
     if weights == "balanced":
         return weights
@@ -404,7 +387,7 @@ TASKS = {
         ),
         Task(
             name="sts",
-            kind="similarity",
+            kind="regression",
             text="sentence1",
             text_pair="sentence2",
             label="similarity",

@@ -8,9 +8,11 @@ from datasets import Dataset
 from scipy.stats import binomtest, norm
 from sklearn.metrics import confusion_matrix
 
+from ..data.labels import even_labels
 from ..evaluation.intervals import LEVEL, Estimate
-from ..evaluation.tables import Predictions, check_alike, decision_column
-from ..model.losses import is_labelled
+from ..evaluation.tables import Predictions, check_alike, decision_column, read_columns
+from ..model.kinds import KINDS, Kind
+from ..model.losses import labelled_rows
 from ..model.tasks import Task
 
 
@@ -22,7 +24,7 @@ class LabelledPredictions:
         task: whose.
         ids: of the rows, N.
         texts: one text a row, or two.
-        labels: true classes, integer (N,), or scores, float (N,).
+        labels: true classes, integer (N,), or scores, float (N,), or what else labels of the kind are, (N, …).
         predicted: the same as predicted.
         probabilities: of each class, (N, C); None for scores, and where the table has none.
     """
@@ -49,24 +51,24 @@ class LabelledPredictions:
         )
 
     @property
+    def kind(self) -> Kind:
+        """The kind of the task."""
+        return KINDS[self.task.kind]
+
+    @property
     def errors(self) -> np.ndarray:
         """(N,): of a class 1 where it is wrong and 0 where it is right, of a score |predicted - true|."""
-        if self.task.kind == "similarity":
-            return self.distances
-        return (self.predicted != self.labels).astype(float)
+        return self.kind.errors(self.predicted, self.labels)
 
     @property
     def distances(self) -> np.ndarray:
         """(N,): |predicted - true|, in classes (which says little if they have no order) or in the score's units."""
-        return np.abs(self.predicted - self.labels)
+        return self.kind.distances(self.predicted, self.labels)
 
     @property
     def losses(self) -> np.ndarray:
         """(N,): -ln of the true class's probability, in nats; for scores, and without probabilities, `distances`."""
-        if self.probabilities is None:
-            return self.distances
-        true = np.take_along_axis(self.probabilities, self.labels[:, None], axis=1)[:, 0]
-        return -np.log(np.maximum(true, np.finfo(np.float32).tiny))
+        return self.kind.losses(self.predicted, self.labels, self.probabilities)
 
     @property
     def words(self) -> np.ndarray:
@@ -85,17 +87,17 @@ def label_predictions(table: Predictions, rows: Dataset) -> LabelledPredictions:
         InputError: the table is of other rows, or has them in another order.
     """
     check_alike([Predictions(table.task, rows, rows.info.description), table])
-    labels = np.array(rows["label"][:])
+    labels = np.array(even_labels(rows["label"][:]))
     texts = [rows[name][:] for name in ("text", "text_pair") if name in rows.column_names]
-    columns = table.table.column_names
+    columns = read_columns(table.task, table.table)
     return LabelledPredictions(
         task=table.task,
         ids=rows["id"][:],
         texts=list(zip(*texts, strict=True)),
         labels=labels,
-        predicted=np.array(table.table[decision_column(table.task)][:]),
-        probabilities=np.array(table.table["probabilities"][:]) if "probabilities" in columns else None,
-    ).select(np.flatnonzero(is_labelled(labels)))
+        predicted=columns[decision_column(table.task)],
+        probabilities=columns.get("probabilities"),
+    ).select(np.flatnonzero(labelled_rows(labels)))
 
 
 def confusion(predictions: LabelledPredictions) -> np.ndarray:
@@ -127,7 +129,7 @@ def error_by_length(predictions: LabelledPredictions, bins: int = 6) -> list[Len
     result = []
     for index in range(len(edges)):
         inside = number == index
-        bounds = mean_interval(errors[inside], share=predictions.task.kind != "similarity")
+        bounds = mean_interval(errors[inside], predictions.kind.shares)
         result.append(LengthBin(int(words[inside].min()), int(words[inside].max()), int(inside.sum()), bounds))
     return result
 
@@ -140,11 +142,6 @@ def mean_interval(errors: np.ndarray, share: bool) -> Estimate:
         return Estimate(mean, bounds.low, bounds.high)
     width = norm.ppf((1 + LEVEL) / 2) * errors.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
     return Estimate(mean, mean - width, mean + width)
-
-
-def has_neighbours(task: Task) -> bool:
-    """Whether a prediction can be nearly right: scores, and classes from three on."""
-    return task.kind == "similarity" or len(task.label_names) > 2
 
 
 def worst(predictions: LabelledPredictions, count: int) -> LabelledPredictions:

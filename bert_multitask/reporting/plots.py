@@ -6,8 +6,9 @@ Okabe and Ito, and cividis for matrices: both can be told apart without red or g
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.metrics import find_metric
+from ..model.kinds import KINDS
 from ..model.tasks import Task
 from .analysis import LabelledPredictions, confusion, error_by_length
 
@@ -61,7 +63,7 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
         draw_dev(left, history, f"eval_{name}_loss")
         draw_train(right, history, f"{task.metric}_{name}")
         draw_dev(right, history, f"eval_{name}_{task.metric}")
-        left.set(title=f"{name}: loss", ylabel=f"loss ({'squared score' if task.kind == 'similarity' else 'nats'})")
+        left.set(title=f"{name}: loss", ylabel=f"loss ({KINDS[task.kind].loss_unit})")
         metric = find_metric(task)
         right.set(title=f"{name}: {task.metric}{best_dev(right, metric.greater_is_better)}", ylabel=metric.unit)
     left, right = axes[-1]
@@ -129,7 +131,7 @@ def confusion_matrix(predictions: LabelledPredictions) -> Figure:
 @rc_context(STYLE)
 def scatter(predictions: LabelledPredictions) -> Figure:
     """Predicted over true scores, with the line on which they are equal (Figure 4)."""
-    low, high = predictions.task.score_range
+    low, high = score_span(predictions)
     figure = Figure(figsize=(WIDTH, 6))
     axis = figure.subplots()
     # The more points, the fainter: about as much ink for any number of rows.
@@ -148,16 +150,16 @@ def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
     """Mean error of rows by length, a panel a task, with 95 % intervals."""
     figure, axes = panels(len(predictions))
     for axis, part in zip(axes, predictions, strict=True):
-        scores = part.task.kind == "similarity"
+        shares = part.kind.shares
         bins = error_by_length(part)
-        factor = 1 if scores else 100
+        factor = 100 if shares else 1
         means = factor * np.array([bin.error for bin in bins])
         places = range(len(bins))
         below_above = np.abs(means[:, 1:] - means[:, :1]).T
         axis.errorbar(places, means[:, 0], below_above, fmt="o", color=TRAIN, capsize=3)
         axis.set_xticks(places, [f"{bin.low}–{bin.high}" if bin.low < bin.high else f"{bin.low}" for bin in bins])
         axis.set(title=f"{part.task.name}: about {len(part) // len(bins):,} rows a bin", xlabel="length (words)")
-        axis.set(ylabel="mean |predicted − true|" if scores else "wrong rows (%)")
+        axis.set(ylabel="wrong rows (%)" if shares else "mean |predicted − true|")
         axis.margins(x=0.1)
         axis.set_ylim(0, 1.1 * np.nanmax([*means.flat, 1e-9]))  # bounds are nan in a bin of one score
     return figure
@@ -169,20 +171,82 @@ def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
     figure, axes = panels(len(predictions))
     for axis, part in zip(axes, predictions, strict=True):
         weights = np.full(len(part), 100 / len(part))
-        if part.task.kind == "similarity":
-            low, high = part.task.score_range
-            axis.hist(part.distances, np.linspace(0, high - low, 21), weights=weights, color=TRAIN)
-            axis.set_xlabel("|predicted − true| (score)")
-        else:
-            classes = range(len(part.task.label_names))
-            bars = axis.bar(classes, np.bincount(part.distances, weights, minlength=len(classes)), color=TRAIN)
-            if len(classes) <= MANY_CLASSES:
-                axis.bar_label(bars, fmt="%.1f", fontsize=9)
-                axis.margins(y=0.12)  # room for the labels
-            axis.set_xlabel("|predicted − true| (classes; 0 is right)")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        DISTANCES[part.kind.distance_picture(part.task)].draw(axis, part, weights)
         axis.set(title=part.task.name, ylabel="rows (%)")
     return figure
+
+
+class Distances(NamedTuple):
+    """How far off predictions are, as a picture and in numbers.
+
+    Attributes:
+        draw: (axes, predictions, what a row counts (N,)) -> None.
+        groups: predictions -> {name: which rows (N,)}, by their true labels; the distance up to which a prediction is
+            near, and up to which it is not far; and what to call what is near, what is not far, and the rest.
+    """
+
+    draw: Callable[[Axes, LabelledPredictions, np.ndarray], None]
+    groups: Callable[[LabelledPredictions], tuple[dict[str, np.ndarray], tuple[float, float], list[str]]]
+
+
+def draw_classes(axis: Axes, part: LabelledPredictions, weights: np.ndarray) -> None:
+    """A bar for each number of classes."""
+    classes = range(len(part.task.label_names))
+    bars = axis.bar(classes, np.bincount(part.distances, weights, minlength=len(classes)), color=TRAIN)
+    if len(classes) <= MANY_CLASSES:
+        axis.bar_label(bars, fmt="%.1f", fontsize=9)
+        axis.margins(y=0.12)  # room for the labels
+    axis.set_xlabel("|predicted − true| (classes; 0 is right)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def group_classes(part: LabelledPredictions) -> tuple[dict[str, np.ndarray], tuple[float, float], list[str]]:
+    """Right, off by one class, and further off, by true label."""
+    groups = {name: part.labels == label for label, name in enumerate(part.task.label_names)}
+    return groups, (0, 1), ["right", "off by one", "further off"]
+
+
+def draw_scores(axis: Axes, part: LabelledPredictions, weights: np.ndarray) -> None:
+    """A histogram over the range of the scores."""
+    low, high = score_span(part)
+    axis.hist(part.distances, np.linspace(0, high - low, 21), weights=weights, color=TRAIN)
+    axis.set_xlabel("|predicted − true| (score)")
+
+
+def group_scores(part: LabelledPredictions) -> tuple[dict[str, np.ndarray], tuple[float, float], list[str]]:
+    """Off by up to a tenth of the range, up to two, and more, by fifths of the range."""
+    edges = np.linspace(*score_span(part), 6)
+    number = np.digitize(part.labels, edges[1:-1])
+    groups = {f"{edges[k]:g} to {edges[k + 1]:g}": number == k for k in range(5)}
+    near, far = (edges[1] - edges[0]) / 2, edges[1] - edges[0]
+    return groups, (near, far), [f"off by up to {near:g}", f"{near:g} to {far:g}", f"more than {far:g}"]
+
+
+def score_span(part: LabelledPredictions) -> tuple[float, float]:
+    """The lowest and highest score of a task, or where it has no range those among labels and predictions."""
+    if part.task.score_range:
+        return part.task.score_range
+    values = np.concatenate([part.labels, part.predicted])
+    return float(values.min()), float(values.max())
+
+
+PICTURES: dict[str, tuple[str, str | None, str, Callable[[LabelledPredictions], Figure]]] = {
+    "confusion": (
+        "Confusion",
+        "Each true label is a column, which sums to 100 %.",
+        "Confusion matrix of {}: percent of each true label's rows by predicted label",
+        confusion_matrix,
+    ),
+    "scatter": (
+        "Predicted and true scores",
+        None,
+        "Predicted over true scores of {}, with the line on which they are equal",
+        scatter,
+    ),
+}
+"""{key that a kind of task names: (heading, note below it, what the picture shows, its function)}."""
+DISTANCES = {"classes": Distances(draw_classes, group_classes), "scores": Distances(draw_scores, group_scores)}
+"""{key that a kind of task names: how far off its predictions are}."""
 
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:

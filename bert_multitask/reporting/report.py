@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from ..evaluation.intervals import LEVEL, RESAMPLES, Estimate, Scores, mcnemar
 from ..evaluation.metrics import describe_metric, describe_overall, find_metric
 from ..model.errors import InputError
-from ..model.tasks import Task
-from .analysis import LabelledPredictions, has_neighbours, worst
+from .analysis import LabelledPredictions, worst
 from .document import Document, Picture, Table
-from .plots import confusion_matrix, distance_shares, length_errors, scatter, task_order, to_png, training_curves
+from .plots import DISTANCES, PICTURES, distance_shares, length_errors, task_order, to_png, training_curves
 from .subject import Source, open_sources
 
 WORST = 10  # rows of each task that are shown
@@ -185,29 +184,18 @@ def add_task_order(document: Document, source: Source) -> None:
 def add_errors(document: Document, predictions: Mapping[str, LabelledPredictions]) -> None:
     """Confusion (Figure 3), scatter (Figure 4), error by length, and how far off predictions are."""
     everything = list(predictions.values())
-    if classes := [part for part in everything if part.task.kind != "similarity"]:
-        alt = "Confusion matrix of {}: percent of each true label's rows by predicted label"
-        document.add(
-            "Confusion",
-            "Each true label is a column, which sums to 100 %.",
-            *(
-                picture(f"confusion-{part.task.name}", confusion_matrix(part), alt.format(part.task.name))
-                for part in classes
-            ),
-        )
-    if similarities := [part for part in everything if part.task.kind == "similarity"]:
-        alt = "Predicted over true scores of {}, with the line on which they are equal"
-        document.add(
-            "Predicted and true scores",
-            *(picture(f"scatter-{part.task.name}", scatter(part), alt.format(part.task.name)) for part in similarities),
-        )
+    for key, (title, note, alt, draw) in PICTURES.items():
+        names = [name for name, part in predictions.items() if part.kind.picture == key]
+        pictures = [picture(f"{key}-{name}", draw(predictions[name]), alt.format(name)) for name in names]
+        if pictures:
+            document.add(title, note, *pictures)
     document.add(
         "Error by length",
         "Bins hold about as many rows each; a row's length is that of all its texts. Bars are 95 % intervals: Wilson's "
         "of a share of wrong rows, 1.96 standard errors of a mean.",
         picture("error-by-length", length_errors(everything), f"Mean error by length of {', '.join(predictions)}"),
     )
-    if neighbours := [part for part in everything if has_neighbours(part.task)]:
+    if neighbours := [part for part in everything if part.kind.distance_picture(part.task)]:
         alt = f"Distribution of |predicted - true| of {', '.join(part.task.name for part in neighbours)}"
         document.add(
             "How far off",
@@ -218,27 +206,17 @@ def add_errors(document: Document, predictions: Mapping[str, LabelledPredictions
 
 
 def neighbour_table(part: LabelledPredictions) -> Table:
-    """How many of a task's rows are right, off by one class, and further off, by true label; or by fifths of the range,
-    how many scores are off by up to a tenth of the range, up to two, and more."""
-    task, distances = part.task, part.distances
-    if task.kind == "similarity":
-        edges = np.linspace(*task.score_range, 6)
-        number = np.digitize(part.labels, edges[1:-1])
-        groups = {f"{edges[k]:g} to {edges[k + 1]:g}": number == k for k in range(5)}
-        near, far = (edges[1] - edges[0]) / 2, edges[1] - edges[0]
-        names = [f"off by up to {near:g}", f"{near:g} to {far:g}", f"more than {far:g}"]
-    else:
-        groups = {name: part.labels == label for label, name in enumerate(task.label_names)}
-        near, far = 0, 1
-        names = ["right", "off by one", "further off"]
+    """How many of a task's rows are near, off, and further off, by groups of true labels (see `plots.Distances`)."""
+    groups, (near, far), names = DISTANCES[part.kind.distance_picture(part.task)].groups(part)
     groups["all"] = np.full(len(part), True)
-    kinds = [distances <= near, (distances > near) & (distances <= far), distances > far]
+    distances = part.distances
+    steps = [distances <= near, (distances > near) & (distances <= far), distances > far]
     lines = [
-        [name, f"{rows.sum():,}", *(f"{100 * kind[rows].mean():.1f} %" for kind in kinds)]
+        [name, f"{rows.sum():,}", *(f"{100 * step[rows].mean():.1f} %" for step in steps)]
         for name, rows in groups.items()
         if rows.any()
     ]
-    return Table([f"{task.name}: true label", "rows", *names], lines)
+    return Table([f"{part.task.name}: true label", "rows", *names], lines)
 
 
 def add_worst(document: Document, predictions: Mapping[str, LabelledPredictions]) -> None:
@@ -250,15 +228,10 @@ def add_worst(document: Document, predictions: Mapping[str, LabelledPredictions]
         columns.append("probability of the true label" if probable else "|predicted − true|")
         lines = []
         for row in range(len(shown)):
-            values = [label_name(part.task, value[row]) for value in (shown.labels, shown.predicted)]
+            values = [part.kind.show(part.task, value[row]) for value in (shown.labels, shown.predicted)]
             last = f"{np.exp(-shown.losses[row]):.4f}" if probable else f"{shown.losses[row]:.2f}"
             lines.append([shown.ids[row], *map(cut, shown.texts[row]), *values, last])
         document.add(f"Worst rows of {name}", Table(columns, lines) if lines else "Every row is right.")
-
-
-def label_name(task: Task, value: float) -> str:
-    """A class by its name, a score with two digits."""
-    return f"{value:.2f}" if task.kind == "similarity" else task.label_names[int(value)]
 
 
 def cut(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import NoneType
 
@@ -18,7 +19,7 @@ from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
 from ..model.errors import InputError
 from ..model.tasks import TASKS, Task, load_task, load_tasks
 from .flags import check_devices, check_resolved, check_values
-from .schedule import SCHEDULES
+from .schedule import SCHEDULES, count_batches
 from .smart import PROJECTIONS
 
 logger = logging.get_logger(__name__)
@@ -267,6 +268,29 @@ class MultitaskTrainingArguments(TrainingArguments):
     def n_gpu(self) -> int:
         """One for a process at most: of several, Trainer would make DataParallel's, which cannot cut our batches."""
         return min(super().n_gpu, 1)
+
+    @property
+    def total_train_batch_size(self) -> int:
+        """Rows of an optimizer step, of all processes and accumulation steps together."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+    @property
+    def plan_seed(self) -> int:
+        """The seed of the plan and of the order of rows."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def lay_plan(self, rows: Mapping[str, int], epochs: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
+        """The schedule's plan, before `max_steps` cuts it.
+
+        Args:
+            rows: {task: training rows}.
+            epochs: {task: how often each row is seen}.
+
+        Returns:
+            {task: its batches}, and the task of each step.
+        """
+        batches = count_batches(rows, epochs, self.total_train_batch_size, self.budget)
+        return batches, SCHEDULES[self.schedule](batches, self.plan_seed)
 
 
 def check_launch() -> PartialState:

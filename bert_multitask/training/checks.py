@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, get_scheduler
 from transformers.utils import logging
 
+from ..data.labels import label_numbers
 from ..data.token_rows import check_labelled, rows_by_task
 from ..evaluation.metrics import find_metric
 from ..model.errors import InputError
@@ -49,18 +50,23 @@ def check_parts(model: object, args: object, refused: Mapping[str, object]) -> N
         raise InputError(f"args is a {type(args).__name__}; expected MultitaskTrainingArguments")
 
 
-def train_rows(given: object, model: MultitaskBertModel) -> dict[str, Dataset]:
+def train_rows(
+    given: object, model: MultitaskBertModel, args: MultitaskTrainingArguments, tokenizer: object
+) -> dict[str, Dataset]:
     """The training rows of every task of the model (see `rows_by_task`), each task with labels."""
-    rows = rows_by_task({} if given is None else given, model, "train_dataset")
+    given = {} if given is None else given
+    rows = rows_by_task(given, model, "train_dataset", "train", tokenizer, args.seed)
     if missing := [name for name in model.tasks if name not in rows]:
         raise InputError(f"train_dataset has no rows of task {missing[0]!r}, which the model has")
     check_labelled(rows, "train_dataset")
     return rows
 
 
-def eval_rows(given: object, model: MultitaskBertModel, args: MultitaskTrainingArguments) -> dict[str, Dataset]:
+def eval_rows(
+    given: object, model: MultitaskBertModel, args: MultitaskTrainingArguments, tokenizer: object
+) -> dict[str, Dataset]:
     """The rows to evaluate on: of every task of the model, or none where no evaluation is asked for."""
-    rows = {} if given is None else rows_by_task(given, model, "eval_dataset")
+    rows = {} if given is None else rows_by_task(given, model, "eval_dataset", "dev", tokenizer)
     missing = [name for name in model.tasks if name not in rows]
     if missing and (rows or args.eval_strategy != "no" or args.eval_on_start):
         raise InputError(
@@ -74,7 +80,18 @@ def eval_rows(given: object, model: MultitaskBertModel, args: MultitaskTrainingA
 def balance_tasks(model: MultitaskBertModel, rows: Mapping[str, Dataset]) -> None:
     """Give the model's tasks with "balanced" class weights numbers, counted from {task: training rows}."""
     for task in [task for task in model.tasks.values() if task.class_weights == "balanced"]:
-        model.change_task(task.balance(rows[task.name]["labels"][:]))
+        labels, _ = label_numbers(rows[task.name].with_format("arrow")[:]["labels"])
+        model.change_task(task.balance(labels.tolist()))
+
+
+def check_plan(plan: object, tasks: Collection[str], where: str) -> None:
+    """Refuse what is no list of the model's tasks, one a step."""
+    if not isinstance(plan, Sequence) or isinstance(plan, str) or not plan:
+        found = "empty" if isinstance(plan, Sequence) and not plan else f"a {type(plan).__name__}"
+        raise InputError(f"{where} is {found}; expected a list of the task of each step")
+    for step, task in enumerate(plan, start=1):
+        if task not in tasks:
+            raise InputError(f"{where}: step {step} is of {task!r}, but the model's tasks are {', '.join(tasks)}")
 
 
 def by_task(given: object, tasks: Mapping[str, Task], argument: str) -> dict[str, Callable]:
@@ -275,7 +292,7 @@ def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
                 f"peft wraps {name} twice, and could not load it again: its task_type adds every layer called "
                 "classifier to modules_to_save; leave task_type out of the LoraConfig"
             )
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if getattr(model, "_hf_peft_config_loaded", False):  # the public active_adapters() raises where there is none
         raise InputError(
             "model.add_adapter leaves checkpoints without the tasks; use peft.get_peft_model(model, config) instead"
         )

@@ -27,7 +27,7 @@ from ..evaluation.metrics import decide
 from ..evaluation.tables import prediction_table, write_predictions
 from ..model.configuration import MultitaskBertConfig
 from ..model.errors import InputError, one_line
-from ..model.losses import is_labelled
+from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
@@ -134,8 +134,19 @@ class Prepared(NamedTuple):
     trainer: MultitaskTrainer
 
 
-def prepare(run: RunArguments, args: MultitaskTrainingArguments, callbacks: Sequence[TrainerCallback] = ()) -> Prepared:
+def prepare(
+    run: RunArguments,
+    args: MultitaskTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+    plan: Sequence[str] | None = None,
+) -> Prepared:
     """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens.
+
+    Args:
+        run: which checkpoint, tasks and rows.
+        args: how to train.
+        callbacks: of the training.
+        plan: the task of each step, instead of the schedule's.
 
     Raises:
         InputError: something is wrong with the input.
@@ -145,7 +156,8 @@ def prepare(run: RunArguments, args: MultitaskTrainingArguments, callbacks: Sequ
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
     model = load_model(run, tasks)
     tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
-    trainer = MultitaskTrainer(model, args, **trainer_data(tokenizer, tokens), callbacks=list(callbacks))
+    data = trainer_data(tokenizer, tokens)
+    trainer = MultitaskTrainer(model, args, **data, callbacks=list(callbacks), plan=plan)
     # The trainer has counted the labels of "balanced" class weights, which are recorded with the run.
     tasks = [replace(task, class_weights=trainer.model.tasks[task.name].class_weights) for task in tasks]
     return Prepared(tasks, rows, tokens, trainer)
@@ -215,14 +227,14 @@ def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dic
                 dev[name] = output
             if trainer.is_world_process_zero():
                 task = trainer.model.tasks[name]
-                table = prediction_table(task, splits[split]["id"], output.predictions)
+                table = prediction_table(task, splits[split]["id"], output.predictions, splits[split])
                 write_predictions(task, table, folder / f"{name}-{split}")
     return dev
 
 
 def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]) -> dict[str, Estimate]:
     """{task: its score and the bounds of its 95 % interval}, and the overall score's, of predictions with labels."""
-    labelled = {name: is_labelled(output.label_ids) for name, output in outputs.items()}
+    labelled = {name: labelled_rows(output.label_ids) for name, output in outputs.items()}
     predicted = {name: decide(tasks[name], output.predictions)[labelled[name]] for name, output in outputs.items()}
     labels = {name: output.label_ids[labelled[name]] for name, output in outputs.items()}
     scores = Scores(tasks, predicted, labels)

@@ -4,27 +4,27 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, release_memory
+from datasets import DatasetDict
 from transformers import TrainerCallback, set_seed
 from transformers.integrations import is_optuna_available
 from transformers.utils import logging
 
-from ..data.rows import describe_rows, load_rows
+from ..data.rows import describe_rows
 from ..evaluation.metrics import higher_is_better
 from ..model.errors import InputError, NonFiniteError
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch, to_field
 from .callbacks import HistoryFile
 from .checkpoints import list_checkpoints
 from .folder_lock import contents, remove
-from .run import load_model, tokenise_rows, trainer_data
+from .run import load_model, prepare, trainer_data
 from .run_folder import compare_settings, deciding_settings, fingerprints
 from .search_space import TuneArguments, configure, present_settings, read_space, to_flags
 from .trainer import MultitaskTrainer
@@ -45,74 +45,20 @@ class ReportToTrial(TrainerCallback):
     Of several processes the first asks the pruner, and all end together.
 
     Args:
-        trial: optuna's; on the other processes, a copy of its parameters.
+        trial: optuna's; None on the other processes.
         metric: key of the score.
     """
 
-    def __init__(self, trial: "optuna.Trial | optuna.trial.FixedTrial", metric: str):
+    def __init__(self, trial: "optuna.Trial | None", metric: str):
         self.trial, self.metric = trial, metric
         self.pruned = False
 
     def on_evaluate(self, args, state, control, metrics: dict, **kwargs):
-        self.trial.report(metrics[self.metric], state.global_step)
+        if self.trial:
+            self.trial.report(metrics[self.metric], state.global_step)
         if state.global_step < state.max_steps:  # after the last step there is nothing to save
-            (self.pruned,) = broadcast_object_list([bool(self.trial.should_prune())])
+            (self.pruned,) = broadcast_object_list([bool(self.trial and self.trial.should_prune())])
             control.should_training_stop |= self.pruned
-
-
-class SearchTrainer(MultitaskTrainer):
-    """Whose `hyperparameter_search` gives each trial a model, a trainer and callbacks of its own.
-
-    Transformers would train every trial with this one. What it made of the flags when it was built (the plan, Adam's
-    settings, the momentum teacher), and what callbacks remember of one trial, would hold for the next; and its pruning
-    leaves other processes waiting.
-
-    Args:
-        make_trial: (number of the trial, {flag or flag.task: value}) -> its trainer.
-        metric: key of the score.
-        **kwargs: of `MultitaskTrainer`, for the flags as they are.
-    """
-
-    def __init__(self, make_trial: Callable[[int, dict], MultitaskTrainer], metric: str, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.make_trial, self.metric = make_trial, metric
-        self.model_init = lambda: None  # for `hyperparameter_search`, which asks for one
-
-    def train(
-        self,
-        resume_from_checkpoint: str | None = None,
-        trial: "optuna.Trial | optuna.trial.FixedTrial | None" = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> None:
-        """Overridden to run a trial as a plain run; its score is what that ends with, the best checkpoint's.
-
-        Training that diverged, or a score that is not a number, counts as the worst possible.
-
-        Raises:
-            TrialPruned: on the first process, once all have ended the trial's training.
-        """
-        self.model_wrapped, self.model = release_memory(self.model_wrapped, self.model)  # built, but not trained
-        trainer = self.make_trial(trial.number, self.hp_space(trial))
-        report = ReportToTrial(trial, self.metric)
-        trainer.add_callback(report)
-        metrics = {}
-        try:
-            trainer.train()
-            trainer.remove_callback(report)
-            metrics = {} if report.pruned else trainer.evaluate()
-        except NonFiniteError as error:
-            logger.warning(f"trial {trial.number} diverged: {error}")
-        PartialState().wait_for_everyone()  # before checkpoints go that another process may still be reading
-        if self.is_world_process_zero():
-            remove_checkpoints(Path(trainer.args.output_dir))
-        worst = -math.inf if self.args.greater_is_better else math.inf
-        self.objective = worst
-        if metrics:
-            trial.set_user_attr("metrics", metrics)
-            if not math.isnan(score := self.compute_objective(metrics)):
-                self.objective = score
-        elif report.pruned and self.is_world_process_zero():
-            raise optuna.TrialPruned()
 
 
 class Search:
@@ -151,30 +97,36 @@ class Search:
         self.tasks = run.load_tasks()
         tasks = {task.name: task for task in self.tasks}
         self.highest = higher_is_better(tasks, args.metric_for_best_model, args.greater_is_better)
-        self.direction = "maximize" if self.highest else "minimize"
         self.space = read_space(options.search, run, args)
-        self.rows = {task.name: load_rows(task, run.data_dir) for task in self.tasks}
-        model = load_model(run, self.tasks)
-        self.data = trainer_data(*tokenise_rows(run, args, self.tasks, self.rows, model.config))
-        self.trainer = SearchTrainer(self.make_trial, self.metric, model=model, args=self.args, **self.data)
-        self.study = self.open_study() if self.first else None
+        # The trainer of the flags as they are is not trained: it says the plan, and refuses what trials would refuse.
+        _, rows, tokens, trainer = prepare(run, self.args)
+        self.data = trainer_data(trainer.processing_class, tokens)
+        self.heading = f"{describe_rows(self.tasks, rows)}\n\n{trainer.describe_plan()}"
+        self.study = self.open_study(rows, trainer) if self.first else None
 
     def check_folder(self) -> None:
         """Refuse a folder that holds something else."""
         if contents(self.folder) and not (self.folder / "study.db").exists():
             raise InputError(f"--output_dir {self.folder} exists and holds no search; choose another folder")
 
-    def open_study(self) -> "optuna.Study":
-        """The study in the folder, or a new one. An interrupted trial is run again."""
+    def open_study(self, rows: Mapping[str, DatasetDict], trainer: MultitaskTrainer) -> "optuna.Study":
+        """The study in the folder, or a new one, of these rows and steps. An interrupted trial is run again."""
         if self.run.overwrite:
             remove(self.folder / name for name in contents(self.folder))
         file = self.folder / "study.db"
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            study = optuna.create_study(direction=self.direction, load_if_exists=True, **self.storage())
+            study = optuna.create_study(
+                study_name="search",
+                storage=f"sqlite:///{file.resolve()}",
+                direction="maximize" if self.highest else "minimize",
+                # Early scores say little: a learning rate may still be warming up.
+                pruner=optuna.pruners.MedianPruner(n_warmup_steps=len(trainer.plan) // 3),
+                load_if_exists=True,
+            )
         except Exception as error:  # damage shows in several ways
             raise InputError(f"{file}: is not a study ({str(error).splitlines()[0]}); was it cut off?") from error
-        settings = deciding_settings(self.run, self.args, self.tasks, fingerprints(self.rows), self.trainer.batch_size)
+        settings = deciding_settings(self.run, self.args, self.tasks, fingerprints(rows), trainer.batch_size)
         settings |= {name: getattr(self.args, name) for name in SCORING} | {"search": self.space}
         if "settings" in study.user_attrs:
             compare_settings(study.user_attrs["settings"], settings, self.folder)
@@ -185,49 +137,54 @@ class Search:
             remove_checkpoints(trial)
         return study
 
-    def storage(self) -> dict[str, str]:
-        """Where optuna finds the study."""
-        return {"study_name": "search", "storage": f"sqlite:///{self.folder.resolve() / 'study.db'}"}
-
-    def make_trial(self, number: int, settings: dict[str, object]) -> MultitaskTrainer:
-        """The trainer of a trial: what `training.train` makes of its flags, on the rows that are tokenised already."""
-        run, args = configure(self.run, self.args, settings)
-        args.output_dir = str(self.folder / "trials" / str(number))
-        set_seed(args.seed)
-        model = load_model(run, run.load_tasks())
-        return MultitaskTrainer(
-            model, args, **self.data, callbacks=[HistoryFile(Path(args.output_dir, "history.jsonl"))]
-        )
-
     def run_trials(self) -> None:
         """Run the trials that are missing, and after each of them write what is known by then."""
         if self.first:
-            print(describe_rows(self.tasks, self.rows), self.trainer.describe_plan(), sep="\n\n", flush=True)
-        while (finished := self.count_finished()) < self.options.n_trials:
-            self.run_trial(finished)
+            print(self.heading, flush=True)
+        while self.run_trial():
             if self.first:
                 self.write()
         if self.first:
             self.write()
 
-    def run_trial(self, finished: int) -> None:
-        """Run one more trial than have finished."""
+    def run_trial(self) -> bool:
+        """Run one more trial, a plain run, on all processes; False where there are enough.
+
+        Its score is what a run ends with, the best checkpoint's.
+        """
+        trial = self.ask() if self.first else None
+        asked = (trial.number, self.suggest(trial)) if trial else None
+        (asked,) = broadcast_object_list([asked])
+        if asked is None:
+            return False
+        release_memory()  # of the trainer before: it is part of circles of references
+        trainer, report, metrics = self.make_trial(*asked), ReportToTrial(trial, self.metric), {}
+        trainer.add_callback(report)
+        try:
+            trainer.train()
+            trainer.remove_callback(report)
+            metrics = {} if report.pruned else trainer.evaluate()
+        except NonFiniteError as error:
+            logger.warning(f"trial {asked[0]} diverged: {error}")
+        PartialState().wait_for_everyone()  # before checkpoints go that another process may still be reading
+        if self.first:
+            remove_checkpoints(Path(trainer.args.output_dir))
+            self.tell(trial, report.pruned, metrics)
+        return True
+
+    def ask(self) -> "optuna.Trial | None":
+        """The next trial; None where there are enough. The first has the flags as they are."""
+        finished = len(self.finished())
+        if finished >= self.options.n_trials:
+            return None
         # A seed for each, so that a search that was stopped goes on as it would have.
         seed = np.random.SeedSequence([self.args.seed, finished]).generate_state(1)
-        self.trainer.hyperparameter_search(
-            hp_space=self.suggest,
-            compute_objective=lambda metrics: metrics[self.metric],
-            n_trials=1,
-            direction=self.direction,
-            backend="optuna",
-            sampler=optuna.samplers.TPESampler(seed=int(seed[0])),
-            # Early scores say little: a learning rate may still be warming up.
-            pruner=optuna.pruners.MedianPruner(n_warmup_steps=len(self.trainer.plan) // 3),
-            load_if_exists=True,
-            **self.storage(),
-        )
+        self.study.sampler = optuna.samplers.TPESampler(seed=int(seed[0]))
+        if not finished and not self.study.get_trials(states=(TrialState.WAITING,)):
+            self.study.enqueue_trial(present_settings(self.space, self.run, self.args))
+        return self.study.ask()
 
-    def suggest(self, trial: "optuna.Trial | optuna.trial.FixedTrial") -> dict[str, object]:
+    def suggest(self, trial: "optuna.Trial") -> dict[str, object]:
         """The settings of a trial, {flag or flag.task: value}."""
         return {
             name: trial.suggest_categorical(name, values)
@@ -236,14 +193,32 @@ class Search:
             for name, values in self.space.items()
         }
 
-    def count_finished(self) -> int:
-        """The trials that count, on all processes. Before any, the flags as they are are put first in the line."""
-        finished = 0
-        if self.first:
-            finished = len(self.finished())
-            if not finished and not self.study.get_trials(states=(TrialState.WAITING,)):
-                self.study.enqueue_trial(present_settings(self.space, self.run, self.args))
-        return broadcast_object_list([finished])[0]
+    def make_trial(self, number: int, settings: dict[str, object]) -> MultitaskTrainer:
+        """The trainer of a trial: what `training.train` makes of its flags, on the rows that are tokenised already."""
+        run, args = configure(self.run, self.args, settings)
+        args.output_dir = str(self.folder / "trials" / str(number))
+        set_seed(args.seed)
+        model = load_model(run, run.load_tasks())
+        history = HistoryFile(Path(args.output_dir, "history.jsonl"))
+        return MultitaskTrainer(model, args, **self.data, callbacks=[history])
+
+    def tell(self, trial: "optuna.Trial", pruned: bool, metrics: dict[str, float]) -> None:
+        """Tell the study how a trial ended.
+
+        Args:
+            trial: the trial.
+            pruned: whether the pruner ended it; its score is the last that was reported.
+            metrics: of its end; empty where it was pruned or diverged. No score, and one that is NaN, count as the
+                worst possible.
+        """
+        if metrics:
+            trial.set_user_attr("metrics", metrics)
+        if pruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return
+        score = metrics[self.metric] if metrics else math.nan
+        worst = -math.inf if self.highest else math.inf
+        self.study.tell(trial, worst if math.isnan(score) else score)
 
     def finished(self) -> list["optuna.trial.FrozenTrial"]:
         """The trials that count: those that ended, or that the pruner ended; not those that were stopped."""

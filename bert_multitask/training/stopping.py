@@ -225,7 +225,7 @@ class StopAtStepEnd(TrainerCallback):
         asked = self.request.signum is not None
         if not is_initialized() or distributed_c10d.get_world_size() == 1:
             return asked
-        store = distributed_c10d._get_default_store()
+        store = distributed_c10d._get_default_store()  # torch has no public name for the store of a running group
         try:
             if store.check([self.KEY]):
                 return step >= int(store.get(self.KEY))

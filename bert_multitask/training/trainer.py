@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,15 +16,18 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils import logging
 
-from ..data.collate import Collator, TaskRows
+from ..data.collate import Collator, TaskRows, join_rows
 from ..data.token_rows import check_labelled, rows_by_task
 from ..evaluation.metrics import (
     decide,
+    describe_metric,
+    describe_overall,
     finite_rows,
     higher_is_better,
     join_scores,
@@ -33,9 +36,10 @@ from ..evaluation.metrics import (
     score_decisions,
     task_scores,
 )
-from ..model.encoder import all_finite
+from ..model.card import model_card
+from ..model.encoder import all_finite, share_weights
 from ..model.errors import InputError, NonFiniteError
-from ..model.losses import DIVERGENCES, UNLABELLED, count_items, is_labelled, no_label
+from ..model.losses import DIVERGENCES, count_items, is_labelled, labelled_rows, no_label
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments
@@ -49,6 +53,7 @@ from .checks import (
     check_metrics,
     check_optimizers,
     check_parts,
+    check_plan,
     check_sharding,
     check_smart,
     check_weights,
@@ -57,17 +62,17 @@ from .checks import (
     train_rows,
 )
 from .finite import FirstBadStep
-from .hub import HubTrainer
+from .hub import CARD, card_settings, last_scores, open_repo, push_folder
 from .optim import PaperAdamW
 from .randomness import keeps_generators
-from .schedule import SCHEDULES, PlanSampler, count_batches, describe
+from .schedule import PlanSampler, describe
 from .smart import DropoutMasks, MomentumTeacher, smart_penalty
 
 logger = logging.get_logger(__name__)
 SHOWN_ROWS = 8  # rows that a message names
 
 
-class MultitaskTrainer(HubTrainer):
+class MultitaskTrainer(Trainer):
     """Trains a `MultitaskBertModel` on a plan of its tasks' batches, one task a step.
 
     Everything that `transformers.Trainer` takes is here, too, or is refused when the trainer is built (docs/trainer.md
@@ -77,9 +82,9 @@ class MultitaskTrainer(HubTrainer):
         model: its `tasks` give each task's number of epochs; or one that `peft.get_peft_model` made of it
             (docs/reuse.md).
         args: the schedule, its budget, and everything `TrainingArguments` has.
-        train_dataset: {task: tokenised rows} of every task of the model (see `token_rows.rows_by_task`).
+        train_dataset: {task: rows} of every task of the model, raw or tokenised (`data/token_rows.py` has the rule).
         eval_dataset: the same of the dev rows; needed for evaluation.
-        processing_class: the tokenizer; it is saved with every checkpoint.
+        processing_class: the tokenizer, which raw rows need; it is saved with every checkpoint.
         data_collator: rows of one task -> a batch with the keys of `Collator`, which is the default.
         model_init: refused.
         compute_loss_func: (outputs, labels, num_items_in_batch) -> the loss of a batch, or {task: such a function};
@@ -91,6 +96,7 @@ class MultitaskTrainer(HubTrainer):
         optimizers: an optimizer of the model's parameters, and a schedule of its learning rate; None makes ours.
         optimizer_cls_and_kwargs: an optimizer's class and settings, instead of `args.optim`.
         preprocess_logits_for_metrics: refused.
+        plan: the task of each step, instead of what `args.schedule` makes of the tasks' epochs and `args.budget`.
 
     Raises:
         InputError: something given is wrong, missing, or would be ignored; nothing is computed or written then.
@@ -111,12 +117,15 @@ class MultitaskTrainer(HubTrainer):
         optimizers: tuple = (None, None),
         optimizer_cls_and_kwargs: tuple[type, dict] | None = None,
         preprocess_logits_for_metrics: None = None,
+        plan: Sequence[str] | None = None,
     ):
         refused = {"model_init": model_init, "preprocess_logits_for_metrics": preprocess_logits_for_metrics}
         check_parts(model, args, refused)
-        train, dev = train_rows(train_dataset, model), eval_rows(eval_dataset, model, args)
+        with args.main_process_first(desc="tokenising"):  # of raw rows; the others read them from the cache
+            train = train_rows(train_dataset, model, args, processing_class)
+            dev = eval_rows(eval_dataset, model, args, processing_class)
         balance_tasks(model, train)
-        args = self.plan_steps(model, args, {name: len(rows) for name, rows in train.items()})
+        args = self.plan_steps(model, args, {name: len(rows) for name, rows in train.items()}, plan)
         self.loss_functions = loss_functions(compute_loss_func, model.tasks)
         self.metric_functions = by_task(compute_metrics, model.tasks, "compute_metrics")
         check_metrics(model.tasks, args, self.metric_functions)
@@ -149,19 +158,27 @@ class MultitaskTrainer(HubTrainer):
         self.add_callbacks()
 
     def plan_steps(
-        self, model: MultitaskBertModel, args: MultitaskTrainingArguments, rows: dict[str, int]
+        self,
+        model: MultitaskBertModel,
+        args: MultitaskTrainingArguments,
+        rows: dict[str, int],
+        plan: Sequence[str] | None,
     ) -> MultitaskTrainingArguments:
-        """Lay out the plan for {task: training rows}; returns a copy of the arguments whose `max_steps` is its length.
+        """Take the plan that is given, or lay one out for {task: training rows}; returns a copy of the arguments whose
+        `max_steps` is its length.
 
         Trainer repeats a data loader that is shorter than max_steps; the plan is all there is.
         """
         self.rows = rows
         self.epochs = {name: task.epochs for name, task in model.tasks.items()}
-        self.batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        self.data_seed = args.data_seed if args.data_seed is not None else args.seed
-        self.batches = count_batches(self.rows, self.epochs, self.batch_size, args.budget)
-        plan = SCHEDULES[args.schedule](self.batches, self.data_seed)
-        self.plan = plan[: args.max_steps] if args.max_steps > 0 else plan
+        self.batch_size, self.data_seed = args.total_train_batch_size, args.plan_seed
+        if plan is None:
+            self.batches, plan = args.lay_plan(self.rows, self.epochs)
+            check_plan(plan, self.rows, f"the plan of --schedule {args.schedule}")
+        else:
+            check_plan(plan, self.rows, "plan")
+            self.batches = {name: list(plan).count(name) for name in self.rows}
+        self.plan = list(plan[: args.max_steps] if args.max_steps > 0 else plan)
         for name in self.rows.keys() - set(self.plan):
             logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
         args = copy.copy(args)  # the caller's stay as they are
@@ -171,7 +188,7 @@ class MultitaskTrainer(HubTrainer):
 
     def begin_record(self) -> None:
         """Start what training keeps for its log, and for the next evaluation."""
-        self.step_rows: Tensor | int | None = None  # labelled rows of the step, where its loss is divided by others
+        self.step_rows: Tensor | None = None  # labelled rows of the step
         self.sums: dict[str, tuple] = {}
         self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # task -> logits and labels since the last log entry
         self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
@@ -217,38 +234,29 @@ class MultitaskTrainer(HubTrainer):
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor | int | None:
-        """Overridden because Trainer counts what is not -100, which may be a score; a missing score is NaN."""
-        marked = [
-            {"labels": torch.where(is_labelled(batch["labels"]), 0, UNLABELLED)} if "labels" in batch else batch
-            for batch in batch_samples
-        ]
-        return super()._get_num_items_in_batch(marked, device)
-
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | int | None]:
-        """Overridden because a task with class weights divides its loss by the sum of the step's weights, over all
-        processes and accumulation steps as Trainer counts rows, so that it is torch's weighted mean however it is cut.
+    ) -> tuple[list, Tensor | None]:
+        """Overridden because Trainer counts the labels of a step that are not -100, which may be a score; a missing
+        score is NaN. And a task with class weights divides its loss by the sum of the step's weights, over all
+        processes and accumulation steps as rows are counted, so that it is torch's weighted mean however it is cut.
         """
-        batches, rows = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.step_rows = rows
-        options = self.model.tasks[batches[0]["task"]].loss_options if batches else {}
-        if rows is None or "class_weights" not in options:
-            return batches, rows
-        weights = torch.tensor(options["class_weights"], device=device)
-        items = sum(count_items(batch["labels"].to(device), weights) for batch in batches)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            items = self.accelerator.gather(items).sum()
+        batches = list(islice(epoch_iterator, num_batches))
+        if not batches:
+            return batches, None
+        items = self.step_rows = self.sum_step(is_labelled(batch["labels"]).sum() for batch in batches)
+        options = self.model.tasks[batches[0]["task"]].loss_options
+        if "class_weights" in options:
+            weights = torch.tensor(options["class_weights"], device=device)
+            items = self.sum_step(count_items(batch["labels"].to(device), weights) for batch in batches)
         return batches, items
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """Overridden to note a loss that is not a finite number, without waiting for the device."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.bad.note_loss(loss, self.state.global_step + 1)
-        return loss
+    def sum_step(self, counts: Iterable[Tensor]) -> Tensor:
+        """The sum of the counts of a step's micro-batches; over all processes, unless each scales its own loss."""
+        total = sum(counts).to(self.args.device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         """Overridden to note a gradient norm that is not a finite number; Trainer computes it with every step, clipped
@@ -282,15 +290,21 @@ class MultitaskTrainer(HubTrainer):
             + (f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet")
         )
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Overridden to save nothing once a number was not finite."""
-        self.check_numbers()
-        super()._save_checkpoint(model, trial)
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Overridden to refuse weights that are not finite numbers (see `check_finite_weights`)."""
+        """Overridden to save nothing once a number was not finite; to leave no training_args.bin, a pickle, which is
+        unsafe to read and which nothing here reads; and for the permissions of an adapter's weights.
+
+        Raises:
+            NonFiniteError: a step had a loss or gradient, or there is a weight, that is not a finite number.
+        """
+        if self.is_in_train:
+            self.check_numbers()
         self.check_finite_weights()
         super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            share_weights(folder)
 
     def check_finite_weights(self) -> None:
         """Refuse weights that are not finite numbers.
@@ -312,8 +326,8 @@ class MultitaskTrainer(HubTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Overridden to add SMART's terms to a training step's loss, and to keep each task's losses and predictions for
-        the log.
+        """Overridden to add SMART's terms to a training step's loss, to note one that is not a finite number, without
+        waiting for the device, and to keep each task's losses and predictions for the log.
 
         Scaling is as Trainer's: the model divides by the labelled rows of the whole step (or by the sum of their class
         weights), all processes and accumulation steps together.
@@ -335,6 +349,7 @@ class MultitaskTrainer(HubTrainer):
         for name, weight, penalty in self.penalties(task, inputs, outputs["logits"], masks):
             self.keep(f"{name}_{task.name}", share * penalty)
             loss = loss + weight * share * penalty
+        self.bad.note_loss(loss, self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
 
     def penalties(
@@ -394,8 +409,10 @@ class MultitaskTrainer(HubTrainer):
                 steps = count / self.args.gradient_accumulation_steps
                 logs[name] = self.accelerator.gather(total).mean().item() / steps
             for name, batches in sorted(self.seen.items()):
-                logits, labels = (self.gather_rows(torch.cat(column)) for column in zip(*batches, strict=True))
-                task, labelled = self.model.tasks[name], is_labelled(labels)
+                logits, labels = zip(*batches, strict=True)
+                missing = no_label(labels[0].is_floating_point())
+                logits, labels = self.gather_rows(logits, 0), self.gather_rows(labels, missing)
+                task, labelled = self.model.tasks[name], labelled_rows(labels)
                 labelled &= finite_rows(logits)  # without those that fp16 skipped
                 if not labelled.any():
                     continue
@@ -410,11 +427,13 @@ class MultitaskTrainer(HubTrainer):
                 del logs[key]
         super().log(logs, start_time)
 
-    def gather_rows(self, values: Tensor) -> np.ndarray:
-        """The rows of all processes, which may have different numbers of them: filled up with unlabelled ones."""
-        missing = no_label(values.is_floating_point())
-        padded = self.accelerator.pad_across_processes(values, pad_index=missing)
-        return self.accelerator.gather(padded).cpu().numpy()
+    def gather_rows(self, batches: Sequence[Tensor], fill: float) -> np.ndarray:
+        """The rows of the batches of all processes, filled up: batches may be of different widths, where there is
+        something for each token, and processes may have different numbers of rows."""
+        values = join_rows(batches, fill)
+        for dim in (1, 0):
+            values = self.accelerator.pad_across_processes(values, dim=dim, pad_index=fill)
+        return self.accelerator.gather(values).cpu().numpy()
 
     @keeps_generators
     def evaluate(
@@ -426,7 +445,7 @@ class MultitaskTrainer(HubTrainer):
         """Overridden because Trainer scores several datasets apart, so that no overall score could pick the best.
 
         Args:
-            eval_dataset: {task: tokenised rows}, or rows of one task; by default the trainer's.
+            eval_dataset: {task: rows}, or rows of one task, raw or tokenised; by default the trainer's.
             ignore_keys: outputs of the model to leave out of the predictions.
             metric_key_prefix: start of every key.
 
@@ -442,7 +461,8 @@ class MultitaskTrainer(HubTrainer):
         # Of the trainer's own datasets Trainer wants the names, under which it keeps persistent loaders.
         loaders = {name: name for name in self.eval_dataset}
         if eval_dataset is not None or not loaders:
-            loaders = rows_by_task({} if eval_dataset is None else eval_dataset, self.model, "eval_dataset")
+            given = {} if eval_dataset is None else eval_dataset
+            loaders = rows_by_task(given, self.model, "eval_dataset", "dev", self.processing_class)
             if not loaders:
                 raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
             check_labelled(loaders, "eval_dataset")
@@ -486,7 +506,7 @@ class MultitaskTrainer(HubTrainer):
             InputError: names what is wrong with the rows.
             NonFiniteError: a prediction is not a finite number.
         """
-        rows = rows_by_task(test_dataset, self.model, "test_dataset")
+        rows = rows_by_task(test_dataset, self.model, "test_dataset", "test", self.processing_class)
         if len(rows) != 1:
             raise InputError(f"test_dataset has {len(rows)} tasks; predict takes the rows of one")
         return super().predict(*rows.values(), ignore_keys, metric_key_prefix)
@@ -539,6 +559,83 @@ class MultitaskTrainer(HubTrainer):
         return float(
             self.loss_functions[task](SequenceClassifierOutput(logits=logits), labels, num_items_in_batch=items)
         )
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Overridden for one clear error, before training begins."""
+        if hasattr(self.model, "peft_config"):
+            raise InputError(
+                "a peft adapter is no model for others to load: push model = trainer.model.merge_and_unload() by "
+                "model.push_to_hub(…) instead (docs/reuse.md)"
+            )
+        if self.is_world_process_zero():
+            name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+            private = self.args.hub_private_repo if private is None else private
+            self.hub_model_id = open_repo(name, token or self.args.hub_token, private)
+
+    def create_model_card(
+        self,
+        scores: Mapping[str, tuple] | None = None,
+        base_model: str | None = None,
+        data: Mapping[str, Mapping] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Overridden to write a card that tells of all tasks, `README.md` in the output folder.
+
+        Args:
+            scores: {task: (dev score, lower, upper bound)}; by default those of the last evaluation, without bounds.
+            base_model: name of the checkpoint that training started from; by default the model's.
+            data: {task: {split: rows and fingerprint}}.
+            kwargs: of Trainer's card; they have no place in this one.
+        """
+        if not self.is_world_process_zero():
+            return
+        tasks = self.model.tasks
+        card = model_card(
+            tasks,
+            self.model.config,
+            self.hub_model_id or self.args.hub_model_id,
+            base_model or self.model.name_or_path,
+            scores or last_scores(self.state.log_history, tasks),
+            card_settings(self.args, tasks, self.batch_size),
+            self.describe_plan(),
+            data,
+            {name: describe_metric(task) for name, task in tasks.items()} | {"overall": describe_overall(tasks)},
+        )
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(self.args.output_dir, CARD).write_text(card, encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        *,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """Overridden to push what others need and no more (`hub.PUBLIC`), with our card.
+
+        Args:
+            commit_message: of the commit.
+            token: with write access; by default `--hub_token`, or the one of this machine.
+            revision: branch; by default `--hub_revision`, or main.
+            private: whether a new repository is private; by default `--hub_private_repo`.
+            kwargs: of `create_model_card`.
+
+        Returns:
+            The commit's address, on the first process.
+
+        Raises:
+            InputError: it could not be pushed.
+        """
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)  # else it would push by itself
+        self.create_model_card(**kwargs)
+        if self.is_world_process_zero():
+            revision = revision or self.args.hub_revision
+            return push_folder(self.args.output_dir, self.hub_model_id, revision, token, commit_message)
 
 
 def name_rows(rows: Mapping[int, Mapping]) -> str:

@@ -24,6 +24,13 @@ class ConfigLoader(yaml.SafeLoader):
             )
         return super().compose_node(parent, index)
 
+    def compose_scalar_node(self, anchor):
+        """Overridden to refuse NUL characters, which no path and no name may hold."""
+        node = super().compose_scalar_node(anchor)
+        if "\0" in node.value:
+            raise yaml.MarkedYAMLError(problem=f"{node.value!r} has a NUL character", problem_mark=node.start_mark)
+        return node
+
     def compose_mapping_node(self, anchor):
         """Overridden to refuse repeated keys, of which PyYAML takes the last."""
         node = super().compose_mapping_node(anchor)
@@ -50,7 +57,8 @@ def load_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        InputError: there is no such file, or it is not YAML, or has an alias or a repeated key; names the file.
+        InputError: there is no such file, or it is not YAML, or has an alias, a repeated key or a NUL character;
+            names the file.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)

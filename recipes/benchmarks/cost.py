@@ -16,7 +16,6 @@ from bert_multitask.model.packing import BUCKET_STEP
 from bert_multitask.model.tasks import Task
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.callbacks import EpochEnds
-from bert_multitask.training.schedule import SCHEDULES, count_batches
 
 # kind of step -> forward passes' work in it: a backward pass is two; SMART has a clean pass, an ascent of two, a
 # perturbed pass, and a backward pass through both predictions.
@@ -91,10 +90,6 @@ def paper_run(path: Path, lengths: Mapping, config: BertConfig, constants: np.nd
     """
     run, args, _ = RecipeParser((RunArguments, MultitaskTrainingArguments), path, "").parse([str(path)])
     tasks = {task.name: task for task in run.load_tasks()}
-    rows = {name: task.course_rows["train"] for name, task in tasks.items()}
-    epochs = {name: task.epochs for name, task in tasks.items()}
-    size = args.per_device_train_batch_size
-    plan = SCHEDULES[args.schedule](count_batches(rows, epochs, size, args.budget), args.seed)
 
     def seconds(task: Task, kind: str, size: int) -> float:
         """Of a step of so many rows, on average."""
@@ -103,19 +98,44 @@ def paper_run(path: Path, lengths: Mapping, config: BertConfig, constants: np.nd
         batches = [tokens[start : start + size].flatten() for start in starts]
         return float(np.mean([count_work(batch, config, kind) for batch in batches], axis=0) @ constants)
 
-    training = sum(
-        plan.count(name) * seconds(task, "smart" if task.smart_weight else "train", size)
-        for name, task in tasks.items()
-    )
-    evaluated = count_evaluations(plan, rows, args, run.encoder_sharing == "per_task")
     size = args.per_device_eval_batch_size
-    predicted = {
-        name: evaluated[name] * task.course_rows["dev"] + task.course_rows["dev"] + task.course_rows["test"]
-        for name, task in tasks.items()
-    }
-    evaluation = sum(count / size * seconds(tasks[name], "predict", size) for name, count in predicted.items())
+    steps, training, evaluation = run_cost(
+        run,
+        args,
+        {name: task.course_rows for name, task in tasks.items()},
+        {
+            name: seconds(task, "smart" if task.smart_weight else "train", args.total_train_batch_size)
+            for name, task in tasks.items()
+        },
+        {name: seconds(task, "predict", size) / size for name, task in tasks.items()},
+    )
     hours = {"training, h": training / 3600, "evaluation, h": evaluation / 3600}
-    return {"run": path.stem, "steps": len(plan)} | hours | {"in all, h": sum(hours.values())}
+    return {"run": path.stem, "steps": steps} | hours | {"in all, h": sum(hours.values())}
+
+
+def run_cost(
+    run: RunArguments,
+    args: MultitaskTrainingArguments,
+    rows: Mapping[str, Mapping[str, int]],
+    step: Mapping[str, float],
+    predict: Mapping[str, float],
+) -> tuple[int, float, float]:
+    """Steps of a run, the seconds of its training, and those of its evaluations and of its predictions at the end.
+
+    Args:
+        run: its tasks and layout.
+        args: its schedule, and when it evaluates.
+        rows: {task: {split: rows}}.
+        step: {task: seconds of a training step}.
+        predict: {task: seconds of the prediction of a row}.
+    """
+    tasks = {task.name: task for task in run.load_tasks()}
+    train = {name: min(rows[name]["train"], task.max_train_samples or math.inf) for name, task in tasks.items()}
+    _, plan = args.lay_plan(train, {name: task.epochs for name, task in tasks.items()})
+    evaluated = count_evaluations(plan, train, args, run.encoder_sharing == "per_task")
+    predicted = {name: (evaluated[name] + 1) * rows[name]["dev"] + rows[name].get("test", 0) for name in tasks}
+    training = sum(plan.count(name) * step[name] for name in tasks)
+    return len(plan), training, sum(predicted[name] * predict[name] for name in tasks)
 
 
 def count_evaluations(
@@ -133,8 +153,7 @@ def count_evaluations(
     every = math.ceil(args.eval_steps * len(plan)) if args.eval_steps < 1 else int(args.eval_steps)
     steps = {*range(every, len(plan), every), len(plan)}
     if args.schedule == "sequential":
-        size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        steps |= EpochEnds(plan, rows, size).steps
+        steps |= EpochEnds(plan, rows, args.total_train_batch_size).steps
     evaluated, last = Counter(), 0
     for step in sorted(steps):
         evaluated.update(set(plan[last:step]) if per_task and last else rows.keys())

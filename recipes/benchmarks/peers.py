@@ -36,7 +36,7 @@ class Stock:
     def predict(self, task: str, logits: torch.Tensor) -> torch.Tensor:
         """All logits (B, 7) -> those of the task, as the multitask model gives them."""
         logits = logits[:, self.columns[task]]
-        if self.tasks[task].kind != "similarity":
+        if not self.tasks[task].score_range:
             return logits
         low, high = self.tasks[task].score_range
         return low + (high - low) * logits.sigmoid()

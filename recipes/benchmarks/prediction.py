@@ -87,7 +87,7 @@ def largest_difference(rig: Rig, tables: Mapping[str, datasets.Dataset], logits:
     differences = []
     for name, values in logits.items():
         theirs = prediction_table(TASKS[name], tables[name]["id"], rig.stock.predict(name, values).numpy())
-        column = "score" if TASKS[name].kind == "similarity" else "probabilities"
+        column = theirs.column_names[-1]  # probabilities, or scores
         differences.append(np.abs(np.array(tables[name][column]) - np.array(theirs[column])).max().item())
     return max(differences)
 

@@ -28,6 +28,9 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         pytest.param("a: !!bool x", "not a YAML file: ", id="no truth value"),
         pytest.param("a: !!python/object/apply:os.getcwd []", "could not determine a constructor", id="a Python tag"),
         pytest.param("a: \x00", "special characters are not allowed", id="a control character"),
+        pytest.param('output_dir: "a\\0b"', "has a NUL character", id="a NUL in a path"),
+        pytest.param('"a\\0b": 1', "has a NUL character", id="a NUL in a key"),
+        pytest.param('tasks: [{name: "\\0"}]', "has a NUL character", id="a NUL inside"),
     ],
 )
 def test_what_cannot_be_read_is_said(tmp_path, content, message):

@@ -267,6 +267,7 @@ def test_a_run_resumes_only_with_its_own_settings(monkeypatch, config, capsys):
     assert run_here(monkeypatch, config, *flags, "--resume_from_checkpoint", "--logging_steps", 1) == 0
 
 
+@pytest.mark.slow  # `make faults` kills runs by the dozen
 def test_a_killed_run_resumes_to_the_same_weights(monkeypatch, config, capsys):
     """Through `accelerate launch`: killed in mid-epoch by SIGKILL, resumed, and compared bit for bit."""
     epochs = ("--task_epochs", '{"sst": 8, "quora": 6, "sts": 8}', "--save_steps", "10", "--eval_steps", "10")

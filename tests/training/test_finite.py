@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import finish, launch
+from conftest import finish, launch, run_here
 from datasets import Dataset
-from test_recipes import run_here
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
@@ -198,9 +197,9 @@ def test_a_bad_step_names_rows_without_ids_by_their_numbers_in_the_data(make_tra
     assert names == ", ".join(str(number) for _, number in batch) != "0, 1, 2, 3"
 
 
-def scaled(make_trainer, loss, **settings):
+def scaled(make_trainer, loss, plan=None):
     """A trainer whose loss is scaled as with --fp16, which a CPU has not."""
-    trainer = make_trainer(given={"compute_loss_func": {"sst": loss}}, logging_steps=1, **settings)
+    trainer = make_trainer(given={"compute_loss_func": {"sst": loss}, "plan": plan}, logging_steps=1)
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
     trainer.bad = FirstBadStep(scaled=True)
     return trainer
@@ -220,8 +219,11 @@ def test_steps_that_the_scaler_skips_do_not_count(make_trainer, kind):
 
 def test_a_scaler_that_skips_every_step(make_trainer, monkeypatch):
     monkeypatch.setattr("bert_multitask.training.finite.PATIENCE", 3)
-    trainer = scaled(make_trainer, lambda outputs, labels, num_items_in_batch: outputs.logits.sum() * float("nan"))
-    trainer.plan[:] = ["sst"] * 16
+
+    def nothing(outputs, labels, num_items_in_batch):
+        return outputs.logits.sum() * float("nan")
+
+    trainer = scaled(make_trainer, nothing, plan=["sst"] * 16)
     with pytest.raises(NonFiniteError, match="--fp16 the gradient was not a finite number .* at step 3,"):
         trainer.train()
 

@@ -23,12 +23,12 @@ def make(tmp_path):
     def make(name: str, keep_probabilities: bool = True):
         task, rng = TASKS[name], np.random.default_rng(0)
         ids = [f"r{number}" for number in range(COUNT)]
-        if task.kind == "similarity":
+        if task.score_range:
             labels, logits = rng.uniform(0, 5, COUNT).astype(np.float32), rng.uniform(0, 5, COUNT)
         else:
             labels = rng.integers(0, len(task.label_names), COUNT)
             logits = rng.standard_normal((COUNT, 5) if task.kind == "classification" else COUNT)
-        labels[::7] = no_label(task.kind == "similarity")
+        labels[::7] = no_label(task.score_range is not None)
         texts = {"text": ["word " * (1 + number % 50) for number in range(COUNT)]}
         if task.text_pair:
             texts["text_pair"] = ["two words"] * COUNT

@@ -6,9 +6,8 @@ from pathlib import Path
 from statistics import mode, stdev
 
 import pytest
-from conftest import ROOT, write_course
+from conftest import ROOT, run_here, write_course
 from safetensors.torch import load_file
-from test_recipes import run_here
 
 from bert_multitask.training.trainer import MultitaskTrainer
 from bert_multitask.training.yaml_file import CONFIGS

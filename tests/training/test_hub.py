@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from transformers import AutoTokenizer
@@ -65,7 +66,7 @@ def config(tmp_path, tiny_bert, course_folder) -> Path:
 def test_a_run_on_the_hub(hub, config, tmp_path):
     run, other = tmp_path / "run", tmp_path / "other"
     hub.break_on("POST", "/api/models/me/broken/commit")
-    script = Path(__file__).with_name("push_everything.py")
+    script = ROOT / "tests" / "push_everything.py"
     results = in_fresh_process(hub, tmp_path / "cache", script, config, run, other, token=hub.token)
     check_refusals(results)
     for way in ("trained", "branch", "private"):
@@ -108,7 +109,7 @@ def check_refusals(results: dict) -> None:
 def check_files(hub, run: Path) -> None:
     """What was pushed, and that the card alone differs, by its name, on a branch and in another repository."""
     files = hub.files("me/run")
-    code = "card configuration encoder errors fields heads losses modeling packing tasks".split()
+    code = "card configuration encoder errors fields heads kinds losses modeling packing tasks".split()
     others = "README.md config.json model.safetensors metrics.json tokenizer.json tokenizer_config.json".split()
     assert set(files) - {".gitattributes"} == {*others, *(f"{name}.py" for name in code)}
     second, secret = hub.files("me/run", "second"), hub.files("me/secret")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MINILM, SIZE
+from conftest import MINILM, ROOT, SIZE
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
@@ -77,7 +77,7 @@ def export(*argv) -> None:
 def elsewhere(folders) -> dict:
     """What a process that cannot import the package gets from them."""
     root = folders["root"]
-    script = Path(__file__).with_name("without_package.py")
+    script = ROOT / "tests" / "without_package.py"
     run = subprocess.run(
         [sys.executable, script, root / "shared", root / "per_task", root / "exports"],
         capture_output=True,

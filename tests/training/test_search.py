@@ -13,16 +13,16 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
-from conftest import ROOT, finish, launch, write_course
+from conftest import ROOT, finish, launch, run_here, write_course
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
-from test_recipes import run_here
 from transformers import TrainerControl, TrainerState
 
 from bert_multitask.data.rows import load_rows
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import TASKS
 from bert_multitask.reporting.plots import search_overview
+from bert_multitask.training import run as training
 from bert_multitask.training import search as tuning
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.search import ReportToTrial, find_importances
@@ -119,7 +119,7 @@ def test_a_trial_is_a_plain_run(monkeypatch, searched):
 def test_a_trial_of_a_bert_per_task_is_a_plain_run(monkeypatch, searched, tmp_path):
     """Whose best weights are kept by task; by the paper's Adam, whose settings Trainer takes when it is built."""
     reads = []
-    monkeypatch.setattr(tuning, "load_rows", lambda task, *rest: reads.append(task.name) or load_rows(task, *rest))
+    monkeypatch.setattr(training, "load_rows", lambda task, *rest: reads.append(task.name) or load_rows(task, *rest))
     flags = ["--encoder_sharing", "per_task", "--paper_optimizer"]
     table = search(monkeypatch, searched[0], tmp_path / "search", "--n_trials", 2, *flags)
     assert reads == ["sst", "quora", "sts"], "rows are read once"
@@ -185,7 +185,7 @@ def test_a_search_that_was_stopped_in_its_first_trial(monkeypatch, searched, tmp
     config.write_text(yaml.safe_dump(settings))
     flags = [config, "--output_dir", folder, *COMMON, "--tasks", "fourth", "--task_epochs", "{}"]
     with monkeypatch.context() as patch:
-        patch.setattr(tuning.SearchTrainer, "train", stop)
+        patch.setattr(tuning.MultitaskTrainer, "train", stop)
         assert run_here(monkeypatch, *flags, recipe=TUNE) == 130
     error = capsys.readouterr().err
     assert "stopped by SIGINT; the same command goes on with the search" in error and "Traceback" not in error
@@ -213,7 +213,7 @@ def test_pruned_trials(monkeypatch, searched, tmp_path, capsys):
     asked = []
     monkeypatch.setattr(optuna.pruners, "MedianPruner", lambda **given: asked.append(given) or PruneLaterTrials())
     table = search(monkeypatch, searched[0], tmp_path / "search", "--n_trials", 2)
-    assert [given for given in asked if given] == [{"n_warmup_steps": 8 // 3}] * 2
+    assert [given for given in asked if given] == [{"n_warmup_steps": 8 // 3}]
     assert [(row["state"], row["step"]) for row in table] == [("complete", "8"), ("pruned", "4")]
     for row in table:
         entries = history(tmp_path / "search" / "trials" / row["trial"])
@@ -428,9 +428,11 @@ def test_too_few_trials_do_not_say_what_mattered():
 TWO_PROCESSES = """
 import sys
 import optuna
-sys.path.insert(0, sys.argv.pop(1))
+tests = sys.argv.pop(1)
+sys.path[:0] = [tests, f"{tests}/training"]
+from test_search import PruneLaterTrials
+
 from bert_multitask.commands.tune import main
-from test_tuning import PruneLaterTrials
 optuna.pruners.MedianPruner = lambda **_: PruneLaterTrials()
 main(sys.argv[1:])
 """
@@ -446,7 +448,7 @@ def test_two_processes_search_together(monkeypatch, searched, tmp_path):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     flags = flags_of(searched[0], tmp_path / "two", *same, "--per_device_train_batch_size", 2, "--use_cpu", space=space)
     launcher = {"script": tmp_path / "script.py", "launcher": "recipes/accelerate/cpu.yaml"}
-    process = launch(Path(__file__).parent, *flags, **launcher)
+    process = launch(ROOT / "tests", *flags, **launcher)
     printed = finish(process)
     assert process.returncode == 0, printed
     two = read_table(tmp_path / "two")

@@ -7,8 +7,7 @@ import struct
 import numpy as np
 import pytest
 import yaml
-from conftest import write_table
-from test_recipes import run_here
+from conftest import run_here, write_table
 
 from bert_multitask.data.rows import load_rows
 from bert_multitask.evaluation.tables import prediction_table, write_predictions

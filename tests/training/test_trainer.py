@@ -15,6 +15,7 @@ from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import TASKS
 from bert_multitask.training.arguments import MultitaskTrainingArguments
 from bert_multitask.training.callbacks import HistoryFile
+from bert_multitask.training.schedule import SCHEDULES
 from bert_multitask.training.trainer import MultitaskTrainer
 
 ROWS = {"sst": 11, "quora": 14, "sts": 9}
@@ -234,6 +235,36 @@ def test_max_steps_keeps_the_start_of_the_plan(make_trainer):
     assert trainer.plan == whole[:5]
     assert trainer.train().global_step == 5
     assert make_trainer(max_steps=1000).train().global_step == len(whole), "a plan is not repeated"
+
+
+def test_a_plan_that_is_given_is_trained_as_it_is(make_trainer):
+    """Whatever schedule and budget say; `max_steps` cuts it as it cuts a schedule's."""
+    plan = ["sts", "sst", "sst", "quora", "sts"]
+    trainer = make_trainer(given={"plan": plan}, schedule="sequential", budget=0.5, logging_steps=1)
+    assert trainer.plan == plan and trainer.batches == {"sst": 2, "quora": 1, "sts": 2}
+    trainer.train()
+    losses = [key for log in trainer.state.log_history for key in log if key.startswith("loss_")]
+    assert losses == [f"loss_{task}" for task in plan]
+    assert make_trainer(given={"plan": tuple(plan)}, max_steps=3).plan == plan[:3]
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ([], "plan is empty; expected a list of the task of each step"),
+        ("sst", "plan is a str; expected a list"),
+        (iter(["sst"]), "plan is a list_iterator; expected a list"),
+        (["sst", "nli"], "plan: step 2 is of 'nli', but the model's tasks are sst, quora, sts"),
+        (["sst", 1], "plan: step 2 is of 1, "),
+    ],
+    ids=["empty", "one word", "no list", "unknown task", "number"],
+)
+def test_mistakes_in_a_plan(make_trainer, monkeypatch, plan, message):
+    with pytest.raises(InputError, match=message):
+        make_trainer(given={"plan": plan})
+    monkeypatch.setitem(SCHEDULES, "mine", lambda batches, seed: plan)
+    with pytest.raises(InputError, match=f"the plan of --schedule mine{message.removeprefix('plan')}"):
+        make_trainer(schedule="mine")
 
 
 def test_a_task_without_a_batch_is_pointed_out(make_trainer, caplog, propagated_logs):

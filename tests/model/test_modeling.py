@@ -255,7 +255,7 @@ def test_mistakes_are_named(model, tiny_bert):
     with pytest.raises(InputError, match="no task 'cfimdb'; it has sst, quora, sts"):
         model("cfimdb", **BATCH)
     binary = {"kind": "binary", "label_names": ["n", "y"]}
-    with pytest.raises(InputError, match="loss is 'focal'; choose one of cross_entropy"):
+    with pytest.raises(InputError, match="loss is 'focal'; choose one of binary_cross_entropy"):
         MultitaskBertModel.from_pretrained(tiny_bert, tasks=[binary | {"name": "x", "loss": "focal"}])
     with pytest.raises(InputError, match="task 'keys': this name is reserved"):
         MultitaskBertModel.from_pretrained(tiny_bert, tasks=[binary | {"name": "keys"}])
@@ -364,6 +364,6 @@ def test_layouts_are_checked(tiny_bert):
         load(tiny_bert, pair_encoding="separate")("sts", **BATCH)
     with pytest.raises(InputError, match=r"takes one sequence a row, \(B, L\), not \(2, 2, 4\)"):
         load(tiny_bert)("sts", **PAIRS)
-    with pytest.raises(InputError, match="divergence is 'l1'; choose one of symmetric_kl"):
+    with pytest.raises(InputError, match="divergence is 'l1'; choose one of binary_symmetric_kl"):
         nli = {"name": "x", "kind": "binary", "label_names": ["n", "y"], "divergence": "l1"}
         MultitaskBertModel.from_pretrained(tiny_bert, tasks=[nli])

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
+from conftest import run_here
 from safetensors.torch import load_file
-from test_recipes import run_here
 
 from bert_multitask.data.rows import SAMPLE
 from bert_multitask.inference.soup import average_weights, check_same_start

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import write_table
+from conftest import run_here, write_table
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +14,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import VotingClassifier
 from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelEncoder
-from test_recipes import run_here
 
 from bert_multitask.evaluation.tables import (
     Predictions,
@@ -236,7 +235,7 @@ def test_the_recipe_on_folders_of_tables(monkeypatch, tmp_path, course_folder, f
     np.testing.assert_allclose(got["score"][:], np.mean(test, axis=0), rtol=1e-6)
     assert got["id"][:] == [f"ttest-student{row}" for row in range(5)]
 
-    # Files in the place of folders, and the ensemble as a member.
+    # Files instead of folders, and the ensemble as a member.
     files = [folder / "sts-dev.csv" for folder in folders]
     assert run_here(monkeypatch, *files, "--output_dir", tmp_path / "files", recipe=ENSEMBLE) == 0
     printed = capsys.readouterr().out

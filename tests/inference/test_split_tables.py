@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import finish, launch
-from test_recipes import run_here
+from conftest import finish, launch, run_here
 from transformers import AutoTokenizer
 
 from bert_multitask.data.rows import SAMPLE, load_rows

@@ -285,8 +285,8 @@ def test_the_columns_of_datasets_are_checked(tokenizer):
         ({"id": ["0"], "text": ["a"], "label": ["n"]}, "string.* as column 'label'"),
         ({"id": ["0", "1"], "text": ["a", None], "label": [0, 1]}, "gaps in column 'text'"),
         ({"id": ["0"], "text": [5], "label": [0]}, "int64.* as column 'text'"),
-        ({"id": ["0"], "text": ["a"], "label": [2]}, "the label 2, which is no class"),
-        ({"id": ["0"], "text": ["a"], "label": [-1]}, "the label -1, which is no class"),
+        ({"id": ["0"], "text": ["a"], "label": [2]}, "the label 2, and not a class from 0 to 1"),
+        ({"id": ["0"], "text": ["a"], "label": [-1]}, "the label -1, and not a class from 0 to 1"),
     ],
     ids=["no labels", "names", "gaps", "numbers", "beyond the classes", "hidden as on the Hub"],
 )
@@ -365,6 +365,6 @@ def test_processes_count_the_labelled_rows_of_a_step_together(make_trainer):
     for keys, *shares in zip(whole, *samplers, strict=True):
         batches = [Collator(0)(trainer.train_dataset.__getitems__(share)) for share in shares]
         assert len({batch["labels"].dtype for batch in batches}) == 1, "processes gather them"
-        counts = [trainer._get_num_items_in_batch([batch], "cpu") for batch in batches]
+        counts = [trainer.get_batch_samples(iter([batch]), 1, "cpu")[1] for batch in batches]
         labels = np.array([row["labels"] for row in trainer.train_dataset.__getitems__(keys)])
         assert sum(map(int, counts)) == is_labelled(labels).sum()

@@ -1,15 +1,15 @@
 """A run folder that an earlier version left, with what it predicted and reported: all is the same today.
 
-`data/run_74d3b5b` was trained and predicted by commit 74d3b5b, on the shipped sample, with four tasks: the three kinds,
-and one of the user's own. `scores.json` and `scores.md` are what its predict.py and report.py wrote of it.
+`tests/runs/74d3b5b` was trained and predicted by commit 74d3b5b, on the shipped sample, with four tasks: the three
+kinds, and one of the user's own. `scores.json` and `scores.md` are what its predict.py and report.py wrote of it.
 """
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from bert_multitask.data.rows import SAMPLE
 from bert_multitask.evaluation.tables import find_tables
@@ -18,7 +18,7 @@ from bert_multitask.inference.trained_run import TrainedRun
 from bert_multitask.model.tasks import load_task
 from bert_multitask.reporting.report import write_report
 
-OLD = Path(__file__).parent / "data" / "run_74d3b5b"
+OLD = ROOT / "tests" / "runs" / "74d3b5b"
 TASKS = ["sst", "quora", "sts", "stars"]
 
 

@@ -4,6 +4,7 @@ is no test's business."""
 import dataclasses
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -202,15 +203,15 @@ def test_wrong_settings(scaling, tmp_path, settings, words):
         ),
     ],
 )
-def test_wrong_input_is_one_line(tiny_bert, flags, words):
-    flags += [] if "--rounds" in flags else ["--model_name_or_path", tiny_bert]
-    without_peers = (
-        f"import runpy, sys; sys.modules['smart_pytorch'] = None; sys.path.insert(0, {str(RECIPE.parent)!r})"
-    )
-    code = f"{without_peers}; runpy.run_path({str(RECIPE)!r}, run_name='__main__')"
-    run = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
-    assert run.returncode == 2
-    assert words in run.stderr.splitlines()[-1]
+def test_wrong_input_is_one_line(tiny_bert, monkeypatch, capsys, flags, words):
+    flags = flags + ([] if "--rounds" in flags else ["--model_name_or_path", tiny_bert])
+    monkeypatch.setitem(sys.modules, "smart_pytorch", None)  # not installed
+    monkeypatch.syspath_prepend(str(RECIPE.parent))
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("kind", ["predict", "train"])

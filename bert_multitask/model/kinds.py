@@ -1,0 +1,510 @@
+"""What a kind of task means: the one place that knows a kind by name.
+
+A kind is one object in KINDS. It says which heads, losses, divergences and metrics fit, what a label is, and how logits
+become predictions, tables, votes and pictures. A new kind is one subclass of `Kind`, or of one of those here, and one
+entry: `KINDS["multilabel"] = Multilabel()`. Metrics and pictures are named by their keys in `metrics.METRICS` and
+`plots.PICTURES`: this file lies beside a checkpoint's weights, where neither package need be installed.
+
+B or N rows, C classes.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .losses import no_label
+
+if TYPE_CHECKING:
+    from .tasks import Task
+
+LARGEST_SCORE = float(np.finfo(np.float32).max)  # labels are fp32
+
+
+class Kind:
+    """A kind of task. What is written here holds where a label is one or more classes, which have names.
+
+    Attributes:
+        keys: {"head", "loss", "divergence", "metric": the keys of their tables that fit a task, the default first}.
+            Of heads the default is the first that reads as many sequences as the task has. A metric has the name that
+            a task gives it, and its key in METRICS.
+        classes: how many label names a task has, the fewest and the most (None: any number); None, it has none, and no
+            class weights and label smoothing either.
+        ranged: whether a task may have a score range.
+        dtype: of labels, "int64" or "float32"; the mark of a missing one follows from it (see `losses.no_label`).
+        nested: whether the label of a row is a list. Integers may be lists of different lengths, which are filled up
+            with the mark of a missing label; lists of float are of one length.
+        decision: the column of a prediction table that is scored.
+        loss_unit: of the loss, for a plot.
+        shares: whether `errors` are 1 or 0 a row, and not distances.
+        picture: key of the report's picture of the errors in `plots.PICTURES`; None, there is none.
+    """
+
+    keys: Mapping[str, Sequence[str] | Mapping[str, str]]
+    classes: tuple[int, int | None] | None = (2, None)
+    ranged = False
+    dtype = "int64"
+    nested = False
+    decision = "label"
+    loss_unit = "nats"
+    shares = True
+    picture: str | None = None
+
+    @property
+    def missing(self) -> int | float:
+        """The mark of a missing label, or of one that is missing in a list."""
+        return no_label(self.dtype == "float32")
+
+    # What a task says.
+
+    def check_task(self, task: "Task", where: str) -> None:
+        """Refuse label names, a range of scores or label smoothing that such a task does not have.
+
+        Raises:
+            InputError: names the field.
+        """
+        names, a_task = task.label_names or (), f"a {task.kind} task"
+        if task.score_range is not None and not self.ranged:
+            raise InputError(f"{where}: {a_task} has no score_range, it has label_names")
+        if self.classes is None:
+            if task.label_names is not None:
+                raise InputError(f"{where}: {a_task} has no label_names; it may have score_range: [lowest, highest]")
+            if task.score_range is not None and not task.score_range[0] < task.score_range[1]:
+                raise InputError(f"{where}: score_range is {list(task.score_range)}; expected [lowest, highest]")
+            if task.label_smoothing:
+                raise InputError(
+                    f"{where}: label_smoothing is {task.label_smoothing}; {a_task} has no classes, so leave it out"
+                )
+            return
+        fewest, most = self.classes
+        if len(names) < fewest or len(names) > (most or len(names)):
+            count = {1: "one", 2: "two"}.get(fewest, str(fewest)) + " or more" * (most != fewest)
+            raise InputError(f"{where}: {a_task} needs {count} label_names; it has {len(names)}")
+
+    # Labels.
+
+    def read(self, task: "Task", raw: object, read_one: Callable) -> Any:
+        """A label as its source gives it -> a label; None where it is none.
+
+        Args:
+            task: whose.
+            raw: a text, a number or None, or what else the source has.
+            read_one: reads the name or the number of a class, or a score: a class, a score, or the mark of a missing
+                one; None where it is none of these (see `labels.LabelReader`).
+        """
+        return read_one(raw)
+
+    def number(self, task: "Task", value: float) -> float | None:
+        """The label that a number is which names no class; None where it is none."""
+        return None
+
+    def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
+        """What a label may be, for messages.
+
+        Args:
+            task: whose.
+            names: of the classes in this source; by default the task's.
+            numbers: whether the numbers of the classes are labels, too.
+        """
+        names = names or task.label_names
+        return f"a class from 0 to {len(names) - 1} ({', '.join(names)})" if numbers else f"one of {', '.join(names)}"
+
+    def are_labels(self, task: "Task", values: np.ndarray) -> np.ndarray:
+        """Which numbers, float64 (…), are labels of the task, or in the list that one is, or the mark of a missing one:
+        truth values of the same shape."""
+        return ((values >= 0) & (values < len(task.label_names)) & (values == np.floor(values))) | (
+            values == self.missing
+        )
+
+    # Logits.
+
+    def outputs(self, task: "Task") -> int:
+        """How many numbers the head gives for a row, or for a token; where it is 1, logits have no axis for it."""
+        return len(task.label_names)
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """Logits, float (B, …) -> predictions, of the form of labels."""
+        raise NotImplementedError
+
+    def probabilities(self, logits: Tensor) -> Tensor | None:
+        """Logits -> the probability of each class, with one more axis where logits have none for it; None where a
+        prediction has no probability."""
+        return None
+
+    def problem_type(self, task: "Task") -> str | None:
+        """What stock classes of Transformers call the task (`config.problem_type`); None, they need not know."""
+        raise NotImplementedError
+
+    def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
+        """Logits as a stock classifier gives them, float (B, C), or (B, 1)."""
+        return logits
+
+    def stock_layer(self, task: "Task", weight: Tensor, bias: Tensor, squashed: bool) -> tuple[Tensor, Tensor]:
+        """A linear head, weight (outputs, H) and bias (outputs,), as a stock classifier's layer.
+
+        Args:
+            task: whose.
+            weight: of the head.
+            bias: of the head.
+            squashed: whether the head goes on with a sigmoid, which then is left to whoever uses the classifier.
+        """
+        return weight, bias
+
+    def export_note(self, task: "Task") -> str | None:
+        """What to know about the output of an exported classifier."""
+        return None
+
+    def describe_output(self, task: "Task") -> str:
+        """What a prediction is, for the model card."""
+        return ", ".join(task.label_names)
+
+    def task_type(self, task: "Task") -> str:
+        """What the Hub calls such a task, for the model card."""
+        return "text-classification"
+
+    # Prediction tables.
+
+    def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
+        """{column: (whether a value is right, what is expected)} of a prediction table besides `id`. `decision` is the
+        first; the others may be missing."""
+        raise NotImplementedError
+
+    def table(self, task: "Task", logits: np.ndarray, tokens: Any = None) -> dict[str, Any]:
+        """Predictions as the values of `columns`, N of each.
+
+        Args:
+            task: whose.
+            logits: fp32 (N, …), all finite; of tokens, filled up beyond the end of a row.
+            tokens: the tokenised rows, where they are at hand, for kinds whose table does not have a row's logits as
+                they are.
+        """
+        columns = {self.decision: self.decide(logits)}
+        probabilities = self.probabilities(torch.from_numpy(logits))
+        return columns if probabilities is None else columns | {"probabilities": probabilities.tolist()}
+
+    def plain(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """The columns of a prediction table as a CSV file shows them."""
+        return dict(columns)
+
+    def read_written(self, text: str, read_one: Callable) -> Any:
+        """A prediction in the course's form of file; None where it is none (see `read`)."""
+        return read_one(text)
+
+    def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
+        """Columns of a prediction table as arrays; `decision` is of the form of labels, (N,) or (N, …)."""
+        return {name: np.array(values) for name, values in columns.items()}
+
+    def lists(self, task: "Task", arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """`arrays` as columns of a prediction table."""
+        return {name: values.tolist() if values.ndim > 1 else values for name, values in arrays.items()}
+
+    def combine(self, task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
+        """The prediction of several models, M of them (paper, section 4.6).
+
+        Args:
+            task: whose.
+            members: their predictions of the same rows, as `arrays` gives them.
+            vote: "mode" or "soft".
+
+        Raises:
+            InputError: the vote needs a column that a member does not have.
+        """
+        raise NotImplementedError
+
+    # Errors, for reports.
+
+    def errors(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,): 1 where a prediction is wrong and 0 where it is right; or how far off it is (see `shares`)."""
+        return (predicted != labels).astype(float)
+
+    def distances(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,): how far off predictions are."""
+        return np.abs(predicted - labels)
+
+    def losses(self, predicted: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
+        """(N,): -ln of the probability of the true label, in nats; without probabilities, `distances`."""
+        return self.distances(predicted, labels)
+
+    def distance_picture(self, task: "Task") -> str | None:
+        """Key in `plots.DISTANCES` of the picture of `distances`; None where no prediction can be nearly right."""
+        return None
+
+    def show(self, task: "Task", value: Any) -> str:
+        """A label or prediction as text."""
+        return task.label_names[int(value)]
+
+
+class Classification(Kind):
+    """One of several labels. Logits are unnormalised class scores (B, C), labels classes (B,)."""
+
+    keys = {
+        "head": ("linear", "two_layer"),
+        "loss": ("cross_entropy",),
+        "divergence": ("symmetric_kl",),
+        "metric": {"accuracy": "accuracy", "f1": "macro_f1", "macro_f1": "macro_f1", "matthews": "matthews"},
+    }
+    picture = "confusion"
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """The most likely class."""
+        return logits.argmax(-1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The softmax."""
+        return logits.softmax(-1)
+
+    def problem_type(self, task: "Task") -> str:
+        """One label a row."""
+        return "single_label_classification"
+
+    def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
+        """`label`, the class, and `probabilities` of all of them."""
+        count = len(task.label_names)
+        return {
+            "label": (lambda value: type(value) is int and 0 <= value < count, f"a class from 0 to {count - 1}"),
+            "probabilities": (lambda value: is_distribution(value, count), f"{count} probabilities that sum to 1"),
+        }
+
+    def plain(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """The label's name, and its probability where there is one."""
+        labels = columns["label"]
+        shown: dict[str, Sequence] = {"label": [task.label_names[label] for label in labels]}
+        if "probabilities" in columns:
+            shown["probability"] = [p[label] for p, label in zip(columns["probabilities"], labels, strict=True)]
+        return shown
+
+    def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
+        """`label` (N,) and `probabilities` (N, C)."""
+        arrays = super().arrays(task, columns)
+        if "probabilities" in arrays:
+            arrays["probabilities"] = arrays["probabilities"].reshape(-1, len(task.label_names))
+        return arrays
+
+    def combine(self, task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
+        """`mode` takes the most frequent class; a tie goes to the one with the highest mean probability, and to the
+        lowest class where that is no help or a member has no probabilities. `soft` takes the class with the highest
+        mean probability."""
+        combined = {}
+        if all("probabilities" in member for member in members):
+            combined["probabilities"] = mean([member["probabilities"] for member in members])
+        elif vote == "soft":
+            raise InputError(f"a soft vote on {task.name!r} needs probabilities: give Parquet files, or vote by mode")
+        if vote == "soft":
+            preference = combined["probabilities"]
+        else:
+            labels = np.array([member["label"] for member in members])
+            counts = (labels[..., None] == np.arange(len(task.label_names))).sum(0)  # (N, C)
+            preference = np.where(counts == counts.max(-1, keepdims=True), combined.get("probabilities", 0), -1)
+        return {"label": preference.argmax(-1)} | combined  # the first, the lowest, of equals
+
+    def losses(self, predicted: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
+        """As `Kind.losses`."""
+        if probabilities is None:
+            return self.distances(predicted, labels)
+        true = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
+        return -np.log(np.maximum(true, np.finfo(np.float32).tiny))
+
+    def distance_picture(self, task: "Task") -> str | None:
+        """From three classes on, a prediction can be off by one."""
+        return "classes" if len(task.label_names) > 2 else None
+
+
+class Binary(Classification):
+    """Yes or no. Logits are those of "yes", (B,); labels 0 or 1, (B,)."""
+
+    keys = {
+        "head": ("two_layer", "linear"),
+        "loss": ("binary_cross_entropy",),
+        "divergence": ("binary_symmetric_kl",),
+        "metric": {"accuracy": "accuracy", "f1": "f1", "macro_f1": "macro_f1", "matthews": "matthews"},
+    }
+    classes = (2, 2)
+
+    def outputs(self, task: "Task") -> int:
+        """One: the logit of "yes"."""
+        return 1
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """ "Yes" above logit 0."""
+        return (logits > 0).astype(np.int64)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of "no" and of "yes", (B, 2)."""
+        return torch.stack([torch.zeros_like(logits), logits], dim=-1).softmax(-1)  # of (0, x) it is (1 - p, p)
+
+    def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
+        """(0, x), whose softmax is (1 - p, p)."""
+        return torch.stack([torch.zeros_like(logits), logits], dim=-1)
+
+    def stock_layer(self, task: "Task", weight: Tensor, bias: Tensor, squashed: bool) -> tuple[Tensor, Tensor]:
+        """The logits (0, x)."""
+        return torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+
+
+class Regression(Kind):
+    """A score: within a range, or any finite number. Logits and labels are scores (B,)."""
+
+    keys = {
+        "head": ("sigmoid", "cosine", "linear", "two_layer"),
+        "loss": ("mean_squared_error",),
+        "divergence": ("squared_error",),
+        "metric": {name: name for name in ("pearson", "spearman", "rmse", "mae")},
+    }
+    classes = None
+    ranged = True
+    dtype = "float32"
+    decision = "score"
+    loss_unit = "squared score"
+    shares = False
+    picture = "scatter"
+
+    def number(self, task: "Task", value: float) -> float | None:
+        """A score within the range; without one, a number that fp32 can hold."""
+        low, high = task.score_range or (-LARGEST_SCORE, LARGEST_SCORE)
+        return value if low <= value <= high else None
+
+    def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
+        """A score from the lowest to the highest."""
+        return "a score from {:g} to {:g}".format(*task.score_range) if task.score_range else "a number"
+
+    def are_labels(self, task: "Task", values: np.ndarray) -> np.ndarray:
+        """In fp32, as they are trained on: of a range that ends in 4.9 the fp32 score 4.9 is a part."""
+        low, high = np.float32(task.score_range or (-LARGEST_SCORE, LARGEST_SCORE))
+        with np.errstate(over="ignore"):
+            scores = values.astype(np.float32)
+        return ((low <= scores) & (scores <= high)) | np.isnan(values)
+
+    def outputs(self, task: "Task") -> int:
+        """One: the score."""
+        return 1
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """The score as it is."""
+        return logits
+
+    def problem_type(self, task: "Task") -> str:
+        """One score a row."""
+        return "regression"
+
+    def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
+        """(B, 1): the score's place in its range, from 0 to 1; without a range the score."""
+        low, high = task.score_range or (0, 1)
+        return ((logits - low) / (high - low)).unsqueeze(-1)
+
+    def stock_layer(self, task: "Task", weight: Tensor, bias: Tensor, squashed: bool) -> tuple[Tensor, Tensor]:
+        """The score's place in its range, or the logit of it."""
+        low, high = (0, 1) if squashed else task.score_range or (0, 1)
+        return weight / (high - low), (bias - low) / (high - low)
+
+    def export_note(self, task: "Task") -> str | None:
+        """What 0 and 1 are."""
+        if task.score_range is None:
+            return None
+        return "its score is the place between {:g} and {:g}, from 0 to 1".format(*task.score_range)
+
+    def describe_output(self, task: "Task") -> str:
+        """A score from the lowest to the highest."""
+        return self.describe_labels(task)
+
+    def task_type(self, task: "Task") -> str:
+        """Of a pair, the Hub's closest word."""
+        return "sentence-similarity" if task.text_pair else "text-classification"
+
+    def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
+        """`score`, which may lie outside the range of the labels, if only by rounding."""
+        return {"score": (is_number, "a number")}
+
+    def read_written(self, text: str, read_one: Callable) -> float | None:
+        """A number, also outside the range."""
+        return as_number(text)
+
+    def combine(self, task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
+        """The mean, whatever the vote."""
+        return {"score": mean([member["score"] for member in members])}
+
+    def errors(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,): |predicted - true|."""
+        return self.distances(predicted, labels)
+
+    def distance_picture(self, task: "Task") -> str:
+        """Over the range."""
+        return "scores"
+
+    def show(self, task: "Task", value: float) -> str:
+        """With two digits."""
+        return f"{value:.2f}"
+
+
+KINDS: dict[str, Kind] = {"classification": Classification(), "binary": Binary(), "regression": Regression()}
+"""The kinds of tasks, by name."""
+ALIASES = {"similarity": "regression"}
+"""Other names of kinds: that of the paper's STS, which older configurations have."""
+
+
+def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
+    """The keys of a table that fit a task: those that its kind names, the default first, and the entries of others that
+    have the kind in their attribute `kinds`, or have none and are named by no kind.
+
+    Args:
+        task: whose.
+        field: "head", "loss", "divergence" or "metric".
+        table: HEADS, LOSSES, DIVERGENCES or METRICS.
+    """
+    named = KINDS[task.kind].keys[field]
+    lists = [kind.keys[field] for kind in KINDS.values()]
+    taken = {key for keys in lists for key in (*keys, *(keys.values() if isinstance(keys, Mapping) else ()))}
+    found = [key for key in named if entry_key(task, field, key) in table]
+    for key, entry in table.items():
+        kinds = getattr(entry, "kinds", ())
+        if key not in named and (task.kind in kinds or not (kinds or key in taken)):
+            found.append(key)
+    return found
+
+
+def entry_key(task: "Task", field: str, key: str) -> str:
+    """The key in its table of what a task names: a metric may mean another one for each kind."""
+    named = KINDS[task.kind].keys[field]
+    return named.get(key, key) if isinstance(named, Mapping) else key
+
+
+def find_entry(task: "Task", field: str, table: Mapping[str, Any]) -> Any:
+    """The entry of a table that a field of a task names (see `choices`).
+
+    Raises:
+        InputError: there is none, or it does not fit the kind of task.
+    """
+    key, fitting = getattr(task, field), choices(task, field, table)
+    if key not in fitting:
+        raise InputError(
+            f"task {task.name!r}: {field} is {key!r}; choose one of {', '.join(fitting)} for a {task.kind} task"
+        )
+    return table[entry_key(task, field, key)]
+
+
+def mean(values: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over the members, fp32. Sorted, so that the order of the members cannot change a last digit."""
+    return np.sort(np.array(values, np.float64), axis=0).mean(0).astype(np.float32)
+
+
+def as_number(written: str) -> float | None:
+    """The number that is written; None where it is none."""
+    try:
+        return float(written)
+    except ValueError:
+        return None
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_distribution(values: object, classes: int) -> bool:
+    """Whether a value is a probability for each class; they sum to 1 but for rounding, perhaps to fp16."""
+    if not isinstance(values, list) or len(values) != classes:
+        return False
+    return all(is_number(value) and value >= 0 for value in values) and abs(sum(values) - 1) < 0.01
