@@ -18,6 +18,7 @@ from ..data.tokens import tokenise
 from ..evaluation.metrics import overall_score, score_decisions
 from ..evaluation.predict import predict_logits
 from ..evaluation.tables import Predictions, check_alike, find_tables, prediction_table, read_decisions
+from ..model.configuration import resolve_folder
 from ..model.errors import InputError
 from ..model.losses import labelled_rows
 from ..model.tasks import TASKS, Task, load_task, load_tasks
@@ -92,13 +93,14 @@ class SplitTables:
         order = self.given or [*first, *TASKS, *found]
         self.tasks = {name: self.locate(found[name]).task for name in order if name in found}
 
-    def rows(self, task: str) -> Dataset | None:
-        """The clean rows of a task's tables, with or without labels; None where the task has no such split.
+    def rows(self, task: str, split: str | None = None) -> Dataset | None:
+        """The clean rows of a task's tables, or those of another split, with or without labels; None where the task has
+        no such split.
 
         Raises:
             InputError: nothing says where they are, or they are not there.
         """
-        return self.read_rows(self.locate(self.tasks[task]), self.names[0])
+        return self.read_rows(self.locate(self.tasks[task]), self.names[0], split)
 
     @cached_property
     def labels(self) -> dict[str, np.ndarray]:
@@ -126,17 +128,18 @@ class SplitTables:
         located = load_task(task.to_config() | fields | self.given.get(task.name, {}))
         return Place(located, self.data_dir or data_dir)
 
-    def read_rows(self, place: Place, name: str) -> Dataset | None:
+    def read_rows(self, place: Place, name: str, split: str | None = None) -> Dataset | None:
         """The clean rows at a place, read once; `name` is of the run or tables, for messages."""
         task, data_dir = place
+        split = split or self.split
         if not task.files and not task.hub:
             example = json.dumps({"name": task.name, "files": {"train": "FILE", "dev": "FILE", "test": "FILE"}})
             raise InputError(f"{name} does not say where the rows of its task {task.name!r} are: --tasks '{example}'")
         if task.files and data_dir is None:
             raise InputError(f"{name} does not say where its rows are; name a folder, a URL or hub with --data_dir")
-        key = repr(("rows", data_dir, task.name, task.label_names, *(getattr(task, field) for field in SOURCE)))
+        key = repr(("rows", split, data_dir, task.name, task.label_names, *(getattr(task, field) for field in SOURCE)))
         if key not in self.read:
-            rows = load_rows(task, data_dir or "", splits=[self.split], labelled=()).get(self.split)
+            rows = load_rows(task, data_dir or "", splits=[split], labelled=()).get(split)
             # Treated as a test split: rows with gaps are kept, with a warning.
             self.read[key] = None if rows is None else usable_rows(task, rows, "test")
         return self.read[key]
@@ -192,11 +195,34 @@ def read_specs(specs: Sequence[str]) -> dict[str, dict]:
     return given
 
 
-def read_places(name: str) -> dict[str, Place]:
-    """{task: where its rows are} of a run, as `run.json` says; nothing where there is none."""
-    if (record := read_run(name)) is None:
-        return {}
-    return {task.name: Place(task, record["data_dir"]) for task in load_tasks(record["tasks"]).values()}
+def read_places(name: str, within: Sequence[str] = ()) -> dict[str, Place]:
+    """{task: where its rows are} of a run, as `run.json` says, or of an ensemble, as its first member that has the task
+    says; nothing where there is neither.
+
+    Args:
+        name: of the run or ensemble.
+        within: the ensembles whose member it is.
+    """
+    if (record := read_run(name)) is not None:
+        return {task.name: Place(task, record["data_dir"]) for task in load_tasks(record["tasks"]).values()}
+    places: dict[str, Place] = {}
+    for member in (read_ensemble(name) or {}).get("members", ()):
+        if member not in (name, *within):
+            places = read_places(member, (*within, name)) | places
+    return places
+
+
+def read_ensemble(name: str) -> dict | None:
+    """What an ensemble's folder says about it; None where there is no `ensemble.json`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(resolve_folder(name), "ensemble.json")
+    try:
+        return dict(json.loads(path.read_bytes())) if path.is_file() else None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged ({error}); combine the runs again") from error
 
 
 def is_run(name: str | TrainedRun) -> bool:
