@@ -182,7 +182,8 @@ def html_table(table: Table) -> str:
 def html_cell(text: str, head: str) -> str:
     """A cell as HTML, which names its head where narrow screens show a row as lines."""
     name = f' data-head="{escape(head)}"' if head else ""
-    return f"<td{' class=long' if len(text) > LONG else ''}{name}>{escape(text)}</td>"
+    broken = len(text) > LONG and (" " in text or len(text) > 2 * LONG)
+    return f"<td{' class=long' * broken}{name}>{escape(text)}</td>"
 
 
 def markdown_block(block: str | Table | Picture) -> str:

@@ -14,7 +14,7 @@ from .analysis import LabelledPredictions, class_scores, worst
 from .document import Document, Picture, Table
 from .plots import DISTANCES, PICTURES, distance_shares, length_errors, reliability, to_png
 from .probabilities import BINS, COOLEST, HOTTEST, calibration, heated, threshold_score, thresholds
-from .rows_to_read import COMPARED_LETTERS, NEAR, doubtful_labels, near_duplicates
+from .rows_to_read import COMPARED_LETTERS, NEAR, NearDuplicates, doubtful_labels, near_duplicates
 
 Parts = Mapping[str, LabelledPredictions]
 WORST = 20  # rows of each task that are shown
@@ -250,30 +250,30 @@ def worst_lines(part: LabelledPredictions, pair: bool) -> list[list[str]]:
 
 def add_duplicates(document: Document, predictions: Parts, train: Mapping[str, Dataset]) -> None:
     """Rows that are nearly rows of the training split; nothing where no training rows are at hand."""
-    lines, words = [], []
+    lines, counts = [], []
     for name, part in predictions.items():
-        if name not in train:
-            continue
-        found = near_duplicates(part, train[name])
-        same = sum(value > 1 - 1e-6 for value in found.similarity)
-        words.append(
-            f"{name}: {len(found.rows):,} of {found.compared:,} rows have one among {found.compared_train:,} training "
-            f"rows, {same:,} of them with the same words."
-        )
-        lines += duplicate_lines(part, train[name], found)
+        if name in train:
+            found = near_duplicates(part, train[name])
+            same = (found.similarity > 1 - 1e-6).sum()
+            numbers = found.compared_train, found.compared, len(found.rows), same
+            counts.append([name, *(f"{number:,}" for number in numbers)])
+            lines += duplicate_lines(part, train[name], found)
     columns = ["task", "labels", "similarity", "text", "training text", "label", "training label", "id", "training id"]
-    if words:
+    if counts:
         document.add(
             "Near-duplicates in the training rows",
             "What a model has seen in training it may know by heart, and the score is then higher than on new texts. "
             "Two labels for the same words say that one of them is wrong. A near-duplicate has a similarity of "
             f"{NEAR:g} or more: cosine of tf-idf of four letters, of the first {COMPARED_LETTERS} characters; of a "
-            "pair, the lower of its two. " + " ".join(words),
+            "pair, the lower of its two. Of many rows a sample is compared.",
+            Table(
+                ["task", "training rows compared", "rows compared", "near-duplicates", "with the same words"], counts
+            ),
             Table(columns, lines, choices=("task", "labels")) if lines else None,
         )
 
 
-def duplicate_lines(part: LabelledPredictions, train: Dataset, found) -> list[list[str]]:
+def duplicate_lines(part: LabelledPredictions, train: Dataset, found: NearDuplicates) -> list[list[str]]:
     """The lines of a task's near-duplicates: those with other labels first."""
     texts = [name for name in ("text", "text_pair") if name in train.column_names]
     lines = []

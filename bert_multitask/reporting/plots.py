@@ -115,7 +115,7 @@ def fold(title: str, width: float = WIDTH / 2) -> str:
 
 @rc_context(STYLE)
 def compared_curves(histories: Mapping[str, Sequence[Mapping]], tasks: Mapping[str, Task]) -> Figure:
-    """Dev loss and metric of several runs over the steps; a row a task, and the overall score last.
+    """Dev loss and metric of two runs over the steps; a row a task, and the overall score last.
 
     Args:
         histories: {what the run is called: the entries of its `history.jsonl`}.
@@ -127,7 +127,7 @@ def compared_curves(histories: Mapping[str, Sequence[Mapping]], tasks: Mapping[s
     for (left, right), keys in zip(axes, [*rows, (None, "eval_overall")], strict=True):
         for number, (run, history) in enumerate(histories.items()):
             for axis, key in ((left, keys[0]), (right, keys[1])):
-                draw_curve(axis, history, key, label=run, color=COLOURS[number], marker="os^D"[number], markersize=4)
+                draw_curve(axis, history, key, label=run, color=(TRAIN, DEV)[number], marker="os"[number], markersize=4)
     for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
         left.set(title=fold(f"{name}: dev loss"), ylabel=f"loss ({KINDS[task.kind].loss_unit})")
         right.set(title=fold(f"{name}: dev {task.metric}"), ylabel=find_metric(task).unit)
@@ -145,7 +145,9 @@ def reliability(parts: Mapping[str, tuple[Calibration, Calibration | None]]) -> 
     figure, axes = panels(len(parts))
     for axis, (name, both) in zip(axes, parts.items(), strict=True):
         axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--", label="calibrated")
-        for found, colour, label, marker in zip(both, COLOURS, ("as it is", "with temperature"), "os", strict=False):
+        for found, colour, label, marker in zip(
+            both, (TRAIN, DEV), ("as it is", "with temperature"), "os", strict=False
+        ):
             if found is not None:
                 confidence, accuracy, counts = found.bins
                 axis.plot(confidence, accuracy, color=colour, linewidth=0.8, label=label)

@@ -87,11 +87,16 @@ def add_scores(document: Document, source: Source, split: str) -> None:
     for name in words:
         form = f".{digits(rows[name])}f"
         guess = baseline_score(predictions[name]) if name in predictions else None
-        lines.append([name, words[name], f"{rows[name]:,}", f"{found[name].value:{form}}", bounds(found[name], form)])
-        lines[-1].append("" if guess is None else f"{guess:{form}}")
+        line = [
+            name,
+            f"{found[name].value:{form}}",
+            bounds(found[name], form),
+            "" if guess is None else f"{guess:{form}}",
+        ]
+        lines.append([*line, f"{rows[name]:,}", words[name]])
     document.add(
         f"Scores on {split}",
-        Table(["task", "metric", "rows", "score", f"{LEVEL:.0%} interval", "baseline"], lines),
+        Table(["task", "score", f"{LEVEL:.0%} interval", "baseline", "rows", "metric"], lines),
         *source.unscored,
         "The baseline is the score of one answer for every row: the most frequent label of these rows, or the mean "
         "score. A constant has no correlation, which counts as 0.",
@@ -171,7 +176,7 @@ def add_training(document: Document, source: Source) -> None:
         return
     alt = f"Curves of {', '.join(tasks)}: loss and metric over {history[-1]['step']:,} steps"
     evaluations = [(entry["eval_overall"], entry["step"]) for entry in history if "eval_overall" in entry]
-    best = "The overall dev score was highest, {:.4f}, at step {:,}. ".format(*max(evaluations)) if evaluations else ""
+    best = "The overall dev score was highest, {:.3f}, at step {:,}. ".format(*max(evaluations)) if evaluations else ""
     document.add(
         "Training",
         picture("training-curves", training_curves(history, tasks), alt),
@@ -212,10 +217,11 @@ def add_settings(document: Document, source: Source) -> None:
         + [f"{decides[f'rows of {name}'].get(split, {}).get('rows', 0):,}" for split in splits]
         for name in tasks
     ]
+    shown = [[key, text] for key, value in plain.items() if (text := setting_text(value))]
     document.add(
         "Settings",
         Table(["task", *fields, *(f"{split} rows" for split in splits)], lines) if lines else None,
-        Table(["setting", "value"], [[key, setting_text(value)] for key, value in plain.items()]),
+        Table(["setting", "value"], shown),
     )
 
 

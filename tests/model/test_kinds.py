@@ -320,7 +320,7 @@ def test_a_kind_from_outside(monkeypatch, multilabel, tmp_path, tiny_bert):
     both = combine(found.task, [found.table, found.table])
     assert both["label"][:] == found.table["label"][:]
     write_report(run, run / "report")
-    assert "Worst rows of m" in (run / "report" / "report.md").read_text()
+    assert "Rows worth reading" in (run / "report" / "report.md").read_text()
     exported = export_classifier(MultitaskBertModel.from_pretrained(run), "m")
     assert exported.config.problem_type == "multi_label_classification"
     inputs = AutoTokenizer.from_pretrained(run)(TEXTS, padding=True, return_tensors="pt")
