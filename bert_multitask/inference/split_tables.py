@@ -93,14 +93,13 @@ class SplitTables:
         order = self.given or [*first, *TASKS, *found]
         self.tasks = {name: self.locate(found[name]).task for name in order if name in found}
 
-    def rows(self, task: str, split: str | None = None) -> Dataset | None:
-        """The clean rows of a task's tables, or those of another split, with or without labels; None where the task has
-        no such split.
+    def rows(self, task: str) -> Dataset | None:
+        """The clean rows of a task's tables, with or without labels; None where the task has no such split.
 
         Raises:
             InputError: nothing says where they are, or they are not there.
         """
-        return self.read_rows(self.locate(self.tasks[task]), self.names[0], split)
+        return self.read_rows(self.locate(self.tasks[task]), self.names[0])
 
     @cached_property
     def labels(self) -> dict[str, np.ndarray]:
@@ -128,18 +127,17 @@ class SplitTables:
         located = load_task(task.to_config() | fields | self.given.get(task.name, {}))
         return Place(located, self.data_dir or data_dir)
 
-    def read_rows(self, place: Place, name: str, split: str | None = None) -> Dataset | None:
+    def read_rows(self, place: Place, name: str) -> Dataset | None:
         """The clean rows at a place, read once; `name` is of the run or tables, for messages."""
         task, data_dir = place
-        split = split or self.split
         if not task.files and not task.hub:
             example = json.dumps({"name": task.name, "files": {"train": "FILE", "dev": "FILE", "test": "FILE"}})
             raise InputError(f"{name} does not say where the rows of its task {task.name!r} are: --tasks '{example}'")
         if task.files and data_dir is None:
             raise InputError(f"{name} does not say where its rows are; name a folder, a URL or hub with --data_dir")
-        key = repr(("rows", split, data_dir, task.name, task.label_names, *(getattr(task, field) for field in SOURCE)))
+        key = repr(("rows", data_dir, task.name, task.label_names, *(getattr(task, field) for field in SOURCE)))
         if key not in self.read:
-            rows = load_rows(task, data_dir or "", splits=[split], labelled=()).get(split)
+            rows = load_rows(task, data_dir or "", splits=[self.split], labelled=()).get(self.split)
             # Treated as a test split: rows with gaps are kept, with a warning.
             self.read[key] = None if rows is None else usable_rows(task, rows, "test")
         return self.read[key]

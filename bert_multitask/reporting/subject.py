@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..data.records import read_history
+from ..data.rows import load_rows
 from ..inference.split_tables import SplitTables, read_ensemble
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
@@ -100,10 +101,11 @@ def open_sources(
 def read_train(found: SplitTables) -> dict[str, Dataset]:
     """{task: clean training rows} of the tasks of which they are at hand: a report does without."""
     train = {}
-    for task in found.tasks:
+    for name, task in found.tasks.items():
+        task, data_dir = place = found.locate(task)
         with contextlib.suppress(InputError):
-            if (rows := found.rows(task, "train")) is not None:
-                train[task] = rows
+            rows = load_rows(task, data_dir or "", splits=["train"], labelled=()) if place.is_known else {}
+            train |= {name: rows["train"]} if "train" in rows else {}
     return train
 
 
