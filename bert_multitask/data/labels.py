@@ -96,8 +96,8 @@ class LabelReader:
 def name_labels(
     rows: Iterable[dict], features: Features, column: str, reader: LabelReader, where: str
 ) -> Iterator[dict]:
-    """Yield rows with the names that the numbers of a `ClassLabel` column mean, and None for its -1. Rows of a source
-    without such a column stay as they are.
+    """Yield rows with the names that the numbers of a `ClassLabel` column, or of lists of them, mean, and None for
+    their -1. Rows of a source without such a column stay as they are.
 
     Args:
         rows: of the source.
@@ -110,21 +110,25 @@ def name_labels(
         InputError: the column's names are not the task's, or a number has no name.
     """
     feature = features.get(column)
+    feature = getattr(feature, "feature", feature)
     if not isinstance(feature, ClassLabel):
         yield from rows
         return
     names = feature.names
     reader.check_names(names, f"{where}: column {column!r}")
-    for number, row in enumerate(rows, start=1):
-        code = row[column]
+
+    def name(code: object, number: int) -> Any:
+        """What a number, or each number of a list, of a row is called."""
+        if isinstance(code, list):
+            return [name(part, number) for part in code]
         if code is None or code != code or code == -1:
-            yield row | {column: None}
-        elif code in range(len(names)):
-            yield row | {column: names[int(code)]}
-        else:
-            raise InputError(
-                f"{where}, row {number}: {column} is {code!r}; expected a class from 0 to {len(names) - 1}"
-            )
+            return None
+        if code in range(len(names)):
+            return names[int(code)]
+        raise InputError(f"{where}, row {number}: {column} is {code!r}; expected a class from 0 to {len(names) - 1}")
+
+    for number, row in enumerate(rows, start=1):
+        yield row | {column: name(row[column], number)}
 
 
 def even_labels(labels: Sequence) -> Sequence:
