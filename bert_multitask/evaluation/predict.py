@@ -61,6 +61,7 @@ def predict(
         tokenizer: the model's.
         task: name of one of its tasks.
         rows: texts, or (text, text) pairs for a pair task; or dictionaries of `text`, and `text_pair` for a pair task.
+            Where each word has a label a text may be a list of words.
         batch_size: rows at a time.
         max_length: tokens a row may have; longer rows are cut, also to what the model can take.
 
@@ -75,10 +76,10 @@ def predict(
     max_length = min(max_length, model.config.max_position_embeddings)
     texts = plain_texts(spec, rows)
     count = len(texts[0])
-    columns = {"input_ids": [], "token_type_ids": []}
+    columns = {"input_ids": [], "token_type_ids": [], "word_starts": []}
     if count:
-        encoded = encode(tokenizer, texts, max_length, model.is_separate(spec))
-        columns = {name: encoded[name] for name in columns}
+        encoded = encode(tokenizer, texts, max_length, model.is_separate(spec), KINDS[spec.kind].words)
+        columns = {name: encoded[name] for name in columns if name in encoded}
     tokens = Dataset.from_dict({"task": [task] * count, "labels": [UNLABELLED] * count} | columns)
     logits = predict_logits(model, task, tokens, batch_size)
     return prediction_table(spec, list(map(str, range(count))), logits, tokens)

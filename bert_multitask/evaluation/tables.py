@@ -253,6 +253,16 @@ def check_alike(members: Sequence[Predictions]) -> None:
                 raise InputError(f"{other.source}: row {number} has id {two!r}, and {one!r} in {first.source}")
         if len(ours) != len(theirs):
             raise InputError(f"{other.source} has {len(theirs)} rows, and {first.source} has {len(ours)}")
+        for number, (one, two) in enumerate(zip(*map(list_lengths, (first, other)), strict=True), start=1):
+            if one != two:
+                raise InputError(f"{other.source}: row {number} has {two} labels, and {one} in {first.source}")
+
+
+def list_lengths(predictions: Predictions) -> list[int]:
+    """How many labels each row has, where the label of a row is a list; an empty list elsewhere."""
+    kind, table = KINDS[predictions.task.kind], predictions.table
+    column = "label" if "label" in table.column_names else kind.decision
+    return list(map(len, table[column][:])) if kind.nested else []
 
 
 def plain_texts(task: Task, rows: Iterable) -> list[list[str]]:
@@ -268,11 +278,13 @@ def plain_texts(task: Task, rows: Iterable) -> list[list[str]]:
             f"rows is {one_line(reprlib.repr(rows))} ({type(rows).__name__}); expected a list of rows{hint}"
         )
     texts: list[list[str]] = []
+    kind = KINDS[task.kind]
     for number, row in enumerate(rows):
         if isinstance(row, Mapping):
             found = [row[name] for name in names] if set(row) == set(names) else []
         else:
             found = row if task.text_pair and isinstance(row, (tuple, list)) else [row]
+        found = [kind.text(text) for text in found]
         if len(found) != len(names) or not all(isinstance(text, str) and is_unicode(text) for text in found):
             expected = "a pair of texts" if task.text_pair else "a text"
             raise InputError(

@@ -112,7 +112,8 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
         line = [head, f"{ours[name].value:.4f}", f"{theirs[name].value:.4f}", f"{difference.value:+.4f}"]
         line += [bounds(difference, "+.4f"), "", "", ""]
         if name in common and common[name].task.metric == "accuracy":
-            test = mcnemar(common[name].predicted, second[name].predicted, common[name].labels)
+            wrong = common[name].errors, second[name].errors
+            test = mcnemar(*wrong, np.zeros(len(common[name])))
             line[5:] = f"{test.first:,}", f"{test.second:,}", f"{test.p:.2g}"
         lines.append(line)
     columns = ["task", "A", "B", "A − B", f"{LEVEL:.0%} interval", "right in A alone", "right in B alone", "McNemar p"]
@@ -228,7 +229,10 @@ def add_worst(document: Document, predictions: Mapping[str, LabelledPredictions]
         columns.append("probability of the true label" if probable else "|predicted − true|")
         lines = []
         for row in range(len(shown)):
-            values = [part.kind.show(part.task, value[row]) for value in (shown.labels, shown.predicted)]
+            text = " ".join(shown.texts[row])
+            values = [
+                cut(part.kind.show_beside(part.task, value[row], text)) for value in (shown.labels, shown.predicted)
+            ]
             last = f"{np.exp(-shown.losses[row]):.4f}" if probable else f"{shown.losses[row]:.2f}"
             lines.append([shown.ids[row], *map(cut, shown.texts[row]), *values, last])
         document.add(f"Worst rows of {name}", Table(columns, lines) if lines else "Every row is right.")
