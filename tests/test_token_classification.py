@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, BertForTokenClassification, pipeline
 
 from bert_multitask.data.rows import clean_rows, load_rows
+from bert_multitask.data.token_rows import rows_by_task
 from bert_multitask.data.tokens import tokenise
 from bert_multitask.evaluation.intervals import resample
 from bert_multitask.evaluation.metrics import METRICS, score, span_counts
@@ -30,8 +31,10 @@ from bert_multitask.evaluation.tables import (
     read_predictions,
     write_predictions,
 )
-from bert_multitask.inference.ensemble import combine
+from bert_multitask.inference.ensemble import combine, select_greedily
 from bert_multitask.inference.export import export_classifier
+from bert_multitask.inference.split_tables import SplitTables, score_tables
+from bert_multitask.inference.trained_run import TrainedRun
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.losses import DIVERGENCES, LOSSES, UNLABELLED
 from bert_multitask.model.modeling import MultitaskBertModel
@@ -130,6 +133,18 @@ def test_a_report_shows_tagged_words_and_a_picture(run, tmp_path):
     assert " ".join(true) in page
     write_report(run, tmp_path / "own", other=tmp_path, tasks=[place])
     assert "Comparison" in (tmp_path / "own" / "report.md").read_text()
+
+
+def test_a_run_predicts_and_votes_as_it_did(run):
+    """By the door that the predict and ensemble commands go through."""
+    found = SplitTables([TrainedRun.open(str(run)), str(run)], "dev", tasks=["ner"])
+    (again, written) = (tables["ner"].table for tables in found.tables)
+    assert again["label"][:] == written["label"][:]
+    both = combine(found.tasks["ner"], [again, written], "soft")
+    assert both["label"][:] == written["label"][:]
+    scores = score_tables(found.tasks, {"ner": both}, found.labels)
+    assert scores["eval_ner_entity_f1"] == json.loads((run / "metrics.json").read_text())["eval_ner_entity_f1"]
+    assert select_greedily(found.tasks["ner"], [again, written], found.labels["ner"]) == [0]
 
 
 def test_an_export_is_a_stock_token_classifier(run, tmp_path):
@@ -371,6 +386,19 @@ def test_logits_of_padding_are_zero(tiny_bert, tokenizer):
         alone = model("ner", inputs_embeds=embeddings[1:, :3]).logits
     assert not logits[1, 3:].any() and logits[0].ne(0).any(-1).all()
     torch.testing.assert_close(logits[1:, :3], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_other_lengths_are_refused(tiny_bert, tokenizer):
+    task = load_task(NER)
+    model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=[task])
+    tokens = tokenise(task, clean_rows(task, sentences(2, 0)), tokenizer, 32).to_list()
+    assert rows_by_task(tokens, model, "rows")["ner"]["labels"][:] == [row["labels"] for row in tokens]
+    tokens[1]["labels"] = tokens[1]["labels"][:-1]
+    with pytest.raises(InputError, match=r"rows\['ner'\]: the label of row 1 has not as many classes"):
+        rows_by_task(tokens, model, "rows")
+    rows = Dataset.from_dict({"id": ["x"], "text": ["a b"], "label": [[0]]})
+    with pytest.raises(InputError, match="row with id 'x': has 2 words and 1 tags"):
+        tokenise(task, rows, tokenizer, 32)
 
 
 @pytest.mark.parametrize("schedule", ["round_robin", "sequential"])
