@@ -205,7 +205,9 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
     for number, row in enumerate(raw, start=1):
         claim_id(seen, row["id"], number, source)
         if (label := reader.read(row["label"])) is None:
-            raise InputError(f"{source}, row {number}: {task.label} is {row['label']!r}; expected {reader.expected}")
+            wrong = reader.wrong_part(row["label"])
+            verb = "is" if wrong is row["label"] else "has"
+            raise InputError(f"{source}, row {number}: {task.label} {verb} {wrong!r}; expected {reader.expected}")
         label = kind.align(label, row["text"], f"{source}, row {number}")
         hidden = hidden or (label == UNLABELLED and label_key(row["label"]) == -1)
         for name, values in columns.items():

@@ -43,6 +43,7 @@ class Kind:
         loss_unit: of the loss, for a plot.
         shares: whether `errors` are 1 or 0 a row, and not distances.
         picture: key of the report's picture of the errors in `plots.PICTURES`; None, there is none.
+        pipeline: of Transformers, that takes an exported model.
     """
 
     keys: Mapping[str, Sequence[str] | Mapping[str, str]]
@@ -55,6 +56,7 @@ class Kind:
     loss_unit = "nats"
     shares = True
     picture: str | None = None
+    pipeline = "text-classification"
 
     @property
     def missing(self) -> int | float:
@@ -178,7 +180,7 @@ class Kind:
 
     def task_type(self, task: "Task") -> str:
         """What the Hub calls such a task, for the model card."""
-        return "text-classification"
+        return self.pipeline
 
     # Prediction tables.
 
@@ -430,7 +432,7 @@ class Regression(Kind):
 
     def task_type(self, task: "Task") -> str:
         """Of a pair, the Hub's closest word."""
-        return "sentence-similarity" if task.text_pair else "text-classification"
+        return "sentence-similarity" if task.text_pair else self.pipeline
 
     def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
         """`score`, which may lie outside the range of the labels, if only by rounding."""
@@ -475,6 +477,7 @@ class TokenClassification(Classification):
     nested = True
     words = True
     picture = "tags"
+    pipeline = "token-classification"
 
     def check_task(self, task: "Task", where: str) -> None:
         """Refuse what would make two texts of a row or two tags of a word; and entities by tags that mark none."""
@@ -494,12 +497,14 @@ class TokenClassification(Classification):
     def text(self, value: object) -> object:
         """A list of words as one text. White space within a word, and a word without characters, become "_", so that
         their number stays."""
+        value = value.tolist() if isinstance(value, np.ndarray) else value
         if not isinstance(value, (list, tuple)) or any(isinstance(word, (list, tuple, dict, bytes)) for word in value):
             return value
         return " ".join("_".join(str("" if word is None else word).split()) or "_" for word in value)
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> list | None:
         """A list of tags, or a text of tags that white space sets apart; an empty list for a row without tags."""
+        raw = raw.tolist() if isinstance(raw, np.ndarray) else raw
         if raw is None or raw != raw:
             return []
         if isinstance(raw, str):
@@ -523,13 +528,13 @@ class TokenClassification(Classification):
     def problem_type(self, task: "Task") -> None:
         """Stock token classifiers have no such field."""
 
+    def export_note(self, task: "Task") -> str:
+        """Which tokens count."""
+        return 'a word has the tag of its first token: aggregation_strategy="first"'
+
     def describe_output(self, task: "Task") -> str:
         """One of the tags for each word."""
         return f"for each word one of {', '.join(task.label_names)}"
-
-    def task_type(self, task: "Task") -> str:
-        """As the Hub calls it."""
-        return "token-classification"
 
     def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
         """`label`, a class for each word, and `probabilities` of all of them, zeros for a word without a prediction."""
