@@ -15,7 +15,7 @@ from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
-from .labels import even_labels, label_numbers
+from .labels import even_labels, label_numbers, uneven_rows
 
 COLUMNS = ("input_ids", "token_type_ids", "labels")
 STREAMS = (datasets.IterableDataset, torch.utils.data.IterableDataset)
@@ -108,7 +108,7 @@ def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: st
     ):
         raise InputError(f"{where}: labels are of type {labels.type}; expected {expected}")
     values, owners = label_numbers(labels)
-    wrong = owners[~kind.are_labels(task, values)]
+    wrong = np.union1d(owners[~kind.are_labels(task, values)], uneven_rows(task, labels))
     gaps = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
     if len(wrong) or len(gaps):
         row = int(min([*wrong[:1], *gaps[:1]]))
