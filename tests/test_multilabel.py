@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import run_here
+from conftest import ROOT, run_here
 from datasets import ClassLabel, Dataset, Features, List, Value
 from pyarrow import parquet
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
@@ -239,7 +239,7 @@ def test_two_runs_are_compared_by_rows_with_all_labels_right(tmp_path):
         ids = [f"r{number}" for number in range(4)]
         write_predictions(task, prediction_table(task, ids, np.array(logits)), tmp_path / name / "genre-dev")
     source = json.dumps({"name": "genre", "files": task.files})
-    write_report(tmp_path / "a", tmp_path / "out", str(tmp_path / "b"), tasks=[source])
+    write_report(tmp_path / "a", tmp_path / "out", str(tmp_path / "b"), str(tmp_path), [source])
     page = (tmp_path / "out" / "report.md").read_text()
     (line,) = [line for line in page.splitlines() if line.startswith("| genre | 1.0000 |")]
     assert line.startswith("| genre | 1.0000 | 0.3333 | +0.6667 |") and line.endswith("| 2 | 0 | 0.5 |")
@@ -264,6 +264,14 @@ def test_the_picture_of_labels(count):
     assert shown == [f"n{number} ({rows[number]})" for number in kept]
     recall = label_scores(part)[1]
     assert [bar.get_width() for bar in axis.containers[1]] == [recall[number] for number in kept]
+
+
+def test_the_documented_example_is_such_a_task():
+    blocks = (ROOT / "docs" / "tasks.md").read_text().split("```")
+    (found,) = [yaml.safe_load(block.removeprefix("yaml")) for block in blocks if "kind: multilabel" in block]
+    *_, task = map(load_task, found["tasks"])
+    labels = [["anger", "joy"], []]
+    assert clean_rows(task, [{"text": "a", "labels": label} for label in labels])["label"][:] == [[1, 1, 0], [0, 0, 0]]
 
 
 def test_a_run_beside_sst(monkeypatch, tmp_path, tiny_bert, course_folder):
