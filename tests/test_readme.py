@@ -43,7 +43,7 @@ def test_flags_named_in_the_pages_exist(page):
     other |= {f"no_{field.name}" for field in fields(MultitaskTrainingArguments) if field.default is True}
     kinds = (RunArguments, MultitaskTrainingArguments, TuneArguments)
     flags = {field.name for arguments in kinds for field in fields(arguments)}
-    for recipe in (ROOT / "recipes").glob("*.py"):
+    for recipe in [*(ROOT / "recipes").glob("*.py"), *(ROOT / "bert_multitask" / "commands").glob("*.py")]:
         other |= set(re.findall(r'"--([a-z0-9_]+)"', recipe.read_text()))
     other |= set(re.findall(r'^    "([a-z_]+)": \{', (ROOT / "recipes" / "benchmark.py").read_text(), re.MULTILINE))
     options = (ROOT / "tests" / "faults" / "conftest.py").read_text()

@@ -23,7 +23,7 @@ from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
 from ..model.tasks import SPLITS, HubSource, Task, label_key
-from .labels import LabelReader, even_labels, label_numbers, name_labels
+from .labels import LabelReader, even_labels, label_numbers, name_labels, uneven_rows
 from .readers import claim_id, is_url, needed_columns, read_file, rename_columns
 
 logger = logging.get_logger(__name__)
@@ -31,6 +31,7 @@ logger = logging.get_logger(__name__)
 USES = {"train": "train on", "dev": "score"}
 SHOWN_GAPS = 10  # rows with gaps that are named one by one
 SAMPLE = "package:bert_multitask/sample"
+CLEAN = "bert_multitask"  # what clean rows have as the name of their builder, so that they are not read again
 HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-Student-Handout/main/data"
 
 
@@ -147,6 +148,7 @@ def read_dataset(
 
 def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
     """Rows in memory, with the task's own columns, as clean rows; their texts and labels are read as those of files.
+    Rows that are clean already stay as they are.
 
     Args:
         task: whose rows; its `text`, `text_pair` and `label` are the names of their columns.
@@ -158,9 +160,15 @@ def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "row
         Clean rows in the same order. Those without an `id` are numbered from 0.
 
     Raises:
-        InputError: a column is missing, or a text or label cannot be read; the message names the row.
+        InputError: these are no rows, a column is missing, or a text or label cannot be read; the message names the
+            row.
     """
+    if isinstance(rows, (Mapping, str)) or not isinstance(rows, Iterable):
+        raise InputError(f"{source}: is a {type(rows).__name__}; expected a datasets.Dataset or a list of dictionaries")
     reader = LabelReader(task, dataset=True)
+    if isinstance(rows, Dataset) and rows.info.builder_name == CLEAN:
+        check_clean(task, rows)
+        return rows.with_format(None)
     if isinstance(rows, Dataset):
         raw = read_dataset(rows.with_format(None), task, reader, source, labelled, ids="id")
     else:
@@ -228,7 +236,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
             f"{source}, row {number}: {text!r} has half of a two-part character; correct the text"
         ) from error
     # The description carries the source's name to the messages about its rows.
-    return Dataset(table, info=datasets.DatasetInfo(description=source, features=features))
+    return Dataset(table, info=datasets.DatasetInfo(description=source, features=features, builder_name=CLEAN))
 
 
 def is_unicode(text: str) -> bool:
@@ -261,12 +269,12 @@ def check_clean(task: Task, rows: Dataset) -> None:
             raise InputError(f"the rows of task {task.name!r} have {feature} as column {name!r}; {advice}")
         if table[name].null_count:
             raise InputError(f"the rows of task {task.name!r} have gaps in column {name!r}; {advice}")
-    labels, _ = label_numbers(table["label"])
-    wrong = labels[~kind.are_labels(task, labels)]
+    labels, owners = label_numbers(table["label"])
+    wrong = np.union1d(owners[~kind.are_labels(task, labels)], uneven_rows(task, table["label"]))
     if len(wrong):
         raise InputError(
-            f"the rows of task {task.name!r} have the label {wrong[0]:g}, and not {kind.describe_labels(task)}; "
-            f"{advice}"
+            f"the rows of task {task.name!r} have the label {table['label'][int(wrong[0])]}, and not "
+            f"{kind.describe_labels(task)}; {advice}"
         )
 
 

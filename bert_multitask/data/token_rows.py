@@ -1,4 +1,10 @@
-"""Tokenised rows, as a trainer takes them: {task: rows}, checked before anything is computed."""
+"""Rows as a trainer takes them, {task: rows}: tokenised, and checked before anything is computed.
+
+Rows with a column `input_ids` are tokenised already (`tokenise`). All others are raw, with the columns that the task
+names, and are read as `clean_rows` reads them: labels by name or number or as a `ClassLabel`. Rows without a label or
+text are treated as those of files (`usable_rows`). Raw rows are cut to the tokenizer's `model_max_length`, as
+`truncation=True` cuts them, and to what the model can take.
+"""
 
 from collections.abc import Mapping
 
@@ -8,30 +14,42 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Value
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..model.errors import InputError
 from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
-from .labels import even_labels, label_numbers
+from .labels import even_labels, label_numbers, uneven_rows
+from .rows import clean_rows, sample_rows, usable_rows
+from .tokens import check_tokenizer, tokenise
 
 COLUMNS = ("input_ids", "token_type_ids", "labels")
 STREAMS = (datasets.IterableDataset, torch.utils.data.IterableDataset)
 
 
-def rows_by_task(given: object, model: MultitaskBertModel, argument: str) -> dict[str, Dataset]:
+def rows_by_task(
+    given: object,
+    model: MultitaskBertModel,
+    argument: str,
+    split: str = "test",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
+) -> dict[str, Dataset]:
     """The rows that a trainer is given, by task, in the order of the model's tasks.
 
     Args:
-        given: {task: rows of `tokenise`, as a `Dataset` or a sequence of dictionaries}, or the rows of one task, which
-            their column `task` names where the model has several.
+        given: {task: rows, raw or tokenised, as a `Dataset` or a sequence of dictionaries}, or the rows of one task,
+            which their column `task` names where the model has several.
         model: whose tasks they are of.
         argument: what the rows were given as, for messages.
+        split: "train", "dev" or "test": how raw rows are used.
+        tokenizer: of raw rows.
+        seed: of the sample of raw training rows, where the task has `max_train_samples`.
 
     Returns:
-        Rows with a column `task`, whose labels, tokens and lengths the model takes.
+        Tokenised rows with a column `task`, whose labels, tokens and lengths the model takes.
 
     Raises:
         InputError: names the task, and the column or row.
@@ -40,44 +58,76 @@ def rows_by_task(given: object, model: MultitaskBertModel, argument: str) -> dic
         given = {task_of(given, model, argument): given}
     if unknown := [name for name in given if name not in model.tasks]:
         raise InputError(f"{argument} has rows of {unknown[0]!r}, but the model's tasks are {', '.join(model.tasks)}")
-    return {
-        name: check_rows(given[name], task, model, f"{argument}[{name!r}]")
-        for name, task in model.tasks.items()
-        if name in given
-    }
+    rows = {}
+    for name, task in model.tasks.items():
+        if name in given:
+            where = f"{argument}[{name!r}]"
+            part = as_rows(given[name], where)
+            if not is_tokenised(part):
+                part = tokenise_raw(part, task, model, where, split, tokenizer)
+                part = sample_rows(task, part, seed) if split == "train" else part
+            rows[name] = check_rows(part, task, model, where)
+    return rows
 
 
 def task_of(rows: object, model: MultitaskBertModel, argument: str) -> str:
     """The one task that rows are of."""
-    rows = as_dataset(rows, argument)
-    names = rows.unique("task") if "task" in rows.column_names else list(model.tasks)
+    rows, names = as_rows(rows, argument), list(model.tasks)
+    if len(names) > 1 and isinstance(rows, Dataset) and "task" in rows.column_names:
+        names = rows.unique("task")
     if len(names) != 1:
         raise InputError(f"{argument} has to say which rows are of which task: give {{{names[:1] or ['task']}: rows}}")
     return names[0]
 
 
-def as_dataset(rows: object, where: str) -> Dataset:
-    """Rows as a `Dataset` that gives plain Python values."""
+def as_rows(rows: object, where: str) -> Dataset | list[Mapping]:
+    """Rows as a `Dataset` that gives plain Python values; raw rows that are no `Dataset` as a list, since a column of
+    theirs may have values of several types."""
     if isinstance(rows, Dataset):
         return rows.with_format(None)
     if isinstance(rows, STREAMS) or isinstance(rows, (Mapping, str)) or not hasattr(rows, "__getitem__"):
         hint = "; a plan needs to know the number of rows: Dataset.from_generator" if isinstance(rows, STREAMS) else ""
         raise InputError(f"{where} is a {type(rows).__name__}; expected a datasets.Dataset or a list of rows{hint}")
     try:
-        return Dataset.from_list([dict(rows[number]) for number in range(len(rows))])
+        rows = [dict(rows[number]) for number in range(len(rows))]
+        return Dataset.from_list(rows) if not rows or "input_ids" in rows[0] else rows
     except (TypeError, ValueError, KeyError, pa.ArrowException) as error:
         raise InputError(f"{where} is no list of rows, each a dictionary of the same columns: {error}") from error
 
 
-def check_rows(rows: object, task: Task, model: MultitaskBertModel, where: str) -> Dataset:
-    """Rows of one task, with a column `task`, or an InputError."""
-    rows = as_dataset(rows, where)
+def is_tokenised(rows: Dataset | list[Mapping]) -> bool:
+    """Whether rows have a column `input_ids`, or are none."""
+    return not len(rows) or (isinstance(rows, Dataset) and "input_ids" in rows.column_names)
+
+
+def tokenise_raw(
+    rows: Dataset | list[Mapping],
+    task: Task,
+    model: MultitaskBertModel,
+    where: str,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Dataset:
+    """Raw rows of one task, tokenised (see above)."""
+    if tokenizer is None:
+        raise InputError(
+            f"{where} has no column input_ids, so that its rows are texts to tokenise; give the trainer the model's "
+            "tokenizer as processing_class"
+        )
+    check_tokenizer("processing_class", tokenizer, model.config.vocab_size)
+    clean = clean_rows(task, rows, where, labelled=split != "test")
+    max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    return tokenise(task, usable_rows(task, clean, split), tokenizer, max_length, model.config.pair_encoding)
+
+
+def check_rows(rows: Dataset, task: Task, model: MultitaskBertModel, where: str) -> Dataset:
+    """Tokenised rows of one task, with a column `task`, or an InputError."""
     if not len(rows):
         raise InputError(f"{where} has no rows")
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
         raise InputError(
             f"{where} has no column {' and no '.join(missing)}; its columns are {', '.join(rows.column_names)}; "
-            "bert_multitask.data.tokens.tokenise makes them of texts"
+            "rows with input_ids need all of them; give raw rows, and the trainer tokenises them"
         )
     if "task" not in rows.column_names:
         rows = rows.add_column("task", [task.name] * len(rows))
@@ -112,7 +162,7 @@ def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: st
     ):
         raise InputError(f"{where}: labels are of type {labels.type}; expected {expected}")
     values, owners = label_numbers(labels)
-    wrong = owners[~kind.are_labels(task, values)]
+    wrong = np.union1d(owners[~kind.are_labels(task, values)], uneven_rows(task, labels))
     gaps = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
     if len(wrong) or len(gaps):
         row = int(min([*wrong[:1], *gaps[:1]]))

@@ -37,6 +37,20 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise InputError(f"{name}: its tokenizer cannot be loaded ({one_line(error)})") from error
+    check_tokenizer(name, tokenizer, vocab_size)
+    return tokenizer
+
+
+def check_tokenizer(name: str, tokenizer: object, vocab_size: int) -> None:
+    """Refuse what is no fast tokenizer of a model with so many tokens (see `load_tokenizer`).
+
+    Args:
+        name: of the checkpoint or the argument, for messages.
+        tokenizer: what was loaded or given.
+        vocab_size: of the model.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(f"{name} is a {type(tokenizer).__name__}; expected the model's own fast tokenizer")
     if len(tokenizer) > vocab_size:
         raise InputError(
             f"{name}: its tokenizer knows {len(tokenizer)} tokens and its model {vocab_size}; if you added tokens, add "
@@ -48,7 +62,6 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
             f"{name}: its tokenizer knows {len(tokenizer)} tokens, with ids up to {last}, and its model {vocab_size}; "
             "expected the model's own fast tokenizer: is tokenizer.json (or vocab.txt) missing?"
         )
-    return tokenizer
 
 
 def tokenise_splits(

@@ -71,8 +71,9 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
 
     The Parquet file holds the table as it is, and the task and the split in its metadata. The CSV file of a task with a
     `prediction_column` has the course's form: `id \\t Predicted_X`, then `id , value` lines, classes as numbers. Any
-    other task's is a plain table of `id`, and `score`, or the `label`'s name and its `probability` where there is one;
-    there an id that a spreadsheet would run as a formula is written with an apostrophe before it.
+    other task's is a plain table of `id` and what its kind shows (`Kind.plain`): `score`, or the `label`'s name and its
+    `probability` where there is one; there an id that a spreadsheet would run as a formula is written with an
+    apostrophe before it.
 
     Raises:
         InputError: an id has a line break, which the course's form cannot hold (nothing is written), or a file cannot
@@ -168,7 +169,7 @@ def read_predictions(path: Path) -> Predictions:
         check_columns(file.schema_arrow.names, str(path))
         metadata = file.schema_arrow.metadata or {}
         if b"task" not in metadata and name not in TASKS:
-            raise InputError(f"{path}: does not say what its task is; expected a file that predict.py wrote")
+            raise InputError(f"{path}: does not say what its task is; expected a file of `bert-multitask predict`")
         task = stored_task(metadata[b"task"], path) if b"task" in metadata else TASKS[name]
         split = metadata.get(b"split", path.stem.rpartition("-")[2].encode()).decode()
         columns = file.read().to_pydict()
@@ -253,16 +254,14 @@ def check_alike(members: Sequence[Predictions]) -> None:
                 raise InputError(f"{other.source}: row {number} has id {two!r}, and {one!r} in {first.source}")
         if len(ours) != len(theirs):
             raise InputError(f"{other.source} has {len(theirs)} rows, and {first.source} has {len(ours)}")
-        for number, (one, two) in enumerate(zip(*map(list_lengths, (first, other)), strict=True), start=1):
+        for number, (one, two) in enumerate(zip(*map(count_labels, (first, other)), strict=True), start=1):
             if one != two:
                 raise InputError(f"{other.source}: row {number} has {two} labels, and {one} in {first.source}")
 
 
-def list_lengths(predictions: Predictions) -> list[int]:
-    """How many labels each row has, where the label of a row is a list; an empty list elsewhere."""
-    kind, table = KINDS[predictions.task.kind], predictions.table
-    column = "label" if "label" in table.column_names else kind.decision
-    return list(map(len, table[column][:])) if kind.nested else []
+def count_labels(predictions: Predictions) -> list[int]:
+    """How many labels each row has, where each word has one; an empty list elsewhere."""
+    return list(map(len, predictions.table["label"][:])) if KINDS[predictions.task.kind].words else []
 
 
 def plain_texts(task: Task, rows: Iterable) -> list[list[str]]:

@@ -311,7 +311,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         input_ids, attention_mask, token_type_ids, inputs_embeds = inputs
         head = self.heads[task]
         reads_tokens = getattr(head, "reads_tokens", False)
-        encoded = self.encoder(task)(
+        encoded = self.encode(
+            task,
             input_ids,
             attention_mask,
             token_type_ids,
@@ -334,6 +335,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
+
+    def encode(self, task: str, *inputs: Tensor | None, **options: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """A task's rows through its encoder; the arguments are those of `MinBertModel.forward`."""
+        return self.encoder(task)(*inputs, **options)
 
     def pool(self, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None) -> Tensor:
         """What the encoder returned, and the mask (B, L) -> the embedding of each sequence (B, H)."""

@@ -112,8 +112,7 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
         line = [head, f"{ours[name].value:.4f}", f"{theirs[name].value:.4f}", f"{difference.value:+.4f}"]
         line += [bounds(difference, "+.4f"), "", "", ""]
         if name in common and common[name].task.metric == "accuracy":
-            wrong = common[name].errors, second[name].errors
-            test = mcnemar(*wrong, np.zeros(len(common[name])))
+            test = mcnemar(common[name].errors == 0, second[name].errors == 0)
             line[5:] = f"{test.first:,}", f"{test.second:,}", f"{test.p:.2g}"
         lines.append(line)
     columns = ["task", "A", "B", "A − B", f"{LEVEL:.0%} interval", "right in A alone", "right in B alone", "McNemar p"]

@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 
 # Arguments of Trainer.__init__ that have no meaning here -> why.
 REFUSED = {
-    "model_init": "plan, optimizer and callbacks are made for one model: give a model; recipes/tune.py searches",
+    "model_init": "plan, optimizer and callbacks are made for one model: give a model; `bert-multitask tune` searches",
     "preprocess_logits_for_metrics": "the scores and prediction tables need the logits; use compute_metrics",
 }
 
@@ -50,18 +50,23 @@ def check_parts(model: object, args: object, refused: Mapping[str, object]) -> N
         raise InputError(f"args is a {type(args).__name__}; expected MultitaskTrainingArguments")
 
 
-def train_rows(given: object, model: MultitaskBertModel) -> dict[str, Dataset]:
+def train_rows(
+    given: object, model: MultitaskBertModel, args: MultitaskTrainingArguments, tokenizer: object
+) -> dict[str, Dataset]:
     """The training rows of every task of the model (see `rows_by_task`), each task with labels."""
-    rows = rows_by_task({} if given is None else given, model, "train_dataset")
+    given = {} if given is None else given
+    rows = rows_by_task(given, model, "train_dataset", "train", tokenizer, args.seed)
     if missing := [name for name in model.tasks if name not in rows]:
         raise InputError(f"train_dataset has no rows of task {missing[0]!r}, which the model has")
     check_labelled(rows, "train_dataset")
     return rows
 
 
-def eval_rows(given: object, model: MultitaskBertModel, args: MultitaskTrainingArguments) -> dict[str, Dataset]:
+def eval_rows(
+    given: object, model: MultitaskBertModel, args: MultitaskTrainingArguments, tokenizer: object
+) -> dict[str, Dataset]:
     """The rows to evaluate on: of every task of the model, or none where no evaluation is asked for."""
-    rows = {} if given is None else rows_by_task(given, model, "eval_dataset")
+    rows = {} if given is None else rows_by_task(given, model, "eval_dataset", "dev", tokenizer)
     missing = [name for name in model.tasks if name not in rows]
     if missing and (rows or args.eval_strategy != "no" or args.eval_on_start):
         raise InputError(

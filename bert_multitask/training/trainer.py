@@ -82,9 +82,9 @@ class MultitaskTrainer(Trainer):
         model: its `tasks` give each task's number of epochs; or one that `peft.get_peft_model` made of it
             (docs/reuse.md).
         args: the schedule, its budget, and everything `TrainingArguments` has.
-        train_dataset: {task: tokenised rows} of every task of the model (see `token_rows.rows_by_task`).
+        train_dataset: {task: rows} of every task of the model, raw or tokenised (`data/token_rows.py` has the rule).
         eval_dataset: the same of the dev rows; needed for evaluation.
-        processing_class: the tokenizer; it is saved with every checkpoint.
+        processing_class: the tokenizer, which raw rows need; it is saved with every checkpoint.
         data_collator: rows of one task -> a batch with the keys of `Collator`, which is the default.
         model_init: refused.
         compute_loss_func: (outputs, labels, num_items_in_batch) -> the loss of a batch, or {task: such a function};
@@ -121,7 +121,9 @@ class MultitaskTrainer(Trainer):
     ):
         refused = {"model_init": model_init, "preprocess_logits_for_metrics": preprocess_logits_for_metrics}
         check_parts(model, args, refused)
-        train, dev = train_rows(train_dataset, model), eval_rows(eval_dataset, model, args)
+        with args.main_process_first(desc="tokenising"):  # of raw rows; the others read them from the cache
+            train = train_rows(train_dataset, model, args, processing_class)
+            dev = eval_rows(eval_dataset, model, args, processing_class)
         balance_tasks(model, train)
         args = self.plan_steps(model, args, {name: len(rows) for name, rows in train.items()}, plan)
         self.loss_functions = loss_functions(compute_loss_func, model.tasks)
@@ -443,7 +445,7 @@ class MultitaskTrainer(Trainer):
         """Overridden because Trainer scores several datasets apart, so that no overall score could pick the best.
 
         Args:
-            eval_dataset: {task: tokenised rows}, or rows of one task; by default the trainer's.
+            eval_dataset: {task: rows}, or rows of one task, raw or tokenised; by default the trainer's.
             ignore_keys: outputs of the model to leave out of the predictions.
             metric_key_prefix: start of every key.
 
@@ -459,7 +461,8 @@ class MultitaskTrainer(Trainer):
         # Of the trainer's own datasets Trainer wants the names, under which it keeps persistent loaders.
         loaders = {name: name for name in self.eval_dataset}
         if eval_dataset is not None or not loaders:
-            loaders = rows_by_task({} if eval_dataset is None else eval_dataset, self.model, "eval_dataset")
+            given = {} if eval_dataset is None else eval_dataset
+            loaders = rows_by_task(given, self.model, "eval_dataset", "dev", self.processing_class)
             if not loaders:
                 raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
             check_labelled(loaders, "eval_dataset")
@@ -503,7 +506,7 @@ class MultitaskTrainer(Trainer):
             InputError: names what is wrong with the rows.
             NonFiniteError: a prediction is not a finite number.
         """
-        rows = rows_by_task(test_dataset, self.model, "test_dataset")
+        rows = rows_by_task(test_dataset, self.model, "test_dataset", "test", self.processing_class)
         if len(rows) != 1:
             raise InputError(f"test_dataset has {len(rows)} tasks; predict takes the rows of one")
         return super().predict(*rows.values(), ignore_keys, metric_key_prefix)
