@@ -83,9 +83,11 @@ class LabelReader:
         return self.kind.number(self.task, float(key)) if isinstance(key, Decimal) else None
 
     def wrong_part(self, raw: object) -> object:
-        """What of a label that cannot be read is none: the first such part of a list, else the whole."""
-        parts = raw.split() if self.kind.words and isinstance(raw, str) else raw
-        return next((p for p in parts if self.read_one(p) is None), raw) if isinstance(parts, list) else raw
+        """What to show of a label that cannot be read: the first such tag where each word has one, else the whole."""
+        parts = raw.split() if isinstance(raw, str) else raw
+        if not self.kind.words or not isinstance(parts, (list, tuple)):
+            return raw
+        return next((part for part in parts if self.read_one(part) is None), raw)
 
     def check_names(self, names: Sequence[str], where: str) -> None:
         """Refuse the names of a `ClassLabel` column that are not the task's, in whatever order.

@@ -394,6 +394,8 @@ def test_rows_of_other_lengths_are_refused(tiny_bert, tokenizer):
     model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=[task])
     tokens = tokenise(task, clean_rows(task, sentences(2, 0)), tokenizer, 32).to_list()
     assert rows_by_task(tokens, model, "rows")["ner"]["labels"][:] == [row["labels"] for row in tokens]
+    raw = rows_by_task(Dataset.from_list(sentences(2, 0)), model, "rows", "train", tokenizer)
+    assert raw["ner"]["labels"][:] == [row["labels"] for row in tokens]
     tokens[1]["labels"] = tokens[1]["labels"][:-1]
     with pytest.raises(InputError, match=r"rows\['ner'\]: the label of row 1 has not as many classes"):
         rows_by_task(tokens, model, "rows")
