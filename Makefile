@@ -13,7 +13,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: $(VENV)/installed-quickstart  ## train a small BERT on the shipped sample; ARGS='--seed 1 --output_dir runs/second'
-	$(LAUNCH) recipes/train_multitask.py recipes/configs/quickstart.yaml $(ARGS)
+	$(LAUNCH) recipes/train_multitask.py quickstart.yaml $(ARGS)
 
 test: $(VENV)/installed-test  ## run the tests, two files at a time with a thread each; ARGS='-k schedule'
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)

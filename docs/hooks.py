@@ -25,8 +25,8 @@ def flags_page() -> str:
     """The flags of the training recipes, as a table: those that are ours, or that have a default of ours."""
     lines = [
         "# Flags",
-        "Flags of the training recipes and fields of their YAML. The other fields of "
-        "`transformers.TrainingArguments` are flags too. `recipes/tune.py` has those of `TuneArguments` besides.",
+        "Flags of `bert-multitask train` and of the training recipes, and fields of their YAML. The other fields of "
+        "`transformers.TrainingArguments` are flags too. `bert-multitask tune` has those of `TuneArguments` besides.",
     ]
     for arguments in (RunArguments, MultitaskTrainingArguments, TuneArguments):
         lines += [f"## {arguments.__name__}", "| flag | what it does |\n|---|---|"]

@@ -103,7 +103,7 @@ FLAGS = {
     "pairs": {"type": positive, "default": TASKS["quora"].course_rows["train"], "help": "pairs of the file"},
     "bf16": {"action": "store_true", "help": "bf16 autocast in training, on both sides"},
     "settings": {
-        "default": str(Path(__file__).parent / "configs" / "scale.yaml"),
+        "default": str(Path(__file__).parent / "benchmarks" / "scale.yaml"),
         "help": "YAML of what to measure and what to hold out",
     },
     "rows_per_second": {

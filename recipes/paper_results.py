@@ -74,7 +74,7 @@ def runs_table(options: argparse.Namespace, jobs: Jobs) -> Table:
         lines.append(
             [job.folder.name, f"{job.system.config}.yaml", shlex.join(job.system.flags), ", ".join(uses), *numbers]
         )
-    return Table(["run", "configs/paper", "flags", "for", *COLUMNS.values()], lines)
+    return Table(["run", "configuration", "flags", "for", *COLUMNS.values()], lines)
 
 
 class Results:

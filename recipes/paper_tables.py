@@ -18,7 +18,7 @@ MEMBERS = 3  # of the ensemble, of each architecture
 
 
 class System(NamedTuple):
-    """What is trained, but for the seed: the name of its folders, a file of configs/paper, and flags beside it."""
+    """What is trained, but for the seed: the name of its folders, a configuration in paper/, and flags beside it."""
 
     name: str
     config: str

@@ -27,7 +27,7 @@ from paper_results import write_paper
 from paper_tables import ELEMENTS, Job, System, needed
 from transformers import PrinterCallback, TrainerCallback
 
-from bert_multitask.commands.command_line import HelpFormatter, RecipeParser, local_path
+from bert_multitask.commands.command_line import CommandParser, RecipeParser, local_path
 from bert_multitask.data.rows import HANDOUT, load_rows, usable_rows
 from bert_multitask.model.errors import InputError
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
@@ -40,8 +40,8 @@ from bert_multitask.training.run_folder import (
     read_run,
     recorded_settings,
 )
+from bert_multitask.training.yaml_file import CONFIGS
 
-CONFIGS = Path(__file__).parent / "configs" / "paper"
 BATCH = 32  # rows of a step (paper, section 5.3)
 MEASURED = 3  # steps of each task, for the estimate of --dry_run
 # What the tables decide.
@@ -53,7 +53,7 @@ DECIDED = (
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The recipe's own flags, and those for the runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = CommandParser(None, __doc__)
     parser.add_argument("--data_dir", default=HANDOUT, help="rows: folder or URL in the course's layout, or hub")
     parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the runs and the results")
     parser.add_argument("--budget", type=float, default=1.0, help="share of the paper's batches, in (0, 1]")
@@ -81,7 +81,7 @@ def plan_runs(options: argparse.Namespace, flags: list[str]) -> dict[tuple[Syste
     for system, seed in runs:
         folder = options.output_dir / "runs" / f"{system.name}-seed{seed}"
         own = [*system.flags, "--output_dir", str(folder), "--seed", str(seed)]
-        runs[system, seed] = [str(CONFIGS / f"{system.config}.yaml"), *own, *shared, *flags]
+        runs[system, seed] = [str(CONFIGS / "paper" / f"{system.config}.yaml"), *own, *shared, *flags]
     return runs
 
 

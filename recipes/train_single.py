@@ -7,14 +7,12 @@ The task is sst, cfimdb, quora, sts or one of your own, as in train_multitask.py
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from bert_multitask.commands.command_line import RecipeParser
 from bert_multitask.model.errors import InputError
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.run import run_recipe, train
 
-DEFAULT_CONFIG = Path(__file__).parent / "configs" / "single.yaml"
 # option -> learning rate, as the course's classifier has them.
 OPTIONS = {"finetune": 1e-5, "pretrain": 1e-3}
 
@@ -41,7 +39,7 @@ class SingleTaskArguments(MultitaskTrainingArguments):
 
 
 def main(argv: list[str]) -> None:
-    run, args, _ = RecipeParser((RunArguments, SingleTaskArguments), DEFAULT_CONFIG, __doc__).parse(argv)
+    run, args, _ = RecipeParser((RunArguments, SingleTaskArguments), "single.yaml", __doc__).parse(argv)
     if len(run.tasks) != 1:
         raise InputError(f"--tasks names {len(run.tasks)} tasks; this recipe trains one, train_multitask.py several")
     if run.freeze_encoder:

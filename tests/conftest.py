@@ -18,6 +18,7 @@ from huggingface_hub.utils import http_backoff
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 from transformers.utils import logging
 
+from bert_multitask.__main__ import main
 from bert_multitask.data.rows import load_rows, usable_rows
 from bert_multitask.data.tokens import tokenise
 from bert_multitask.model.configuration import resolve_folder
@@ -184,11 +185,16 @@ def write_config(folder: Path, tiny_bert: str, course_folder: Path) -> Path:
     return path
 
 
-def run_here(monkeypatch, *argv, recipe: Path = RECIPE) -> int:
-    """Run a recipe in this process, as `python recipes/train_multitask.py …` does; its exit code."""
-    monkeypatch.setattr(sys, "argv", [str(recipe), *map(str, argv)])
+def run_here(monkeypatch, *argv, recipe: Path | str = RECIPE) -> int:
+    """Run a recipe in this process, as `python recipes/train_multitask.py …` does, or a command of `bert-multitask`, by
+    its name; the exit code."""
+    command = ["bert-multitask", recipe] if isinstance(recipe, str) else [str(recipe)]
+    monkeypatch.setattr(sys, "argv", [*command, *map(str, argv)])
     try:
-        runpy.run_path(str(recipe), run_name="__main__")
+        if isinstance(recipe, str):
+            main()
+        else:
+            runpy.run_path(str(recipe), run_name="__main__")
     except SystemExit as stop:
         return stop.code
     return 0
@@ -197,17 +203,17 @@ def run_here(monkeypatch, *argv, recipe: Path = RECIPE) -> int:
 def launch(
     *arguments,
     processes: int | None = None,
-    script: Path = RECIPE,
+    script: Path | str = RECIPE,
     launcher: str = "accelerate_config.yaml",
     options: Sequence[str] = (),
 ) -> subprocess.Popen:
-    """Start a script by `accelerate launch`, with one of the project's configurations and its number of processes, or
-    another number, and further options of the launcher."""
+    """Start a script, or a command of `python -m bert_multitask`, by `accelerate launch`, with one of the project's
+    configurations and its number of processes, or another number, and further options of the launcher."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / launcher), *options]
     if processes:
         command += ["--num_processes", str(processes)]
     return subprocess.Popen(
-        [*command, str(script), *map(str, arguments)],
+        [*command, *(["-m", "bert_multitask", script] if isinstance(script, str) else [script]), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -77,7 +77,7 @@ def test_the_package_ships_its_types_and_its_sample(tmp_path):
     code = f"import setuptools; setuptools.setup(script_args=['-q', 'build', '--build-base', {str(tmp_path)!r}])"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
     built = {path.name for path in (tmp_path / "lib" / "bert_multitask").rglob("*")}
-    assert {"py.typed", "__init__.py", "ids-sst-train.csv"} <= built
+    assert {"py.typed", "__init__.py", "ids-sst-train.csv", "quickstart.yaml", "3bert_tpe_smart_df.yaml"} <= built
 
 
 def test_the_verbosity_of_transformers_holds(course_folder, caplog, propagated_logs):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import run_here
 from sklearn.metrics import f1_score
-from test_recipes import run_here
 from torch import nn
 from torch.nn import functional
 

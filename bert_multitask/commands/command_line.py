@@ -1,8 +1,9 @@
-"""The command lines of the recipes: a YAML file and the flags after it, one-line errors, the help."""
+"""Command lines: a YAML file and the flags after it, one-line errors, the help."""
 
 import argparse
 import difflib
 import json
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -10,8 +11,19 @@ from transformers import HfArgumentParser
 
 from ..data.rows import SAMPLE
 from ..model.errors import InputError
-from ..training.arguments import RunArguments, to_field
-from ..training.yaml_file import load_yaml
+from ..training.arguments import MultitaskTrainingArguments, RunArguments, to_field
+from ..training.yaml_file import find_config, load_yaml
+
+# What --help shows of the training flags, by what they are about.
+FLAGS = {
+    "what is trained": "model_name_or_path tasks data_dir max_length max_train_samples",
+    "the model": "encoder_sharing pair_encoding pooling head_dropout freeze_encoder",
+    "the plan": "task_epochs schedule budget max_steps per_device_train_batch_size gradient_accumulation_steps",
+    "training": "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm class_weights bf16 seed",
+    "SMART": "smart_weight smart_projection",
+    "evaluation and logs": "eval_steps logging_steps early_stopping_patience report_to",
+    "the run folder": "output_dir resume_from_checkpoint overwrite push_to_hub",
+}
 
 
 def add_row_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,24 +45,103 @@ def as_typed(value: object) -> str:
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the recipe's description as it is written."""
+    """Shows defaults, the description as it is written, and of a flag's spellings the first."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        spellings = action.option_strings
+        if not spellings:
+            return super()._format_action_invocation(action)
+        few = action.choices and len(action.choices) <= 4
+        choices = " {" + ",".join(map(str, action.choices)) + "}" if few else ""
+        return ", ".join(spellings[: 1 + (spellings[0] == "-h")]) + choices
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The flags of a command. Its errors are `InputError`s, one line each.
+
+    Args:
+        name: of the command; None of a recipe, which is called by its file.
+        description: what the help begins with.
+    """
+
+    def __init__(self, name: str | None, description: str):
+        prog = f"bert-multitask {name}" if name else None
+        super().__init__(prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str):
+        """Raise what argparse would print below a page of usage."""
+        raise InputError(message)
+
+
+class ShowAll(argparse.Action):
+    """Prints the help of every flag, and ends the process."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(parser.format_all())
+        parser.exit()
 
 
 class RecipeParser(HfArgumentParser):
     """`CONFIG.yaml --flag value …`: fields of the YAML are flags that the command line can override.
 
-    Its errors are `InputError`s, one line each.
+    Its errors are `InputError`s, one line each. `--help` shows the flags of FLAGS, and those of further dataclasses;
+    `--help-all` shows every flag.
+
+    Args:
+        dataclass_types: whose fields are the flags.
+        default_config: configuration file where the command line names none (see `find_config`).
+        description: what the help begins with.
+        name: of the command; None of a recipe, which is called by its file.
     """
 
-    def __init__(self, dataclass_types, default_config: Path, description: str):
+    def __init__(
+        self, dataclass_types: Sequence[type], default_config: str | Path, description: str, name: str | None = None
+    ):
+        prog = f"bert-multitask {name}" if name else None
         super().__init__(
             dataclass_types,
+            prog=prog,
             description=description,
             usage="%(prog)s [CONFIG.yaml] [--flag value ...]",
             formatter_class=HelpFormatter,
             allow_abbrev=False,
+            add_help=False,
         )
-        self.add_argument("config", nargs="?", type=Path, default=default_config, help="YAML file of flags")
+        config_help = "YAML file of flags, or the name of one that the package ships"
+        self.add_argument("config", nargs="?", default=default_config, help=config_help)
+        self.add_argument("-h", "--help", action="help", help="show the flags that are set most often")
+        self.add_argument("--help-all", action=ShowAll, nargs=0, help="show every flag")
+        common = {name for names in FLAGS.values() for name in names.split()}
+        self.special = [
+            name
+            for kind in dataclass_types
+            if kind not in (RunArguments, MultitaskTrainingArguments)
+            for name in vars(kind)["__annotations__"]
+            if name not in common
+        ]
+
+    def format_help(self) -> str:
+        """The flags that are set most often, by what they are about."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.add_text(self.description)
+        first = {"": "config help help_all", "this command": " ".join(self.special)}
+        for heading, names in (first | FLAGS).items():
+            formatter.start_section(heading or "arguments")
+            known = {action.dest: action for action in reversed(self._actions)}  # of --x and --no_x the first
+            formatter.add_arguments([known[name] for name in names.split()])
+            formatter.end_section()
+        return formatter.format_help()
+
+    def format_all(self) -> str:
+        """Every flag."""
+        return super().format_help()
 
     def error(self, message: str):
         """Raise what argparse would print above a page of usage."""
@@ -66,7 +157,7 @@ class RecipeParser(HfArgumentParser):
         *parsed, _, unknown = self.parse_checked([str(config), *from_yaml, *typed])
         if unknown:
             hint = self.suggest(unknown[0]) if unknown[0].startswith("-") else " (a configuration file comes first)"
-            raise InputError(f"unknown flag {unknown[0]}{hint}; --help lists the flags")
+            raise InputError(f"unknown flag {unknown[0]}{hint}; --help-all lists the flags")
         # `--tasks NAME` may name a task that the YAML defines.
         specs = [spec for spec in to_field(from_yaml) if isinstance(spec, dict) and {"name", "kind"} <= set(spec)]
         defined = {spec["name"]: spec for spec in specs if isinstance(spec["name"], str)}
@@ -78,7 +169,7 @@ class RecipeParser(HfArgumentParser):
     def expand(self, argv: list[str]) -> tuple[Path, list[str], list[str]]:
         """A command line as its configuration file, the flags in that, and the flags that were typed."""
         given = bool(argv) and not argv[0].startswith("-")
-        config = Path(argv[0]) if given else self.get_default("config")
+        config = find_config(argv[0] if given else self.get_default("config"))
         return config, self.read_yaml(config), argv[given:]
 
     def given(self, argv: list[str]) -> dict[str, object]:
@@ -105,7 +196,7 @@ class RecipeParser(HfArgumentParser):
         fields = load_yaml(path) or {}
         if not isinstance(fields, dict):
             raise InputError(f"{path}: expected `field: value` lines")
-        known = {action.dest for action in self._actions} - {"help", "config"}
+        known = {action.dest for action in self._actions} - {"help", "help_all", "config"}
         argv = []
         for name, value in fields.items():
             if str(name) not in known:

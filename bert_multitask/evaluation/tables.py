@@ -165,7 +165,7 @@ def read_predictions(path: Path) -> Predictions:
         check_columns(file.schema_arrow.names, str(path))
         metadata = file.schema_arrow.metadata or {}
         if b"task" not in metadata and name not in TASKS:
-            raise InputError(f"{path}: does not say what its task is; expected a file that predict.py wrote")
+            raise InputError(f"{path}: does not say what its task is; expected a file of `bert-multitask predict`")
         task = stored_task(metadata[b"task"], path) if b"task" in metadata else TASKS[name]
         split = metadata.get(b"split", path.stem.rpartition("-")[2].encode()).decode()
         columns = file.read().to_pydict()

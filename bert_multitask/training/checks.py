@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 
 # Arguments of Trainer.__init__ that have no meaning here -> why.
 REFUSED = {
-    "model_init": "plan, optimizer and callbacks are made for one model: give a model; recipes/tune.py searches",
+    "model_init": "plan, optimizer and callbacks are made for one model: give a model; `bert-multitask tune` searches",
     "preprocess_logits_for_metrics": "the scores and prediction tables need the logits; use compute_metrics",
 }
 

@@ -75,7 +75,7 @@ def push_folder(
         where = f" --hub_revision {revision}" if revision else ""
         raise InputError(
             f"the run in {folder} is whole, but it could not be pushed to {repo_id} ({reason(error)}); try again with "
-            f"`python recipes/push_to_hub.py {folder} --hub_model_id {repo_id}{where}`"
+            f"`bert-multitask push {folder} --hub_model_id {repo_id}{where}`"
         ) from error
 
 

@@ -241,21 +241,24 @@ def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]
     return {name: scores[name] for name in (*tasks, "overall")}
 
 
-def run_recipe(main: Callable[[list[str]], object], stopped: str | None = None) -> None:
-    """Run a recipe's `main` on the command line; what is wrong with the input is one line, and exit code 2.
+def run_recipe(
+    main: Callable[[list[str]], object], stopped: str | None = None, argv: Sequence[str] | None = None
+) -> None:
+    """Run the `main` of a recipe or a command; what is wrong with the input is one line, and exit code 2.
 
     SIGTERM and Ctrl-C end it with a line, and exit code 143 or 130; so does the end of its launcher.
 
     Args:
         main: takes the arguments.
         stopped: what goes on with the work after a stop; by default what `train` says, if it was called.
+        argv: the arguments; by default those of the process.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a console may lack a character of a task's name
     with STOP, STOP.advising(stopped):
         try:
-            main(sys.argv[1:])
+            main(list(sys.argv[1:] if argv is None else argv))
         except InputError as error:
             if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
                 # Libraries' own messages have several lines, and some quote a whole damaged file.

@@ -271,10 +271,10 @@ def read_run(name: str) -> dict | None:
         record = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
         if "tasks" not in record:
             run = RunArguments(**record["run"])
-            record |= row_places(run.load_tasks(), run.data_dir, run.max_length)
+            record = row_places(run.load_tasks(), run.data_dir, run.max_length) | record
         for field, kind in RECORDED.items():
             if type(record[field]) is not kind:
-                raise TypeError(f"{field} is {record[field]!r}, no {kind.__name__}")
+                raise TypeError(f"{field} is no {kind.__name__}")
         if record["max_length"] < 1:
             raise ValueError(f"max_length is {record['max_length']}")
         load_tasks(record["tasks"])  # they are right

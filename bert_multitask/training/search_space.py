@@ -3,12 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..model.errors import InputError
 from ..model.tasks import TASKS
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments, parse_json
-from .yaml_file import load_yaml
+from .yaml_file import find_config, load_yaml
 
 # What can be searched: what decides the weights, but neither rows, tokens nor steps, which a search's trials share.
 NUMBERS = (
@@ -36,7 +35,7 @@ class TuneArguments:
         default=None,
         metadata={
             "help": 'what to search, a YAML file or JSON: \'{"learning_rate": {"low": 1e-5, "high": 1e-4, '
-            '"log": true}, "head_dropout.sst": [0.1, 0.3]}\'; by default recipes/configs/tune.yaml'
+            '"log": true}, "head_dropout.sst": [0.1, 0.3]}\'; by default tune.yaml, which the package ships'
         },
     )
 
@@ -92,7 +91,7 @@ def read_entries(search: str | Mapping) -> tuple[str, Mapping]:
     if isinstance(entries, Mapping):
         return "--search", entries
     try:
-        entries = load_yaml(Path(search))
+        entries = load_yaml(find_config(search))
     except InputError as error:
         raise InputError(f"--search {error}") from error
     if not isinstance(entries, Mapping):

@@ -4,12 +4,14 @@ import math
 import os
 import select
 import shlex
+import shutil
 import signal
 import socket
 import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 from torch.distributed import DistError, distributed_c10d, is_initialized
@@ -143,9 +145,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=STOP.leave_child)
 
 
+def find_module() -> str | None:
+    """The module that this process runs, of `python -m MODULE`; None of a script."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removesuffix(".__main__") if spec else None
+
+
 def find_launcher() -> int | None:
     """The id of the process that started this one where it is a launcher: its command line ends with ours."""
-    command, parent = sys.argv, psutil.Process().parent()
+    command, parent = [find_module() or sys.argv[0], *sys.argv[1:]], psutil.Process().parent()
     try:
         return parent.pid if parent and parent.cmdline()[-len(command) :] == command else None
     except psutil.Error:
@@ -153,9 +161,16 @@ def find_launcher() -> int | None:
 
 
 def own_command() -> list[str]:
-    """The command line that started this process, with its launcher where it has one."""
-    launcher = find_launcher()
-    return psutil.Process(launcher).cmdline() if launcher else [sys.executable, *sys.argv]
+    """The command line that started this process, with its launcher where it has one, as it can be typed again."""
+    if launcher := find_launcher():
+        return psutil.Process(launcher).cmdline()
+    script, *argv = sys.argv
+    if module := find_module():
+        return [sys.executable, "-m", module, *argv]
+    command = Path(script).name
+    if shutil.which(command) == script:  # as `bert-multitask`, which the shell finds
+        return [command, *argv]
+    return [sys.executable, script, *argv]
 
 
 def resume_command(overwrite: bool) -> str:

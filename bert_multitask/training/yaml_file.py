@@ -5,7 +5,10 @@ from typing import Any
 
 import yaml
 
+from ..model.configuration import resolve_folder
 from ..model.errors import InputError
+
+CONFIGS = Path(__file__).parents[1] / "configs"  # those that the package ships
 
 
 class ConfigLoader(yaml.SafeLoader):
@@ -39,6 +42,17 @@ class ConfigLoader(yaml.SafeLoader):
         return node
 
 
+def find_config(name: str | Path) -> Path:
+    """The configuration file of a name: the user's own file, `package:NAME/PATH`, or one that the package ships, by its
+    place in `configs`, with or without `.yaml`."""
+    path = Path(name).expanduser()
+    if str(name).startswith("package:"):
+        folder, _, file = str(name).rpartition("/")
+        return Path(resolve_folder(folder), file)
+    shipped = CONFIGS / path.with_suffix(".yaml")
+    return shipped if shipped.is_file() and not path.is_file() else path
+
+
 def load_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
@@ -49,7 +63,8 @@ def load_yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such configuration file") from error
+        shipped = ", ".join(sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")))
+        raise InputError(f"{path}: no such configuration file; the package ships {shipped}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except RecursionError as error:

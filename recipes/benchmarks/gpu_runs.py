@@ -31,7 +31,7 @@ class Run:
     def __init__(self, session: Session, name: str, flags: Sequence[str]):
         self.name, self.folder, self.log = name, session.folder / name, session.folder / f"{name}.log"
         options = session.options
-        command = [sys.executable, str(ROOT / "recipes/train_multitask.py"), str(ROOT / "recipes/configs/rr_tpe.yaml")]
+        command = [sys.executable, str(ROOT / "recipes/train_multitask.py"), "rr_tpe.yaml"]
         command += ["--model_name_or_path", options.model_name_or_path, "--data_dir", options.data_dir]
         command += ["--output_dir", str(self.folder), "--overwrite", "--report_to", "none", "--disable_tqdm", "True"]
         command += ["--task_epochs", EPOCHS, *README, *flags, *(TINY if options.tiny else [])]

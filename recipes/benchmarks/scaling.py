@@ -23,11 +23,12 @@ from bert_multitask.model.configuration import ENCODER_SHARING, PAIR_ENCODING, M
 from bert_multitask.model.losses import DIVERGENCES
 from bert_multitask.model.tasks import TASKS
 from bert_multitask.training.schedule import PlanSampler, count_batches, round_robin
+from bert_multitask.training.yaml_file import CONFIGS
 
 from .cost import FEATURES, PASSES, count_work, fit, paper_run
 from .rig import NAMES
 
-PAPER = Path(__file__).parent.parent / "configs" / "paper"
+PAPER = CONFIGS / "paper"
 BERT_BASE = BertConfig()  # its defaults are bert-base-uncased's
 WARM_UP = 2  # steps of a round that are not timed
 

@@ -1,0 +1,30 @@
+"""Average the weights of runs that began alike into one model, a "model soup" (Wortsman et al., 2022).
+
+    bert-multitask soup RUN RUN RUN --output_dir SOUP
+    bert-multitask predict SOUP --split dev --output_dir SOUP/predictions
+
+The runs began with the same checkpoint and --seed, and differ in --data_seed, learning rate, dropout … Leaves in SOUP
+an ordinary checkpoint with its tokenizer, and run.json: the first run's record, and which runs were averaged.
+"""
+
+from ..data.records import write_json
+from ..inference.soup import average_weights
+from ..inference.trained_run import TrainedRun
+from ..model.errors import InputError
+from .command_line import CommandParser, local_path
+
+
+def main(argv: list[str]) -> None:
+    """Average, as a command line says."""
+    parser = CommandParser("soup", __doc__)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
+    parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the averaged model; a new one")
+    options = parser.parse_args(argv)
+    if options.output_dir.exists() and any(options.output_dir.iterdir()):
+        raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")
+    runs = [TrainedRun.open(name) for name in options.runs]
+    average_weights(runs).save_pretrained(options.output_dir)
+    runs[0].load_tokenizer().save_pretrained(options.output_dir)
+    record = runs[0].record | {"decides": {"average_of": options.runs}, "batches": None}
+    write_json(options.output_dir / "run.json", record)
+    print(f"average of {len(options.runs)} runs: {options.output_dir}", flush=True)

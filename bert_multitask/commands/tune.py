@@ -1,0 +1,33 @@
+"""Search hyperparameters with optuna: the flags of `bert-multitask train`, and what to search of them.
+
+    bert-multitask tune [CONFIG.yaml] [--flag value ...] --n_trials 20 --output_dir OUT
+    bert-multitask train OUT/best.yaml
+
+Leaves in OUT the study (study.db), trials.csv, search.png and the best trial's configuration (docs/tune.md). The same
+command goes on with a search that was stopped.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from ..reporting.plots import search_overview, to_png
+from ..training.arguments import MultitaskTrainingArguments, RunArguments
+from ..training.folder_lock import FolderLock
+from ..training.search import Search
+from ..training.search_space import TuneArguments
+from .command_line import RecipeParser
+
+STOPPED = "the same command goes on with the search"
+
+
+def main(argv: list[str]) -> None:
+    """Search, as a command line says."""
+    kinds = RunArguments, MultitaskTrainingArguments, TuneArguments
+    parser = RecipeParser(kinds, "rr_tpe.yaml", __doc__, "tune")
+    run, args, options, _ = parser.parse(argv)
+    options.search = options.search or "tune.yaml"
+    with FolderLock(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
+        search = Search(run, args, options, parser.given(argv))
+        search.run_trials()
+        if search.first:
+            Path(args.output_dir, "search.png").write_bytes(to_png(search_overview(**search.overview())))
