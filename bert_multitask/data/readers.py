@@ -77,27 +77,37 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
     Raises:
         InputError: the file cannot be read or is damaged, or a column is missing.
     """
+    needed = needed_columns(task, labelled)
+    for number, row in enumerate(read_as_written(path, task), start=1):
+        for column in needed:
+            if column not in row:
+                raise InputError(
+                    f"{path}: no column {column!r} in row {number}; its columns are {', '.join(filter(None, row))}"
+                )
+        yield rename_columns(row, task, KINDS[task.kind], path, number, task.id or "id")
+
+
+def read_as_written(path: str, task: Task) -> Iterator[dict]:
+    """Yield the rows of a file with all its columns, under their own names.
+
+    Raises:
+        InputError: the file cannot be read or is damaged.
+    """
     read, form, decompress = file_form(path, task)
     local = fetch(path, task)
-    needed = needed_columns(task, labelled)
     with reading(path, form), decompress(local, "rb") as file:
-        for number, row in enumerate(read(file, path, task), start=1):
-            for column in needed:
-                if column not in row:
-                    raise InputError(
-                        f"{path}: no column {column!r} in row {number}; its columns are {', '.join(filter(None, row))}"
-                    )
-            yield rename_columns(row, task, KINDS[task.kind], path, number)
+        yield from read(file, path, task)
 
 
 def needed_columns(columns: HubSource | Task, labelled: bool) -> list[str]:
-    """The columns that every row must have; that of labels is among them where rows must be `labelled`."""
-    names = (columns.text, columns.text_pair, columns.label if labelled else None)
+    """The columns that every row must have; that of labels is among them where rows must be `labelled`, and that of ids
+    where the task names it."""
+    names = (columns.text, columns.text_pair, columns.label if labelled else None, getattr(columns, "id", None))
     return [name for name in names if name]
 
 
 def rename_columns(
-    row: Mapping, columns: HubSource | Task, kind: Kind, path: str, number: int, ids: str | None = "id"
+    row: Mapping, columns: HubSource | Task, kind: Kind, path: str, number: int, ids: str | None
 ) -> dict:
     """A row under our column names, its label as the source gives it.
 

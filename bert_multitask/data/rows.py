@@ -170,7 +170,7 @@ def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "row
         check_clean(task, rows)
         return rows.with_format(None)
     if isinstance(rows, Dataset):
-        raw = read_dataset(rows.with_format(None), task, reader, source, labelled, ids="id")
+        raw = read_dataset(rows.with_format(None), task, reader, source, labelled, ids=task.id or "id")
     else:
         raw = read_mappings(rows, task, source, labelled)
     return clean(task, raw, source, reader)
@@ -186,7 +186,7 @@ def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bo
             raise InputError(
                 f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
             )
-        yield rename_columns(row, task, KINDS[task.kind], source, number)
+        yield rename_columns(row, task, KINDS[task.kind], source, number, task.id or "id")
 
 
 def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> Dataset:

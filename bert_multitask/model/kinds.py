@@ -213,9 +213,16 @@ class Kind:
         """The columns of a prediction table as a CSV file shows them."""
         return dict(columns)
 
-    def read_written(self, text: str, read_one: Callable) -> Any:
-        """A prediction in the course's form of file; None where it is none (see `read`)."""
-        return read_one(text)
+    def answers(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """The columns of a prediction table as Python shows them: labels by name, `probabilities` as {name: one}."""
+        shown = dict(columns)
+        if "probabilities" in shown:
+            shown["probabilities"] = [dict(zip(task.label_names, row, strict=True)) for row in shown["probabilities"]]
+        return shown
+
+    def read_written(self, task: "Task", text: str, read_one: Callable) -> Any:
+        """A prediction as a file shows it, by `plain` or in the course's form; None where it is none (see `read`)."""
+        return self.read(task, text, read_one)
 
     def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
         """Columns of a prediction table as arrays; `decision` is of the form of labels, (N,) or (N, …)."""
@@ -303,6 +310,10 @@ class Classification(Kind):
         if "probabilities" in columns:
             shown["probability"] = [p[label] for p, label in zip(columns["probabilities"], labels, strict=True)]
         return shown
+
+    def answers(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """As `Kind.answers`, with the label's name."""
+        return super().answers(task, columns) | {"label": self.plain(task, columns)["label"]}
 
     def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
         """`label` (N,) and `probabilities` (N, C)."""
@@ -442,7 +453,7 @@ class Regression(Kind):
         """`score`, which may lie outside the range of the labels, if only by rounding."""
         return {"score": (is_number, "a number")}
 
-    def read_written(self, text: str, read_one: Callable) -> float | None:
+    def read_written(self, task: "Task", text: str, read_one: Callable) -> float | None:
         """A number, also outside the range."""
         return as_number(text)
 
@@ -725,6 +736,16 @@ class TokenClassification(Classification):
             columns["label"].append(np.where(starts < 0, self.missing, row[starts].argmax(-1)).tolist())
             columns["probabilities"].append(np.where(starts[:, None] < 0, 0, chances).tolist())
         return columns
+
+    def answers(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """For each word its tag's name, None where it has no prediction, and {name: probability}."""
+        names = dict(enumerate(task.label_names))
+        shown: dict[str, Sequence] = {"label": [[names.get(tag) for tag in tags] for tags in columns["label"]]}
+        if "probabilities" in columns:
+            shown["probabilities"] = [
+                [dict(zip(task.label_names, word, strict=True)) for word in row] for row in columns["probabilities"]
+            ]
+        return shown
 
     def plain(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
         """The tags' names, set apart by spaces, "_" where there is none."""

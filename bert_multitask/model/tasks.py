@@ -16,7 +16,7 @@ from .kinds import ALIASES, KINDS
 
 QUOTING = ("standard", "none")
 # The fields that say where rows come from, which a model does not need.
-ROW_SOURCE = ("files", "quoting", "hub", "course_rows")
+ROW_SOURCE = ("id", "files", "quoting", "hub", "course_rows")
 SPLITS = ("train", "dev", "test")
 # A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
 # torch module that holds the heads by name.
@@ -87,6 +87,7 @@ class Task:
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
+        id: the column of ids, in files and in memory; None, `id`, where there is one.
         files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
             (tabs or commas), .jsonl, .parquet, or .conll, whose columns are called "0", "1", … and "-1", the last.
         quoting: how tables quote: "standard", a field that begins with a double quote is quoted whole, with inner
@@ -115,6 +116,7 @@ class Task:
     dropout: float = 0.3
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
+    id: str | None = None
     files: dict[str, str] | None = None
     quoting: str = "standard"
     hub: HubSource | None = None

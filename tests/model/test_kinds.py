@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, pipeline
 from bert_multitask.data.collate import Collator, TaskRows, join_rows
 from bert_multitask.data.rows import clean_rows
 from bert_multitask.evaluation.metrics import METRICS, TaskMetric, describe_overall, unit_score
-from bert_multitask.evaluation.predict import predict, predict_logits
+from bert_multitask.evaluation.predict import predict_logits
 from bert_multitask.inference.export import export_classifier
+from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.heads import HEADS, HeadLinear, SigmoidHead
 from bert_multitask.model.kinds import KINDS, Kind
@@ -153,7 +154,7 @@ def test_a_score_without_a_range(monkeypatch, tmp_path, tiny_bert):
     run = train(monkeypatch, tmp_path, tiny_bert, NUMBER, rows)
     model = MultitaskBertModel.from_pretrained(run)
     assert [name for name, _ in model.heads["n"].named_parameters()] == ["classifier.weight", "classifier.bias"]
-    table = predict(model, AutoTokenizer.from_pretrained(run), "n", TEXTS)
+    table = MultitaskPipeline(model, AutoTokenizer.from_pretrained(run)).table("n", TEXTS)
     scores = json.loads((run / "metrics.json").read_text())
     error = np.sqrt(np.mean((np.array(table["score"][:]) - [row["label"] for row in rows]) ** 2))
     assert scores["eval_n_rmse"] == pytest.approx(error, rel=1e-4)

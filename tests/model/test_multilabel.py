@@ -15,10 +15,10 @@ from transformers import AutoTokenizer, pipeline
 
 from bert_multitask.data.rows import check_clean, clean_rows
 from bert_multitask.data.token_rows import check_labels
-from bert_multitask.evaluation.predict import predict
 from bert_multitask.evaluation.tables import prediction_table, read_decisions, read_predictions, write_predictions
 from bert_multitask.inference.ensemble import combine
 from bert_multitask.inference.export import export_classifier
+from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.model.card import model_card
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.losses import UNLABELLED
@@ -234,7 +234,7 @@ def test_a_run_beside_sst(monkeypatch, tmp_path, tiny_bert, course_folder):
     expected = f1_score(true, predicted[:7], average="micro", zero_division=0)
     assert scores["eval_genre_micro_f1"] == pytest.approx(expected)
     model, tokenizer = MultitaskBertModel.from_pretrained(run), AutoTokenizer.from_pretrained(run)
-    table = predict(model, tokenizer, "genre", TEXTS)
+    table = MultitaskPipeline(model, tokenizer).table("genre", TEXTS)
     assert table["labels"][:] == found.table["labels"][:]
     chances = np.array(table["probabilities"][:])
     np.testing.assert_allclose(chances, found.table["probabilities"][:], atol=1e-5)
@@ -268,11 +268,11 @@ def test_a_single_label(tiny_bert, pooling):
     outputs = model("genre", **inputs, labels=labels)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(outputs.logits, labels[:, 0].float())
     torch.testing.assert_close(outputs.loss, expected)
-    table = predict(model, tokenizer, "genre", TEXTS)
+    table = MultitaskPipeline(model, tokenizer).table("genre", TEXTS)
     chances = outputs.logits.detach().sigmoid()[:, None]
     np.testing.assert_allclose(table["probabilities"][:], chances, atol=1e-5)
     assert table["labels"][:] == [["toxic"] * (chance > 0.5) for chance in chances.flatten().tolist()]
-    assert len(predict(model, tokenizer, "genre", [])) == 0
+    assert len(MultitaskPipeline(model, tokenizer).table("genre", [])) == 0
     exported = export_classifier(model, "genre")
     with torch.no_grad():
         torch.testing.assert_close(exported(**inputs).logits.sigmoid(), chances, atol=1e-4, rtol=1e-4)

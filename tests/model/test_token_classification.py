@@ -5,6 +5,7 @@ import json
 import random
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -22,7 +23,6 @@ from bert_multitask.data.token_rows import rows_by_task
 from bert_multitask.data.tokens import tokenise
 from bert_multitask.evaluation.intervals import resample
 from bert_multitask.evaluation.metrics import METRICS, score, span_counts
-from bert_multitask.evaluation.predict import predict
 from bert_multitask.evaluation.tables import (
     Predictions,
     check_alike,
@@ -33,6 +33,7 @@ from bert_multitask.evaluation.tables import (
 )
 from bert_multitask.inference.ensemble import combine, select_greedily
 from bert_multitask.inference.export import export_classifier
+from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.inference.split_tables import SplitTables, score_tables
 from bert_multitask.inference.trained_run import TrainedRun
 from bert_multitask.model.errors import InputError
@@ -164,16 +165,17 @@ def test_an_export_is_a_stock_token_classifier(run, tmp_path):
 
 
 def test_plain_texts_and_lists_of_words_are_predicted(run):
-    model, tokenizer = MultitaskBertModel.from_pretrained(run), AutoTokenizer.from_pretrained(run)
-    rows = ["anna  smith was in rome", ["anna", "smith", "was", "in", "rome"], {"text": ""}]
-    table = predict(model, tokenizer, "ner", rows)
-    assert [[TAGS[tag] for tag in tags] for tags in table["label"][:]] == [
-        ["B-PER", "I-PER", "O", "O", "B-LOC"]
-    ] * 2 + [[]]
-    assert np.allclose(np.array(table["probabilities"][0]).sum(-1), 1)
+    pipe = MultitaskPipeline(run)
+    words, tags = ["anna", "smith", "was", "in", "rome"], ["B-PER", "I-PER", "O", "O", "B-LOC"]
+    answers = pipe("ner", ["anna  smith was in rome", words, {"text": words, "other": 1}, ""])
+    assert [answer["label"] for answer in answers] == [tags, tags, tags, []]
+    assert all(max(word, key=word.get) == tag for word, tag in zip(answers[0]["probabilities"], tags, strict=True))
+    assert pipe.all("anna smith was in rome")["ner"] == pipe("ner", "anna smith was in rome")
+    frame = pipe("ner", pd.DataFrame({"0": [words, "rome \u200b"]}))
+    assert frame["ner_label"].tolist() == [" ".join(tags), "B-LOC _"]
     with pytest.raises(InputError, match=r"rows\[1\] is .*; task 'ner' takes a text"):
-        predict(model, tokenizer, "ner", ["a", [["a"]]])
-    assert len(predict(model, tokenizer, "ner", [])) == 0
+        pipe("ner", ["a", [["a"]]])
+    assert len(pipe.table("ner", [])) == 0
 
 
 # Rows.
