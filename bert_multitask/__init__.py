@@ -13,9 +13,9 @@ if TYPE_CHECKING:  # for type checkers and editors; `as` says that a name is han
     from .data.rows import load_rows as load_rows
     from .data.tokens import load_tokenizer as load_tokenizer
     from .data.tokens import tokenise_splits as tokenise_splits
-    from .evaluation.predict import predict as predict
     from .inference.export import export_classifier as export_classifier
     from .inference.export import export_encoder as export_encoder
+    from .inference.pipeline import MultitaskPipeline as MultitaskPipeline
     from .model.configuration import MultitaskBertConfig as MultitaskBertConfig
     from .model.encoder import MinBertModel as MinBertModel
     from .model.errors import InputError as InputError
@@ -53,7 +53,7 @@ _MODULES = {
     "MultitaskTrainer": "training.trainer",
     "PaperAdamW": "training.optim",
     "smart_penalty": "training.smart",
-    "predict": "evaluation.predict",
+    "MultitaskPipeline": "inference.pipeline",
     "export_classifier": "inference.export",
     "export_encoder": "inference.export",
     "write_report": "reporting.report",

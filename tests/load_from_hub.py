@@ -52,7 +52,7 @@ def load_everything() -> dict:
     from transformers import AutoTokenizer
 
     from bert_multitask.data.rows import load_rows
-    from bert_multitask.evaluation.predict import predict
+    from bert_multitask.inference.pipeline import MultitaskPipeline
     from bert_multitask.inference.split_tables import SplitTables
     from bert_multitask.model.errors import InputError
     from bert_multitask.model.modeling import MultitaskBertModel
@@ -87,7 +87,7 @@ def load_everything() -> dict:
             results[name] = str(error)
     model = MultitaskBertModel.from_pretrained("someone/bert", tasks=["sst"])
     tokenizer = AutoTokenizer.from_pretrained("someone/bert")
-    results["predicted"] = predict(model, tokenizer, "sst", ["fine"])["label"][:]
+    results["predicted"] = MultitaskPipeline(model, tokenizer).table("sst", ["fine"])["label"][:]
     results["weights"] = float(model.bert.encoder["layer"][0].output.dense.weight.detach().double().sum())
     model.push_to_hub("me/run")
     tokenizer.push_to_hub("me/run")

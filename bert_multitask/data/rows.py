@@ -23,7 +23,7 @@ from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
 from ..model.tasks import SPLITS, HubSource, Task, label_key
-from .labels import LabelReader, even_labels, label_numbers, name_labels
+from .labels import LabelReader, even_labels, label_numbers, name_labels, uneven_rows
 from .readers import claim_id, is_url, needed_columns, read_file, rename_columns
 
 logger = logging.get_logger(__name__)
@@ -143,7 +143,7 @@ def read_dataset(
             raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
     rows = name_labels(remote, remote.features, source.label, reader, where)
     for number, row in enumerate(rows, start=1):
-        yield rename_columns(row, source, where, number, ids)
+        yield rename_columns(row, source, reader.kind, where, number, ids)
 
 
 def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
@@ -170,7 +170,7 @@ def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "row
         check_clean(task, rows)
         return rows.with_format(None)
     if isinstance(rows, Dataset):
-        raw = read_dataset(rows.with_format(None), task, reader, source, labelled, ids="id")
+        raw = read_dataset(rows.with_format(None), task, reader, source, labelled, ids=task.id or "id")
     else:
         raw = read_mappings(rows, task, source, labelled)
     return clean(task, raw, source, reader)
@@ -186,7 +186,7 @@ def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bo
             raise InputError(
                 f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
             )
-        yield rename_columns(row, task, source, number)
+        yield rename_columns(row, task, KINDS[task.kind], source, number, task.id or "id")
 
 
 def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> Dataset:
@@ -213,7 +213,10 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
     for number, row in enumerate(raw, start=1):
         claim_id(seen, row["id"], number, source)
         if (label := reader.read(row["label"])) is None:
-            raise InputError(f"{source}, row {number}: {task.label} is {row['label']!r}; expected {reader.expected}")
+            wrong = reader.wrong_part(row["label"])
+            verb = "is" if wrong is row["label"] else "has"
+            raise InputError(f"{source}, row {number}: {task.label} {verb} {wrong!r}; expected {reader.expected}")
+        label = kind.align(label, row["text"], f"{source}, row {number}")
         hidden = hidden or (label == UNLABELLED and label_key(row["label"]) == -1)
         for name, values in columns.items():
             values.append(label if name == "label" else row[name])
@@ -266,12 +269,12 @@ def check_clean(task: Task, rows: Dataset) -> None:
             raise InputError(f"the rows of task {task.name!r} have {feature} as column {name!r}; {advice}")
         if table[name].null_count:
             raise InputError(f"the rows of task {task.name!r} have gaps in column {name!r}; {advice}")
-    labels, _ = label_numbers(table["label"])
-    wrong = labels[~kind.are_labels(task, labels)]
+    labels, owners = label_numbers(table["label"])
+    wrong = np.union1d(owners[~kind.are_labels(task, labels)], uneven_rows(task, table["label"]))
     if len(wrong):
         raise InputError(
-            f"the rows of task {task.name!r} have the label {wrong[0]:g}, and not {kind.describe_labels(task)}; "
-            f"{advice}"
+            f"the rows of task {task.name!r} have the label {table['label'][int(wrong[0])]}, and not "
+            f"{kind.describe_labels(task)}; {advice}"
         )
 
 

@@ -21,7 +21,7 @@ from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
-from .labels import even_labels, label_numbers
+from .labels import even_labels, label_numbers, uneven_rows
 from .rows import clean_rows, sample_rows, usable_rows
 from .tokens import check_tokenizer, tokenise
 
@@ -140,6 +140,10 @@ def check_rows(rows: Dataset, task: Task, model: MultitaskBertModel, where: str)
     check_tokens(table, model.config, model.is_separate(task), where)
     check_labels(table["labels"], rows.features["labels"], task, where)
     kind = KINDS[task.kind]
+    if kind.words:
+        lengths = [pc.list_value_length(table[name]).to_numpy() for name in ("labels", "input_ids")]
+        if len(wrong := np.flatnonzero(lengths[0] != lengths[1])):
+            raise InputError(f"{where}: the label of row {wrong[0]} has not as many classes as the row has tokens")
     found = table["labels"].type.value_type if kind.nested else table["labels"].type
     if pa.types.is_floating(found) if kind.dtype == "float32" else pa.types.is_integer(found):
         return rows
@@ -158,7 +162,7 @@ def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: st
     ):
         raise InputError(f"{where}: labels are of type {labels.type}; expected {expected}")
     values, owners = label_numbers(labels)
-    wrong = owners[~kind.are_labels(task, values)]
+    wrong = np.union1d(owners[~kind.are_labels(task, values)], uneven_rows(task, labels))
     gaps = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
     if len(wrong) or len(gaps):
         row = int(min([*wrong[:1], *gaps[:1]]))

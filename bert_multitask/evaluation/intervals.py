@@ -44,7 +44,7 @@ def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: 
     metric = find_metric(task)
     with warnings.catch_warnings(action="ignore"):  # a resample may well have one class, or one score
         return stats.bootstrap(
-            metric.columns(predictions, references),
+            metric.task_columns(task, predictions, references),
             metric.score,  # scipy looks whether it takes an axis
             paired=True,
             n_resamples=RESAMPLES,
@@ -123,9 +123,8 @@ class McNemar(NamedTuple):
     p: float
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray, references: np.ndarray) -> McNemar:
-    """Compare the predictions of two runs, each (N,) classes, by the rows that one alone has right (McNemar, 1947)."""
-    right, other_right = first == references, second == references
-    only_first, only_second = int((right & ~other_right).sum()), int((other_right & ~right).sum())
+def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
+    """Compare two runs by the rows that one alone has right (McNemar, 1947): truth values (N,) and (N,)."""
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     p = stats.binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
     return McNemar(only_first, only_second, float(p))

@@ -1,84 +1,77 @@
-"""The logits of a model on rows, in batches of similar length; predictions of plain strings."""
+"""The logits of a model on rows, in batches of similar length: the loop below every prediction outside of training."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import BatchSampler, DataLoader
-from transformers import PreTrainedTokenizerBase
 
 from ..data.collate import Collator, join_rows
-from ..data.tokens import encode
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED
 from ..model.modeling import MultitaskBertModel
-from .tables import plain_texts, prediction_table
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def predict_logits(
+    model: MultitaskBertModel, task: str, tokens: Dataset | Mapping[str, list], batch_size: int
+) -> np.ndarray:
+    """`predict_tasks` of one task: logits (N, …)."""
+    return predict_tasks(model, [task], tokens, batch_size)[task]
 
 
 @torch.inference_mode()
-def predict_logits(model: MultitaskBertModel, task: str, tokens: Dataset, batch_size: int) -> np.ndarray:
-    """Run a model on rows in batches of similar length.
+def predict_tasks(
+    model: MultitaskBertModel,
+    tasks: Sequence[str],
+    tokens: Dataset | Mapping[str, list],
+    batch_size: int,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, np.ndarray]:
+    """Run a model on rows in batches of similar length, an encoder that tasks share once for all of them.
 
     Args:
         model: on the device to use; it is put in evaluation mode.
-        task: name of one of its tasks.
-        tokens: rows of `tokenise`, N.
+        tasks: names of the tasks that the rows are tokenised for.
+        tokens: rows of `tokenise`, or the columns that `encode` gives, N.
         batch_size: rows at a time.
+        progress: is called with the number of rows of each batch that is done.
 
     Returns:
-        Logits in the rows' own order, fp32, (N, C), (N,), or (N, L, …) with zeros beyond a row's tokens.
+        Logits of each task in the rows' own order, fp32, (N, C), (N,), or (N, L, …) with zeros beyond a row's tokens.
     """
-    separate = model.is_separate(model.tasks[task])
+    separate = model.is_separate(model.tasks[tasks[0]])
     lengths = [sum(map(len, row)) if separate else len(row) for row in tokens["input_ids"][:]]
     order = np.argsort(lengths, kind="stable")[::-1]  # the longest first: what does not fit into memory fails at once
-    batches = BatchSampler(order.tolist(), batch_size, drop_last=False)
-    loader = DataLoader(tokens, batch_sampler=batches, collate_fn=Collator(model.config.pad_token_id or 0))
+    collate = Collator(model.config.pad_token_id or 0)
     model.eval()
-    logits = []
-    for inputs in loader:
-        del inputs["labels"]
-        inputs = {key: value.to(model.device) for key, value in inputs.items() if isinstance(value, torch.Tensor)}
-        logits.append(model(task, **inputs).logits.float().cpu())
-    if not logits:
-        outputs = KINDS[model.tasks[task].kind].outputs(model.tasks[task])
-        return np.zeros((0, outputs) if outputs > 1 else 0, np.float32)
-    return join_rows(logits, 0).numpy()[np.argsort(order)]
+    logits: dict[str, list[torch.Tensor]] = {task: [] for task in tasks}
+    for start in range(0, len(order), batch_size):
+        rows = read_rows(tokens, order[start : start + batch_size].tolist())
+        inputs = collate([{"task": tasks[0], "labels": UNLABELLED} | row for row in rows])
+        found = model.forward_all(tasks, *(inputs[name].to(model.device) for name in INPUTS))
+        for task, values in found.items():
+            logits[task].append(values.float().cpu())
+        if progress:
+            progress(len(rows))
+    back = np.argsort(order)
+    return {
+        task: join_rows(parts, 0).numpy()[back] if parts else no_logits(model, task) for task, parts in logits.items()
+    }
 
 
-def predict(
-    model: MultitaskBertModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: str,
-    rows: Iterable[str] | Iterable[tuple[str, str]] | Iterable[Mapping[str, str]],
-    batch_size: int = 64,
-    max_length: int = 512,
-) -> Dataset:
-    """Predict plain strings.
+def read_rows(tokens: Dataset | Mapping[str, list], numbers: list[int]) -> list[dict]:
+    """The tokens of some rows."""
+    if isinstance(tokens, Dataset):
+        columns = tokens[numbers]
+        values = zip(columns["input_ids"], columns["token_type_ids"], strict=True)
+    else:
+        values = ((tokens["input_ids"][number], tokens["token_type_ids"][number]) for number in numbers)
+    return [{"input_ids": ids, "token_type_ids": segments} for ids, segments in values]
 
-    Args:
-        model: on the device to use; it is put in evaluation mode.
-        tokenizer: the model's.
-        task: name of one of its tasks.
-        rows: texts, or (text, text) pairs for a pair task; or dictionaries of `text`, and `text_pair` for a pair task.
-        batch_size: rows at a time.
-        max_length: tokens a row may have; longer rows are cut, also to what the model can take.
 
-    Returns:
-        `prediction_table` of the rows, with their numbers, from 0, as ids.
-
-    Raises:
-        InputError: the model has no such task, or a row is none of the above; the message names its number.
-    """
-    model.check_task(task)
-    spec = model.tasks[task]
-    max_length = min(max_length, model.config.max_position_embeddings)
-    texts = plain_texts(spec, rows)
-    count = len(texts[0])
-    columns = {"input_ids": [], "token_type_ids": []}
-    if count:
-        encoded = encode(tokenizer, texts, max_length, model.is_separate(spec))
-        columns = {name: encoded[name] for name in columns}
-    tokens = Dataset.from_dict({"task": [task] * count, "labels": [UNLABELLED] * count} | columns)
-    logits = predict_logits(model, task, tokens, batch_size)
-    return prediction_table(spec, list(map(str, range(count))), logits, tokens)
+def no_logits(model: MultitaskBertModel, task: str) -> np.ndarray:
+    """Logits of no rows."""
+    outputs = KINDS[model.tasks[task].kind].outputs(model.tasks[task])
+    return np.zeros((0, outputs) if outputs > 1 else 0, np.float32)

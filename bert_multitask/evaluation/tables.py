@@ -1,9 +1,7 @@
-"""Predictions, in the rows' own order: as a table, in files that are written, found, read and compared, and of plain
-strings."""
+"""Predictions, in the rows' own order: as a table, and in files that are written, found, read and compared."""
 
 import json
-import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +15,6 @@ from transformers.utils import logging
 from ..data.labels import LabelReader
 from ..data.readers import as_text, check_columns, claim_id, reading
 from ..data.records import writing
-from ..data.rows import is_unicode
 from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS, as_number, is_number
 from ..model.losses import UNLABELLED
@@ -71,8 +68,9 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
 
     The Parquet file holds the table as it is, and the task and the split in its metadata. The CSV file of a task with a
     `prediction_column` has the course's form: `id \\t Predicted_X`, then `id , value` lines, classes as numbers. Any
-    other task's is a plain table of `id`, and `score`, or the `label`'s name and its `probability` where there is one;
-    there an id that a spreadsheet would run as a formula is written with an apostrophe before it.
+    other task's is a plain table of `id` and what its kind shows (`Kind.plain`): `score`, or the `label`'s name and its
+    `probability` where there is one; there an id that a spreadsheet would run as a formula is written with an
+    apostrophe before it.
 
     Raises:
         InputError: an id has a line break, which the course's form cannot hold (nothing is written), or a file cannot
@@ -202,7 +200,7 @@ def read_course_file(path: Path, task: Task) -> Dataset:
             raise InputError(f"{path}: row {number} is {line!r}; expected 'id , value'")
         columns["id"].append(row_id.removesuffix(" "))
         value = value.strip()
-        found = KINDS[task.kind].read_written(value, reader.read_one)
+        found = KINDS[task.kind].read_written(task, value, reader.read_one)
         # What is none is left as it is written, for the message about it.
         columns[decision_column(task)].append(value if found in (None, UNLABELLED) else found)
     return check_table(task, columns, str(path))
@@ -253,31 +251,11 @@ def check_alike(members: Sequence[Predictions]) -> None:
                 raise InputError(f"{other.source}: row {number} has id {two!r}, and {one!r} in {first.source}")
         if len(ours) != len(theirs):
             raise InputError(f"{other.source} has {len(theirs)} rows, and {first.source} has {len(ours)}")
+        for number, (one, two) in enumerate(zip(*map(count_labels, (first, other)), strict=True), start=1):
+            if one != two:
+                raise InputError(f"{other.source}: row {number} has {two} labels, and {one} in {first.source}")
 
 
-def plain_texts(task: Task, rows: Iterable) -> list[list[str]]:
-    """The texts of plain rows, and for a pair task their second texts, a list each.
-
-    Raises:
-        InputError: the rows are not in an order, or one is not what the task takes.
-    """
-    names = ["text", "text_pair"] if task.text_pair else ["text"]
-    if isinstance(rows, (str, bytes, Mapping, Set, pd.DataFrame)) or not isinstance(rows, Iterable):
-        hint = '; to_dict("records") makes one of it' if isinstance(rows, pd.DataFrame) else ""
-        raise InputError(
-            f"rows is {one_line(reprlib.repr(rows))} ({type(rows).__name__}); expected a list of rows{hint}"
-        )
-    texts: list[list[str]] = []
-    for number, row in enumerate(rows):
-        if isinstance(row, Mapping):
-            found = [row[name] for name in names] if set(row) == set(names) else []
-        else:
-            found = row if task.text_pair and isinstance(row, (tuple, list)) else [row]
-        if len(found) != len(names) or not all(isinstance(text, str) and is_unicode(text) for text in found):
-            expected = "a pair of texts" if task.text_pair else "a text"
-            raise InputError(
-                f"rows[{number}] is {one_line(reprlib.repr(row))}; task {task.name!r} takes {expected}, or a "
-                f"dictionary of {' and '.join(names)}"
-            )
-        texts.append(found)
-    return [[row[number] for row in texts] for number in range(len(names))]
+def count_labels(predictions: Predictions) -> list[int]:
+    """How many labels each row has, where each word has one; an empty list elsewhere."""
+    return list(map(len, predictions.table["label"][:])) if KINDS[predictions.task.kind].words else []

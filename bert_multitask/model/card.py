@@ -159,12 +159,10 @@ logits = model("{task.name}", **{inputs}).logits
 With the package `bert_multitask`, no remote code:
 
 ```python
-from bert_multitask import MultitaskBertModel, predict
-from transformers import AutoTokenizer
+from bert_multitask import MultitaskPipeline
 
-model = MultitaskBertModel.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-table = predict(model, tokenizer, "{task.name}", [{f"({texts})" if task.text_pair else texts}])
+pipe = MultitaskPipeline("{name}")
+print(pipe("{task.name}", [{f"({texts})" if task.text_pair else texts}]))
 ```
 
 The encoder alone: `{encoder}."""

@@ -2,14 +2,14 @@
 
 A kind is one object in KINDS. It says which heads, losses, divergences and metrics fit, what a label is, and how logits
 become predictions, tables, votes and pictures. A new kind is one subclass of `Kind`, or of one of those here, and one
-entry: `KINDS["multilabel"] = Multilabel()`. Metrics and pictures are named by their keys in `metrics.METRICS` and
+entry: `KINDS["ranking"] = Ranking()`. Metrics and pictures are named by their keys in `metrics.METRICS` and
 `plots.PICTURES`: this file lies beside a checkpoint's weights, where neither package need be installed.
 
 B or N rows, C classes.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .tasks import Task
 
 LARGEST_SCORE = float(np.finfo(np.float32).max)  # labels are fp32
+SEPARATOR = "|"  # between the names of several labels in one field of a table
 
 
 class Kind:
@@ -32,29 +33,34 @@ class Kind:
         keys: {"head", "loss", "divergence", "metric": the keys of their tables that fit a task, the default first}.
             Of heads the default is the first that reads as many sequences as the task has. A metric has the name that
             a task gives it, and its key in METRICS.
-        classes: how many label names a task has, the fewest and the most (None: any number); None, it has none, and no
-            class weights and label smoothing either.
+        classes: how many label names a task has, the fewest and the most (None: any number); None, it has none.
+        unweighted: why a task has no class weights and label smoothing, after "a … task"; None, it may have them.
         ranged: whether a task may have a score range.
         dtype: of labels, "int64" or "float32"; the mark of a missing one follows from it (see `losses.no_label`).
         nested: whether the label of a row is a list. Integers may be lists of different lengths, which are filled up
             with the mark of a missing label; lists of float are of one length.
+        words: whether a text is words, set apart by white space, and the label of a row has a class for each of them.
         decision: the column of a prediction table that is scored.
         loss_unit: of the loss, for a plot.
         shares: whether `errors` are 1 or 0 a row, and not distances.
         picture: key of the report's picture of the errors in `plots.PICTURES`; None, there is none.
         orderable: whether a task may say that its classes are `ordered`.
+        pipeline: of Transformers, that takes an exported model.
     """
 
     keys: Mapping[str, Sequence[str] | Mapping[str, str]]
     classes: tuple[int, int | None] | None = (2, None)
+    unweighted: str | None = None
     ranged = False
     dtype = "int64"
     nested = False
+    words = False
     decision = "label"
     loss_unit = "nats"
     shares = True
     picture: str | None = None
     orderable = False
+    pipeline = "text-classification"
 
     @property
     def missing(self) -> int | float:
@@ -77,22 +83,34 @@ class Kind:
                 f"{where}: ordered is of a task with one of three or more label_names a row, from the lowest to the "
                 f"highest; it is {a_task} with {len(names)}, so leave it out"
             )
+        if task.label_smoothing and self.unweighted:
+            raise InputError(
+                f"{where}: label_smoothing is {task.label_smoothing}; {a_task} {self.unweighted}, so leave it out"
+            )
         if self.classes is None:
             if task.label_names is not None:
                 raise InputError(f"{where}: {a_task} has no label_names; it may have score_range: [lowest, highest]")
             if task.score_range is not None and not task.score_range[0] < task.score_range[1]:
                 raise InputError(f"{where}: score_range is {list(task.score_range)}; expected [lowest, highest]")
-            if task.label_smoothing:
-                raise InputError(
-                    f"{where}: label_smoothing is {task.label_smoothing}; {a_task} has no classes, so leave it out"
-                )
             return
         fewest, most = self.classes
         if len(names) < fewest or len(names) > (most or len(names)):
             count = {1: "one", 2: "two"}.get(fewest, str(fewest)) + " or more" * (most != fewest)
             raise InputError(f"{where}: {a_task} needs {count} label_names; it has {len(names)}")
 
-    # Labels.
+    # Texts and labels.
+
+    def text(self, value: object) -> object:
+        """A text as its source gives it -> as text, where the kind of task takes more than text."""
+        return value
+
+    def align(self, label: Any, text: str, where: str) -> Any:
+        """A label as its row has it beside its text; `where` is the row, for messages.
+
+        Raises:
+            InputError: they do not fit together.
+        """
+        return label
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> Any:
         """A label as its source gives it -> a label; None where it is none.
@@ -114,7 +132,8 @@ class Kind:
 
         Args:
             task: whose.
-            names: of the classes in this source; by default the task's.
+            names: of the classes in this source. By default it is a label of clean or tokenised rows, with the task's
+                names.
             numbers: whether the numbers of the classes are labels, too.
         """
         names = names or task.label_names
@@ -126,6 +145,10 @@ class Kind:
         return ((values >= 0) & (values < len(task.label_names)) & (values == np.floor(values))) | (
             values == self.missing
         )
+
+    def width(self, task: "Task") -> int | None:
+        """How long the list is that a label is; None where a label is no list, or lists are of different lengths."""
+        return None
 
     # Logits.
 
@@ -171,7 +194,7 @@ class Kind:
 
     def task_type(self, task: "Task") -> str:
         """What the Hub calls such a task, for the model card."""
-        return "text-classification"
+        return self.pipeline
 
     # Prediction tables.
 
@@ -197,9 +220,16 @@ class Kind:
         """The columns of a prediction table as a CSV file shows them."""
         return dict(columns)
 
-    def read_written(self, text: str, read_one: Callable) -> Any:
-        """A prediction in the course's form of file; None where it is none (see `read`)."""
-        return read_one(text)
+    def answers(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """The columns of a prediction table as Python shows them: labels by name, `probabilities` as {name: one}."""
+        shown = dict(columns)
+        if "probabilities" in shown:
+            shown["probabilities"] = [dict(zip(task.label_names, row, strict=True)) for row in shown["probabilities"]]
+        return shown
+
+    def read_written(self, task: "Task", text: str, read_one: Callable) -> Any:
+        """A prediction as a file shows it, by `plain` or in the course's form; None where it is none (see `read`)."""
+        return self.read(task, text, read_one)
 
     def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
         """Columns of a prediction table as arrays; `decision` is of the form of labels, (N,) or (N, …)."""
@@ -263,6 +293,10 @@ class Kind:
         """A label or prediction as text."""
         return task.label_names[int(value)]
 
+    def show_beside(self, task: "Task", value: Any, text: str) -> str:
+        """A label or prediction of a text, where it can be read beside that."""
+        return self.show(task, value)
+
 
 class Classification(Kind):
     """One of several labels. Logits are unnormalised class scores (B, C), labels classes (B,)."""
@@ -304,6 +338,10 @@ class Classification(Kind):
             shown["probability"] = [p[label] for p, label in zip(columns["probabilities"], labels, strict=True)]
         return shown
 
+    def answers(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """As `Kind.answers`, with the label's name."""
+        return super().answers(task, columns) | {"label": self.plain(task, columns)["label"]}
+
     def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
         """`label` (N,) and `probabilities` (N, C)."""
         arrays = super().arrays(task, columns)
@@ -315,11 +353,7 @@ class Classification(Kind):
         """`mode` takes the most frequent class; a tie goes to the one with the highest mean probability, and to the
         lowest class where that is no help or a member has no probabilities. `soft` takes the class with the highest
         mean probability."""
-        combined = {}
-        if all("probabilities" in member for member in members):
-            combined["probabilities"] = mean([member["probabilities"] for member in members])
-        elif vote == "soft":
-            raise InputError(f"a soft vote on {task.name!r} needs probabilities: give Parquet files, or vote by mode")
+        combined = mean_probabilities(task, members, vote)
         if vote == "soft":
             preference = combined["probabilities"]
         else:
@@ -403,6 +437,7 @@ class Regression(Kind):
         "metric": {name: name for name in ("pearson", "spearman", "rmse", "mae")},
     }
     classes = None
+    unweighted = "has no classes"
     ranged = True
     dtype = "float32"
     decision = "score"
@@ -460,13 +495,13 @@ class Regression(Kind):
 
     def task_type(self, task: "Task") -> str:
         """Of a pair, the Hub's closest word."""
-        return "sentence-similarity" if task.text_pair else "text-classification"
+        return "sentence-similarity" if task.text_pair else self.pipeline
 
     def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
         """`score`, which may lie outside the range of the labels, if only by rounding."""
         return {"score": (is_number, "a number")}
 
-    def read_written(self, text: str, read_one: Callable) -> float | None:
+    def read_written(self, task: "Task", text: str, read_one: Callable) -> float | None:
         """A number, also outside the range."""
         return as_number(text)
 
@@ -491,7 +526,385 @@ class Regression(Kind):
         return f"{value:.2f}"
 
 
-KINDS: dict[str, Kind] = {"classification": Classification(), "binary": Binary(), "regression": Regression()}
+class Multilabel(Kind):
+    """Any number of labels, also none. Logits are those of each label (B, C), or (B,) where there is one; labels are 0
+    or 1 for each (B, C)."""
+
+    keys = {
+        "head": ("linear", "two_layer"),
+        "loss": ("binary_cross_entropy",),
+        "divergence": ("binary_symmetric_kl",),
+        "metric": {"micro_f1": "micro_f1", "macro_f1": "label_macro_f1", "accuracy": "exact_match"},
+    }
+    classes = (1, None)
+    unweighted = "gives all labels the same weight"
+    nested = True
+    decision = "labels"
+    picture = "labels"
+
+    def check_task(self, task: "Task", where: str) -> None:
+        """As `Kind.check_task`. A name cannot have the character that separates names in a table, and the course's
+        form of predictions holds one value a row."""
+        super().check_task(task, where)
+        if divided := [name for name in task.label_names if SEPARATOR in name]:
+            raise InputError(
+                f"{where}: label_names has {divided[0]!r}; {SEPARATOR} separates the names in a field, so a name of a "
+                f"{task.kind} task cannot have it"
+            )
+        if task.prediction_column:
+            raise InputError(
+                f"{where}: prediction_column is {task.prediction_column!r}; the course's form holds one label a row, "
+                "so leave it out"
+            )
+
+    def read(self, task: "Task", raw: object, read_one: Callable) -> list[int] | None:
+        """A list of names or numbers, each once; or one field, names with `SEPARATOR` between them, and `SEPARATOR`
+        alone where no label applies. A field without any is no label."""
+        is_list = isinstance(raw, (list, tuple, np.ndarray))
+        if isinstance(raw, str):
+            parts = [] if raw.strip() == SEPARATOR else raw.split(SEPARATOR)
+        else:
+            parts = raw if is_list else [raw]
+        found = [read_one(part) for part in parts]
+        if found == [self.missing] and not is_list:
+            return found * len(task.label_names)
+        if {None, self.missing} & set(found) or len(set(found)) < len(found):
+            return None
+        return [int(label in found) for label in range(len(task.label_names))]
+
+    def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
+        """The names, and how a field has several."""
+        if names is None:
+            return f"0 or 1 for each of {', '.join(task.label_names)}"
+        codes = f" (or their numbers, from 0 to {len(names) - 1})" if numbers else ""
+        return f"a list of {', '.join(names)}{codes}, each once; in a table a{SEPARATOR}b, and {SEPARATOR} for none"
+
+    def are_labels(self, task: "Task", values: np.ndarray) -> np.ndarray:
+        """0 and 1."""
+        return np.isin(values, [0, 1, self.missing])
+
+    def width(self, task: "Task") -> int:
+        """One number for each label."""
+        return len(task.label_names)
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """Each label whose logit is above 0."""
+        return (with_classes(logits) > 0).astype(np.int64)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The sigmoids, each label's on its own."""
+        return with_classes(logits).sigmoid()
+
+    def problem_type(self, task: "Task") -> str:
+        """Several labels a row."""
+        return "multi_label_classification"
+
+    def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
+        """As they are, also a single one with an axis."""
+        return with_classes(logits)
+
+    def export_note(self, task: "Task") -> str:
+        """How to see all labels."""
+        return "each label has a probability of its own: give the pipeline top_k=None to see them all"
+
+    def describe_output(self, task: "Task") -> str:
+        """The names."""
+        return f"any of {', '.join(task.label_names)}"
+
+    def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
+        """`labels`, a list of names, and `probabilities` of all of them."""
+        names = task.label_names
+        return {
+            "labels": (
+                lambda value: isinstance(value, list) and len({*value} & {*names}) == len(value),
+                f"a list of {', '.join(names)}, each once",
+            ),
+            "probabilities": (
+                lambda value: are_probabilities(value) and len(value) == len(names),
+                f"{len(names)} probabilities",
+            ),
+        }
+
+    def table(self, task: "Task", logits: np.ndarray, tokens: Any = None) -> dict[str, Any]:
+        """As `Kind.table`, with names."""
+        columns = super().table(task, logits)
+        return columns | {"labels": self.names(task, columns["labels"])}
+
+    def plain(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """The labels in one field, as `read` takes them, and where there are any each label's probability."""
+        shown: dict[str, Sequence] = {"labels": [SEPARATOR.join(names) or SEPARATOR for names in columns["labels"]]}
+        if "probabilities" in columns:
+            for number, name in enumerate(task.label_names):
+                shown[f"probability_{name}"] = [row[number] for row in columns["probabilities"]]
+        return shown
+
+    def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
+        """`labels`, 0 or 1 for each, and `probabilities`, both (N, C)."""
+        flags = [[name in row for name in task.label_names] for row in columns["labels"]]
+        arrays = {name: np.array(values) for name, values in columns.items() if name != "labels"}
+        arrays |= {"labels": np.array(flags, np.int64)}
+        return {name: values.reshape(-1, len(task.label_names)) for name, values in arrays.items()}
+
+    def lists(self, task: "Task", arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """As `Kind.lists`, with names."""
+        return super().lists(task, arrays) | {"labels": self.names(task, arrays["labels"])}
+
+    def combine(self, task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
+        """`mode` takes each label that more than half of the members predict; where just half do, the mean probability
+        decides as in `soft`, and without probabilities the label is left out. `soft` takes each label whose mean
+        probability is above 1/2."""
+        combined = mean_probabilities(task, members, vote)
+        likely = combined.get("probabilities", np.zeros(())) > 0.5
+        votes = np.sum([member["labels"] for member in members], axis=0)  # (N, C)
+        chosen = likely if vote == "soft" else np.where(2 * votes == len(members), likely, 2 * votes > len(members))
+        return {"labels": chosen.astype(np.int64)} | combined
+
+    def errors(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,): 0 where all labels are right, otherwise 1."""
+        return (self.distances(predicted, labels) > 0).astype(float)
+
+    def distances(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,): how many labels are wrong."""
+        return ((predicted != labels) & (labels != self.missing)).sum(-1)
+
+    def losses(self, predicted: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
+        """(N,): -ln of the probability of just the true labels, in nats; without probabilities, `distances`."""
+        if probabilities is None:
+            return self.distances(predicted, labels)
+        true = np.select([labels == 1, labels == 0], [probabilities, 1 - probabilities], 1.0)
+        return -np.log(np.maximum(true, np.finfo(np.float32).tiny)).sum(-1)
+
+    def baseline(self, labels: np.ndarray) -> np.ndarray:
+        """Each label that more than half of the rows have."""
+        known = labels != self.missing
+        often = 2 * ((labels == 1) & known).sum(0) > known.sum(0)
+        return np.broadcast_to(often.astype(labels.dtype), labels.shape)
+
+    def flags(self, task: "Task", predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each row any number. A label that is missing counts as neither predicted nor true."""
+        known = labels != self.missing
+        return (predicted == 1) & known, (labels == 1) & known
+
+    def distributions(self, labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each label of each row, between no and yes."""
+        known = labels != self.missing
+        return np.stack([1 - probabilities[known], probabilities[known]], axis=-1), labels[known]
+
+    def yes(self, probabilities: np.ndarray) -> np.ndarray:
+        """Of each label."""
+        return probabilities
+
+    def show(self, task: "Task", value: np.ndarray) -> str:
+        """The names."""
+        return ", ".join(*self.names(task, [value])) or "none"
+
+    def names(self, task: "Task", rows: Iterable[Sequence[int]]) -> list[list[str]]:
+        """Rows of 0 or 1 for each label -> the names of those that are 1."""
+        return [[name for name, chosen in zip(task.label_names, row, strict=True) if chosen == 1] for row in rows]
+
+
+class TokenClassification(Classification):
+    """A tag for each word of a text, as of named entities. Words are set apart by white space.
+
+    A word's tag is predicted at its first token. Labels are classes, one a word, and in tokenised rows one a token,
+    where only first tokens have one; logits are (B, L, C). A word without a token was cut off, or is of characters that
+    the tokenizer leaves out: it has no prediction, its mark is that of a missing label, and it is not scored. In arrays
+    rows are filled up with that mark, (N, W), and `words` (N,) counts a row's words.
+    """
+
+    keys = {
+        "head": ("token_linear",),
+        "loss": ("cross_entropy",),
+        "divergence": ("token_symmetric_kl",),
+        "metric": {"entity_f1": "entity_f1", "accuracy": "word_accuracy"},
+    }
+    nested = True
+    words = True
+    picture = "tags"
+    orderable = False
+    pipeline = "token-classification"
+
+    def check_task(self, task: "Task", where: str) -> None:
+        """Refuse what would make two texts of a row or two tags of a word; and entities by tags that mark none."""
+        super().check_task(task, where)
+        for field in ("text_pair", "prediction_column"):
+            if getattr(task, field) is not None:
+                raise InputError(f"{where}: a {task.kind} task has no {field}; leave it out")
+        if spaced := [name for name in task.label_names if len(name.split()) != 1]:
+            raise InputError(f"{where}: label_names has {spaced[0]!r}; files set tags apart by white space")
+        others = [name for name in task.label_names if name != "O" and name[:2] not in ("B-", "I-", "E-", "S-")]
+        if others and task.metric in (None, "entity_f1"):
+            raise InputError(
+                f"{where}: metric entity_f1 is of the tags O, B-…, I-…, E-… and S-…, and label_names has "
+                f"{others[0]!r}; for parts of speech and the like say metric: accuracy"
+            )
+
+    def text(self, value: object) -> object:
+        """A list of words as one text. White space within a word, and a word without characters, become "_", so that
+        their number stays."""
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        if not isinstance(value, (list, tuple)) or any(isinstance(word, (list, tuple, dict, bytes)) for word in value):
+            return value
+        return " ".join("_".join(str("" if word is None else word).split()) or "_" for word in value)
+
+    def read(self, task: "Task", raw: object, read_one: Callable) -> list | None:
+        """A list of tags, or a text of tags that white space sets apart; an empty list for a row without tags."""
+        raw = raw.tolist() if isinstance(raw, np.ndarray) else raw
+        if raw is None or raw != raw:
+            return []
+        if isinstance(raw, str):
+            raw = raw.split()
+            if raw and read_one(" ".join(raw)) == self.missing:
+                return []
+        found = [read_one(tag) for tag in raw] if isinstance(raw, (list, tuple)) else [None]
+        return None if None in found else found
+
+    def align(self, label: list, text: str, where: str) -> list:
+        """As many tags as words, missing ones for a row without tags."""
+        words = len(text.split())
+        if label and len(label) != words:
+            raise InputError(f"{where}: has {words} words and {len(label)} tags; expected a tag for each word")
+        return label or [self.missing] * words
+
+    def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
+        """A tag for each word."""
+        return f"a list of tags, each {super().describe_labels(task, names, numbers)}"
+
+    def problem_type(self, task: "Task") -> None:
+        """Stock token classifiers have no such field."""
+
+    def export_note(self, task: "Task") -> str:
+        """Which tokens count."""
+        return 'a word has the tag of its first token: aggregation_strategy="first"'
+
+    def describe_output(self, task: "Task") -> str:
+        """One of the tags for each word."""
+        return f"for each word one of {', '.join(task.label_names)}"
+
+    def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
+        """`label`, a class for each word, and `probabilities` of all of them, zeros for a word without a prediction."""
+        count, missing = len(task.label_names), self.missing
+
+        def are_tags(value: object) -> bool:
+            """Whether this is a list of classes or marks of a missing one."""
+            return isinstance(value, list) and all(
+                type(tag) is int and (0 <= tag < count or tag == missing) for tag in value
+            )
+
+        def are_distributions(value: object) -> bool:
+            """Whether this is a list of distributions or zeros."""
+            return isinstance(value, list) and all(is_distribution(p, count) or p == [0] * count for p in value)
+
+        return {
+            "label": (are_tags, f"a list of classes from 0 to {count - 1}, or {missing} for a word without one"),
+            "probabilities": (are_distributions, f"for each word {count} probabilities that sum to 1"),
+        }
+
+    def table(self, task: "Task", logits: np.ndarray, tokens: Any = None) -> dict[str, Any]:
+        """From logits (N, L, C) and the `word_starts` of the tokenised rows."""
+        columns: dict[str, list] = {"label": [], "probabilities": []}
+        for row, starts in zip(logits, tokens["word_starts"][:], strict=True):
+            starts = np.array(starts, np.int64)
+            chances = self.probabilities(torch.from_numpy(row[starts])).numpy()
+            columns["label"].append(np.where(starts < 0, self.missing, row[starts].argmax(-1)).tolist())
+            columns["probabilities"].append(np.where(starts[:, None] < 0, 0, chances).tolist())
+        return columns
+
+    def answers(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """For each word its tag's name, None where it has no prediction, and {name: probability}."""
+        names = dict(enumerate(task.label_names))
+        shown: dict[str, Sequence] = {"label": [[names.get(tag) for tag in tags] for tags in columns["label"]]}
+        if "probabilities" in columns:
+            shown["probabilities"] = [
+                [dict(zip(task.label_names, word, strict=True)) for word in row] for row in columns["probabilities"]
+            ]
+        return shown
+
+    def plain(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """The tags' names, set apart by spaces, "_" where there is none."""
+        return {"label": [self.name_tags(task, tags) for tags in columns["label"]]}
+
+    def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
+        """`label` (N, W), `probabilities` (N, W, C) and `words` (N,).
+
+        Raises:
+            InputError: a row has not as many probabilities as tags.
+        """
+        words = np.array([len(tags) for tags in columns["label"]], np.int64)
+        for name, rows in columns.items():
+            if wrong := [number for number, row in enumerate(rows) if len(row) != words[number]]:
+                raise InputError(f"task {task.name!r}: row {wrong[0] + 1} has not as many {name} as words")
+        inside = np.arange(words.max(initial=0)) < words[:, None]
+        arrays = {"label": np.full(inside.shape, self.missing), "words": words}
+        if "probabilities" in columns:
+            arrays["probabilities"] = np.zeros((*inside.shape, len(task.label_names)))
+        for name in columns:
+            values = [value for row in columns[name] for value in row]
+            arrays[name][inside] = np.array(values).reshape(-1, *arrays[name].shape[2:])
+        return arrays
+
+    def lists(self, task: "Task", arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Without what fills rows up."""
+        return {
+            name: [row[:count].tolist() for row, count in zip(values, arrays["words"], strict=True)]
+            for name, values in arrays.items()
+            if name != "words"
+        }
+
+    def combine(self, task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
+        """As of single labels, word by word, by the members that have a prediction of the word."""
+        combined = super().combine(task, members, vote)
+        share = np.mean([member["label"] != self.missing for member in members], axis=0)  # of the members, (N, W)
+        combined["label"] = np.where(share > 0, combined["label"], self.missing)
+        if "probabilities" in combined:
+            combined["probabilities"] /= np.where(share > 0, share, 1)[..., None]
+        return combined | {"words": members[0]["words"]}
+
+    def errors(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,): 1 where a word of the row is wrong."""
+        return (self.distances(predicted, labels) > 0).astype(float)
+
+    def distances(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,): how many words are wrong."""
+        return ((predicted != labels) & self.scored(predicted, labels)).sum(-1)
+
+    def losses(self, predicted: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
+        """As `Kind.losses`, the mean over the row's words."""
+        if probabilities is None:
+            return self.distances(predicted, labels)
+        scored = self.scored(predicted, labels)
+        true = np.take_along_axis(probabilities, np.where(scored, labels, 0)[..., None], axis=-1)[..., 0]
+        words = -np.log(np.maximum(true, np.finfo(np.float32).tiny)) * scored
+        return words.sum(-1) / np.maximum(scored.sum(-1), 1)
+
+    def scored(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Which words have a tag and a prediction: truth values (N, W)."""
+        return (predicted != self.missing) & (labels != self.missing)
+
+    def distance_picture(self, task: "Task") -> None:
+        """Tags have no order."""
+
+    def name_tags(self, task: "Task", tags: Sequence[int]) -> str:
+        """Classes by their names, set apart by spaces; "_" where there is none."""
+        return " ".join("_" if tag == self.missing else task.label_names[tag] for tag in tags)
+
+    def show(self, task: "Task", value: np.ndarray) -> str:
+        """The tags, without what fills the row up."""
+        return self.name_tags(task, np.trim_zeros(value - self.missing, "b") + self.missing)
+
+    def show_beside(self, task: "Task", value: np.ndarray, text: str) -> str:
+        """The words that have another tag than O, each with its tag."""
+        tagged = zip(text.split(), self.show(task, value).split(), strict=False)
+        return " ".join(f"{word}/{tag}" for word, tag in tagged if tag != "O")
+
+
+KINDS: dict[str, Kind] = {
+    "classification": Classification(),
+    "binary": Binary(),
+    "regression": Regression(),
+    "multilabel": Multilabel(),
+    "token_classification": TokenClassification(),
+}
 """The kinds of tasks, by name."""
 ALIASES = {"similarity": "regression"}
 """Other names of kinds: that of the paper's STS, which older configurations have."""
@@ -542,6 +955,24 @@ def mean(values: Sequence[np.ndarray]) -> np.ndarray:
     return np.sort(np.array(values, np.float64), axis=0).mean(0).astype(np.float32)
 
 
+def mean_probabilities(task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
+    """The mean of the members' `probabilities`; nothing where one has none.
+
+    Raises:
+        InputError: a soft vote needs them.
+    """
+    if all("probabilities" in member for member in members):
+        return {"probabilities": mean([member["probabilities"] for member in members])}
+    if vote == "soft":
+        raise InputError(f"a soft vote on {task.name!r} needs probabilities: give Parquet files, or vote by mode")
+    return {}
+
+
+def with_classes(logits: "np.ndarray | Tensor") -> "np.ndarray | Tensor":
+    """Logits (B, C), or (B,) of a single class -> (B, C)."""
+    return logits[:, None] if logits.ndim == 1 else logits
+
+
 def as_number(written: str) -> float | None:
     """The number that is written; None where it is none."""
     try:
@@ -555,8 +986,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def are_probabilities(values: object) -> bool:
+    """Whether a value is a list of numbers from 0 to 1, but for rounding, perhaps to fp16."""
+    return isinstance(values, list) and all(is_number(value) and 0 <= value < 1.01 for value in values)
+
+
 def is_distribution(values: object, classes: int) -> bool:
     """Whether a value is a probability for each class; they sum to 1 but for rounding, perhaps to fp16."""
-    if not isinstance(values, list) or len(values) != classes:
-        return False
-    return all(is_number(value) and value >= 0 for value in values) and abs(sum(values) - 1) < 0.01
+    return are_probabilities(values) and len(values) == classes and abs(sum(values) - 1) < 0.01

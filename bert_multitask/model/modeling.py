@@ -309,8 +309,6 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         elif input_ids is not None and input_ids.dim() != 2:
             raise InputError(f"task {task!r} takes one sequence a row, (B, L), not {tuple(input_ids.shape)}")
         input_ids, attention_mask, token_type_ids, inputs_embeds = inputs
-        head = self.heads[task]
-        reads_tokens = getattr(head, "reads_tokens", False)
         encoded = self.encode(
             task,
             input_ids,
@@ -320,14 +318,9 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,  # an old config.json may say otherwise
-            first_token_only=self.config.pooling != "mean" and not reads_tokens,
+            first_token_only=self.reads_first_tokens([task]),
         )
-        embedding = encoded.last_hidden_state if reads_tokens else self.pool(encoded, attention_mask)
-        if separate:
-            embedding = embedding.unflatten(0, (-1, 2))
-        # In full precision: bfloat16 has steps of 1/32 near a score of 5, and SMART's perturbations move it less.
-        with torch.autocast(embedding.device.type, enabled=False):
-            logits = head(embedding.to(next(head.parameters()).dtype))
+        logits = self.read_encoded(task, encoded, attention_mask)
         loss = None
         if labels is not None:
             spec = self.tasks[task]
@@ -335,6 +328,47 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
+
+    def forward_all(
+        self, tasks: Sequence[str], input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> dict[str, Tensor]:
+        """Run several tasks on the same rows; an encoder that they share runs once.
+
+        Args:
+            tasks: names of the tasks, whose rows are all of one sequence or all of two.
+            input_ids: as of `forward`, and so are the others.
+            attention_mask: of the same shape.
+            token_type_ids: of the same shape.
+
+        Returns:
+            {task: its logits}.
+        """
+        inputs = [input_ids, attention_mask, token_type_ids]
+        if len(tasks) == 1 or self.config.encoder_sharing != "shared":
+            return {task: self(task, *inputs).logits for task in tasks}
+        if self.is_separate(self.tasks[tasks[0]]):
+            inputs = [given.flatten(0, 1) for given in inputs]
+        encoded = self.encode(tasks[0], *inputs, return_dict=True, first_token_only=self.reads_first_tokens(tasks))
+        return {task: self.read_encoded(task, encoded, inputs[1]) for task in tasks}
+
+    def reads_first_tokens(self, tasks: Sequence[str]) -> bool:
+        """Whether no head of these tasks reads other tokens than the first."""
+        return self.config.pooling != "mean" and not any(
+            getattr(self.heads[task], "reads_tokens", False) for task in tasks
+        )
+
+    def read_encoded(
+        self, task: str, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None
+    ) -> Tensor:
+        """What the encoder returned, and the mask (B, L) -> the logits of a task."""
+        head = self.heads[task]
+        reads_tokens = getattr(head, "reads_tokens", False)
+        embedding = encoded.last_hidden_state if reads_tokens else self.pool(encoded, attention_mask)
+        if self.is_separate(self.tasks[task]):
+            embedding = embedding.unflatten(0, (-1, 2))
+        # In full precision: bfloat16 has steps of 1/32 near a score of 5, and SMART's perturbations move it less.
+        with torch.autocast(embedding.device.type, enabled=False):
+            return head(embedding.to(next(head.parameters()).dtype))
 
     def encode(self, task: str, *inputs: Tensor | None, **options: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """A task's rows through its encoder; the arguments are those of `MinBertModel.forward`."""

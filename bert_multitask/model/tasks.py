@@ -16,7 +16,7 @@ from .kinds import ALIASES, KINDS
 
 QUOTING = ("standard", "none")
 # The fields that say where rows come from, which a model does not need.
-ROW_SOURCE = ("files", "quoting", "hub", "course_rows")
+ROW_SOURCE = ("id", "files", "quoting", "hub", "course_rows")
 SPLITS = ("train", "dev", "test")
 # A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
 # torch module that holds the heads by name.
@@ -64,11 +64,12 @@ class Task:
     Args:
         name: what it is called in flags, logs and files; a Python identifier that is not RESERVED.
         kind: "classification" (one of several labels), "binary" (yes or no), "regression" (a score; "similarity" is
-            another name for it), or another key of `kinds.KINDS`.
+            another name for it), "multilabel" (any number of labels), "token_classification" (a tag for each word), or
+            another key of `kinds.KINDS`.
         text: the column of texts in its files.
         text_pair: the column of second texts; None, one text a row.
         label: the column of labels.
-        label_names: what the labels 0, 1, … mean; for classification and binary. No two may be the same label: case
+        label_names: what the labels 0, 1, … mean; for all kinds but regression. No two may be the same label: case
             and white space around them do not count, and "1.0" is "1".
         ordered: whether label_names go from the lowest to the highest, as grades do, so that a prediction can be nearly
             right; reports then say how far off it is. For classification into three or more.
@@ -88,8 +89,9 @@ class Task:
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
+        id: the column of ids, in files and in memory; None, `id`, where there is one.
         files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
-            (tabs or commas), .jsonl or .parquet.
+            (tabs or commas), .jsonl, .parquet, or .conll, whose columns are called "0", "1", … and "-1", the last.
         quoting: how tables quote: "standard", a field that begins with a double quote is quoted whole, with inner
             quotes doubled; "none", quotes are plain characters, as in GLUE's own files.
         hub: the same rows on the Hub.
@@ -117,6 +119,7 @@ class Task:
     dropout: float = 0.3
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
+    id: str | None = None
     files: dict[str, str] | None = None
     quoting: str = "standard"
     hub: HubSource | None = None
@@ -234,13 +237,13 @@ def check_class_weights(task: Task) -> dict | str | None:
     """A task's class weights in the order of its label names.
 
     Raises:
-        InputError: the task has no classes, a class is unknown or has no weight, or a weight is no number above 0.
+        InputError: the task can have none, a class is unknown or has no weight, or a weight is no number above 0.
     """
     weights, where = task.class_weights, f"task {task.name!r}: class_weights"
     if weights is None:
         return None
-    if KINDS[task.kind].classes is None:
-        raise InputError(f"{where} is {weights!r}; a {task.kind} task has no classes, so leave it out")
+    if reason := KINDS[task.kind].unweighted:
+        raise InputError(f"{where} is {weights!r}; a {task.kind} task {reason}, so leave it out")
     if weights == "balanced":
         return weights
     names = ", ".join(task.label_names)

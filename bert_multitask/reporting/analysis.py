@@ -28,7 +28,7 @@ class LabelledPredictions:
         texts: one text a row, or two.
         labels: true classes, integer (N,), or scores, float (N,), or what else labels of the kind are, (N, …).
         predicted: the same as predicted.
-        probabilities: of each class, (N, C); None for scores, and where the table has none.
+        probabilities: of each class or label, (N, C); None for scores, and where the table has none.
     """
 
     task: Task

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
 from ..evaluation.metrics import score
-from ..model.kinds import KINDS
-from ..model.tasks import Task
+from ..model.losses import is_labelled
 from .analysis import LabelledPredictions, class_scores, worst
 from .document import Document, Picture, Table
 from .plots import DISTANCES, PICTURES, distance_shares, length_errors, reliability, to_png
@@ -220,9 +219,8 @@ def add_thresholds(document: Document, predictions: Parts, fitted: Parts) -> Non
 
 def add_worst(document: Document, predictions: Parts) -> None:
     """The rows of each task that are furthest from right, and those whose labels may be wrong, to choose from."""
-    pair = any(part.task.text_pair is not None for part in predictions.values())
-    lines = [line for part in predictions.values() for line in worst_lines(part, pair)]
-    columns = ["task", "why", "text", *["second text"] * pair, "true", "predicted", "p(true), or |error|", "id"]
+    lines = [line for part in predictions.values() for line in worst_lines(part)]
+    columns = ["task", "why", "text", "true", "predicted", "p(true), or |error|", "id"]
     document.add(
         "Rows worth reading",
         f"Up to {WORST} wrong rows of a task, those first whose true label has the lowest probability, of scores those "
@@ -233,7 +231,7 @@ def add_worst(document: Document, predictions: Parts) -> None:
     )
 
 
-def worst_lines(part: LabelledPredictions, pair: bool) -> list[list[str]]:
+def worst_lines(part: LabelledPredictions) -> list[list[str]]:
     """The lines of a task's worst rows."""
     doubtful = doubtful_labels(part)
     order = worst(part)
@@ -242,9 +240,10 @@ def worst_lines(part: LabelledPredictions, pair: bool) -> list[list[str]]:
     lines = []
     for row in [*order[:WORST], *more]:
         last = f"{np.exp(-losses[row]):.4f}" if probable else f"{losses[row]:.2f}"
-        values = [cut(part.kind.show(part.task, value[row])) for value in (part.labels, part.predicted)]
-        texts = [*map(cut, part.texts[row]), ""][: 1 + pair]
-        lines.append([part.task.name, DOUBTED if doubtful[row] else CONFIDENT, *texts, *values, last, part.ids[row]])
+        text = " / ".join(part.texts[row])
+        values = [cut(part.kind.show_beside(part.task, value[row], text)) for value in (part.labels, part.predicted)]
+        why = DOUBTED if doubtful[row] else CONFIDENT
+        lines.append([part.task.name, why, " / ".join(map(cut, part.texts[row])), *values, last, part.ids[row]])
     return lines
 
 
@@ -277,23 +276,17 @@ def duplicate_lines(part: LabelledPredictions, train: Dataset, found: NearDuplic
     """The lines of a task's near-duplicates: those with other labels first."""
     texts = [name for name in ("text", "text_pair") if name in train.column_names]
     lines = []
-    for row, known, similarity in zip(found.rows, found.train, found.similarity, strict=True):
-        other = train[int(known)]
-        label = show_label(part.task, other["label"])
-        ours = part.kind.show(part.task, part.labels[row])
-        relation = "same" if label == ours else "different" if label else ""
+    for row, number, similarity in zip(found.rows, found.train, found.similarity, strict=True):
+        other = train[int(number)]
         both = [" / ".join(part.texts[row]), " / ".join(other[name] for name in texts)]
-        lines.append([part.task.name, relation, f"{similarity:.3f}", *map(cut, both), ours, label])
+        known = is_labelled(np.array(other["label"])).any()
+        values = (part.labels[row], np.array(other["label"])) if known else (part.labels[row],)
+        labels = [part.kind.show_beside(part.task, *value) for value in zip(values, both, strict=False)]
+        relation = ("same" if labels[0] == labels[1] else "different") if known else ""
+        labels = [*labels, ""][:2]
+        lines.append([part.task.name, relation, f"{similarity:.3f}", *map(cut, both), *map(cut, labels)])
         lines[-1] += [part.ids[row], other["id"]]
     return sorted(lines, key=lambda line: line[1] != "different")[:DUPLICATES]
-
-
-def show_label(task: Task, label) -> str:
-    """A label of clean rows as text, nothing for a missing one."""
-    kind = KINDS[task.kind]
-    value = np.array(label)
-    missing = np.isnan(value) if value.dtype.kind == "f" else value == kind.missing
-    return "" if missing.all() else cut(kind.show(task, value))
 
 
 def cut(text: str) -> str:

@@ -18,10 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.metrics import find_metric
+from ..evaluation.metrics import find_metric, span_counts
 from ..model.kinds import KINDS
 from ..model.tasks import Task
-from .analysis import LabelledPredictions, confusion, error_by_length
+from .analysis import LabelledPredictions, class_scores, confusion, error_by_length
 from .probabilities import Calibration
 
 WIDTH = 8  # inches
@@ -40,6 +40,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 SHOWN_STEPS = 300  # of the plan, one by one
+MANY_LABELS = 40  # labels with bars of their own
 MANY_CLASSES = 12  # beyond which there is no room for a figure in each cell or above each bar
 
 
@@ -202,6 +203,40 @@ def scatter(predictions: LabelledPredictions) -> Figure:
 
 
 @rc_context(STYLE)
+def label_bars(predictions: LabelledPredictions) -> Figure:
+    """Precision, recall and F1 of each label, those of the most rows if there are many."""
+    labels = class_scores(predictions)
+    shown = [label for label in labels if label in sorted(labels, key=lambda label: -label.true)[:MANY_LABELS]]
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.4 * len(shown)))
+    axis = figure.subplots()
+    places = np.arange(len(shown))
+    for number, name in enumerate(["precision", "recall", "F1"]):
+        values = [getattr(label, name.lower()) for label in shown]
+        axis.barh(places + 0.27 * (number - 1), values, 0.25, color=(TRAIN, "#56B4E9", DEV)[number], label=name)
+    axis.set_yticks(places, [f"{label.name} ({label.true:,})" for label in shown])
+    axis.invert_yaxis()
+    of = f", the {len(shown)} most frequent of {len(labels)} labels" * (len(shown) < len(labels))
+    axis.set(title=fold(f"{predictions.task.name}: {len(predictions):,} rows{of}", WIDTH), xlim=(0, 1))
+    axis.set(xlabel="precision, recall and F1", ylabel="label (true rows)")
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    return figure
+
+
+@rc_context(STYLE)
+def tag_scores(predictions: LabelledPredictions) -> Figure:
+    """The F1 of each type of entity, or of each tag where words are scored."""
+    counts = span_counts(predictions.task, predictions.predicted, predictions.labels)
+    scores = [2 * right / (predicted + true) for right, predicted, true in counts.values()]
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(counts)))
+    axis = figure.subplots()
+    axis.bar_label(axis.barh(range(len(counts)), scores, color=TRAIN), fmt="%.3f", fontsize=9, padding=3)
+    axis.set_yticks(range(len(counts)), [f"{name} ({true:,})" for name, (_, _, true) in counts.items()])
+    axis.set(title=fold(f"{predictions.task.name}: {len(predictions):,} rows", WIDTH), xlim=(0, 1.1), xlabel="F1")
+    axis.invert_yaxis()
+    return figure
+
+
+@rc_context(STYLE)
 def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
     """Mean error of rows by length, a panel a task, with 95 % intervals."""
     figure, axes = panels(len(predictions))
@@ -298,6 +333,19 @@ PICTURES: dict[str, tuple[str, str | None, str, Callable[[LabelledPredictions], 
         None,
         "Predicted over true scores of {}, with the line on which they are equal",
         scatter,
+    ),
+    "labels": (
+        "Labels",
+        "Precision is the share of a label's predictions that are right, recall the share of its true rows that are "
+        "found; F1 is their harmonic mean.",
+        "Precision, recall and F1 of each label of {}",
+        label_bars,
+    ),
+    "tags": (
+        "F1 by tag",
+        "Of types of entities where the metric is entity_f1, and else of tags; in brackets how many are true.",
+        "F1 of each type or tag of {}",
+        tag_scores,
     ),
 }
 """{key that a kind of task names: (heading, note below it, what the picture shows, its function)}."""

@@ -117,7 +117,7 @@ def thresholds(part: LabelledPredictions) -> np.ndarray:
         tried = np.append((values[1:] + values[:-1]) / 2, 0.5)
         tried = tried[np.argsort(abs(tried - 0.5), kind="stable")]
         with warnings.catch_warnings(action="ignore"):  # a threshold may well leave no yes
-            scores = [metric.score(*metric.columns((chance > value).astype(np.int64), label)) for value in tried]
+            scores = [metric.score(*metric.columns((chance > value).astype(label.dtype), label)) for value in tried]
         best.append(tried[np.argmax(scores)] if len(chance) else 0.5)
     return np.array(best)
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from bert_multitask import predict
+from bert_multitask import MultitaskPipeline
 from bert_multitask.evaluation.tables import prediction_table
 from bert_multitask.inference.split_tables import SplitTables
 from bert_multitask.model.tasks import TASKS, Task
@@ -46,8 +46,10 @@ def predict_rows(options) -> dict:
 
         return side
 
+    answerer = MultitaskPipeline(rig.model, rig.tokenizer)
+
     def ours(name: str, rows: list):
-        return predict(rig.model, rig.tokenizer, name, rows)
+        return answerer.table(name, rows)
 
     def cross_encoder(_, rows: list):
         return encoder.predict(rows, batch_size=64, convert_to_tensor=True, show_progress_bar=False)

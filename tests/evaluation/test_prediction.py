@@ -9,16 +9,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-import torch
-from datasets import Dataset, load_dataset
+from datasets import load_dataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
-from bert_multitask.evaluation.predict import predict
 from bert_multitask.evaluation.tables import decision_column, prediction_table, read_predictions, write_predictions
 from bert_multitask.model.errors import InputError
-from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.model.tasks import TASKS, Task
 
 LOGITS = {
@@ -274,131 +271,3 @@ def test_damaged_prediction_files_are_refused(tmp_path, damage):
         path.write_bytes(content[:-9] if damage == "cut" else content.replace(b"good", b"evil"))
     with pytest.raises(InputError, match="sst-dev.parquet: (cannot be read|has several columns called 'label')"):
         read_predictions(path)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_bert):
-    torch.manual_seed(0)
-    return MultitaskBertModel.from_pretrained(tiny_bert, tasks=["sst", "quora", "sts"])
-
-
-def test_plain_strings(model, tokenizer):
-    texts = ["a gripping film", "dull", "fine, in its way, and long enough to need padding beside the others"]
-    table = predict(model, tokenizer, "sst", texts, batch_size=2)
-    model.eval()
-    for number, text in enumerate(texts):
-        with torch.inference_mode():
-            alone = model("sst", **tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
-        assert table["label"][number] == alone.argmax().item()
-        np.testing.assert_allclose(table["probabilities"][number], alone, atol=1e-5)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(0, 40), max_size=9), st.integers(1, 5))
-def test_the_order_of_rows_is_kept(model, tokenizer, lengths, batch_size):
-    """Rows are sorted by length for the batches, and are their own numbers here: each alone gives the same."""
-    texts = [f"{number} " + "word " * length for number, length in enumerate(lengths)]
-    together = predict(model, tokenizer, "sst", texts, batch_size)
-    assert together["id"][:] == [str(number) for number in range(len(texts))]
-    for number, text in enumerate(texts):
-        alone = predict(model, tokenizer, "sst", [text])["probabilities"][0]
-        np.testing.assert_allclose(together["probabilities"][number], alone, atol=1e-5)
-
-
-def test_plain_pairs(model, tokenizer):
-    pairs = [("Is it far?", "How far is it?"), ("Is it far?", "Who are you?")]
-    assert all(0 <= score <= 5 for score in predict(model, tokenizer, "sts", pairs)["score"])
-    with torch.inference_mode():
-        logit = model("quora", **tokenizer(*pairs[1], return_tensors="pt")).logits
-    np.testing.assert_allclose(
-        predict(model, tokenizer, "quora", pairs)["probabilities"][1][1], logit.sigmoid()[0], 1e-5
-    )
-
-
-def test_no_rows(model, tokenizer):
-    assert [len(predict(model, tokenizer, task, [])) for task in ("sst", "quora", "sts")] == [0, 0, 0]
-
-
-def test_long_rows_are_cut_to_what_the_model_takes(tiny_bert, tokenizer):
-    model = MultitaskBertModel.from_pretrained(
-        tiny_bert, tasks=["sst"], max_position_embeddings=16, ignore_mismatched_sizes=True
-    )
-    assert len(predict(model, tokenizer, "sst", ["long " * 50])) == 1
-
-
-def test_dictionaries_are_rows(model, tokenizer):
-    pairs = [("A dog sleeps", "A cat"), ("A man", "A man eats")]
-    records = [{"text_pair": second, "text": first} for first, second in pairs]
-    assert predict(model, tokenizer, "sts", records)[:] == predict(model, tokenizer, "sts", pairs)[:]
-    assert predict(model, tokenizer, "sts", Dataset.from_list(records))[:] == predict(model, tokenizer, "sts", pairs)[:]
-    texts = [first for first, _ in pairs]
-    expected = predict(model, tokenizer, "sst", texts)[:]
-    for rows in ([{"text": text} for text in texts], np.array(texts), pd.Series(texts), iter(texts)):
-        assert predict(model, tokenizer, "sst", rows)[:] == expected
-
-
-@pytest.mark.parametrize(
-    ("task", "row"),
-    [
-        pytest.param("sts", {"text": "a"}, id="no second text"),
-        pytest.param("sts", {"sentence1": "a", "sentence2": "b"}, id="other keys"),
-        pytest.param("sts", {"text": "a", "text_pair": None}, id="None for a text"),
-        pytest.param("sts", {"text": "a", "text_pair": "b", "label": 1}, id="more keys"),
-        pytest.param("sts", "ab", id="a text of two letters"),
-        pytest.param("sts", ["a", "b", "c"], id="three texts"),
-        pytest.param("sts", {"a", "b"}, id="a set"),
-        pytest.param("sts", np.array(["a", "b"]), id="an array"),
-        pytest.param("sts", (b"a", b"b"), id="bytes in a pair"),
-        pytest.param("sts", ("a", 1.5), id="a number in a pair"),
-        pytest.param("sts", None, id="None for a pair"),
-        pytest.param("sst", {"text": "a", "text_pair": "b"}, id="a pair for a text"),
-        pytest.param("sst", ("a", "b"), id="a tuple for a text"),
-        pytest.param("sst", ["a"], id="a list of a text"),
-        pytest.param("sst", b"a", id="bytes"),
-        pytest.param("sst", 7, id="a number"),
-        pytest.param("sst", None, id="None"),
-        pytest.param("sst", "so happy \ud83d", id="half an emoji"),
-    ],
-)
-def test_anything_else_is_no_row(model, tokenizer, task, row):
-    good = ("a", "b") if task == "sts" else "a"
-    with pytest.raises(InputError, match=rf"rows\[1\] is .*; task '{task}' takes") as error:
-        predict(model, tokenizer, task, [good, row])
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [{"text": ["a"]}, {"a", "b"}, b"ab", 7, None, pd.DataFrame({"text": ["a"]})],
-    ids=["columns", "set", "bytes", "number", "None", "frame"],
-)
-def test_rows_that_are_no_list(model, tokenizer, rows):
-    with pytest.raises(InputError, match="rows is .*; expected a list of rows"):
-        predict(model, tokenizer, "sst", rows)
-
-
-def test_mistakes_are_named(model, tokenizer):
-    with pytest.raises(InputError, match="rows is 'a film' .str.; expected a list"):
-        predict(model, tokenizer, "sst", "a film")
-    with pytest.raises(InputError, match="no task 'nli'; it has sst, quora, sts"):
-        predict(model, tokenizer, "nli", ["x"])
-    with pytest.raises(InputError, match=r"rows\[1\] is \('a', 'b'\); task 'sst' takes a text"):
-        predict(model, tokenizer, "sst", ["a", ("a", "b")])
-    with pytest.raises(InputError, match=r"rows\[0\] is 'ab'; task 'sts' takes a pair"):
-        predict(model, tokenizer, "sts", ["ab"])
-
-
-def test_separately_encoded_pairs_in_any_batch_size(tiny_bert, tokenizer):
-    """The scores of one pair, whatever it is batched with, and by the model's own tensors."""
-    tasks = ["sst", "quora", "sts"]
-    model = MultitaskBertModel.from_pretrained(
-        tiny_bert, tasks=tasks, pair_encoding="separate", encoder_sharing="per_task"
-    )
-    pairs = [("a good film", "a film"), ("dull", "a dull and very long story of a cast"), ("", "fine")]
-    together = predict(model, tokenizer, "sts", pairs)["score"][:]
-    for pair, score in zip(pairs, together, strict=True):
-        assert predict(model, tokenizer, "sts", [pair], batch_size=1)["score"][0] == pytest.approx(score, abs=1e-4)
-        encoded = tokenizer(list(pair), padding=True, return_tensors="pt")
-        logits = model("sts", **{name: value.unsqueeze(0) for name, value in encoded.items()}).logits
-        assert logits.item() == pytest.approx(score, abs=1e-4)
-    assert len(predict(model, tokenizer, "sst", ["fine"])) == 1

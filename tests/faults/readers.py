@@ -22,8 +22,8 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from bert_multitask.commands.command_line import RecipeParser
 from bert_multitask.data.rows import load_rows
 from bert_multitask.data.tokens import load_tokenizer
-from bert_multitask.evaluation.predict import predict
 from bert_multitask.evaluation.tables import read_predictions, write_predictions
+from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.inference.trained_run import TrainedRun
 from bert_multitask.model.losses import UNLABELLED
 from bert_multitask.model.modeling import MultitaskBertModel
@@ -573,7 +573,7 @@ class Tokenizers(Checkpoint):
 
     def read(self):
         tokenizer = load_tokenizer(str(self.run), self.vocabulary)
-        predict(self.model, tokenizer, "sst", self.texts, max_length=32)
+        MultitaskPipeline(self.model, tokenizer, max_length=32).table("sst", self.texts)
         return [tokenizer(text, truncation=True, max_length=32)["input_ids"] for text in self.texts]
 
     def second_opinion(self):

@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceCl
 
 from bert_multitask.commands.export import main as export_task
 from bert_multitask.data.tokens import load_tokenizer
-from bert_multitask.evaluation.predict import predict
 from bert_multitask.inference.export import export_classifier, export_encoder
+from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.model.classifier import TaskClassifier, split_pairs
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel, PerTaskBertModel
@@ -136,7 +136,7 @@ def test_pipelines_of_exported_tasks(folders, elsewhere, tokenizer, export):
     """With the probabilities of `predict`; a score as its place in the score range."""
     task, *layout = export
     model, name = folders["models"][tuple(layout)], "-".join(export)
-    (row,) = predict(model, tokenizer, task, [ROWS[task]])
+    (row,) = MultitaskPipeline(model, tokenizer).table(task, [ROWS[task]])
     spec = model.tasks[task]
     expected = (
         {task: row["score"] / 5} if task == "sts" else dict(zip(spec.label_names, row["probabilities"], strict=True))
@@ -149,7 +149,7 @@ def test_pipelines_of_exported_tasks(folders, elsewhere, tokenizer, export):
 
 
 def test_cross_encoder_reads_an_exported_score(folders, elsewhere, tokenizer):
-    (row,) = predict(folders["models"]["joint", "cls"], tokenizer, "sts", [ROWS["sts"]])
+    (row,) = MultitaskPipeline(folders["models"]["joint", "cls"], tokenizer).table("sts", [ROWS["sts"]])
     assert elsewhere["cross-encoder"] == pytest.approx([row["score"] / 5], abs=1e-5)
 
 
@@ -181,7 +181,7 @@ def test_the_recipe_says_what_it_made_and_what_is_wrong(folders, tmp_path, capsy
 def test_exports_of_a_pretrained_bert(tokenizer):
     """Whose hidden states are larger than a random one's, as the pooler made an identity must bear."""
     model = make_model(MINILM)
-    (row,) = predict(model, tokenizer, "sst", [ROWS["sst"]])
+    (row,) = MultitaskPipeline(model, tokenizer).table("sst", [ROWS["sst"]])
     stock = export_classifier(model, "sst")
     assert type(stock) is BertForSequenceClassification
     with torch.inference_mode():
@@ -233,7 +233,7 @@ def test_what_cannot_be_traced_says_so_in_one_line(tiny_bert, layout):
 def test_a_pair_for_a_model_of_one_segment_is_exported_with_code(tmp_path, tokenizer):
     BertModel(BertConfig(vocab_size=len(tokenizer), type_vocab_size=1, **SIZE)).save_pretrained(tmp_path)
     model = make_model(str(tmp_path))
-    (row,) = predict(model, tokenizer, "quora", [PAIR])
+    (row,) = MultitaskPipeline(model, tokenizer).table("quora", [PAIR])
     exported = export_classifier(model, "quora")
     got = exported(**tokenizer(*PAIR, return_tensors="pt")).logits.softmax(-1)[0]
     assert type(exported) is TaskClassifier and got.tolist() == pytest.approx(row["probabilities"], abs=1e-6)

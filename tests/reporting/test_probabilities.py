@@ -109,6 +109,24 @@ def test_thresholds():
         assert threshold_score(part, part) == pytest.approx(measure(labels, yes > found))
 
 
+def test_thresholds_of_several_labels():
+    """Each label's own, for its F1; the score is the task's."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((400, 2)) < [0.1, 0.5]).astype(int)
+    chances = np.clip(0.3 * labels + rng.normal([0.2, 0.5], 0.1, (400, 2)), 0.01, 0.99)
+    task = load_task({"name": "m", "kind": "multilabel", "label_names": ["rare", "common"]})
+    part = LabelledPredictions(
+        task, [f"r{n}" for n in range(400)], [("x",)] * 400, labels, (chances > 0.5).astype(int), chances
+    )
+    found = thresholds(part)
+    for column in range(2):
+        best = max(f1_score(labels[:, column], chances[:, column] > value) for value in np.sort(chances[:, column]))
+        assert f1_score(labels[:, column], chances[:, column] > found[column]) >= best - 0.02
+    expected = f1_score(labels, chances > found, average="micro")
+    assert threshold_score(part, part) == pytest.approx(expected)
+    assert expected > f1_score(labels, part.predicted, average="micro")
+
+
 def test_a_threshold_that_changes_nothing_stays():
     part = make("quora", [0, 0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.1, 0.9]])
     assert thresholds(part).tolist() == [0.5]

@@ -1,0 +1,345 @@
+"""One object that answers: a trained model on texts, pairs, dictionaries or a frame."""
+
+import os
+import reprlib
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..data.readers import as_text, check_columns
+from ..data.rows import is_unicode
+from ..data.tokens import check_tokenizer, encode
+from ..evaluation.metrics import check_finite
+from ..evaluation.predict import predict_tasks
+from ..model.errors import InputError, one_line
+from ..model.kinds import KINDS
+from ..model.modeling import MultitaskBertModel
+from ..model.tasks import Task
+from .trained_run import TrainedRun
+
+logger = logging.get_logger(__name__)
+
+CHUNK = 1_000  # rows that are tokenised at a time
+Texts = list[list[str]]  # the texts of the rows, and of pairs their second texts
+Columns = dict[str, Sequence]  # of a prediction table, without ids
+# The last model that was loaded in this process, by the key of its pipeline: all copies of that share it.
+LOADED: dict[str, tuple[MultitaskBertModel, PreTrainedTokenizerBase]] = {}
+
+
+class MultitaskPipeline:
+    """Answers the tasks of a trained model, as a pipeline of Transformers does: `pipe("sst", ["A superb plot."])`.
+
+    It can be pickled, for workers of Ray or Spark. A copy of a run loads the model when it is first used, once in each
+    process.
+
+    Args:
+        model: run folder, Hub id or `package:NAME/PATH`; or a model, which is put in evaluation mode.
+        tokenizer: of a model that is given itself.
+        device: to compute on. By default Accelerate's choice, or where a given model is.
+        batch_size: rows at a time.
+        max_length: tokens that a row may have; longer rows are cut as in training. By default the run's own, else 512;
+            never more than the model can take.
+
+    Attributes:
+        tasks: {name: task} of the model.
+
+    Raises:
+        InputError: there is no such run, a model comes without its tokenizer, or a number is below 1.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike | MultitaskBertModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        device: str | torch.device | None = None,
+        batch_size: int = 64,
+        max_length: int | None = None,
+    ):
+        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; expected at least 1")
+        self.key, self.device, self.batch_size = uuid.uuid4().hex, device, batch_size
+        self.run = self.parts = None
+        if isinstance(model, MultitaskBertModel):
+            check_tokenizer("tokenizer", tokenizer, model.config.vocab_size)
+            self.parts = model if device is None else model.to(device), tokenizer
+            self.tasks, config, own = model.tasks, model.config, 512
+        else:
+            if tokenizer is not None:
+                raise InputError(f"{model} has a tokenizer of its own; give one only with a model")
+            self.run = TrainedRun.open(os.fspath(model))
+            self.tasks, config, own = self.run.tasks, self.run.config, self.run.max_length
+        self.max_length = min(max_length or own, config.max_position_embeddings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the weights of a run, which a copy loads by the run's name."""
+        return vars(self) | ({"parts": None} if self.run else {})
+
+    def load(self) -> tuple[MultitaskBertModel, PreTrainedTokenizerBase]:
+        """The model and the tokenizer; those of a run are read when they are first asked for."""
+        if self.parts is None:
+            if self.key not in LOADED:
+                model = self.run.load_model().to(PartialState().device if self.device is None else self.device)
+                LOADED.clear()
+                LOADED[self.key] = model, self.run.load_tokenizer()
+            self.parts = LOADED[self.key]
+        return self.parts
+
+    def __call__(self, task: str, rows: Any) -> Any:
+        """Answer one task.
+
+        Args:
+            task: name of one of the model's tasks.
+            rows: texts, or (text, text) pairs for a pair task; dictionaries with the task's own columns, or with `text`
+                (and `text_pair`), whatever else they have; or a `pandas.DataFrame` with such columns. A single text,
+                (text, text) or dictionary is one row. Where each word has a label a text may be a list of words.
+
+        Returns:
+            A dictionary a row: `label` (a name) with `probabilities` {name: probability}, or `score`, or what else the
+            kind of task has; a single one for a single row. Of a frame, the frame with the columns `{task}_label`,
+            `{task}_probability`, … added, its rows and index as they were.
+
+        Raises:
+            InputError: the model has no such task, a row is none of the above (the message names its number, from 0),
+                or a column of the frame is missing or has the name of an added one.
+        """
+        spec = self.find(task)
+        if isinstance(rows, pd.DataFrame):
+            return self.add_columns([task], rows)
+        single, rows = as_list(rows, pairs=spec.text_pair is not None)
+        answers = [row[task] for row in self.answer([task], rows)]
+        return answers[0] if single else answers
+
+    def all(self, rows: Any) -> Any:
+        """Answer every task of single texts; tasks that share an encoder are answered from one pass of it.
+
+        Args:
+            rows: a text, or rows as of a call. Of a frame, every task is answered whose columns it has, pair tasks too.
+
+        Returns:
+            A dictionary a row, {task: its answer}; or the frame with the columns of all tasks added.
+
+        Raises:
+            InputError: as of a call; or there is no task for such rows.
+        """
+        if isinstance(rows, pd.DataFrame):
+            return self.add_columns(self.answerable(rows.columns, "the frame"), rows)
+        names = [name for name, task in self.tasks.items() if not task.text_pair]
+        if not names:
+            raise InputError(f"the model's tasks, {', '.join(self.tasks)}, take pairs; name one of them")
+        single, rows = as_list(rows)
+        answers = self.answer(names, rows)
+        return answers[0] if single else answers
+
+    def table(self, task: str, rows: Any) -> Dataset:
+        """Answer one task as a prediction table (see `prediction_table`), with the numbers of the rows, from 0, as ids.
+        The arguments are those of a call, but for frames."""
+        spec = self.find(task)
+        texts = plain_texts(spec, as_list(rows, pairs=spec.text_pair is not None)[1])
+        columns = self.predict({task: texts})[task]
+        return Dataset.from_dict({"id": list(map(str, range(len(texts[0]))))} | columns)
+
+    def find(self, task: str) -> Task:
+        """The task of that name."""
+        if task not in self.tasks:
+            raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
+        return self.tasks[task]
+
+    def answerable(self, columns: Iterable[str], where: str) -> list[str]:
+        """The tasks whose own columns are among those of a frame or file; `where` is what it is called in messages."""
+        columns = list(columns)
+        if names := [name for name, task in self.tasks.items() if {*own_columns(task)} <= {*columns}]:
+            return names
+        wanted = "; ".join(f"{name}: {' and '.join(own_columns(task))}" for name, task in self.tasks.items())
+        raise InputError(f"{where} has the columns {', '.join(map(str, columns))}, and no task takes them: {wanted}")
+
+    def answer(self, names: Sequence[str], rows: Sequence) -> list[dict[str, dict]]:
+        """{task: answer} of each row."""
+        found = self.predict({name: plain_texts(self.tasks[name], rows) for name in names})
+        shown = {name: KINDS[self.tasks[name].kind].answers(self.tasks[name], found[name]) for name in names}
+        return [
+            {name: {column: as_plain(values[number]) for column, values in shown[name].items()} for name in names}
+            for number in range(len(rows))
+        ]
+
+    def add_columns(self, names: Sequence[str], frame: pd.DataFrame) -> pd.DataFrame:
+        """A frame with the predictions of some tasks as further columns."""
+        check_columns(map(str, frame.columns), "rows")
+        texts = {}
+        for name in names:
+            columns = find_columns(self.tasks[name], frame.columns, "the frame")
+            # None for every mark of a missing value that pandas has
+            values = [frame[column].astype(object).where(frame[column].notna(), None).tolist() for column in columns]
+            kind = KINDS[self.tasks[name].kind]
+            texts[name] = read_texts([list(map(kind.text, column)) for column in values], "rows")
+        return frame.assign(**self.shown_columns(texts, frame.columns))
+
+    def shown_columns(
+        self, texts: Mapping[str, Texts], taken: Iterable[str], progress: Callable[[float], object] | None = None
+    ) -> Columns:
+        """The columns that tables of rows get, {task}_{column}: those that a CSV file shows, and the others of the
+        tasks' prediction tables.
+
+        Args:
+            texts: {task: the texts of the rows}.
+            taken: columns that the rows have.
+            progress: see `predict`.
+
+        Raises:
+            InputError: the rows have such a column already.
+        """
+        columns = {}
+        for name, found in self.predict(texts, progress).items():
+            shown = found | KINDS[self.tasks[name].kind].plain(self.tasks[name], found)
+            columns |= {f"{name}_{column}": list(map(as_plain, values)) for column, values in shown.items()}
+        if there := [column for column in columns if column in set(taken)]:
+            raise InputError(f"there is a column {there[0]!r} already, which predictions would have; rename or drop it")
+        return columns
+
+    def predict(
+        self, texts: Mapping[str, Texts], progress: Callable[[float], object] | None = None
+    ) -> dict[str, Columns]:
+        """The columns of prediction tables. Tasks with the same texts are answered together.
+
+        Args:
+            texts: {task: the texts of its rows}.
+            progress: is called with the rows that are done, a share of a row where it is done for some tasks only.
+
+        Raises:
+            NonFiniteError: a logit is NaN or infinite.
+        """
+        groups: list[tuple[Texts, list[str]]] = []
+        for name, given in texts.items():
+            words = KINDS[self.tasks[name].kind].words  # else they have other tokens
+            alike = [names for others, names in groups if others == given]
+            together = next((names for names in alike if KINDS[self.tasks[names[0]].kind].words == words), None)
+            if together is None:
+                groups.append((given, [name]))
+            else:
+                together.append(name)
+        model, tokenizer = self.load()
+        step = None if progress is None else lambda rows: progress(rows / len(groups))
+        found = {}
+        for given, names in groups:
+            tokens = self.encode(tokenizer, given, self.tasks[names[0]])
+            for name, logits in predict_tasks(model, names, tokens, self.batch_size, step).items():
+                check_finite(self.tasks[name], logits)
+                found[name] = KINDS[self.tasks[name].kind].table(self.tasks[name], logits, tokens)
+        return {name: found[name] for name in texts}
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Texts, task: Task) -> dict[str, list]:
+        """The tokens of rows (see `tokens.encode`), made of a part of them at a time: what the tokenizer returns is
+        many times as large."""
+        separate, words = self.load()[0].is_separate(task), KINDS[task.kind].words
+        tokens: dict[str, list] = {"input_ids": [], "token_type_ids": [], "truncated": [], "word_starts": []}
+        for start in range(0, len(texts[0]), CHUNK):
+            chunk = [column[start : start + CHUNK] for column in texts]
+            part = encode(tokenizer, chunk, self.max_length, separate, words)
+            for column, values in part.items():
+                tokens.setdefault(column, []).extend(values)
+        tokenizer.backend_tokenizer.no_truncation()
+        if any(tokens["truncated"]):
+            logger.warning_once(f"rows of more than {self.max_length} tokens are cut, as in training")
+        return tokens
+
+
+def as_list(rows: Any, pairs: bool = False) -> tuple[bool, list]:
+    """Whether this is a single row, and the rows as a list.
+
+    Args:
+        rows: as of a call.
+        pairs: whether a tuple of two texts is a row.
+
+    Raises:
+        InputError: it is neither a row nor rows in an order.
+    """
+    is_pair = pairs and isinstance(rows, tuple) and len(rows) == 2 and all(isinstance(text, str) for text in rows)
+    if isinstance(rows, str) or is_pair or (isinstance(rows, Mapping) and not any(map(is_column, rows.values()))):
+        return True, [rows]
+    if isinstance(rows, (bytes, Mapping, Set, pd.DataFrame)) or not isinstance(rows, Iterable):
+        raise InputError(f"rows is {one_line(reprlib.repr(rows))} ({type(rows).__name__}); expected a list of rows")
+    return False, list(rows)
+
+
+def is_column(value: Any) -> bool:
+    """Whether a dictionary with this value is one of columns, and not a row."""
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+
+
+def own_columns(task: Task) -> list[str]:
+    """The columns of a task's texts."""
+    return [task.text, task.text_pair] if task.text_pair else [task.text]
+
+
+def find_columns(task: Task, columns: Iterable[str], where: str | None) -> list[str]:
+    """Which columns have a task's texts: its own, else `text` (and `text_pair`).
+
+    Raises:
+        InputError: neither are there; without `where`, what has the columns, none are returned instead.
+    """
+    own, columns = own_columns(task), list(columns)
+    for names in (own, ["text", "text_pair"][: len(own)]):
+        if {*names} <= {*columns}:
+            return names
+    if where is None:
+        return []
+    raise InputError(
+        f"{where} has the columns {', '.join(map(str, columns))}; task {task.name!r} takes {' and '.join(own)}"
+    )
+
+
+def plain_texts(task: Task, rows: Sequence) -> Texts:
+    """The texts of plain rows, and for a pair task their second texts, a list each.
+
+    Raises:
+        InputError: one is not what the task takes.
+    """
+    own = own_columns(task)
+    texts: Texts = [[] for _ in own]
+    for number, row in enumerate(rows):
+        if isinstance(row, Mapping):
+            found = [row[name] for name in find_columns(task, row, None)]
+        else:
+            found = row if task.text_pair and isinstance(row, (tuple, list)) else [row]
+        found = [KINDS[task.kind].text(text) for text in found]
+        if len(found) != len(own) or not all(isinstance(text, str) and is_unicode(text) for text in found):
+            expected = "a pair of texts" if task.text_pair else "a text"
+            raise InputError(
+                f"rows[{number}] is {one_line(reprlib.repr(row))}; task {task.name!r} takes {expected}, or a "
+                f"dictionary with {' and '.join(own)}"
+            )
+        for column, text in zip(texts, found, strict=True):
+            column.append(text)
+    return texts
+
+
+def read_texts(columns: Sequence[Sequence], where: str, first: int = 1) -> Texts:
+    """The values of columns as texts, as those of files are read (see `as_text`).
+
+    Args:
+        columns: one or two, in the rows' order.
+        where: what they are of, for messages.
+        first: number of the first row.
+
+    Raises:
+        InputError: a value is none; the message names its row.
+    """
+    texts = [[as_text(value, where, number) for number, value in enumerate(column, first)] for column in columns]
+    for column in texts:
+        if broken := [number for number, text in enumerate(column, first) if not is_unicode(text)]:
+            raise InputError(f"{where}, row {broken[0]}: the text has half of a two-part character; correct it")
+    return texts
+
+
+def as_plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
