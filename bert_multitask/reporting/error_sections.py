@@ -151,11 +151,13 @@ def add_calibration(document: Document, predictions: Parts, fitted: Parts) -> No
     after = {name: heated(part, usable(fitted.get(name))) for name, part in parts.items()}
     lines = []
     for name, part in parts.items():
-        count, first, (temperature, second) = len(part.distributions[1]), before[name], after[name]
-        shares = [f"{value:.{digits(count)}f}" for value in (first.accuracy, first.confidence, first.error)]
-        cooled = [f"{second.error:.{digits(count)}f}", f"{second.loss:.3f}"] if second else ["", ""]
-        lines.append([name, f"{count:,}", *shares, cooled[0], f"{first.loss:.3f}", cooled[1], f"{temperature:.2f}"])
-    columns = ["task", "decisions", "accuracy", "mean confidence", "ECE", "ECE with temperature"]
+        first, (temperature, second) = before[name], after[name]
+        count = len(part.distributions[1])
+        form = f".{digits(count)}f"
+        line = [name, f"{count:,}", f"{first.accuracy:{form}}", f"{first.confidence:{form}}", f"{temperature:.2f}"]
+        line += [f"{first.error:{form}}", f"{second.error:{form}}" if second else ""]
+        lines.append([*line, f"{first.loss:.3f}", f"{second.loss:.3f}" if second else ""])
+    columns = ["task", "decisions", "accuracy", "mean confidence", "temperature", "ECE", "ECE with it"]
     where = fit_words("temperature", fitted, parts)
     document.add(
         "Calibration",
@@ -167,7 +169,7 @@ def add_calibration(document: Document, predictions: Parts, fitted: Parts) -> No
             reliability({name: (before[name], after[name][1]) for name in parts}),
             f"Accuracy over confidence of {', '.join(parts)}, before and after a temperature",
         ),
-        Table([*columns, "−ln\u00a0p", "−ln\u00a0p with temperature", "temperature"], lines),
+        Table([*columns, "−ln\u00a0p", "−ln\u00a0p with it"], lines),
         f"The temperature has the lowest mean −ln p of the true class (nats), from {COOLEST:g} to {HOTTEST:g}. {where}",
     )
 
