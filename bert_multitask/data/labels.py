@@ -96,8 +96,8 @@ class LabelReader:
 def name_labels(
     rows: Iterable[dict], features: Features, column: str, reader: LabelReader, where: str
 ) -> Iterator[dict]:
-    """Yield rows with the names that the numbers of a `ClassLabel` column mean, and None for its -1. Rows of a source
-    without such a column stay as they are.
+    """Yield rows with the names that the numbers of a `ClassLabel` column, or of a column of lists of them, mean, and
+    None for -1. Rows of a source without such a column stay as they are.
 
     Args:
         rows: of the source.
@@ -110,21 +110,22 @@ def name_labels(
         InputError: the column's names are not the task's, or a number has no name.
     """
     feature = features.get(column)
+    feature = getattr(feature, "feature", feature)  # of a list, that of what it holds
     if not isinstance(feature, ClassLabel):
         yield from rows
         return
     names = feature.names
     reader.check_names(names, f"{where}: column {column!r}")
     for number, row in enumerate(rows, start=1):
-        code = row[column]
-        if code is None or code != code or code == -1:
-            yield row | {column: None}
-        elif code in range(len(names)):
-            yield row | {column: names[int(code)]}
-        else:
-            raise InputError(
-                f"{where}, row {number}: {column} is {code!r}; expected a class from 0 to {len(names) - 1}"
-            )
+        codes = row[column] if isinstance(row[column], list) else [row[column]]
+        missing = [code is None or code != code or code == -1 for code in codes]
+        for code, gap in zip(codes, missing, strict=True):
+            if not gap and code not in range(len(names)):
+                raise InputError(
+                    f"{where}, row {number}: {column} is {code!r}; expected a class from 0 to {len(names) - 1}"
+                )
+        found = [None if gap else names[int(code)] for code, gap in zip(codes, missing, strict=True)]
+        yield row | {column: found if isinstance(row[column], list) else found[0]}
 
 
 def even_labels(labels: Sequence) -> Sequence:
@@ -135,6 +136,14 @@ def even_labels(labels: Sequence) -> Sequence:
     width = max(map(len, labels))
     missing = no_label(any(isinstance(value, float) for label in labels for value in label))
     return [label + [missing] * (width - len(label)) for label in labels]
+
+
+def uneven_rows(task: Task, labels: pa.ChunkedArray) -> np.ndarray:
+    """The rows whose label is a list of another length than the task's (see `Kind.width`)."""
+    width = KINDS[task.kind].width(task)
+    if width is None:
+        return np.zeros(0, int)
+    return np.flatnonzero(pc.list_value_length(labels).fill_null(width).to_numpy() != width)
 
 
 def label_numbers(labels: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

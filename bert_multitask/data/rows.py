@@ -24,7 +24,7 @@ from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
 from ..model.tasks import SPLITS, HubSource, Task, label_key
-from .labels import LabelReader, even_labels, label_numbers, name_labels
+from .labels import LabelReader, even_labels, label_numbers, name_labels, uneven_rows
 from .readers import claim_id, column_features, is_url, needed_columns, read_file, rename_columns
 
 logger = logging.get_logger(__name__)
@@ -288,12 +288,12 @@ def check_clean(task: Task, rows: Dataset) -> None:
             raise InputError(f"the rows of task {task.name!r} have {feature} as column {name!r}; {advice}")
         if table[name].null_count:
             raise InputError(f"the rows of task {task.name!r} have gaps in column {name!r}; {advice}")
-    labels, _ = label_numbers(table["label"])
-    wrong = labels[~kind.are_labels(task, labels)]
+    labels, owners = label_numbers(table["label"])
+    wrong = np.union1d(owners[~kind.are_labels(task, labels)], uneven_rows(task, table["label"]))
     if len(wrong):
         raise InputError(
-            f"the rows of task {task.name!r} have the label {wrong[0]:g}, and not {kind.describe_labels(task)}; "
-            f"{advice}"
+            f"the rows of task {task.name!r} have the label {table['label'][int(wrong[0])]}, and not "
+            f"{kind.describe_labels(task)}; {advice}"
         )
 
 

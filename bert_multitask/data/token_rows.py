@@ -21,7 +21,7 @@ from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
-from .labels import even_labels, label_numbers
+from .labels import even_labels, label_numbers, uneven_rows
 from .rows import clean_rows, sample_rows, usable_rows
 from .tokens import check_tokenizer, tokenise
 
@@ -158,7 +158,7 @@ def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: st
     ):
         raise InputError(f"{where}: labels are of type {labels.type}; expected {expected}")
     values, owners = label_numbers(labels)
-    wrong = owners[~kind.are_labels(task, values)]
+    wrong = np.union1d(owners[~kind.are_labels(task, values)], uneven_rows(task, labels))
     gaps = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
     if len(wrong) or len(gaps):
         row = int(min([*wrong[:1], *gaps[:1]]))

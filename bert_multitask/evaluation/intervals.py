@@ -109,9 +109,8 @@ class McNemar(NamedTuple):
     p: float
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray, references: np.ndarray) -> McNemar:
-    """Compare the predictions of two runs, each (N,) classes, by the rows that one alone has right (McNemar, 1947)."""
-    right, other_right = first == references, second == references
-    only_first, only_second = int((right & ~other_right).sum()), int((other_right & ~right).sum())
+def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
+    """Compare two runs by the rows that one alone has right (McNemar, 1947): truth values (N,) and (N,)."""
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     p = stats.binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
     return McNemar(only_first, only_second, float(p))

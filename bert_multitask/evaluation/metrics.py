@@ -14,7 +14,7 @@ from transformers.trainer_utils import denumpify_detensorize
 
 from ..model.errors import InputError, NonFiniteError
 from ..model.kinds import KINDS, find_entry
-from ..model.losses import LOSSES, labelled_rows
+from ..model.losses import LOSSES, is_labelled, labelled_rows
 from ..model.tasks import Task
 
 
@@ -119,6 +119,77 @@ class F1(TaskMetric):
         predicted, true = predictions == 1, references == 1
         rows = predicted.sum(axis) + true.sum(axis)
         return zero_where(rows == 0, 2 * (predicted & true).sum(axis) / np.maximum(rows, 1), "F1 without a class 1")
+
+
+class MultilabelMetric(TaskMetric):
+    """What the metrics of several labels a row share: predictions and references are 0 or 1 for each label, (N, C). A
+    label that a reference lacks is left out."""
+
+    value = datasets.List(datasets.Value("int64"))
+
+
+class MicroF1(MultilabelMetric):
+    """F1 of all labels of all rows together, in [0, 1]: `sklearn.metrics.f1_score(average="micro", zero_division=0)`.
+
+    It is undefined where no label is predicted and none is true; it then counts as 0, with a warning.
+    """
+
+    unit = "micro F1"
+    note = "F1 of all labels together"
+
+    @staticmethod
+    def columns(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each row how many labels are both predicted and true, and how many are predicted plus how many true."""
+        counts = count_labels(predictions, references)
+        return (counts == 2).sum(-1), counts.sum(-1)
+
+    @staticmethod
+    def score(right: np.ndarray, both: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        right, both = right.sum(axis), both.sum(axis)
+        return zero_where(both == 0, 2 * right / np.maximum(both, 1), "F1 without labels")
+
+
+class LabelMacroF1(MultilabelMetric):
+    """The mean of every label's F1, in [0, 1]: `sklearn.metrics.f1_score(average="macro", zero_division=nan)`.
+
+    A label that occurs neither in the predictions nor in the references is left out of the mean. Where none occurs, it
+    counts as 0, with a warning.
+    """
+
+    unit = "macro F1"
+    note = "mean of the labels' F1"
+
+    @staticmethod
+    def columns(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Of each label whether it is predicted, plus whether it is true: 0, 1 or 2 a row."""
+        return tuple(np.moveaxis(count_labels(predictions, references), -1, 0))
+
+    @staticmethod
+    def score(*counts: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        right = np.array([(count == 2).sum(axis) for count in counts])
+        both = np.array([count.sum(axis) for count in counts])
+        occurring = (both > 0).sum(0)
+        total = (2 * right / np.maximum(both, 1)).sum(0)
+        return zero_where(occurring == 0, total / np.maximum(occurring, 1), "F1 without labels")
+
+
+class ExactMatch(MultilabelMetric):
+    """Share of rows of which every label is right, in [0, 1]: `sklearn.metrics.accuracy_score`."""
+
+    unit = "share of rows with all labels right"
+    note = "rows with all labels right"
+
+    @staticmethod
+    def columns(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray]:
+        """Whether a row is right."""
+        return (((predictions == references) | ~is_labelled(references)).all(-1),)
+
+    @staticmethod
+    def score(right: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        return right.mean(axis)
 
 
 class Matthews(TaskMetric):
@@ -235,6 +306,9 @@ METRICS: dict[str, type[TaskMetric]] = {
     "spearman": Spearman,
     "rmse": RootMeanSquaredError,
     "mae": MeanAbsoluteError,
+    "micro_f1": MicroF1,
+    "label_macro_f1": LabelMacroF1,
+    "exact_match": ExactMatch,
 }
 
 
@@ -246,6 +320,11 @@ def count_classes(
     columns = [(predictions == value, references == value) for value in classes]
     counted = [(predicted.sum(axis), true.sum(axis), (predicted & true).sum(axis)) for predicted, true in columns]
     return tuple(np.array(counts, np.float64) for counts in zip(*counted, strict=True))
+
+
+def count_labels(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Whether a label is predicted, plus whether it is true, and 0 where the reference lacks it: int8 (N, C)."""
+    return ((predictions + references) * is_labelled(references)).astype(np.int8)
 
 
 def zero_where(undefined: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
@@ -333,8 +412,8 @@ def score(task: Task, predictions: np.ndarray, references: np.ndarray) -> float:
 
     Args:
         task: whose metric.
-        predictions: (N,), as `decide` gives them.
-        references: (N,), their labels.
+        predictions: (N,) or (N, …), as `decide` gives them.
+        references: of the same shape, their labels.
 
     Raises:
         InputError: there is no row.

@@ -68,8 +68,9 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
 
     The Parquet file holds the table as it is, and the task and the split in its metadata. The CSV file of a task with a
     `prediction_column` has the course's form: `id \\t Predicted_X`, then `id , value` lines, classes as numbers. Any
-    other task's is a plain table of `id`, and `score`, or the `label`'s name and its `probability` where there is one;
-    there an id that a spreadsheet would run as a formula is written with an apostrophe before it.
+    other task's is a plain table of `id` and what its kind shows (`Kind.plain`): `score`, or the `label`'s name and its
+    `probability` where there is one; there an id that a spreadsheet would run as a formula is written with an
+    apostrophe before it.
 
     Raises:
         InputError: an id has a line break, which the course's form cannot hold (nothing is written), or a file cannot

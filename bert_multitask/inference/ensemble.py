@@ -37,8 +37,8 @@ def check_members(members: SplitTables) -> None:
 def combine(task: Task, tables: Sequence[Dataset], vote: str = "mode") -> Dataset:
     """One prediction table of several.
 
-    Scores are averaged. Of classes, `mode` takes the most frequent and `soft` the one with the highest mean probability
-    (see `Kind.combine`).
+    Scores are averaged. Of classes, `mode` takes the most frequent and `soft` the one with the highest mean
+    probability; of several labels a row, each is voted on (see `Kind.combine`).
 
     Args:
         task: whose tables.

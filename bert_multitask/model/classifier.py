@@ -47,8 +47,8 @@ class TaskClassifier(PerTaskBertModel):
             token_type_ids: 1 from a pair's second text on, (B, L); all 0 by default.
 
         Returns:
-            `logits` (B, C), whose softmax are the probabilities of the labels; of a score (B, 1), its place in the
-            score range, from 0 to 1, or without a range the score.
+            `logits` (B, C), whose softmax are the probabilities of the labels, or their sigmoid where a row may have
+            several; of a score (B, 1), its place in the score range, from 0 to 1, or without a range the score.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)

@@ -2,14 +2,14 @@
 
 A kind is one object in KINDS. It says which heads, losses, divergences and metrics fit, what a label is, and how logits
 become predictions, tables, votes and pictures. A new kind is one subclass of `Kind`, or of one of those here, and one
-entry: `KINDS["multilabel"] = Multilabel()`. Metrics and pictures are named by their keys in `metrics.METRICS` and
+entry: `KINDS["ranking"] = Ranking()`. Metrics and pictures are named by their keys in `metrics.METRICS` and
 `plots.PICTURES`: this file lies beside a checkpoint's weights, where neither package need be installed.
 
 B or N rows, C classes.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .tasks import Task
 
 LARGEST_SCORE = float(np.finfo(np.float32).max)  # labels are fp32
+SEPARATOR = "|"  # between the names of several labels in one field of a table
 
 
 class Kind:
@@ -32,8 +33,8 @@ class Kind:
         keys: {"head", "loss", "divergence", "metric": the keys of their tables that fit a task, the default first}.
             Of heads the default is the first that reads as many sequences as the task has. A metric has the name that
             a task gives it, and its key in METRICS.
-        classes: how many label names a task has, the fewest and the most (None: any number); None, it has none, and no
-            class weights and label smoothing either.
+        classes: how many label names a task has, the fewest and the most (None: any number); None, it has none.
+        unweighted: why a task has no class weights and label smoothing, after "a … task"; None, it may have them.
         ranged: whether a task may have a score range.
         dtype: of labels, "int64" or "float32"; the mark of a missing one follows from it (see `losses.no_label`).
         nested: whether the label of a row is a list. Integers may be lists of different lengths, which are filled up
@@ -46,6 +47,7 @@ class Kind:
 
     keys: Mapping[str, Sequence[str] | Mapping[str, str]]
     classes: tuple[int, int | None] | None = (2, None)
+    unweighted: str | None = None
     ranged = False
     dtype = "int64"
     nested = False
@@ -70,15 +72,15 @@ class Kind:
         names, a_task = task.label_names or (), f"a {task.kind} task"
         if task.score_range is not None and not self.ranged:
             raise InputError(f"{where}: {a_task} has no score_range, it has label_names")
+        if task.label_smoothing and self.unweighted:
+            raise InputError(
+                f"{where}: label_smoothing is {task.label_smoothing}; {a_task} {self.unweighted}, so leave it out"
+            )
         if self.classes is None:
             if task.label_names is not None:
                 raise InputError(f"{where}: {a_task} has no label_names; it may have score_range: [lowest, highest]")
             if task.score_range is not None and not task.score_range[0] < task.score_range[1]:
                 raise InputError(f"{where}: score_range is {list(task.score_range)}; expected [lowest, highest]")
-            if task.label_smoothing:
-                raise InputError(
-                    f"{where}: label_smoothing is {task.label_smoothing}; {a_task} has no classes, so leave it out"
-                )
             return
         fewest, most = self.classes
         if len(names) < fewest or len(names) > (most or len(names)):
@@ -107,7 +109,8 @@ class Kind:
 
         Args:
             task: whose.
-            names: of the classes in this source; by default the task's.
+            names: of the classes in this source. By default it is a label of clean or tokenised rows, with the task's
+                names.
             numbers: whether the numbers of the classes are labels, too.
         """
         names = names or task.label_names
@@ -119,6 +122,10 @@ class Kind:
         return ((values >= 0) & (values < len(task.label_names)) & (values == np.floor(values))) | (
             values == self.missing
         )
+
+    def width(self, task: "Task") -> int | None:
+        """How long the list is that a label is; None where a label is no list, or lists are of different lengths."""
+        return None
 
     # Logits.
 
@@ -299,11 +306,7 @@ class Classification(Kind):
         """`mode` takes the most frequent class; a tie goes to the one with the highest mean probability, and to the
         lowest class where that is no help or a member has no probabilities. `soft` takes the class with the highest
         mean probability."""
-        combined = {}
-        if all("probabilities" in member for member in members):
-            combined["probabilities"] = mean([member["probabilities"] for member in members])
-        elif vote == "soft":
-            raise InputError(f"a soft vote on {task.name!r} needs probabilities: give Parquet files, or vote by mode")
+        combined = mean_probabilities(task, members, vote)
         if vote == "soft":
             preference = combined["probabilities"]
         else:
@@ -366,6 +369,7 @@ class Regression(Kind):
         "metric": {name: name for name in ("pearson", "spearman", "rmse", "mae")},
     }
     classes = None
+    unweighted = "has no classes"
     ranged = True
     dtype = "float32"
     decision = "score"
@@ -450,7 +454,169 @@ class Regression(Kind):
         return f"{value:.2f}"
 
 
-KINDS: dict[str, Kind] = {"classification": Classification(), "binary": Binary(), "regression": Regression()}
+class Multilabel(Kind):
+    """Any number of labels, also none. Logits are those of each label (B, C), or (B,) where there is one; labels are 0
+    or 1 for each (B, C)."""
+
+    keys = {
+        "head": ("linear", "two_layer"),
+        "loss": ("binary_cross_entropy",),
+        "divergence": ("binary_symmetric_kl",),
+        "metric": {"micro_f1": "micro_f1", "macro_f1": "label_macro_f1", "accuracy": "exact_match"},
+    }
+    classes = (1, None)
+    unweighted = "gives all labels the same weight"
+    nested = True
+    decision = "labels"
+    picture = "labels"
+
+    def check_task(self, task: "Task", where: str) -> None:
+        """As `Kind.check_task`. A name cannot have the character that separates names in a table, and the course's
+        form of predictions holds one value a row."""
+        super().check_task(task, where)
+        if divided := [name for name in task.label_names if SEPARATOR in name]:
+            raise InputError(
+                f"{where}: label_names has {divided[0]!r}; {SEPARATOR} separates the names in a field, so a name of a "
+                f"{task.kind} task cannot have it"
+            )
+        if task.prediction_column:
+            raise InputError(
+                f"{where}: prediction_column is {task.prediction_column!r}; the course's form holds one label a row, "
+                "so leave it out"
+            )
+
+    def read(self, task: "Task", raw: object, read_one: Callable) -> list[int] | None:
+        """A list of names or numbers, each once; or one field, names with `SEPARATOR` between them, and `SEPARATOR`
+        alone where no label applies. A field without any is no label."""
+        is_list = isinstance(raw, (list, tuple, np.ndarray))
+        if isinstance(raw, str):
+            parts = [] if raw.strip() == SEPARATOR else raw.split(SEPARATOR)
+        else:
+            parts = raw if is_list else [raw]
+        found = [read_one(part) for part in parts]
+        if found == [self.missing] and not is_list:
+            return found * len(task.label_names)
+        if {None, self.missing} & set(found) or len(set(found)) < len(found):
+            return None
+        return [int(label in found) for label in range(len(task.label_names))]
+
+    def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
+        """The names, and how a field has several."""
+        if names is None:
+            return f"0 or 1 for each of {', '.join(task.label_names)}"
+        codes = f" (or their numbers, from 0 to {len(names) - 1})" if numbers else ""
+        return f"a list of {', '.join(names)}{codes}, each once; in a table a{SEPARATOR}b, and {SEPARATOR} for none"
+
+    def are_labels(self, task: "Task", values: np.ndarray) -> np.ndarray:
+        """0 and 1."""
+        return np.isin(values, [0, 1, self.missing])
+
+    def width(self, task: "Task") -> int:
+        """One number for each label."""
+        return len(task.label_names)
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """Each label whose logit is above 0."""
+        return (with_classes(logits) > 0).astype(np.int64)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The sigmoids, each label's on its own."""
+        return with_classes(logits).sigmoid()
+
+    def problem_type(self, task: "Task") -> str:
+        """Several labels a row."""
+        return "multi_label_classification"
+
+    def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
+        """As they are, also a single one with an axis."""
+        return with_classes(logits)
+
+    def export_note(self, task: "Task") -> str:
+        """How to see all labels."""
+        return "each label has a probability of its own: give the pipeline top_k=None to see them all"
+
+    def describe_output(self, task: "Task") -> str:
+        """The names."""
+        return f"any of {', '.join(task.label_names)}"
+
+    def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
+        """`labels`, a list of names, and `probabilities` of all of them."""
+        names = task.label_names
+        return {
+            "labels": (
+                lambda value: isinstance(value, list) and len({*value} & {*names}) == len(value),
+                f"a list of {', '.join(names)}, each once",
+            ),
+            "probabilities": (
+                lambda value: are_probabilities(value) and len(value) == len(names),
+                f"{len(names)} probabilities",
+            ),
+        }
+
+    def table(self, task: "Task", logits: np.ndarray, tokens: Any = None) -> dict[str, Any]:
+        """As `Kind.table`, with names."""
+        columns = super().table(task, logits)
+        return columns | {"labels": self.names(task, columns["labels"])}
+
+    def plain(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """The labels in one field, as `read` takes them, and where there are any each label's probability."""
+        shown: dict[str, Sequence] = {"labels": [SEPARATOR.join(names) or SEPARATOR for names in columns["labels"]]}
+        if "probabilities" in columns:
+            for number, name in enumerate(task.label_names):
+                shown[f"probability_{name}"] = [row[number] for row in columns["probabilities"]]
+        return shown
+
+    def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
+        """`labels`, 0 or 1 for each, and `probabilities`, both (N, C)."""
+        flags = [[name in row for name in task.label_names] for row in columns["labels"]]
+        arrays = {name: np.array(values) for name, values in columns.items() if name != "labels"}
+        arrays |= {"labels": np.array(flags, np.int64)}
+        return {name: values.reshape(-1, len(task.label_names)) for name, values in arrays.items()}
+
+    def lists(self, task: "Task", arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """As `Kind.lists`, with names."""
+        return super().lists(task, arrays) | {"labels": self.names(task, arrays["labels"])}
+
+    def combine(self, task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
+        """`mode` takes each label that more than half of the members predict; where just half do, the mean probability
+        decides as in `soft`, and without probabilities the label is left out. `soft` takes each label whose mean
+        probability is above 1/2."""
+        combined = mean_probabilities(task, members, vote)
+        likely = combined.get("probabilities", np.zeros(())) > 0.5
+        votes = np.sum([member["labels"] for member in members], axis=0)  # (N, C)
+        chosen = likely if vote == "soft" else np.where(2 * votes == len(members), likely, 2 * votes > len(members))
+        return {"labels": chosen.astype(np.int64)} | combined
+
+    def errors(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,): 0 where all labels are right, otherwise 1."""
+        return (self.distances(predicted, labels) > 0).astype(float)
+
+    def distances(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,): how many labels are wrong."""
+        return ((predicted != labels) & (labels != self.missing)).sum(-1)
+
+    def losses(self, predicted: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
+        """(N,): -ln of the probability of just the true labels, in nats; without probabilities, `distances`."""
+        if probabilities is None:
+            return self.distances(predicted, labels)
+        true = np.select([labels == 1, labels == 0], [probabilities, 1 - probabilities], 1.0)
+        return -np.log(np.maximum(true, np.finfo(np.float32).tiny)).sum(-1)
+
+    def show(self, task: "Task", value: np.ndarray) -> str:
+        """The names."""
+        return ", ".join(*self.names(task, [value])) or "none"
+
+    def names(self, task: "Task", rows: Iterable[Sequence[int]]) -> list[list[str]]:
+        """Rows of 0 or 1 for each label -> the names of those that are 1."""
+        return [[name for name, chosen in zip(task.label_names, row, strict=True) if chosen == 1] for row in rows]
+
+
+KINDS: dict[str, Kind] = {
+    "classification": Classification(),
+    "binary": Binary(),
+    "regression": Regression(),
+    "multilabel": Multilabel(),
+}
 """The kinds of tasks, by name."""
 ALIASES = {"similarity": "regression"}
 """Other names of kinds: that of the paper's STS, which older configurations have."""
@@ -501,6 +667,24 @@ def mean(values: Sequence[np.ndarray]) -> np.ndarray:
     return np.sort(np.array(values, np.float64), axis=0).mean(0).astype(np.float32)
 
 
+def mean_probabilities(task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
+    """The mean of the members' `probabilities`; nothing where one has none.
+
+    Raises:
+        InputError: a soft vote needs them.
+    """
+    if all("probabilities" in member for member in members):
+        return {"probabilities": mean([member["probabilities"] for member in members])}
+    if vote == "soft":
+        raise InputError(f"a soft vote on {task.name!r} needs probabilities: give Parquet files, or vote by mode")
+    return {}
+
+
+def with_classes(logits: "np.ndarray | Tensor") -> "np.ndarray | Tensor":
+    """Logits (B, C), or (B,) of a single class -> (B, C)."""
+    return logits[:, None] if logits.ndim == 1 else logits
+
+
 def as_number(written: str) -> float | None:
     """The number that is written; None where it is none."""
     try:
@@ -514,8 +698,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def are_probabilities(values: object) -> bool:
+    """Whether a value is a list of numbers from 0 to 1, but for rounding, perhaps to fp16."""
+    return isinstance(values, list) and all(is_number(value) and 0 <= value < 1.01 for value in values)
+
+
 def is_distribution(values: object, classes: int) -> bool:
     """Whether a value is a probability for each class; they sum to 1 but for rounding, perhaps to fp16."""
-    if not isinstance(values, list) or len(values) != classes:
-        return False
-    return all(is_number(value) and value >= 0 for value in values) and abs(sum(values) - 1) < 0.01
+    return are_probabilities(values) and len(values) == classes and abs(sum(values) - 1) < 0.01

@@ -80,15 +80,16 @@ def binary_cross_entropy(
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Negative log-likelihood of the true answer under sigmoid(logit), in nats (paper, section 4.1, PD).
+    """Negative log-likelihood of the true answer under sigmoid(logit), in nats (paper, section 4.1, PD); of rows of
+    several labels the mean over all labels of all rows.
 
     It is `cross_entropy` of the two classes' logits (0, x), also with the options. So class weights (1, p) give the sum
     of losses of `torch.nn.BCEWithLogitsLoss(pos_weight=p)`, divided by the sum of the weights; that loss of torch's
     divides by the number of rows.
 
     Args:
-        logits: float (B,).
-        labels: 0, 1 or UNLABELLED, integer (B,).
+        logits: float (B,), or of several labels (B, C).
+        labels: 0, 1 or UNLABELLED, integer (B,) or (B, C); also (B, 1) with logits (B,).
         num_items: divisor of the sum; by default `count_items` of the labels.
         class_weights: factors of the losses of "no" and of "yes"; by default 1.
         label_smoothing: share of the true answer that is spread over both, in [0, 1).
@@ -101,7 +102,7 @@ def binary_cross_entropy(
         options = {"class_weights": class_weights, "label_smoothing": label_smoothing}
         return cross_entropy(logits=both, labels=labels, num_items=num_items, **options)
     labelled = is_labelled(labels)
-    kept = at_least_fp32(logits)[labelled]
+    kept = at_least_fp32(logits).view_as(labels)[labelled]
     total = functional.binary_cross_entropy_with_logits(kept, labels[labelled].to(kept.dtype), reduction="sum")
     return divide(total, count_items(labels) if num_items is None else num_items)
 
@@ -158,9 +159,11 @@ def symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
 
 
 def binary_symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
-    """`symmetric_kl` of the two answers' probabilities under sigmoid(logit): logits (B,) -> (B,), at least fp32."""
+    """`symmetric_kl` of the two answers' probabilities under sigmoid(logit), in nats: logits (B,) -> (B,), at least
+    fp32. Of several labels, logits (B, C), it is the mean over the labels, as their loss is."""
     p, q = at_least_fp32(perturbed), at_least_fp32(clean)
-    return (p.sigmoid() - q.sigmoid()) * (p - q)
+    found = (p.sigmoid() - q.sigmoid()) * (p - q)
+    return found.mean(-1) if found.ndim > 1 else found
 
 
 def squared_error(perturbed: Tensor, clean: Tensor) -> Tensor:

@@ -64,11 +64,11 @@ class Task:
     Args:
         name: what it is called in flags, logs and files; a Python identifier that is not RESERVED.
         kind: "classification" (one of several labels), "binary" (yes or no), "regression" (a score; "similarity" is
-            another name for it), or another key of `kinds.KINDS`.
+            another name for it), "multilabel" (any number of labels), or another key of `kinds.KINDS`.
         text: the column of texts in its files.
         text_pair: the column of second texts; None, one text a row.
         label: the column of labels.
-        label_names: what the labels 0, 1, … mean; for classification and binary. No two may be the same label: case
+        label_names: what the labels 0, 1, … mean; for all kinds but regression. No two may be the same label: case
             and white space around them do not count, and "1.0" is "1".
         score_range: lowest and highest score, for regression; None, any finite number is a score.
         head: key of `heads.HEADS`; by default the first of the kind's that fits.
@@ -233,13 +233,13 @@ def check_class_weights(task: Task) -> dict | str | None:
     """A task's class weights in the order of its label names.
 
     Raises:
-        InputError: the task has no classes, a class is unknown or has no weight, or a weight is no number above 0.
+        InputError: the task can have none, a class is unknown or has no weight, or a weight is no number above 0.
     """
     weights, where = task.class_weights, f"task {task.name!r}: class_weights"
     if weights is None:
         return None
-    if KINDS[task.kind].classes is None:
-        raise InputError(f"{where} is {weights!r}; a {task.kind} task has no classes, so leave it out")
+    if reason := KINDS[task.kind].unweighted:
+        raise InputError(f"{where} is {weights!r}; a {task.kind} task {reason}, so leave it out")
     if weights == "balanced":
         return weights
     names = ", ".join(task.label_names)

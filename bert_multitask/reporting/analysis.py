@@ -12,7 +12,7 @@ from ..data.labels import even_labels
 from ..evaluation.intervals import LEVEL, Estimate
 from ..evaluation.tables import Predictions, check_alike, decision_column, read_columns
 from ..model.kinds import KINDS, Kind
-from ..model.losses import labelled_rows
+from ..model.losses import is_labelled, labelled_rows
 from ..model.tasks import Task
 
 
@@ -26,7 +26,7 @@ class LabelledPredictions:
         texts: one text a row, or two.
         labels: true classes, integer (N,), or scores, float (N,), or what else labels of the kind are, (N, …).
         predicted: the same as predicted.
-        probabilities: of each class, (N, C); None for scores, and where the table has none.
+        probabilities: of each class or label, (N, C); None for scores, and where the table has none.
     """
 
     task: Task
@@ -107,6 +107,15 @@ def confusion(predictions: LabelledPredictions) -> np.ndarray:
     """
     classes = range(len(predictions.task.label_names))
     return 100 * confusion_matrix(predictions.labels, predictions.predicted, labels=classes, normalize="true").T
+
+
+def label_scores(predictions: LabelledPredictions) -> np.ndarray:
+    """(4, C): of each of several labels its precision, recall and F1, 0 where it is undefined, and its true rows."""
+    known = is_labelled(predictions.labels)
+    true, predicted = predictions.labels * known, predictions.predicted * known
+    right, chosen, rows = (true * predicted).sum(0), predicted.sum(0), true.sum(0)
+    parts = (right, chosen), (right, rows), (2 * right, chosen + rows)
+    return np.array([*(part / np.maximum(whole, 1) for part, whole in parts), rows])
 
 
 class LengthBin(NamedTuple):

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from ..evaluation.metrics import find_metric
 from ..model.kinds import KINDS
 from ..model.tasks import Task
-from .analysis import LabelledPredictions, confusion, error_by_length
+from .analysis import LabelledPredictions, confusion, error_by_length, label_scores
 
 WIDTH = 8  # inches
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
@@ -37,6 +37,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 SHOWN_STEPS = 300  # of the plan, one by one
+MANY_LABELS = 40  # labels with bars of their own
 MANY_CLASSES = 12  # beyond which there is no room for a figure in each cell or above each bar
 
 
@@ -146,6 +147,25 @@ def scatter(predictions: LabelledPredictions) -> Figure:
 
 
 @rc_context(STYLE)
+def label_bars(predictions: LabelledPredictions) -> Figure:
+    """Precision, recall and F1 of each label, those of the most rows if there are many."""
+    precision, recall, f1, rows = label_scores(predictions)
+    shown = np.sort(np.argsort(-rows, kind="stable")[:MANY_LABELS])
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.4 * len(shown)))
+    axis = figure.subplots()
+    places = np.arange(len(shown))
+    for number, (name, values) in enumerate([("precision", precision), ("recall", recall), ("F1", f1)]):
+        axis.barh(places + 0.27 * (number - 1), values[shown], 0.25, color=COLOURS[number], label=name)
+    axis.set_yticks(places, [f"{predictions.task.label_names[label]} ({rows[label]:,.0f})" for label in shown])
+    axis.invert_yaxis()
+    of = f", the {len(shown)} most frequent of {len(rows)} labels" * (len(shown) < len(rows))
+    axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows{of}", xlim=(0, 1))
+    axis.set(xlabel="precision, recall and F1", ylabel="label (true rows)")
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    return figure
+
+
+@rc_context(STYLE)
 def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
     """Mean error of rows by length, a panel a task, with 95 % intervals."""
     figure, axes = panels(len(predictions))
@@ -242,6 +262,13 @@ PICTURES: dict[str, tuple[str, str | None, str, Callable[[LabelledPredictions], 
         None,
         "Predicted over true scores of {}, with the line on which they are equal",
         scatter,
+    ),
+    "labels": (
+        "Labels",
+        "Precision is the share of a label's predictions that are right, recall the share of its true rows that are "
+        "found; F1 is their harmonic mean.",
+        "Precision, recall and F1 of each label of {}",
+        label_bars,
     ),
 }
 """{key that a kind of task names: (heading, note below it, what the picture shows, its function)}."""

@@ -112,7 +112,7 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
         line = [head, f"{ours[name].value:.4f}", f"{theirs[name].value:.4f}", f"{difference.value:+.4f}"]
         line += [bounds(difference, "+.4f"), "", "", ""]
         if name in common and common[name].task.metric == "accuracy":
-            test = mcnemar(common[name].predicted, second[name].predicted, common[name].labels)
+            test = mcnemar(common[name].errors == 0, second[name].errors == 0)
             line[5:] = f"{test.first:,}", f"{test.second:,}", f"{test.p:.2g}"
         lines.append(line)
     columns = ["task", "A", "B", "A − B", f"{LEVEL:.0%} interval", "right in A alone", "right in B alone", "McNemar p"]

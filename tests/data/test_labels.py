@@ -1,13 +1,14 @@
 """Labels mean the same whatever they come from: files, the Hub, memory; and no value can mean "no label" by chance."""
 
 import csv
+import itertools
 import json
 
 import datasets
 import numpy as np
 import pytest
 from conftest import NO_DROPOUT, weights
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -222,6 +223,101 @@ def test_minus_one_beside_a_single_class_is_refused(tmp_path, monkeypatch, sourc
     """The other common way to write two classes would lose one of them."""
     with pytest.raises(InputError, match="label is -1 .no label. or class . in every row; .*label_names"):
         SOURCES[source](make_task(names), labels, tmp_path, monkeypatch)
+
+
+GENRES = ["drama", "war", "love"]
+NO_GENRES = [UNLABELLED] * 3
+LISTS = {name: source for name, source in SOURCES.items() if source not in (from_csv, from_tsv)}
+
+
+def genres(**fields) -> Task:
+    """A task of several labels a row."""
+    return make_task(GENRES, kind="multilabel", **fields)
+
+
+@pytest.mark.parametrize("source", LISTS)
+def test_a_label_is_a_list_of_names_or_numbers(tmp_path, monkeypatch, source):
+    read = LISTS[source]
+    labels = [["drama"], [" LOVE", "war"], [], None]
+    assert read(genres(), labels, tmp_path, monkeypatch) == [[1, 0, 0], [0, 1, 1], [0, 0, 0], NO_GENRES]
+    (tmp_path / "b").mkdir()
+    labels = [[2, 0], [1], [], None]
+    assert read(genres(), labels, tmp_path / "b", monkeypatch) == [[1, 0, 1], [0, 1, 0], [0, 0, 0], NO_GENRES]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_label_is_one_field(tmp_path, monkeypatch, source):
+    """`|` alone is a row to which no label applies; an empty field is no label."""
+    labels = ["drama", "war|Love", "love | drama|war", "|", " | ", "", "NA", None, "2|0", "-1"]
+    expected = [
+        [1, 0, 0],
+        [0, 1, 1],
+        [1, 1, 1],
+        [0, 0, 0],
+        [0, 0, 0],
+        NO_GENRES,
+        NO_GENRES,
+        NO_GENRES,
+        [1, 0, 1],
+        NO_GENRES,
+    ]
+    assert SOURCES[source](genres(), labels, tmp_path, monkeypatch) == expected
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["drama|art", "art", "drama|", "||", "drama||war", "war|war", "war|1", "drama|NA", "3", "0|3", "-1|0", "1.5"],
+)
+def test_a_field_that_is_no_label_is_refused(tmp_path, monkeypatch, label):
+    for source in (from_csv, from_tsv):
+        with pytest.raises(InputError, match=r"a\..sv, row 2: label is .*; expected a list of drama, war, love .*a\|b"):
+            source(genres(), ["war", label], tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "label", [["art"], ["war", "art"], ["war", None], [None], ["drama|war"], [0, 0], [3], [-1], [["war"]], {"war": 1}]
+)
+def test_a_list_that_is_no_label_is_refused(label):
+    with pytest.raises(InputError, match="rows, row 2: label is .*; expected a list of drama, war, love"):
+        clean_rows(genres(), as_rows([["war"], label]))
+
+
+def class_labels(names: list[str], labels: list) -> Dataset:
+    features = Features({"text": Value("string"), "label": List(ClassLabel(names=names))})
+    return Dataset.from_list(as_rows(labels), features=features)
+
+
+@pytest.mark.parametrize("source", ["memory", "parquet", "hub"])
+def test_lists_of_class_labels_are_read_by_name(tmp_path, monkeypatch, source):
+    rows, task = class_labels(["love", "drama", "war"], [[0, 2], [1], [], None]), genres()
+    if source == "memory":
+        found = clean_rows(task, rows)
+    elif source == "parquet":
+        rows.to_parquet(tmp_path / "a.parquet")
+        task = genres(files=dict.fromkeys(("train", "dev"), str(tmp_path / "a.parquet")))
+        found = load_rows(task)["train"]
+    else:
+        monkeypatch.setattr(datasets, "load_dataset", lambda *args, split, **_: dict.fromkeys(split, rows))
+        task = genres(hub={"path": "someone/rows", "splits": {"train": "train", "dev": "validation"}})
+        found = load_rows(task, "hub")["train"]
+    assert found["label"][:] == [[0, 1, 1], [1, 0, 0], [0, 0, 0], NO_GENRES]
+
+
+def test_class_labels_of_other_names_are_refused():
+    with pytest.raises(InputError, match="column 'label' has the classes love, drama; expected"):
+        clean_rows(genres(), class_labels(["love", "drama"], [[0]]))
+    rows = class_labels(["love", "drama", "war"], [[0], [1]]).cast_column("label", List(Value("int64")))
+    rows = rows.map(lambda row: {"label": [7]})
+    rows.info.features["label"] = List(ClassLabel(names=["love", "drama", "war"]))
+    with pytest.raises(InputError, match="row 1: label is 7; expected a class from 0 to 2"):
+        clean_rows(genres(), rows)
+
+
+def test_every_set_of_labels_is_read_back():
+    sets = [list(names) for size in range(4) for names in itertools.combinations(GENRES, size)]
+    fields = ["|".join(names) or "|" for names in sets]
+    rows = [clean_rows(genres(), as_rows(labels))["label"][:] for labels in (sets, fields)]
+    assert rows[0] == rows[1] == [[int(name in names) for name in GENRES] for names in sets]
 
 
 def test_numbers_in_the_courses_form_are_class_numbers(tmp_path):

@@ -106,11 +106,10 @@ def test_degenerate_scores():
 @pytest.mark.parametrize(("only_first", "only_second"), [(3, 11), (11, 3), (5, 5), (0, 4), (0, 0)])
 def test_mcnemar(only_first, only_second):
     """Against the sum of the binomial's terms (exact McNemar)."""
-    references = np.ones(100, int)
-    first, second = np.ones(100, int), np.ones(100, int)
-    first[:only_second] = 0
-    second[only_second : only_second + only_first] = 0
-    test = mcnemar(first, second, references)
+    first, second = np.ones((2, 100), bool)
+    first[:only_second] = False
+    second[only_second : only_second + only_first] = False
+    test = mcnemar(first, second)
     assert (test.first, test.second) == (only_first, only_second)
     n, k = only_first + only_second, min(only_first, only_second)
     expected = min(1, 2 * stats.binom.cdf(k, n, 0.5)) if n else 1

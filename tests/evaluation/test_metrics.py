@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,6 +42,7 @@ generator = np.random.default_rng(0)
 YES_NO = Task("a", "binary", label_names=("no", "yes"))
 THREE = Task("b", "classification", label_names=("x", "y", "z"))
 SCORES = Task("c", "regression", score_range=(-1, 3))
+SEVERAL = Task("d", "multilabel", label_names=("x", "y", "z"))
 # task, and what scikit-learn or scipy makes of (references, predictions)
 REFERENCES = {
     ("accuracy", YES_NO): accuracy_score,
@@ -55,6 +57,9 @@ REFERENCES = {
     ("spearman", SCORES): lambda true, predicted: spearmanr(true, predicted).statistic,
     ("rmse", SCORES): root_mean_squared_error,
     ("mae", SCORES): mean_absolute_error,
+    ("micro_f1", SEVERAL): lambda true, predicted: f1_score(true, predicted, average="micro", zero_division=0),
+    ("macro_f1", SEVERAL): lambda true, predicted: f1_score(true, predicted, average="macro", zero_division=np.nan),
+    ("accuracy", SEVERAL): accuracy_score,
 }
 
 
@@ -91,7 +96,20 @@ def test_an_undefined_pearson_counts_as_zero_with_a_warning(predictions, referen
 def test_decisions():
     assert decide(TASKS["sst"], np.array([[0, 3, 1, 2, 2], [9, 0, 0, 0, 0]])).tolist() == [1, 0]
     assert decide(TASKS["quora"], np.array([-0.1, 0.0, 0.1])).tolist() == [0, 0, 1]
+    assert decide(SEVERAL, np.array([[-0.1, 0.0, 0.1], [1, 2, -3]])).tolist() == [[0, 0, 1], [1, 1, 0]]
+    assert decide(Task("e", "multilabel", label_names=("x",)), np.array([-1.0, 1.0])).tolist() == [[0], [1]]
     assert decide(TASKS["sts"], np.array([1.5, 4.0])).tolist() == [1.5, 4.0]
+
+
+def test_a_label_that_a_reference_lacks_is_left_out():
+    predictions, references = np.array([[1, 1, 0], [0, 1, 1]]), np.array([[1, UNLABELLED, 0], [0, 1, UNLABELLED]])
+    known = references != UNLABELLED
+    for name, expected in [
+        ("accuracy", 1.0),
+        ("macro_f1", 1.0),
+        ("micro_f1", f1_score(references[known], predictions[known])),
+    ]:
+        assert score(with_metric(SEVERAL, name), predictions, references) == expected
 
 
 def test_task_scores_leave_unlabelled_rows_out():
@@ -119,6 +137,8 @@ def rows_of(task: Task, rows: int) -> st.SearchStrategy:
     """Predictions and references of a task, as `decide` gives them."""
     if task.score_range:
         values = arrays.arrays(np.float32, rows, elements=st.floats(-1, 3, width=32))
+    elif KINDS[task.kind].width(task):
+        values = arrays.arrays(np.int64, (rows, len(task.label_names)), elements=st.integers(0, 1))
     else:
         values = arrays.arrays(np.int64, rows, elements=st.integers(0, len(task.label_names) - 1))
     return st.tuples(values, values)
@@ -145,8 +165,10 @@ def test_metrics_are_those_of_sklearn_and_scipy(task, expected, data):
 @pytest.mark.parametrize(("task", "expected"), CASES)
 def test_the_bootstrap_scores_each_resample_as_a_whole_set(task, expected):
     rng = np.random.default_rng(1)
-    predictions, references = rng.integers(0, 2, (2, 50, 7)) if not task.score_range else rng.random((2, 50, 7))
-    together = find_metric(task).score(predictions, references, axis=-1)
+    shape = (2, 50, 12, *[width for width in [KINDS[task.kind].width(task)] if width])
+    predictions, references = rng.integers(0, 2, shape) if not task.score_range else rng.random(shape)
+    metric = find_metric(task)
+    together = metric.score(*metric.columns(predictions, references), axis=-1)
     one_by_one = [score(task, *pair) for pair in zip(predictions, references, strict=True)]
     np.testing.assert_allclose(together, one_by_one, rtol=1e-12)
     drawn = resample(task, predictions[0], references[0], seed=0, number=0)
@@ -163,6 +185,8 @@ def test_the_bootstrap_scores_each_resample_as_a_whole_set(task, expected):
         pytest.param(with_metric(SCORES, "pearson"), [0.1, 0.1], [1.0, 2.0], id="pearson: constant predictions"),
         pytest.param(with_metric(SCORES, "spearman"), [0.1, 2.0], [1.0, 1.0], id="spearman: constant references"),
         pytest.param(with_metric(SCORES, "spearman"), [0.1], [1.0], id="spearman: one row"),
+        pytest.param(SEVERAL, [[0, 0, 0]] * 2, [[0, 0, 0]] * 2, id="micro F1: no label predicted, none true"),
+        pytest.param(with_metric(SEVERAL, "macro_f1"), [[0, 0, 0]] * 2, [[0, 0, 0]] * 2, id="macro F1: the same"),
     ],
 )
 def test_undefined_scores_count_as_zero_with_a_warning(task, predictions, references):
@@ -257,8 +281,11 @@ def test_a_metric_says_whether_higher_is_better(key, given, expected):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_metrics_are_evaluate_metrics(name):
-    got = METRICS[name]().compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 1])
-    assert list(got) == [name] and got[name] == METRICS[name].score(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 1]))
+    metric, pair = METRICS[name], np.array([[0, 1, 1, 0], [0, 1, 0, 1]])
+    if isinstance(metric.value, datasets.List):
+        pair = np.stack([pair, pair[::-1]], axis=-1)
+    got = metric().compute(predictions=pair[0].tolist(), references=pair[1].tolist())
+    assert list(got) == [name] and got[name] == metric.score(*metric.columns(*pair))
 
 
 class WithoutAxis(TaskMetric):

@@ -1,9 +1,6 @@
-"""The table of kinds: other names, scores without a range, heads by name, and kinds that this package does not have.
+"""The table of kinds: other names, scores without a range, heads by name, and a kind that this package does not have: a
+label for each token, registered from outside."""
 
-Two kinds of tasks are registered from outside: several labels a row, and a label for each token.
-"""
-
-import csv
 import json
 import math
 
@@ -13,7 +10,7 @@ import torch
 import yaml
 from conftest import run_here
 from datasets import Dataset
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score
 from torch import nn
 from torch.nn import functional
 from transformers import AutoTokenizer, pipeline
@@ -22,8 +19,6 @@ from bert_multitask.data.collate import Collator, TaskRows, join_rows
 from bert_multitask.data.rows import clean_rows
 from bert_multitask.evaluation.metrics import METRICS, TaskMetric, describe_overall, unit_score
 from bert_multitask.evaluation.predict import predict_logits
-from bert_multitask.evaluation.tables import read_decisions, read_predictions
-from bert_multitask.inference.ensemble import combine
 from bert_multitask.inference.export import export_classifier
 from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.model.errors import InputError
@@ -39,71 +34,6 @@ from bert_multitask.training.trainer import MultitaskTrainer
 
 TEXTS = ["good movie", "bad movie", "a nice film indeed", "awful film", "great", "dull and grey", "fine plot", "worst"]
 NAMES = ["drama", "war", "love"]
-
-
-class Multilabel(Kind):
-    """Several of the label names, or none: labels are 0 or 1 for each, (B, C)."""
-
-    keys = {
-        "head": ("linear",),
-        "loss": ("binary_cross_entropy",),
-        "divergence": ("binary_symmetric_kl",),
-        "metric": {"micro_f1": "micro_f1"},
-    }
-    nested = True
-
-    def read(self, task, raw, read_one):
-        if raw is None or raw == "":
-            return [self.missing] * len(task.label_names)
-        found = [read_one(name) for name in (raw.split("|") if isinstance(raw, str) else raw)]
-        return None if None in found else [int(label in found) for label in range(len(task.label_names))]
-
-    def describe_labels(self, task, names=None, numbers=True):
-        return f"a list of {', '.join(names or task.label_names)}"
-
-    def decide(self, logits):
-        return (logits > 0).astype(np.int64)
-
-    def probabilities(self, logits):
-        return logits.sigmoid()
-
-    def problem_type(self, task):
-        return "multi_label_classification"
-
-    def columns(self, task):
-        size = len(task.label_names)
-        return {
-            "label": (lambda value: len(value) == size and set(value) <= {0, 1}, "0 or 1 for each label"),
-            "probabilities": (lambda value: len(value) == size, "a probability for each label"),
-        }
-
-    def plain(self, task, columns):
-        return {"label": [self.show(task, label) for label in columns["label"]]}
-
-    def combine(self, task, members, vote):
-        chances = np.mean([member["probabilities"] for member in members], 0)
-        return {"label": (chances > 0.5).astype(np.int64), "probabilities": chances}
-
-    def errors(self, predicted, labels):
-        return (predicted != labels).any(-1).astype(float)
-
-    def distances(self, predicted, labels):
-        return (predicted != labels).sum(-1)
-
-    def show(self, task, value):
-        return "|".join(name for name, chosen in zip(task.label_names, value, strict=True) if chosen)
-
-
-class MicroF1(TaskMetric):
-    """F1 of all labels of all rows together."""
-
-    @staticmethod
-    def columns(predictions, references):
-        return (predictions & references).sum(-1), predictions.sum(-1) + references.sum(-1)
-
-    @staticmethod
-    def score(right, total, axis=-1):
-        return 2 * right.sum(axis) / np.maximum(total.sum(axis), 1)
 
 
 class Tokens(Kind):
@@ -156,12 +86,6 @@ def token_cross_entropy(*, logits, labels, num_items=None):
 def token_kl(perturbed, clean):
     """A row's mean over its tokens."""
     return (perturbed.softmax(-1) - clean.softmax(-1)).square().sum(-1).mean(-1)
-
-
-@pytest.fixture
-def multilabel(monkeypatch):
-    monkeypatch.setitem(KINDS, "multi", Multilabel())
-    monkeypatch.setitem(METRICS, "micro_f1", MicroF1)
 
 
 @pytest.fixture
@@ -299,41 +223,6 @@ def test_a_trained_head_is_not_taken_for_another(tiny_bert, tmp_path):
     MultitaskBertModel.from_pretrained(tmp_path, tasks=[RANGED | {"head": "sigmoid"}])  # the default by its name
     with pytest.raises(InputError, match="trained with head 'sigmoid', not 'linear'"):
         MultitaskBertModel.from_pretrained(tmp_path, tasks=[RANGED | {"head": "linear"}])
-
-
-def test_a_kind_from_outside(monkeypatch, multilabel, tmp_path, tiny_bert):
-    """Several labels a row: read, trained, scored, predicted, combined, reported and exported."""
-    labels = [["drama"], "war|love", [], ["love", "drama"], "war", ["drama", "war", "love"], "love", None]
-    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
-    task = {"name": "m", "kind": "multi", "label_names": NAMES, "smart_weight": 1.0}
-    run = train(monkeypatch, tmp_path, tiny_bert, task, rows)
-    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    assert all({"micro_f1_m", "smart_m", "loss_m"} <= entry.keys() for entry in history if "loss" in entry)
-    true = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 1]])
-    found = read_predictions(run / "predictions" / "m-dev.parquet")
-    predicted = read_decisions(found.task, found.table)
-    scores = json.loads((run / "metrics.json").read_text())
-    assert scores["eval_m_micro_f1"] == pytest.approx(f1_score(true, predicted[:7], average="micro", zero_division=0))
-    with open(run / "predictions" / "m-dev.csv", newline="") as file:
-        assert [row["label"] for row in csv.DictReader(file)] == [
-            "|".join(name for name, chosen in zip(NAMES, row, strict=True) if chosen) for row in predicted
-        ]
-    both = combine(found.task, [found.table, found.table])
-    assert both["label"][:] == found.table["label"][:]
-    write_report(run, run / "report")
-    assert "Worst rows of m" in (run / "report" / "report.md").read_text()
-    exported = export_classifier(MultitaskBertModel.from_pretrained(run), "m")
-    assert exported.config.problem_type == "multi_label_classification"
-    inputs = AutoTokenizer.from_pretrained(run)(TEXTS, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        probabilities = exported(**inputs).logits.sigmoid()
-    torch.testing.assert_close(probabilities, torch.tensor(found.table["probabilities"][:]), atol=1e-3, rtol=1e-3)
-
-
-def test_labels_of_a_kind_from_outside_are_checked(multilabel):
-    task = load_task({"name": "m", "kind": "multi", "label_names": NAMES, "text": "text"})
-    with pytest.raises(InputError, match="row 2: label is 'drama.art'; expected a list of drama, war, love"):
-        clean_rows(task, [{"text": "a", "label": "war"}, {"text": "b", "label": "drama|art"}])
 
 
 def token_rows(count: int, seed: int) -> Dataset:

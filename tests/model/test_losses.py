@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from bert_multitask.model.losses import LOSSES, UNLABELLED, count_items, is_labelled
 
@@ -122,6 +123,22 @@ def test_weighted_shares_add_up_to_the_whole(name, option):
     shares = [LOSSES[name](logits=logits[part], labels=labels[part], num_items=items, **options) for part in parts]
     torch.testing.assert_close(sum(shares), torch_loss(name, options), rtol=1e-6, atol=0)
     assert shares[1] == 0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_several_labels_a_row(count):
+    """The mean over the labels of each labelled row, as torch's, also by shares; a single logit has no axis."""
+    logits = torch.tensor(generator.normal(size=(5, count)))
+    labels = torch.tensor(generator.integers(0, 2, (5, count)))
+    labels[1] = UNLABELLED
+    kept = labels[:, 0] != UNLABELLED
+    expected = functional.binary_cross_entropy_with_logits(logits[kept], labels[kept].double())
+    given = logits if count > 1 else logits[:, 0]
+    loss = LOSSES["binary_cross_entropy"]
+    torch.testing.assert_close(loss(logits=given, labels=labels), expected, rtol=1e-12, atol=0)
+    items = count_items(labels)
+    shares = [loss(logits=given[part], labels=labels[part], num_items=items) for part in (slice(2), slice(2, 5))]
+    torch.testing.assert_close(sum(shares), expected, rtol=1e-12, atol=0)
 
 
 def test_binary_weights_and_pos_weight():

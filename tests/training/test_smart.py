@@ -63,6 +63,16 @@ def test_divergences_are_their_definitions(name):
     assert (DIVERGENCES[name](torch.tensor(p), torch.tensor(p)) == 0).all()
 
 
+def test_the_divergence_of_several_labels_is_the_mean_of_theirs():
+    p, q = np.random.default_rng(0).normal(size=(2, 6, 4))
+    expected = [
+        np.mean([reference_divergence("binary_symmetric_kl", *pair) for pair in zip(*rows, strict=True)])
+        for rows in zip(p, q, strict=True)
+    ]
+    got = DIVERGENCES["binary_symmetric_kl"](torch.tensor(p), torch.tensor(q))
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
+
+
 def reference_penalty(model, x, mask, noise, divergence, projection, steps):
     """SMART's Algorithm 1 row by row in float64, with gradients by central differences."""
     x, mask = x.numpy(), mask.numpy()
