@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, finish, launch, run_here
 from pyarrow import parquet as pq
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, f1_score
 
 from bert_multitask.inference import predict_file as job
 from bert_multitask.inference.pipeline import MultitaskPipeline
@@ -24,6 +24,13 @@ TASKS = [
     {"name": "topic", "kind": "classification", "text": "title", "label_names": list(NAMES), "label": "topic"},
     {"name": "mark", "kind": "regression", "text": "title", "label": "mark"},
     {"name": "same", "kind": "binary", "text": "title", "text_pair": "other", "label_names": ["no", "yes"]},
+    {
+        "name": "genres",
+        "kind": "multilabel",
+        "text": "plot",
+        "label": "genres",
+        "label_names": ["drama", "war", "love"],
+    },
 ]
 WORDS = "good bad fine dull great film story scene plot cast".split()
 ROWS = [
@@ -112,6 +119,23 @@ def test_pairs_and_other_forms_of_columns(tmp_path, pipe):
     assert len(schemas) == 1 and "n: double" in schemas.pop()
 
 
+def test_several_labels_a_row(tmp_path, pipe):
+    rows = [
+        {"plot": row["title"], "genres": ["", "|", "war", "war|love", "drama"][n % 5]} for n, row in enumerate(ROWS)
+    ]
+    scores = predict_file(pipe, write_rows(tmp_path / "new.csv", rows), tmp_path / "out")
+    frame = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    answers = pipe("genres", [row["plot"] for row in rows])
+    assert [set(text.split("|")) - {""} for text in frame["genres_labels"]] == [set(row["labels"]) for row in answers]
+    for name in ("drama", "war", "love"):
+        expected = [row["probabilities"][name] for row in answers]
+        np.testing.assert_allclose(frame[f"genres_probability_{name}"], expected, atol=1e-6)
+    known = [n for n, row in enumerate(rows) if row["genres"]]
+    true = [[name in rows[n]["genres"].split("|") for name in ("drama", "war", "love")] for n in known]
+    found = [[name in answers[n]["labels"] for name in ("drama", "war", "love")] for n in known]
+    assert scores["eval_genres_micro_f1"] == pytest.approx(f1_score(true, found, average="micro"))
+
+
 def bytes_of(folder):
     """Its files, but for the lock."""
     return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith(".")}
@@ -169,7 +193,7 @@ def test_parts_of_something_else_are_not_kept(tmp_path, run, pipe, tiny_bert, to
         (
             "a.csv",
             "a\nb\n",
-            "has the columns a, and no task takes them: topic: title; mark: title; same: title and other",
+            "has the columns a, and no task takes them: topic: title; mark: title; same: title and other; genres: plot",
         ),
         ("a.csv", "title\n", "has no rows"),
         ("a.csv", 'title,x\na,b\nb,"c\n', "row 2 .line 3. has a stray quote"),
@@ -211,7 +235,7 @@ def test_the_command(monkeypatch, tmp_path, run, capsys):
         ("--output_dir", out): "give either a file of new rows, or --split",
         (path, "--split", "dev", "--output_dir", out): "give either a file of new rows, or --split",
         (path, "--data_dir", ".", "--output_dir", out): "--data_dir says where a split is",
-        (path, "--task", "nli", "--output_dir", out): "no task 'nli'; it has topic, mark, same",
+        (path, "--task", "nli", "--output_dir", out): "no task 'nli'; it has topic, mark, same, genres",
     }.items():
         assert run_here(monkeypatch, run, *wrong, recipe="predict") == 2
         assert message in capsys.readouterr().err
