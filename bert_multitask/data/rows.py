@@ -144,7 +144,7 @@ def read_dataset(
             raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
     rows = name_labels(remote, remote.features, source.label, reader, where)
     for number, row in enumerate(rows, start=1):
-        yield rename_columns(row, source, where, number, ids)
+        yield rename_columns(row, source, reader.kind, where, number, ids)
 
 
 def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
@@ -187,7 +187,7 @@ def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bo
             raise InputError(
                 f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
             )
-        yield rename_columns(row, task, source, number, task.id or "id")
+        yield rename_columns(row, task, KINDS[task.kind], source, number, task.id or "id")
 
 
 def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
@@ -206,7 +206,7 @@ def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
     reader = LabelReader(task)
     features = column_features(table.schema, task.label, path)
     rows = name_labels(table.select(names).to_pylist(), features, task.label, reader, path)
-    raw = (rename_columns(row, task, path, number, None) for number, row in enumerate(rows, first))
+    raw = (rename_columns(row, task, reader.kind, path, number, None) for number, row in enumerate(rows, first))
     return clean(task, raw, path, reader, first)
 
 
@@ -235,7 +235,10 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, fir
     for number, row in enumerate(raw, first):
         claim_id(seen, row["id"], number, source)
         if (label := reader.read(row["label"])) is None:
-            raise InputError(f"{source}, row {number}: {task.label} is {row['label']!r}; expected {reader.expected}")
+            wrong = reader.wrong_part(row["label"])
+            verb = "is" if wrong is row["label"] else "has"
+            raise InputError(f"{source}, row {number}: {task.label} {verb} {wrong!r}; expected {reader.expected}")
+        label = kind.align(label, row["text"], f"{source}, row {number}")
         hidden = hidden or (label == UNLABELLED and label_key(row["label"]) == -1)
         for name, values in columns.items():
             values.append(label if name == "label" else row[name])

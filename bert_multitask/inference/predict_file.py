@@ -272,7 +272,12 @@ def write_csv(path: Path, source: RowFile) -> None:
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table.column_names)
-        writer.writerows(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        writer.writerows(zip(*(map(as_field, column.to_pylist()) for column in table.columns), strict=True))
+
+
+def as_field(value: object) -> object:
+    """A value as CSV can hold it: lists and structures as JSON."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
 
 
 def score_parts(source: RowFile, folder: Path) -> dict[str, float]:

@@ -31,6 +31,14 @@ TASKS = [
         "label": "genres",
         "label_names": ["drama", "war", "love"],
     },
+    {
+        "name": "tags",
+        "kind": "token_classification",
+        "text": "0",
+        "label": "-1",
+        "label_names": ["O", "N"],
+        "metric": "accuracy",
+    },
 ]
 WORDS = "good bad fine dull great film story scene plot cast".split()
 ROWS = [
@@ -136,6 +144,22 @@ def test_several_labels_a_row(tmp_path, pipe):
     assert scores["eval_genres_micro_f1"] == pytest.approx(f1_score(true, found, average="micro"))
 
 
+def test_tags_of_words(tmp_path, pipe):
+    sentences = [
+        [(word, "N" if number % 2 else "O") for word in row["title"].split()] for number, row in enumerate(ROWS)
+    ]
+    lines = ["".join(f"{word} {tag}\n" for word, tag in words) for words in sentences]
+    (tmp_path / "new.conll").write_text("\n".join(lines))
+    scores = predict_file(pipe, str(tmp_path / "new.conll"), tmp_path / "out", rows_per_part=9)
+    frame = pd.concat(pd.read_parquet(part) for part in sorted((tmp_path / "out").glob("part-*")))
+    answers = pipe("tags", [row["title"] for row in ROWS])
+    assert frame["tags_label"].str.split().tolist() == [row["label"] for row in answers]
+    assert frame["0"].map(list).tolist() == [row["title"].split() for row in ROWS]
+    true = [tag for words in sentences for _, tag in words]
+    expected = accuracy_score(true, [tag for row in answers for tag in row["label"]])
+    assert scores["eval_tags_accuracy"] == pytest.approx(expected) and scores["eval_tags_rows"] == len(ROWS)
+
+
 def bytes_of(folder):
     """Its files, but for the lock."""
     return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith(".")}
@@ -193,7 +217,7 @@ def test_parts_of_something_else_are_not_kept(tmp_path, run, pipe, tiny_bert, to
         (
             "a.csv",
             "a\nb\n",
-            "has the columns a, and no task takes them: topic: title; mark: title; same: title and other; genres: plot",
+            "the columns a, and no task takes them: topic: title; mark: title; same: title and other; genres: plot",
         ),
         ("a.csv", "title\n", "has no rows"),
         ("a.csv", 'title,x\na,b\nb,"c\n', "row 2 .line 3. has a stray quote"),
@@ -235,7 +259,7 @@ def test_the_command(monkeypatch, tmp_path, run, capsys):
         ("--output_dir", out): "give either a file of new rows, or --split",
         (path, "--split", "dev", "--output_dir", out): "give either a file of new rows, or --split",
         (path, "--data_dir", ".", "--output_dir", out): "--data_dir says where a split is",
-        (path, "--task", "nli", "--output_dir", out): "no task 'nli'; it has topic, mark, same, genres",
+        (path, "--task", "nli", "--output_dir", out): "no task 'nli'; it has topic, mark, same, genres, tags",
     }.items():
         assert run_here(monkeypatch, run, *wrong, recipe="predict") == 2
         assert message in capsys.readouterr().err
