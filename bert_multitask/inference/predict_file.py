@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -91,6 +91,7 @@ class RowFile:
         known = pipe.tasks | (load_tasks(pipe.run.record["tasks"]) if pipe.run and pipe.run.record else {})
         form = known[pipe.find(next(iter(names or known))).name]
         count, labelled, schema, tasks = 0, set(), None, {}
+        bar = show_progress("checking")
         for table in read_tables(path, form, size):
             if schema is None:
                 for name in names or pipe.answerable(table.column_names, path):
@@ -104,6 +105,8 @@ class RowFile:
                 if labelled_rows(np.array(even_labels(rows["label"][:]))).any():
                     labelled.add(name)
             count += len(table)
+            bar.update(len(table))
+        bar.close()
         if not count:
             raise InputError(f"{path}: has no rows")
         return cls(path, tasks, [name for name in tasks if name in labelled], count, size, schema, form)
@@ -234,13 +237,8 @@ def predict_parts(source: RowFile, pipe: MultitaskPipeline, folder: Path, proces
     missing = [number for number, path in enumerate(paths) if not is_whole(path, source.part_rows(number))]
     processes.wait_for_everyone()  # before the first new part is there, so that all have the same list
     mine = set(missing[processes.process_index :: processes.num_processes])
-    bar = logging.tqdm(
-        total=sum(map(source.part_rows, mine)),
-        desc="predicting" + f" (1 of {processes.num_processes} shares)" * (processes.num_processes > 1),
-        unit=" rows",
-        unit_scale=True,
-        disable=not processes.is_main_process,
-    )
+    shares = f" (1 of {processes.num_processes} shares)" * (processes.num_processes > 1)
+    bar = show_progress(f"predicting{shares}", sum(map(source.part_rows, mine)))
     for number, first, table in source if mine else ():
         if number not in mine:
             continue
@@ -251,6 +249,13 @@ def predict_parts(source: RowFile, pipe: MultitaskPipeline, folder: Path, proces
         with writing_predictions(str(paths[number])) as draft:
             parquet.write_table(table.replace_schema_metadata(None), draft, write_page_checksum=True)
     bar.close()
+
+
+def show_progress(what: str, rows: int | None = None) -> Any:
+    """A bar with the rows that are done, rows/s and, of a known number of rows, the time left; on the first process."""
+    return logging.tqdm(
+        desc=what, total=rows, unit=" rows", unit_scale=True, disable=not PartialState().is_main_process
+    )
 
 
 def is_whole(path: Path, rows: int) -> bool:
