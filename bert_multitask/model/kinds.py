@@ -810,6 +810,11 @@ class TokenClassification(Classification):
             columns["probabilities"].append(np.where(starts[:, None] < 0, 0, chances).tolist())
         return columns
 
+    def read_written(self, task: "Task", text: str, read_one: Callable) -> list | None:
+        """As `plain` shows tags."""
+        found = [self.missing if tag == "_" else read_one(tag) for tag in text.split()]
+        return None if None in found else found
+
     def answers(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
         """For each word its tag's name, None where it has no prediction, and {name: probability}."""
         names = dict(enumerate(task.label_names))
