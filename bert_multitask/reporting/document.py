@@ -31,7 +31,8 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .7rem .35rem 0; text-align: left; vertical-align: top;
   white-space: nowrap; }
 th { vertical-align: bottom; white-space: normal; }
-td.long { white-space: normal; min-width: 17rem; max-width: 26rem; overflow-wrap: anywhere; }
+td.long, td.text { white-space: normal; min-width: 9rem; max-width: 26rem; overflow-wrap: anywhere; }
+td.text { min-width: 17rem; }
 .tall { max-height: 36rem; overflow-y: auto; border: 1px solid var(--line); border-radius: 6px; padding: 0 .7rem; }
 .tall th { position: sticky; top: 0; background: var(--page); }
 .filter { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin-top: 1rem; }
@@ -44,7 +45,7 @@ img { display: block; width: 100%; min-width: 36rem; }
   .tall, .tall tbody, .tall table { display: block; }
   .tall thead { display: none; }
   .tall tr:not([hidden]) { display: block; border-bottom: 1px solid var(--line); padding: .5rem 0; }
-  .tall td, .tall td.long { display: block; border: 0; padding: 0; white-space: normal; min-width: 0; }
+  .tall td, .tall td.long, .tall td.text { display: block; border: 0; padding: 0; white-space: normal; min-width: 0; }
   .tall td:empty { display: none; }
   .tall td::before { content: attr(data-head) ": "; opacity: .65; }
 }
@@ -182,8 +183,8 @@ def html_table(table: Table) -> str:
 def html_cell(text: str, head: str) -> str:
     """A cell as HTML, which names its head where narrow screens show a row as lines."""
     name = f' data-head="{escape(head)}"' if head else ""
-    broken = len(text) > LONG and (" " in text or len(text) > 2 * LONG)
-    return f"<td{' class=long' * broken}{name}>{escape(text)}</td>"
+    shape = " class=text" if len(text) > 2 * LONG else " class=long" if len(text) > LONG and " " in text else ""
+    return f"<td{shape}{name}>{escape(text)}</td>"
 
 
 def markdown_block(block: str | Table | Picture) -> str:

@@ -222,7 +222,7 @@ def add_thresholds(document: Document, predictions: Parts, fitted: Parts) -> Non
 def add_worst(document: Document, predictions: Parts) -> None:
     """The rows of each task that are furthest from right, and those whose labels may be wrong, to choose from."""
     lines = [line for part in predictions.values() for line in worst_lines(part)]
-    columns = ["task", "why", "text", "true", "predicted", "p(true), or |error|", "id"]
+    columns = ["task", "true", "predicted", "text", "why", "p(true), or |error|", "id"]
     document.add(
         "Rows worth reading",
         f"Up to {WORST} wrong rows of a task, those first whose true label has the lowest probability, of scores those "
@@ -245,7 +245,7 @@ def worst_lines(part: LabelledPredictions) -> list[list[str]]:
         text = " / ".join(part.texts[row])
         values = [cut(part.kind.show_beside(part.task, value[row], text)) for value in (part.labels, part.predicted)]
         why = DOUBTED if doubtful[row] else CONFIDENT
-        lines.append([part.task.name, why, " / ".join(map(cut, part.texts[row])), *values, last, part.ids[row]])
+        lines.append([part.task.name, *values, " / ".join(map(cut, part.texts[row])), why, last, part.ids[row]])
     return lines
 
 

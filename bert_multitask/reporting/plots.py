@@ -111,7 +111,7 @@ def best_dev(axis: Axes, highest: bool = True) -> str:
 
 def fold(title: str, width: float = WIDTH / 2) -> str:
     """A title in lines that fit above axes in a figure's part of so many inches."""
-    return textwrap.fill(title, int(9 * width))
+    return textwrap.fill(title, int(10 * width))
 
 
 @rc_context(STYLE)
@@ -249,7 +249,7 @@ def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
         below_above = np.abs(means[:, 1:] - means[:, :1]).T
         axis.errorbar(places, means[:, 0], below_above, fmt="o", color=TRAIN, capsize=3)
         axis.set_xticks(places, [f"{bin.low}–{bin.high}" if bin.low < bin.high else f"{bin.low}" for bin in bins])
-        axis.set(title=fold(f"{part.task.name}: about {len(part) // len(bins):,} rows a bin"), xlabel="length (words)")
+        axis.set(title=fold(part.task.name), xlabel=f"length (words), about {len(part) // len(bins):,} rows a bin")
         axis.set(ylabel="wrong rows (%)" if shares else "mean |predicted − true|")
         axis.margins(x=0.1)
         axis.set_ylim(0, 1.1 * np.nanmax([*means.flat, 1e-9]))  # bounds are nan in a bin of one score

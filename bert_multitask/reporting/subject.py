@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from ..data.records import read_history
 from ..data.rows import load_rows
+from ..evaluation.tables import find_tables
 from ..inference.split_tables import SplitTables, read_ensemble
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
@@ -113,6 +114,6 @@ def open_dev(name: str, tasks: Sequence[str] | None, data_dir: str | None) -> di
     """{task: dev predictions beside labels} of a run or a folder, to fit on for a report of test; nothing where they
     are not at hand."""
     with contextlib.suppress(InputError):
-        if Path(resolve_folder(name)).is_dir():
+        if Path(resolve_folder(name)).is_dir() and find_tables(name, "dev"):
             return open_sources([name], "dev", tasks, data_dir)[0].predictions
     return {}
