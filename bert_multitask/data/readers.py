@@ -130,11 +130,11 @@ def read_tables(path: str, task: Task, size: int, schema: pyarrow.Schema | None 
 
 
 def parquet_tables(file: BinaryIO, path: str, size: int) -> Iterator[pyarrow.Table]:
-    """Yield tables of `size` rows, whatever the file's own groups of rows are."""
-    with parquet.ParquetFile(file, page_checksum_verification=True) as source:
+    """Yield tables of `size` rows, whatever the file's own groups of rows are: they are read through a buffer."""
+    with parquet.ParquetFile(file, buffer_size=2**16, page_checksum_verification=True) as source:
         check_columns(source.schema_arrow.names, path)
         rest = source.schema_arrow.empty_table()
-        for batch in source.iter_batches(size):
+        for batch in source.iter_batches(size, use_threads=False):
             rest = pyarrow.concat_tables([rest, pyarrow.Table.from_batches([batch])])
             if len(rest) >= size:
                 yield rest.slice(0, size)
