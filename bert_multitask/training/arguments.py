@@ -279,6 +279,11 @@ class MultitaskTrainingArguments(TrainingArguments):
         """The seed of the plan and of the order of rows."""
         return self.seed if self.data_seed is None else self.data_seed
 
+    @property
+    def evaluates_epoch_ends(self) -> bool:
+        """Whether the schedule also evaluates and saves where a task ends an epoch, by its attribute `epoch_ends`."""
+        return getattr(SCHEDULES[self.schedule], "epoch_ends", False)
+
     def lay_plan(self, rows: Mapping[str, int], epochs: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
         """The schedule's plan, before `max_steps` cuts it.
 
