@@ -32,6 +32,7 @@ class TaskMetric(evaluate.Metric):
         greater_is_better: whether a higher value is a better one.
         overall: how the overall score takes a value, in words; {} is the metric's name.
         package: what it needs beside this package's own requirements, and the extra that installs it; None, nothing.
+        as_rows: makes of the lists that `evaluate` gives what `columns` takes.
     """
 
     kinds: tuple[str, ...] = ()
@@ -41,6 +42,7 @@ class TaskMetric(evaluate.Metric):
     greater_is_better = True
     overall = "{}"
     package: tuple[str, str] | None = None
+    as_rows = staticmethod(np.asarray)
 
     @classmethod
     def task_columns(cls, task: Task, predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -81,7 +83,7 @@ class TaskMetric(evaluate.Metric):
 
     def _compute(self, predictions, references) -> dict[str, float]:
         names = [name for name, metric in METRICS.items() if metric is type(self)]
-        columns = self.columns(np.asarray(predictions), np.asarray(references))
+        columns = self.columns(*map(self.as_rows, (predictions, references)))
         return {(names or [type(self).__name__])[0]: float(self.score(*columns))}
 
 
@@ -313,6 +315,7 @@ class WordAccuracy(TaskMetric):
     value = datasets.List(datasets.Value("string"))
     unit = "share of words right"
     note = "of words"
+    as_rows = staticmethod(list)  # of different lengths
 
     @classmethod
     def task_columns(cls, task: Task, predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -336,10 +339,6 @@ class WordAccuracy(TaskMetric):
         """Along an axis (see `TaskMetric.score`)."""
         total = counted.sum(axis)
         return zero_where(total == 0, 2 * right.sum(axis) / np.maximum(total, 1), "a score of no span")
-
-    def _compute(self, predictions, references) -> dict[str, float]:
-        names = [name for name, metric in METRICS.items() if metric is type(self)]
-        return {names[0]: float(self.score(*self.columns(predictions, references)))}
 
 
 class EntityF1(WordAccuracy):
