@@ -111,7 +111,7 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
             head = f"{name} (lower is better)"
         line = [head, f"{ours[name].value:.4f}", f"{theirs[name].value:.4f}", f"{difference.value:+.4f}"]
         line += [bounds(difference, "+.4f"), "", "", ""]
-        if name in common and common[name].task.metric == "accuracy":
+        if name in common and find_metric(common[name].task).counts_right:
             test = mcnemar(common[name].errors == 0, second[name].errors == 0)
             line[5:] = f"{test.first:,}", f"{test.second:,}", f"{test.p:.2g}"
         lines.append(line)
