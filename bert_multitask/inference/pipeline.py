@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.readers import as_text, check_columns
-from ..data.rows import is_unicode
+from ..data.rows import is_unicode, text_columns
 from ..data.tokens import check_tokenizer, encode
 from ..evaluation.metrics import check_finite
 from ..evaluation.predict import predict_tasks
@@ -287,7 +287,7 @@ def find_columns(task: Task, columns: Iterable[str], where: str | None) -> list[
         InputError: neither are there; without `where`, what has the columns, none are returned instead.
     """
     own, columns = own_columns(task), list(columns)
-    for names in (own, ["text", "text_pair"][: len(own)]):
+    for names in (own, text_columns(task)):
         if {*names} <= {*columns}:
             return names
     if where is None:
