@@ -30,8 +30,8 @@ class TaskMetric(evaluate.Metric):
         unit: what a value is, for the axis of a plot.
         note: what a reader of a table should know beside the metric's name.
         greater_is_better: whether a higher value is a better one.
-        counts_right: whether a value is a share of what is right, so that McNemar's test of right rows goes with it.
         overall: how the overall score takes a value, in words; {} is the metric's name.
+        share: whether a value is the share of the rows that are right.
         package: what it needs beside this package's own requirements, and the extra that installs it; None, nothing.
         as_rows: makes of the lists that `evaluate` gives what `columns` takes.
     """
@@ -41,8 +41,8 @@ class TaskMetric(evaluate.Metric):
     unit = ""
     note = ""
     greater_is_better = True
-    counts_right = False
     overall = "{}"
+    share = False
     package: tuple[str, str] | None = None
     as_rows = staticmethod(np.asarray)
 
@@ -93,7 +93,7 @@ class Accuracy(TaskMetric):
     """Share of predictions that equal the reference, in [0, 1] (paper, section 5.2)."""
 
     unit = "share of rows right"
-    counts_right = True
+    share = True
 
     @staticmethod
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -195,7 +195,7 @@ class ExactMatch(MultilabelMetric):
 
     unit = "share of rows with all labels right"
     note = "rows with all labels right"
-    counts_right = True
+    share = True
 
     @staticmethod
     def columns(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray]:
@@ -319,7 +319,6 @@ class WordAccuracy(TaskMetric):
     value = datasets.List(datasets.Value("string"))
     unit = "share of words right"
     note = "of words"
-    counts_right = True
     as_rows = staticmethod(list)  # of different lengths
 
     @classmethod
@@ -355,7 +354,6 @@ class EntityF1(WordAccuracy):
 
     unit = "F1 of entities"
     note = "micro F1 of entities"
-    counts_right = False
     package = ("seqeval", "ner")
 
     @staticmethod
