@@ -320,7 +320,6 @@ class WordAccuracy(TaskMetric):
     value = datasets.List(datasets.Value("string"))
     unit = "share of words right"
     note = "of words"
-    share = True
     as_rows = staticmethod(list)  # of different lengths
 
     @classmethod

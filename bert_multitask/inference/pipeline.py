@@ -322,20 +322,19 @@ def plain_texts(task: Task, rows: Sequence) -> Texts:
     return texts
 
 
-def read_texts(columns: Sequence[Sequence], where: str, first: int = 1) -> Texts:
+def read_texts(columns: Sequence[Sequence], where: str) -> Texts:
     """The values of columns as texts, as those of files are read (see `as_text`).
 
     Args:
         columns: one or two, in the rows' order.
         where: what they are of, for messages.
-        first: number of the first row.
 
     Raises:
         InputError: a value is none; the message names its row.
     """
-    texts = [[as_text(value, where, number) for number, value in enumerate(column, first)] for column in columns]
+    texts = [[as_text(value, where, number) for number, value in enumerate(column, start=1)] for column in columns]
     for column in texts:
-        if broken := [number for number, text in enumerate(column, first) if not is_unicode(text)]:
+        if broken := [number for number, text in enumerate(column, start=1) if not is_unicode(text)]:
             raise InputError(f"{where}, row {broken[0]}: the text has half of a two-part character; correct it")
     return texts
 

@@ -194,19 +194,19 @@ def read_specs(specs: Sequence[str]) -> dict[str, dict]:
     return given
 
 
-def read_places(name: str | TrainedRun, within: Sequence[str] = ()) -> dict[str, Place]:
+def read_places(run: str | TrainedRun, within: Sequence[str] = ()) -> dict[str, Place]:
     """{task: where its rows are} of a run, as `run.json` says, or of an ensemble, as its first member that has the task
     says; nothing where there is neither.
 
     Args:
-        name: of the run or ensemble.
+        run: an opened run, or the name of a run or ensemble.
         within: the ensembles whose member it is.
     """
-    opened = isinstance(name, TrainedRun)
-    if (record := name.record if opened else read_run(name)) is not None:
+    name, record = (run.name, run.record) if isinstance(run, TrainedRun) else (run, read_run(run))
+    if record is not None:
         return {task.name: Place(task, record["data_dir"]) for task in load_tasks(record["tasks"]).values()}
     places: dict[str, Place] = {}
-    for member in () if opened else (read_ensemble(name) or {}).get("members", ()):
+    for member in (read_ensemble(name) or {}).get("members", ()):
         if member not in (name, *within):
             places = read_places(member, (*within, name)) | places
     return places
