@@ -44,6 +44,14 @@ def quiet_and_isolated(tmp_path_factory):
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
 
 
+@pytest.fixture(autouse=True)
+def same_verbosity():
+    """What a recipe sets in the tests' own process ends with the test."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return AutoTokenizer.from_pretrained(resolve_folder(MINILM))

@@ -77,7 +77,7 @@ class StopRequest:
 
     def __exit__(self, *_):
         if self.active:
-            self.active = False
+            self.active, self.signum = False, None  # what is trained next in this process was not asked to stop
             self.restore()
             self.told.close()  # which ends the thread
             self.thread.join()

@@ -106,6 +106,7 @@ def test_handlers_are_given_back():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
         assert request.signum == signal.SIGTERM
+    assert request.signum is None, "what is trained next in this process was not asked to stop"
     assert [signal.getsignal(signum) for signum in stopping.SIGNALS] == before
     assert "stop request" not in {thread.name for thread in threading.enumerate()}
 
