@@ -43,6 +43,7 @@ class Kind:
         loss_unit: of the loss, for a plot.
         shares: whether `errors` are 1 or 0 a row, and not distances.
         picture: key of the report's picture of the errors in `plots.PICTURES`; None, there is none.
+        view: key of how the demo shows an answer in `demo_page.VIEWS`; None, as JSON.
     """
 
     keys: Mapping[str, Sequence[str] | Mapping[str, str]]
@@ -55,6 +56,7 @@ class Kind:
     loss_unit = "nats"
     shares = True
     picture: str | None = None
+    view: str | None = None
 
     @property
     def missing(self) -> int | float:
@@ -140,6 +142,11 @@ class Kind:
     def probabilities(self, logits: Tensor) -> Tensor | None:
         """Logits -> the probability of each class, with one more axis where logits have none for it; None where a
         prediction has no probability."""
+        return None
+
+    def evidence(self, task: "Task", logits: Tensor) -> Tensor | None:
+        """The number of each row whose change by a word says what the word did for the answer: logits, float (B, …) ->
+        (B,), higher where the answer is surer; None, there is no such number."""
         return None
 
     def problem_type(self, task: "Task") -> str | None:
@@ -262,6 +269,7 @@ class Classification(Kind):
         "metric": {"accuracy": "accuracy", "f1": "macro_f1", "macro_f1": "macro_f1", "matthews": "matthews"},
     }
     picture = "confusion"
+    view = "bars"
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
         """The most likely class."""
@@ -270,6 +278,11 @@ class Classification(Kind):
     def probabilities(self, logits: Tensor) -> Tensor:
         """The softmax."""
         return logits.softmax(-1)
+
+    def evidence(self, task: "Task", logits: Tensor) -> Tensor:
+        """The log odds of the most likely class."""
+        chosen = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
+        return logits[chosen] - logits.masked_fill(chosen, -math.inf).logsumexp(-1)
 
     def problem_type(self, task: "Task") -> str:
         """One label a row."""
@@ -350,6 +363,10 @@ class Binary(Classification):
         """Of "no" and of "yes", (B, 2)."""
         return torch.stack([torch.zeros_like(logits), logits], dim=-1).softmax(-1)  # of (0, x) it is (1 - p, p)
 
+    def evidence(self, task: "Task", logits: Tensor) -> Tensor:
+        """The log odds of the answer."""
+        return logits.abs()
+
     def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
         """(0, x), whose softmax is (1 - p, p)."""
         return torch.stack([torch.zeros_like(logits), logits], dim=-1)
@@ -376,6 +393,7 @@ class Regression(Kind):
     loss_unit = "squared score"
     shares = False
     picture = "scatter"
+    view = "score"
 
     def number(self, task: "Task", value: float) -> float | None:
         """A score within the range; without one, a number that fp32 can hold."""
@@ -399,6 +417,10 @@ class Regression(Kind):
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
         """The score as it is."""
+        return logits
+
+    def evidence(self, task: "Task", logits: Tensor) -> Tensor:
+        """The score."""
         return logits
 
     def problem_type(self, task: "Task") -> str:
@@ -468,6 +490,7 @@ class Multilabel(Kind):
     unweighted = "gives all labels the same weight"
     nested = True
     decision = "labels"
+    view = "labels"
     picture = "labels"
 
     def check_task(self, task: "Task", where: str) -> None:
@@ -522,6 +545,10 @@ class Multilabel(Kind):
     def probabilities(self, logits: Tensor) -> Tensor:
         """The sigmoids, each label's on its own."""
         return with_classes(logits).sigmoid()
+
+    def evidence(self, task: "Task", logits: Tensor) -> Tensor:
+        """The log odds of the most likely label."""
+        return with_classes(logits).amax(-1)
 
     def problem_type(self, task: "Task") -> str:
         """Several labels a row."""
