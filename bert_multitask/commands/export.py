@@ -39,6 +39,6 @@ def main(argv: list[str]) -> None:
     else:
         task = model.tasks[options.task]
         row = '{"text": "…", "text_pair": "…"}' if task.text_pair else '"…"'
-        print(f'pipeline("text-classification", "{options.output_dir}"{trust})({row})')
+        print(f'pipeline("{KINDS[task.kind].pipeline}", "{options.output_dir}"{trust})({row})')
         if note := KINDS[task.kind].export_note(task):
             print(note)

@@ -82,6 +82,13 @@ class LabelReader:
             return self.kind.missing
         return self.kind.number(self.task, float(key)) if isinstance(key, Decimal) else None
 
+    def wrong_part(self, raw: object) -> object:
+        """What to show of a label that cannot be read: the first such tag where each word has one, else the whole."""
+        parts = raw.split() if isinstance(raw, str) else raw
+        if not self.kind.words or not isinstance(parts, (list, tuple)):
+            return raw
+        return next((part for part in parts if self.read_one(part) is None), raw)
+
     def check_names(self, names: Sequence[str], where: str) -> None:
         """Refuse the names of a `ClassLabel` column that are not the task's, in whatever order.
 

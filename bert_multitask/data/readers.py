@@ -22,6 +22,7 @@ from pyarrow import ArrowException, parquet
 from transformers.utils import logging
 
 from ..model.errors import InputError, one_line
+from ..model.kinds import KINDS, Kind
 from ..model.tasks import HubSource, Task
 from .labels import LabelReader, name_labels
 
@@ -83,7 +84,7 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
                 raise InputError(
                     f"{path}: no column {column!r} in row {number}; its columns are {', '.join(filter(None, row))}"
                 )
-        yield rename_columns(row, task, path, number, task.id or "id")
+        yield rename_columns(row, task, KINDS[task.kind], path, number, task.id or "id")
 
 
 def read_as_written(path: str, task: Task) -> Iterator[dict]:
@@ -105,19 +106,22 @@ def needed_columns(columns: HubSource | Task, labelled: bool) -> list[str]:
     return [name for name in names if name]
 
 
-def rename_columns(row: Mapping, columns: HubSource | Task, path: str, number: int, ids: str | None) -> dict:
+def rename_columns(
+    row: Mapping, columns: HubSource | Task, kind: Kind, path: str, number: int, ids: str | None
+) -> dict:
     """A row under our column names, its label as the source gives it.
 
     Args:
         row: of the source.
         columns: the source's names of its columns.
+        kind: of the task, which says what a text may be.
         path: of the source, for messages.
         number: of the row, from 1.
         ids: the column of ids; None where there is none.
     """
     return {
         "id": as_id(row.get(ids), path, number),
-        "text": as_text(row[columns.text], path, number),
+        "text": as_text(kind.text(row[columns.text]), path, number),
         "text_pair": as_text(row[columns.text_pair], path, number) if columns.text_pair else None,
         "label": row.get(columns.label),
     }
@@ -302,6 +306,30 @@ def unique_keys(pairs: list[tuple]) -> dict:
     return row
 
 
+def read_conll(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
+    """Yield the sentences of a file of one word a line and a blank line after each sentence, each as its columns, which
+    are lists: "0" is the first, "1" the second, …, and "-1" the last of several. Tabs set columns apart where a line
+    has any, and white space otherwise. Lines that begin with -DOCSTART- are skipped."""
+    refuse_utf16(file, path)
+    words: list[list[str]] = []
+    width = 0  # columns of the first word
+    for number, line in enumerate(itertools.chain(file, [b""]), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: line {number} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        if text.strip() and not text.startswith("-DOCSTART-"):
+            words.append(text.split("\t" if "\t" in text else None))
+            width = width or len(words[0])
+            if len(words[-1]) != width:
+                raise InputError(f"{path}: line {number} has {len(words[-1])} columns; those before it have {width}")
+        elif words:
+            columns = [list(column) for column in zip(*words, strict=True)]
+            last = {"-1": columns[-1]} if width > 1 else {}
+            yield dict(zip(map(str, range(width)), columns, strict=True)) | last
+            words = []
+
+
 def read_parquet(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
     """Yield the rows of a Parquet file, with the names of a `ClassLabel` for its numbers."""
     with parquet.ParquetFile(file, page_checksum_verification=True) as table:
@@ -333,5 +361,6 @@ READERS = {
     ".txt": (read_table, "a table"),
     ".jsonl": (read_json_lines, "JSON lines"),
     ".parquet": (read_parquet, "Parquet"),
+    ".conll": (read_conll, "CoNLL columns"),
 }
 COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}

@@ -143,7 +143,7 @@ def read_dataset(
             raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
     rows = name_labels(remote, remote.features, source.label, reader, where)
     for number, row in enumerate(rows, start=1):
-        yield rename_columns(row, source, where, number, ids)
+        yield rename_columns(row, source, reader.kind, where, number, ids)
 
 
 def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
@@ -186,7 +186,7 @@ def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bo
             raise InputError(
                 f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
             )
-        yield rename_columns(row, task, source, number, task.id or "id")
+        yield rename_columns(row, task, KINDS[task.kind], source, number, task.id or "id")
 
 
 def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> Dataset:
@@ -213,7 +213,10 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
     for number, row in enumerate(raw, start=1):
         claim_id(seen, row["id"], number, source)
         if (label := reader.read(row["label"])) is None:
-            raise InputError(f"{source}, row {number}: {task.label} is {row['label']!r}; expected {reader.expected}")
+            wrong = reader.wrong_part(row["label"])
+            verb = "is" if wrong is row["label"] else "has"
+            raise InputError(f"{source}, row {number}: {task.label} {verb} {wrong!r}; expected {reader.expected}")
+        label = kind.align(label, row["text"], f"{source}, row {number}")
         hidden = hidden or (label == UNLABELLED and label_key(row["label"]) == -1)
         for name, values in columns.items():
             values.append(label if name == "label" else row[name])

@@ -140,6 +140,10 @@ def check_rows(rows: Dataset, task: Task, model: MultitaskBertModel, where: str)
     check_tokens(table, model.config, model.is_separate(task), where)
     check_labels(table["labels"], rows.features["labels"], task, where)
     kind = KINDS[task.kind]
+    if kind.words:
+        lengths = [pc.list_value_length(table[name]).to_numpy() for name in ("labels", "input_ids")]
+        if len(wrong := np.flatnonzero(lengths[0] != lengths[1])):
+            raise InputError(f"{where}: the label of row {wrong[0]} has not as many classes as the row has tokens")
     found = table["labels"].type.value_type if kind.nested else table["labels"].type
     if pa.types.is_floating(found) if kind.dtype == "float32" else pa.types.is_integer(found):
         return rows

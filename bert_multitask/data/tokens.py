@@ -10,6 +10,8 @@ from transformers.utils import logging
 
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
+from ..model.kinds import KINDS
+from ..model.losses import UNLABELLED
 from ..model.tasks import Task
 from .rows import cached, check_clean, fingerprint, usable_rows
 
@@ -95,7 +97,8 @@ def tokenise(
 
     Returns:
         Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool). The tokens of
-        a separately encoded pair are two lists.
+        a separately encoded pair are two lists. Where each word has a label, `labels` has that of a word at its first
+        token and UNLABELLED elsewhere, and `word_starts` is as of `encode`.
 
     Raises:
         InputError: the rows are not clean.
@@ -105,7 +108,8 @@ def tokenise(
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, "v2")
+    words = KINDS[task.kind].words
+    settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, *["words"] * words, "v2")
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
     ids, segments = datasets.List(Value("int32")), datasets.List(Value("int8"))
     features = Features(
@@ -117,15 +121,11 @@ def tokenise(
             "labels": rows.features["label"],
             "truncated": Value("bool"),
         }
+        | ({"word_starts": datasets.List(Value("int32"))} if words else {})
     )
-    texts = ["text", "text_pair"] if task.text_pair else ["text"]
     compute = partial(
         rows.map,
-        lambda batch: {
-            "task": [task.name] * len(batch["id"]),
-            "labels": batch["label"],
-            **encode(tokenizer, [batch[column] for column in texts], max_length, separate),
-        },
+        partial(tokenise_batch, task, tokenizer, max_length, separate),
         batched=True,
         remove_columns=[name for name in rows.column_names if name != "id"],
         features=features,
@@ -134,13 +134,49 @@ def tokenise(
     )
     tokens = cached(f"{key}.arrow", compute, features, len(rows))
     backend.no_truncation()
-    if truncated := sum(tokens["truncated"][:]) if len(tokens) else 0:
-        logger.warning(f"{task.name}: {truncated} of {len(tokens)} rows were cut to {max_length} tokens")
+    if len(tokens):
+        warn_of_cuts(task, tokens, max_length)
     return tokens
 
 
+def tokenise_batch(
+    task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, separate: bool, batch: dict[str, list]
+) -> dict[str, list]:
+    """A batch of clean rows as model inputs (see `tokenise`)."""
+    words = KINDS[task.kind].words
+    texts = [batch[column] for column in (["text", "text_pair"] if task.text_pair else ["text"])]
+    encoded = encode(tokenizer, texts, max_length, separate, words)
+    labels = token_labels(task, batch, encoded) if words else batch["label"]
+    return {"task": [task.name] * len(batch["id"]), "labels": labels} | encoded
+
+
+def warn_of_cuts(task: Task, tokens: Dataset, max_length: int) -> None:
+    """Say how many rows were cut, and how many words have no token."""
+    if truncated := sum(tokens["truncated"][:]):
+        logger.warning(f"{task.name}: {truncated} of {len(tokens)} rows were cut to {max_length} tokens")
+    if lost := [row.count(-1) for row in tokens["word_starts"][:] if -1 in row] if KINDS[task.kind].words else []:
+        logger.warning(
+            f"{task.name}: {sum(lost)} words of {len(lost)} of {len(tokens)} rows have no token, and so no prediction "
+            "and no part in training and scores: they were cut off, or the tokenizer leaves out all their characters"
+        )
+
+
+def token_labels(task: Task, batch: dict[str, list], encoded: dict[str, list]) -> list[list[int]]:
+    """Of each row, the labels of its words at their first tokens, and UNLABELLED elsewhere."""
+    rows = []
+    for number, starts in enumerate(encoded["word_starts"]):
+        where = f"task {task.name!r}, row with id {batch['id'][number]!r}"
+        row = [UNLABELLED] * len(encoded["input_ids"][number])
+        tags = KINDS[task.kind].align(batch["label"][number], batch["text"][number], where)
+        for start, tag in zip(starts, tags, strict=True):
+            if start >= 0:
+                row[start] = tag
+        rows.append(row)
+    return rows
+
+
 def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: list[list[str]], max_length: int, separate: bool
+    tokenizer: PreTrainedTokenizerBase, texts: list[list[str]], max_length: int, separate: bool, words: bool = False
 ) -> dict[str, list]:
     """Tokenise a batch of rows.
 
@@ -149,17 +185,27 @@ def encode(
         texts: the rows' texts, and for pairs their second texts.
         max_length: tokens a sequence may have.
         separate: whether a pair becomes two sequences and not one.
+        words: whether a text is tokenised word by word, as white space sets them apart.
 
     Returns:
-        `input_ids` and `token_type_ids`, one list a row, or two where it is two sequences; `truncated`, one bool a row.
+        `input_ids` and `token_type_ids`, one list a row, or two where it is two sequences; `truncated`, one bool a row;
+        and with `words` a list of `word_starts` a row, the number of each word's first token, or -1 where it has none.
     """
     if separate:
         first, second = (encode(tokenizer, [column], max_length, separate=False) for column in texts)
         pairs = {key: [list(pair) for pair in zip(first[key], second[key], strict=True)] for key in first}
         return pairs | {"truncated": [any(pair) for pair in pairs["truncated"]]}
-    encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
-    return {
+    if words:
+        texts = [[text.split() for text in column] for column in texts]
+    encoded = tokenizer(*texts, is_split_into_words=words, truncation="longest_first", max_length=max_length)
+    columns = {
         "input_ids": encoded["input_ids"],
         "token_type_ids": encoded["token_type_ids"],
         "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
     }
+    if words:
+        columns["word_starts"] = [
+            [min(encoded.word_to_tokens(row, word) or (-1,)) for word in range(len(text))]
+            for row, text in enumerate(texts[0])
+        ]
+    return columns

@@ -44,7 +44,7 @@ def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: 
     metric = find_metric(task)
     with warnings.catch_warnings(action="ignore"):  # a resample may well have one class, or one score
         return stats.bootstrap(
-            metric.columns(predictions, references),
+            metric.task_columns(task, predictions, references),
             metric.score,  # scipy looks whether it takes an axis
             paired=True,
             n_resamples=RESAMPLES,

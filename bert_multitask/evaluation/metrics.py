@@ -1,7 +1,9 @@
 """How predictions are scored: the table of metrics, and the overall score."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from numbers import Real
 
 import datasets
@@ -29,6 +31,7 @@ class TaskMetric(evaluate.Metric):
         note: what a reader of a table should know beside the metric's name.
         greater_is_better: whether a higher value is a better one.
         overall: how the overall score takes a value, in words; {} is the metric's name.
+        package: what it needs beside this package's own requirements, and the extra that installs it; None, nothing.
     """
 
     kinds: tuple[str, ...] = ()
@@ -37,6 +40,13 @@ class TaskMetric(evaluate.Metric):
     note = ""
     greater_is_better = True
     overall = "{}"
+    package: tuple[str, str] | None = None
+
+    @classmethod
+    def task_columns(cls, task: Task, predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
+        """`columns` of predictions and labels of a task, as its kind decides and has them; for metrics that need the
+        task's label names."""
+        return cls.columns(predictions, references)
 
     @staticmethod
     def columns(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -297,6 +307,60 @@ class RootMeanSquaredError(MeanAbsoluteError):
         return np.sqrt(np.square(np.subtract(predictions, references, dtype=np.float64)).mean(axis))
 
 
+class WordAccuracy(TaskMetric):
+    """Share of words whose tag is right, in [0, 1], of words that have a tag and a prediction."""
+
+    value = datasets.List(datasets.Value("string"))
+    unit = "share of words right"
+    note = "of words"
+
+    @classmethod
+    def task_columns(cls, task: Task, predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
+        """By the names of the tags."""
+        return cls.columns(*named_tags(task, predictions, references))
+
+    @classmethod
+    def columns(cls, predictions: Sequence, references: Sequence) -> tuple[np.ndarray, np.ndarray]:
+        """Lists of tags, N each -> spans that are right (N,), and spans of predictions and references together (N,)."""
+        pairs = [(cls.spans(list(one)), cls.spans(list(two))) for one, two in zip(predictions, references, strict=True)]
+        right = np.array([len(one & two) for one, two in pairs], np.int64)
+        return right, np.array([len(one) + len(two) for one, two in pairs], np.int64)
+
+    @staticmethod
+    def spans(tags: list[str]) -> set[tuple[str, int, int]]:
+        """What is counted of a row: {(type, number of its first word, of its last)}; here every word with its tag."""
+        return {(tag, number, number) for number, tag in enumerate(tags)}
+
+    @staticmethod
+    def score(right: np.ndarray, counted: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        total = counted.sum(axis)
+        return zero_where(total == 0, 2 * right.sum(axis) / np.maximum(total, 1), "a score of no span")
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        names = [name for name, metric in METRICS.items() if metric is type(self)]
+        return {names[0]: float(self.score(*self.columns(predictions, references)))}
+
+
+class EntityF1(WordAccuracy):
+    """F1 of entities, in [0, 1]: `seqeval.metrics.f1_score`. One is right where its type, its first and its last word
+    are. Tags are IOB1, IOB2 or IOBES, read as leniently as seqeval and conlleval do.
+
+    It is undefined where there is no entity, neither predicted nor true; it then counts as 0, with a warning.
+    """
+
+    unit = "F1 of entities"
+    note = "micro F1 of entities"
+    package = ("seqeval", "ner")
+
+    @staticmethod
+    def spans(tags: list[str]) -> set[tuple[str, int, int]]:
+        """The entities of a row."""
+        from seqeval.metrics.sequence_labeling import get_entities
+
+        return set(get_entities(tags))
+
+
 METRICS: dict[str, type[TaskMetric]] = {
     "accuracy": Accuracy,
     "f1": F1,
@@ -309,7 +373,34 @@ METRICS: dict[str, type[TaskMetric]] = {
     "micro_f1": MicroF1,
     "label_macro_f1": LabelMacroF1,
     "exact_match": ExactMatch,
+    "word_accuracy": WordAccuracy,
+    "entity_f1": EntityF1,
 }
+
+
+def named_tags(task: Task, predictions: np.ndarray, references: np.ndarray) -> tuple[list[list[str]], list[list[str]]]:
+    """Tags of words or tokens, integer (N, W) each -> their names, of the words that have a tag and a prediction."""
+    known = is_labelled(predictions) & is_labelled(references)
+    names = np.array(task.label_names, object)
+    return tuple(
+        [names[row[kept]].tolist() for row, kept in zip(tags, known, strict=True)] for tags in (predictions, references)
+    )
+
+
+def span_counts(task: Task, predictions: np.ndarray, references: np.ndarray) -> dict[str, tuple[int, int, int]]:
+    """{type: (right, predicted, true)} of the spans that the task's metric counts, in the order of the types' names.
+
+    Args:
+        task: whose metric counts words or entities.
+        predictions: integer (N, W).
+        references: integer (N, W).
+    """
+    spans = getattr(find_metric(task), "spans", WordAccuracy.spans)
+    counts = [Counter(), Counter(), Counter()]
+    for predicted, true in zip(*named_tags(task, predictions, references), strict=True):
+        for counter, found in zip(counts, (spans(predicted) & spans(true), spans(predicted), spans(true)), strict=True):
+            counter.update(kind for kind, _, _ in found)
+    return {name: tuple(counter[name] for counter in counts) for name in sorted(counts[1] | counts[2])}
 
 
 def count_classes(
@@ -338,9 +429,15 @@ def find_metric(task: Task) -> type[TaskMetric]:
     """The metric of a task.
 
     Raises:
-        InputError: there is none of that name, or it cannot score tasks of that kind.
+        InputError: there is none of that name, it cannot score tasks of that kind, or its package is not installed.
     """
-    return find_entry(task, "metric", METRICS)
+    metric = find_entry(task, "metric", METRICS)
+    if metric.package and find_spec(metric.package[0]) is None:
+        package, extra = metric.package
+        raise InputError(
+            f"task {task.name!r}: metric {task.metric} needs {package}: pip install 'bert_multitask[{extra}]'"
+        )
+    return metric
 
 
 def decide(task: Task, logits: np.ndarray) -> np.ndarray:
@@ -423,7 +520,7 @@ def score(task: Task, predictions: np.ndarray, references: np.ndarray) -> float:
     if not len(references):
         raise InputError(f"task {task.name!r}: no row has a label, so there is nothing to score")
     check_finite(task, predictions)
-    value = float(metric.score(*metric.columns(predictions, references)))
+    value = float(metric.score(*metric.task_columns(task, predictions, references)))
     if not np.isfinite(value):
         raise NonFiniteError(
             f"task {task.name!r}: {task.metric} of {len(references)} rows is {value}, which is no score"

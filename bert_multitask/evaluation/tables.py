@@ -251,3 +251,11 @@ def check_alike(members: Sequence[Predictions]) -> None:
                 raise InputError(f"{other.source}: row {number} has id {two!r}, and {one!r} in {first.source}")
         if len(ours) != len(theirs):
             raise InputError(f"{other.source} has {len(theirs)} rows, and {first.source} has {len(ours)}")
+        for number, (one, two) in enumerate(zip(*map(count_labels, (first, other)), strict=True), start=1):
+            if one != two:
+                raise InputError(f"{other.source}: row {number} has {two} labels, and {one} in {first.source}")
+
+
+def count_labels(predictions: Predictions) -> list[int]:
+    """How many labels each row has, where each word has one; an empty list elsewhere."""
+    return list(map(len, predictions.table["label"][:])) if KINDS[predictions.task.kind].words else []

@@ -1,7 +1,7 @@
 """Parts of a multitask model as models that need no code of ours: an encoder, or a task's classifier."""
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel
 
 from ..model.classifier import TaskClassifier
 from ..model.configuration import PerTaskBertConfig
@@ -24,14 +24,17 @@ def export_encoder(model: MultitaskBertModel, task: str) -> BertModel:
     return encoder.eval()
 
 
-def export_classifier(model: MultitaskBertModel, task: str) -> BertForSequenceClassification | TaskClassifier:
-    """One task, as a stock `BertForSequenceClassification` where its head allows it, else as a `TaskClassifier`.
+def export_classifier(
+    model: MultitaskBertModel, task: str
+) -> BertForSequenceClassification | BertForTokenClassification | TaskClassifier:
+    """One task, as a stock `BertForSequenceClassification` where its head allows it, or a `BertForTokenClassification`
+    where that reads every token; else as a `TaskClassifier`.
 
-    The stock model reads the pooler's output. A head on that is taken over as it is. For a head on [CLS] the pooler is
-    made the identity, in the range where tanh is one: the logits are the same to about 1e-5. A binary task's logit x
-    becomes the logits (0, x), whose softmax is the same. A score with a range becomes the one logit whose sigmoid,
-    which the pipeline and sentence-transformers' `CrossEncoder` take, is its place in the range, from 0 to 1; one
-    without a range stays as it is.
+    The stock sequence classifier reads the pooler's output. A head on that is taken over as it is. For a head on [CLS]
+    the pooler is made the identity, in the range where tanh is one: the logits are the same to about 1e-5. A binary
+    task's logit x becomes the logits (0, x), whose softmax is the same. A score with a range becomes the one logit
+    whose sigmoid, which the pipeline and sentence-transformers' `CrossEncoder` take, is its place in the range, from 0
+    to 1; one without a range stays as it is.
 
     Args:
         model: with the task.
@@ -47,7 +50,9 @@ def export_classifier(model: MultitaskBertModel, task: str) -> BertForSequenceCl
     spec, head = model.tasks[task], model.heads[task]
     kind = KINDS[spec.kind]
     one_segment = spec.text_pair is not None and model.config.type_vocab_size == 1  # stock models fail on such pairs
-    if model.is_separate(spec) or model.config.pooling == "mean" or one_segment or not hasattr(head, "linear"):
+    reads_tokens = getattr(head, "reads_tokens", False)
+    mean = model.config.pooling == "mean" and not reads_tokens
+    if model.is_separate(spec) or mean or one_segment or not hasattr(head, "linear"):
         return export_with_code(model, task)
     labels = spec.label_names or (spec.name,)
     config = stock_config(model)
@@ -57,11 +62,11 @@ def export_classifier(model: MultitaskBertModel, task: str) -> BertForSequenceCl
     squashed = getattr(head, "squashed", False)
     if not squashed:  # else the pipeline would leave out the sigmoid
         config.problem_type = kind.problem_type(spec)
-    stock = BertForSequenceClassification(config)
-    stock.bert.load_state_dict(model.encoder(task).state_dict())
+    stock = (BertForTokenClassification if reads_tokens else BertForSequenceClassification)(config)
+    stock.bert.load_state_dict(model.encoder(task).state_dict(), strict=not reads_tokens)  # it has no pooler
     weight, bias = kind.stock_layer(spec, *head.linear(), squashed)
     with torch.no_grad():
-        if model.config.pooling == "cls":
+        if model.config.pooling == "cls" and not reads_tokens:
             torch.nn.init.eye_(stock.bert.pooler.dense.weight).mul_(TANH_SCALE)
             stock.bert.pooler.dense.bias.zero_()
             weight = weight / TANH_SCALE

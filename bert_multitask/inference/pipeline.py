@@ -101,7 +101,7 @@ class MultitaskPipeline:
             task: name of one of the model's tasks.
             rows: texts, or (text, text) pairs for a pair task; dictionaries with the task's own columns, or with `text`
                 (and `text_pair`), whatever else they have; or a `pandas.DataFrame` with such columns. A single text,
-                (text, text) or dictionary is one row.
+                (text, text) or dictionary is one row. Where each word has a label a text may be a list of words.
 
         Returns:
             A dictionary a row: `label` (a name) with `probabilities` {name: probability}, or `score`, or what else the
@@ -179,7 +179,8 @@ class MultitaskPipeline:
             columns = find_columns(self.tasks[name], frame.columns, "the frame")
             # None for every mark of a missing value that pandas has
             values = [frame[column].astype(object).where(frame[column].notna(), None).tolist() for column in columns]
-            texts[name] = read_texts(values, "rows")
+            kind = KINDS[self.tasks[name].kind]
+            texts[name] = read_texts([list(map(kind.text, column)) for column in values], "rows")
         return frame.assign(**self.shown_columns(texts, frame.columns))
 
     def shown_columns(
@@ -218,7 +219,9 @@ class MultitaskPipeline:
         """
         groups: list[tuple[Texts, list[str]]] = []
         for name, given in texts.items():
-            together = next((names for others, names in groups if others == given), None)
+            words = KINDS[self.tasks[name].kind].words  # else they have other tokens
+            alike = [names for others, names in groups if others == given]
+            together = next((names for names in alike if KINDS[self.tasks[names[0]].kind].words == words), None)
             if together is None:
                 groups.append((given, [name]))
             else:
@@ -227,18 +230,20 @@ class MultitaskPipeline:
         step = None if progress is None else lambda rows: progress(rows / len(groups))
         found = {}
         for given, names in groups:
-            tokens = self.encode(tokenizer, given, model.is_separate(self.tasks[names[0]]))
+            tokens = self.encode(tokenizer, given, self.tasks[names[0]])
             for name, logits in predict_tasks(model, names, tokens, self.batch_size, step).items():
                 check_finite(self.tasks[name], logits)
                 found[name] = KINDS[self.tasks[name].kind].table(self.tasks[name], logits, tokens)
         return {name: found[name] for name in texts}
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Texts, separate: bool) -> dict[str, list]:
+    def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Texts, task: Task) -> dict[str, list]:
         """The tokens of rows (see `tokens.encode`), made of a part of them at a time: what the tokenizer returns is
         many times as large."""
-        tokens: dict[str, list] = {"input_ids": [], "token_type_ids": [], "truncated": []}
+        separate, words = self.load()[0].is_separate(task), KINDS[task.kind].words
+        tokens: dict[str, list] = {"input_ids": [], "token_type_ids": [], "truncated": [], "word_starts": []}
         for start in range(0, len(texts[0]), CHUNK):
-            part = encode(tokenizer, [column[start : start + CHUNK] for column in texts], self.max_length, separate)
+            chunk = [column[start : start + CHUNK] for column in texts]
+            part = encode(tokenizer, chunk, self.max_length, separate, words)
             for column, values in part.items():
                 tokens.setdefault(column, []).extend(values)
         tokenizer.backend_tokenizer.no_truncation()
@@ -305,6 +310,7 @@ def plain_texts(task: Task, rows: Sequence) -> Texts:
             found = [row[name] for name in find_columns(task, row, None)]
         else:
             found = row if task.text_pair and isinstance(row, (tuple, list)) else [row]
+        found = [KINDS[task.kind].text(text) for text in found]
         if len(found) != len(own) or not all(isinstance(text, str) and is_unicode(text) for text in found):
             expected = "a pair of texts" if task.text_pair else "a text"
             raise InputError(

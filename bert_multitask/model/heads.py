@@ -87,11 +87,25 @@ class CosineHead(nn.Module):
         return self.low + (self.high - self.low) * (functional.cosine_similarity(first, second) + 1) / 2
 
 
+class TokenHead(LinearHead):
+    """Dropout and one linear layer on every token, H x C, as in stock token classifiers."""
+
+    texts = (1,)
+    reads_tokens = True
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Embeddings (B, L, H) -> logits (B, L, C). Those of padding, whose embeddings are 0, are 0, which no token's
+        are: by this `losses.token_symmetric_kl` knows it."""
+        real = embedding.ne(0).any(-1, keepdim=True)
+        return self.classifier(self.dropout(embedding)).where(real, 0)
+
+
 HEADS: dict[str, type[nn.Module]] = {
     "linear": LinearHead,
     "two_layer": TwoLayerHead,
     "sigmoid": SigmoidHead,
     "cosine": CosineHead,
+    "token_linear": TokenHead,
 }
 """The heads, by name. A head is made of the width of an embedding, its task, and the number of sequences of a row. Its
 class may say more:

@@ -39,11 +39,13 @@ class Kind:
         dtype: of labels, "int64" or "float32"; the mark of a missing one follows from it (see `losses.no_label`).
         nested: whether the label of a row is a list. Integers may be lists of different lengths, which are filled up
             with the mark of a missing label; lists of float are of one length.
+        words: whether a text is words, set apart by white space, and the label of a row has a class for each of them.
         decision: the column of a prediction table that is scored.
         loss_unit: of the loss, for a plot.
         shares: whether `errors` are 1 or 0 a row, and not distances.
         picture: key of the report's picture of the errors in `plots.PICTURES`; None, there is none.
         view: key of how the demo shows an answer in `demo_page.VIEWS`; None, as JSON.
+        pipeline: of Transformers, that takes an exported model.
     """
 
     keys: Mapping[str, Sequence[str] | Mapping[str, str]]
@@ -52,11 +54,13 @@ class Kind:
     ranged = False
     dtype = "int64"
     nested = False
+    words = False
     decision = "label"
     loss_unit = "nats"
     shares = True
     picture: str | None = None
     view: str | None = None
+    pipeline = "text-classification"
 
     @property
     def missing(self) -> int | float:
@@ -89,7 +93,19 @@ class Kind:
             count = {1: "one", 2: "two"}.get(fewest, str(fewest)) + " or more" * (most != fewest)
             raise InputError(f"{where}: {a_task} needs {count} label_names; it has {len(names)}")
 
-    # Labels.
+    # Texts and labels.
+
+    def text(self, value: object) -> object:
+        """A text as its source gives it -> as text, where the kind of task takes more than text."""
+        return value
+
+    def align(self, label: Any, text: str, where: str) -> Any:
+        """A label as its row has it beside its text; `where` is the row, for messages.
+
+        Raises:
+            InputError: they do not fit together.
+        """
+        return label
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> Any:
         """A label as its source gives it -> a label; None where it is none.
@@ -178,7 +194,7 @@ class Kind:
 
     def task_type(self, task: "Task") -> str:
         """What the Hub calls such a task, for the model card."""
-        return "text-classification"
+        return self.pipeline
 
     # Prediction tables.
 
@@ -257,6 +273,10 @@ class Kind:
     def show(self, task: "Task", value: Any) -> str:
         """A label or prediction as text."""
         return task.label_names[int(value)]
+
+    def show_beside(self, task: "Task", value: Any, text: str) -> str:
+        """A label or prediction of a text, where it can be read beside that."""
+        return self.show(task, value)
 
 
 class Classification(Kind):
@@ -449,7 +469,7 @@ class Regression(Kind):
 
     def task_type(self, task: "Task") -> str:
         """Of a pair, the Hub's closest word."""
-        return "sentence-similarity" if task.text_pair else "text-classification"
+        return "sentence-similarity" if task.text_pair else self.pipeline
 
     def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
         """`score`, which may lie outside the range of the labels, if only by rounding."""
@@ -638,11 +658,210 @@ class Multilabel(Kind):
         return [[name for name, chosen in zip(task.label_names, row, strict=True) if chosen == 1] for row in rows]
 
 
+class TokenClassification(Classification):
+    """A tag for each word of a text, as of named entities. Words are set apart by white space.
+
+    A word's tag is predicted at its first token. Labels are classes, one a word, and in tokenised rows one a token,
+    where only first tokens have one; logits are (B, L, C). A word without a token was cut off, or is of characters that
+    the tokenizer leaves out: it has no prediction, its mark is that of a missing label, and it is not scored. In arrays
+    rows are filled up with that mark, (N, W), and `words` (N,) counts a row's words.
+    """
+
+    keys = {
+        "head": ("token_linear",),
+        "loss": ("cross_entropy",),
+        "divergence": ("token_symmetric_kl",),
+        "metric": {"entity_f1": "entity_f1", "accuracy": "word_accuracy"},
+    }
+    nested = True
+    words = True
+    picture = "tags"
+    view = "tags"
+    pipeline = "token-classification"
+
+    def check_task(self, task: "Task", where: str) -> None:
+        """Refuse what would make two texts of a row or two tags of a word; and entities by tags that mark none."""
+        super().check_task(task, where)
+        for field in ("text_pair", "prediction_column"):
+            if getattr(task, field) is not None:
+                raise InputError(f"{where}: a {task.kind} task has no {field}; leave it out")
+        if spaced := [name for name in task.label_names if len(name.split()) != 1]:
+            raise InputError(f"{where}: label_names has {spaced[0]!r}; files set tags apart by white space")
+        others = [name for name in task.label_names if name != "O" and name[:2] not in ("B-", "I-", "E-", "S-")]
+        if others and task.metric in (None, "entity_f1"):
+            raise InputError(
+                f"{where}: metric entity_f1 is of the tags O, B-…, I-…, E-… and S-…, and label_names has "
+                f"{others[0]!r}; for parts of speech and the like say metric: accuracy"
+            )
+
+    def text(self, value: object) -> object:
+        """A list of words as one text. White space within a word, and a word without characters, become "_", so that
+        their number stays."""
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        if not isinstance(value, (list, tuple)) or any(isinstance(word, (list, tuple, dict, bytes)) for word in value):
+            return value
+        return " ".join("_".join(str("" if word is None else word).split()) or "_" for word in value)
+
+    def read(self, task: "Task", raw: object, read_one: Callable) -> list | None:
+        """A list of tags, or a text of tags that white space sets apart; an empty list for a row without tags."""
+        raw = raw.tolist() if isinstance(raw, np.ndarray) else raw
+        if raw is None or raw != raw:
+            return []
+        if isinstance(raw, str):
+            raw = raw.split()
+            if raw and read_one(" ".join(raw)) == self.missing:
+                return []
+        found = [read_one(tag) for tag in raw] if isinstance(raw, (list, tuple)) else [None]
+        return None if None in found else found
+
+    def align(self, label: list, text: str, where: str) -> list:
+        """As many tags as words, missing ones for a row without tags."""
+        words = len(text.split())
+        if label and len(label) != words:
+            raise InputError(f"{where}: has {words} words and {len(label)} tags; expected a tag for each word")
+        return label or [self.missing] * words
+
+    def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
+        """A tag for each word."""
+        return f"a list of tags, each {super().describe_labels(task, names, numbers)}"
+
+    def evidence(self, task: "Task", logits: Tensor) -> None:
+        """There is an answer a word, and no one number of the row."""
+
+    def problem_type(self, task: "Task") -> None:
+        """Stock token classifiers have no such field."""
+
+    def export_note(self, task: "Task") -> str:
+        """Which tokens count."""
+        return 'a word has the tag of its first token: aggregation_strategy="first"'
+
+    def describe_output(self, task: "Task") -> str:
+        """One of the tags for each word."""
+        return f"for each word one of {', '.join(task.label_names)}"
+
+    def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
+        """`label`, a class for each word, and `probabilities` of all of them, zeros for a word without a prediction."""
+        count, missing = len(task.label_names), self.missing
+
+        def are_tags(value: object) -> bool:
+            """Whether this is a list of classes or marks of a missing one."""
+            return isinstance(value, list) and all(
+                type(tag) is int and (0 <= tag < count or tag == missing) for tag in value
+            )
+
+        def are_distributions(value: object) -> bool:
+            """Whether this is a list of distributions or zeros."""
+            return isinstance(value, list) and all(is_distribution(p, count) or p == [0] * count for p in value)
+
+        return {
+            "label": (are_tags, f"a list of classes from 0 to {count - 1}, or {missing} for a word without one"),
+            "probabilities": (are_distributions, f"for each word {count} probabilities that sum to 1"),
+        }
+
+    def table(self, task: "Task", logits: np.ndarray, tokens: Any = None) -> dict[str, Any]:
+        """From logits (N, L, C) and the `word_starts` of the tokenised rows."""
+        columns: dict[str, list] = {"label": [], "probabilities": []}
+        for row, starts in zip(logits, tokens["word_starts"][:], strict=True):
+            starts = np.array(starts, np.int64)
+            chances = self.probabilities(torch.from_numpy(row[starts])).numpy()
+            columns["label"].append(np.where(starts < 0, self.missing, row[starts].argmax(-1)).tolist())
+            columns["probabilities"].append(np.where(starts[:, None] < 0, 0, chances).tolist())
+        return columns
+
+    def answers(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """For each word its tag's name, None where it has no prediction, and {name: probability}."""
+        names = dict(enumerate(task.label_names))
+        shown: dict[str, Sequence] = {"label": [[names.get(tag) for tag in tags] for tags in columns["label"]]}
+        if "probabilities" in columns:
+            shown["probabilities"] = [
+                [dict(zip(task.label_names, word, strict=True)) for word in row] for row in columns["probabilities"]
+            ]
+        return shown
+
+    def plain(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+        """The tags' names, set apart by spaces, "_" where there is none."""
+        return {"label": [self.name_tags(task, tags) for tags in columns["label"]]}
+
+    def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
+        """`label` (N, W), `probabilities` (N, W, C) and `words` (N,).
+
+        Raises:
+            InputError: a row has not as many probabilities as tags.
+        """
+        words = np.array([len(tags) for tags in columns["label"]], np.int64)
+        for name, rows in columns.items():
+            if wrong := [number for number, row in enumerate(rows) if len(row) != words[number]]:
+                raise InputError(f"task {task.name!r}: row {wrong[0] + 1} has not as many {name} as words")
+        inside = np.arange(words.max(initial=0)) < words[:, None]
+        arrays = {"label": np.full(inside.shape, self.missing), "words": words}
+        if "probabilities" in columns:
+            arrays["probabilities"] = np.zeros((*inside.shape, len(task.label_names)))
+        for name in columns:
+            values = [value for row in columns[name] for value in row]
+            arrays[name][inside] = np.array(values).reshape(-1, *arrays[name].shape[2:])
+        return arrays
+
+    def lists(self, task: "Task", arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Without what fills rows up."""
+        return {
+            name: [row[:count].tolist() for row, count in zip(values, arrays["words"], strict=True)]
+            for name, values in arrays.items()
+            if name != "words"
+        }
+
+    def combine(self, task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
+        """As of single labels, word by word, by the members that have a prediction of the word."""
+        combined = super().combine(task, members, vote)
+        share = np.mean([member["label"] != self.missing for member in members], axis=0)  # of the members, (N, W)
+        combined["label"] = np.where(share > 0, combined["label"], self.missing)
+        if "probabilities" in combined:
+            combined["probabilities"] /= np.where(share > 0, share, 1)[..., None]
+        return combined | {"words": members[0]["words"]}
+
+    def errors(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,): 1 where a word of the row is wrong."""
+        return (self.distances(predicted, labels) > 0).astype(float)
+
+    def distances(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,): how many words are wrong."""
+        return ((predicted != labels) & self.scored(predicted, labels)).sum(-1)
+
+    def losses(self, predicted: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
+        """As `Kind.losses`, the mean over the row's words."""
+        if probabilities is None:
+            return self.distances(predicted, labels)
+        scored = self.scored(predicted, labels)
+        true = np.take_along_axis(probabilities, np.where(scored, labels, 0)[..., None], axis=-1)[..., 0]
+        words = -np.log(np.maximum(true, np.finfo(np.float32).tiny)) * scored
+        return words.sum(-1) / np.maximum(scored.sum(-1), 1)
+
+    def scored(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Which words have a tag and a prediction: truth values (N, W)."""
+        return (predicted != self.missing) & (labels != self.missing)
+
+    def distance_picture(self, task: "Task") -> None:
+        """Tags have no order."""
+
+    def name_tags(self, task: "Task", tags: Sequence[int]) -> str:
+        """Classes by their names, set apart by spaces; "_" where there is none."""
+        return " ".join("_" if tag == self.missing else task.label_names[tag] for tag in tags)
+
+    def show(self, task: "Task", value: np.ndarray) -> str:
+        """The tags, without what fills the row up."""
+        return self.name_tags(task, np.trim_zeros(value - self.missing, "b") + self.missing)
+
+    def show_beside(self, task: "Task", value: np.ndarray, text: str) -> str:
+        """The words that have another tag than O, each with its tag."""
+        tagged = zip(text.split(), self.show(task, value).split(), strict=False)
+        return " ".join(f"{word}/{tag}" for word, tag in tagged if tag != "O")
+
+
 KINDS: dict[str, Kind] = {
     "classification": Classification(),
     "binary": Binary(),
     "regression": Regression(),
     "multilabel": Multilabel(),
+    "token_classification": TokenClassification(),
 }
 """The kinds of tasks, by name."""
 ALIASES = {"similarity": "regression"}

@@ -55,8 +55,8 @@ def cross_entropy(
     With the options it is `torch.nn.CrossEntropyLoss(weight=class_weights, label_smoothing=label_smoothing)`.
 
     Args:
-        logits: unnormalised scores, float (B, C).
-        labels: classes in [0, C), or UNLABELLED, integer (B,).
+        logits: unnormalised scores, float (B, C), or (B, L, C) of tokens.
+        labels: classes in [0, C), or UNLABELLED, integer (B,) or (B, L).
         num_items: divisor of the sum; by default `count_items` of the labels.
         class_weights: factor of each class's losses, C of them; by default 1.
         label_smoothing: share of the true class that is spread over all classes, in [0, 1).
@@ -64,10 +64,10 @@ def cross_entropy(
     Returns:
         Scalar, at least fp32.
     """
-    logits = at_least_fp32(logits)
+    logits = at_least_fp32(logits).flatten(0, -2)
     weights = None if class_weights is None else logits.new_tensor(class_weights)
     total = functional.cross_entropy(
-        logits, labels, weights, ignore_index=UNLABELLED, reduction="sum", label_smoothing=label_smoothing
+        logits, labels.flatten(), weights, ignore_index=UNLABELLED, reduction="sum", label_smoothing=label_smoothing
     )
     return divide(total, count_items(labels, weights) if num_items is None else num_items)
 
@@ -125,8 +125,8 @@ def mean_squared_error(*, logits: Tensor, labels: Tensor, num_items: Tensor | fl
 
 
 def count_items(labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """What the sum of rows' losses is divided by, for labels (B,): the number of labelled rows, or with class weights
-    (C,) the sum of those of their labels."""
+    """What the sum of losses is divided by, for labels (B,) or (B, …): the number of those that are there, or with
+    class weights (C,) the sum of their weights."""
     labelled = is_labelled(labels)
     return labelled.sum() if class_weights is None else (class_weights[labels * labelled] * labelled).sum()
 
@@ -148,14 +148,28 @@ def symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
     """KL(p || q) + KL(q || p) of the class probabilities, in nats (paper, section 4.4, ℓ_s).
 
     Args:
-        perturbed: unnormalised class scores, float (B, C).
+        perturbed: unnormalised class scores, float (B, C), or (…, C).
         clean: the same.
+
+    Returns:
+        One divergence a row, (B,) or (…), at least fp32.
+    """
+    p, q = (functional.log_softmax(at_least_fp32(logits), dim=-1) for logits in (perturbed, clean))
+    return ((p.exp() - q.exp()) * (p - q)).sum(-1)
+
+
+def token_symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
+    """`symmetric_kl` of every token, and a row's mean over its tokens.
+
+    Args:
+        perturbed: unnormalised class scores, float (B, L, C).
+        clean: the same; 0 throughout at padding, and nowhere else.
 
     Returns:
         One divergence a row, (B,), at least fp32.
     """
-    p, q = (functional.log_softmax(at_least_fp32(logits), dim=-1) for logits in (perturbed, clean))
-    return ((p.exp() - q.exp()) * (p - q)).sum(-1)
+    real = (clean != 0).any(-1)
+    return (symmetric_kl(perturbed, clean) * real).sum(-1) / real.sum(-1).clamp(min=1)
 
 
 def binary_symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
@@ -178,6 +192,7 @@ def at_least_fp32(logits: Tensor) -> Tensor:
 
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "symmetric_kl": symmetric_kl,
+    "token_symmetric_kl": token_symmetric_kl,
     "binary_symmetric_kl": binary_symmetric_kl,
     "squared_error": squared_error,
 }

@@ -64,7 +64,8 @@ class Task:
     Args:
         name: what it is called in flags, logs and files; a Python identifier that is not RESERVED.
         kind: "classification" (one of several labels), "binary" (yes or no), "regression" (a score; "similarity" is
-            another name for it), "multilabel" (any number of labels), or another key of `kinds.KINDS`.
+            another name for it), "multilabel" (any number of labels), "token_classification" (a tag for each word), or
+            another key of `kinds.KINDS`.
         text: the column of texts in its files.
         text_pair: the column of second texts; None, one text a row.
         label: the column of labels.
@@ -88,7 +89,7 @@ class Task:
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
         id: the column of ids, in files and in memory; None, `id`, where there is one.
         files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
-            (tabs or commas), .jsonl or .parquet.
+            (tabs or commas), .jsonl, .parquet, or .conll, whose columns are called "0", "1", … and "-1", the last.
         quoting: how tables quote: "standard", a field that begins with a double quote is quoted whole, with inner
             quotes doubled; "none", quotes are plain characters, as in GLUE's own files.
         hub: the same rows on the Hub.

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.metrics import find_metric
+from ..evaluation.metrics import find_metric, span_counts
 from ..model.kinds import KINDS
 from ..model.tasks import Task
 from .analysis import LabelledPredictions, confusion, error_by_length, label_scores
@@ -166,6 +166,20 @@ def label_bars(predictions: LabelledPredictions) -> Figure:
 
 
 @rc_context(STYLE)
+def tag_scores(predictions: LabelledPredictions) -> Figure:
+    """The F1 of each type of entity, or of each tag where words are scored."""
+    counts = span_counts(predictions.task, predictions.predicted, predictions.labels)
+    scores = [2 * right / (predicted + true) for right, predicted, true in counts.values()]
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(counts)))
+    axis = figure.subplots()
+    axis.bar_label(axis.barh(range(len(counts)), scores, color=TRAIN), fmt="%.3f", fontsize=9, padding=3)
+    axis.set_yticks(range(len(counts)), [f"{name} ({true:,})" for name, (_, _, true) in counts.items()])
+    axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows", xlim=(0, 1.1), xlabel="F1")
+    axis.invert_yaxis()
+    return figure
+
+
+@rc_context(STYLE)
 def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
     """Mean error of rows by length, a panel a task, with 95 % intervals."""
     figure, axes = panels(len(predictions))
@@ -269,6 +283,12 @@ PICTURES: dict[str, tuple[str, str | None, str, Callable[[LabelledPredictions], 
         "found; F1 is their harmonic mean.",
         "Precision, recall and F1 of each label of {}",
         label_bars,
+    ),
+    "tags": (
+        "F1 by tag",
+        "Of types of entities where the metric is entity_f1, and else of tags; in brackets how many are true.",
+        "F1 of each type or tag of {}",
+        tag_scores,
     ),
 }
 """{key that a kind of task names: (heading, note below it, what the picture shows, its function)}."""

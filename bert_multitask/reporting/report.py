@@ -228,7 +228,10 @@ def add_worst(document: Document, predictions: Mapping[str, LabelledPredictions]
         columns.append("probability of the true label" if probable else "|predicted − true|")
         lines = []
         for row in range(len(shown)):
-            values = [part.kind.show(part.task, value[row]) for value in (shown.labels, shown.predicted)]
+            text = " ".join(shown.texts[row])
+            values = [
+                cut(part.kind.show_beside(part.task, value[row], text)) for value in (shown.labels, shown.predicted)
+            ]
             last = f"{np.exp(-shown.losses[row]):.4f}" if probable else f"{shown.losses[row]:.2f}"
             lines.append([shown.ids[row], *map(cut, shown.texts[row]), *values, last])
         document.add(f"Worst rows of {name}", Table(columns, lines) if lines else "Every row is right.")

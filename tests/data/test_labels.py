@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bert_multitask.data.collate import Collator
-from bert_multitask.data.labels import LabelReader
+from bert_multitask.data.labels import LabelReader, name_labels
 from bert_multitask.data.rows import SAMPLE, clean_rows, load_rows, usable_rows
 from bert_multitask.data.tokens import tokenise
 from bert_multitask.evaluation.tables import Predictions, prediction_table, read_course_file, write_predictions
@@ -181,6 +181,16 @@ def test_a_class_label_is_read_by_name(tmp_path, monkeypatch, source, ours, thei
 def test_a_class_label_of_other_names_is_refused(tmp_path, monkeypatch, source, theirs):
     with pytest.raises(InputError, match=f"'label' has the classes {', '.join(theirs)}; expected .*neg, pos"):
         CLASS_LABELS[source](make_task(["neg", "pos"]), [0, 1], tmp_path, monkeypatch, theirs)
+
+
+def test_lists_of_a_class_label_are_read_by_name():
+    features = Features({"label": List(ClassLabel(names=["pos", "neg"]))})
+    reader = LabelReader(make_task(["neg", "pos"]), dataset=True)
+    rows = [{"label": [1, 0, -1]}, {"label": []}, {"label": None}, {"label": [0, 2]}]
+    named = name_labels(rows, features, "label", reader, "rows")
+    assert [next(named)["label"] for _ in range(3)] == [["neg", "pos", None], [], None]
+    with pytest.raises(InputError, match="rows, row 4: label is 2; expected a class from 0 to 1"):
+        next(named)
 
 
 def test_the_names_of_a_hub_dataset_may_be_said(tmp_path, monkeypatch):

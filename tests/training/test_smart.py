@@ -47,6 +47,8 @@ def reference_divergence(name: str, p: np.ndarray, q: np.ndarray) -> float:
         return (p - q) ** 2
     if name == "binary_symmetric_kl":
         p, q = np.array([0.0, p]), np.array([0.0, q])  # softmax of these is (1 - sigmoid, sigmoid)
+    if name == "token_symmetric_kl":
+        return np.mean([reference_divergence("symmetric_kl", *token) for token in zip(p, q, strict=True)])
     p, q = np.exp(p) / np.exp(p).sum(), np.exp(q) / np.exp(q).sum()
     return sum(a * math.log(a / b) + b * math.log(b / a) for a, b in zip(p, q, strict=True))
 
@@ -54,7 +56,8 @@ def reference_divergence(name: str, p: np.ndarray, q: np.ndarray) -> float:
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_divergences_are_their_definitions(name):
     generator = np.random.default_rng(0)
-    p, q = generator.normal(size=(2, 6, 4) if name == "symmetric_kl" else (2, 6))
+    shape = {"symmetric_kl": (6, 4), "token_symmetric_kl": (6, 3, 4)}.get(name, (6,))
+    p, q = generator.normal(size=(2, *shape))
     expected = [reference_divergence(name, *rows) for rows in zip(p, q, strict=True)]
     got = DIVERGENCES[name](torch.tensor(p), torch.tensor(q))
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
