@@ -8,6 +8,8 @@ variables say where it is served: GRADIO_SERVER_NAME (127.0.0.1), GRADIO_SERVER_
 GRADIO_SHARE (docs/demo.md).
 """
 
+from pathlib import Path
+
 from ..inference.demo_page import build_page, launch_options
 from ..model.errors import InputError
 from .command_line import CommandParser
@@ -20,4 +22,6 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if len(options.runs) > 2:
         raise InputError(f"{len(options.runs)} runs; the page has room for two side by side")
-    build_page(options.runs).launch(**launch_options())
+    titles = [Path(name).name for name in options.runs]
+    titles = titles if all(titles) and len({*titles}) == len(titles) else options.runs
+    build_page(dict(zip(titles, options.runs, strict=True))).launch(**launch_options())

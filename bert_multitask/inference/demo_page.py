@@ -2,7 +2,6 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.rows import load_rows
@@ -178,18 +177,18 @@ class AllTasksTab:
         listen(button, boxes, self.answer, note, results, outputs, "all_tasks")
 
 
-def build_page(names: Sequence[str]) -> "gr.Blocks":
-    """The page of one run, or of several side by side; `.launch()` serves it.
+def build_page(runs: Mapping[str, str]) -> "gr.Blocks":
+    """The page of one run, or of several side by side; `.launch(**launch_options())` serves it.
 
     Args:
-        names: run folders, Hub ids or `package:NAME/PATH`. The endpoint `/answer` is of the first.
+        runs: {title: run folder, Hub id or `package:NAME/PATH`}. The endpoint `/answer` is of the first.
 
     Raises:
         InputError: gradio is missing, or there is no such run.
     """
     if not importlib.util.find_spec("gradio"):
         raise InputError("the demo needs gradio: pip install 'bert_multitask[demo]'")
-    pipes = dict(zip(titles(names), map(MultitaskPipeline, names), strict=True))
+    pipes = {title: MultitaskPipeline(name) for title, name in runs.items()}
     for pipe in pipes.values():
         pipe.load()
     tasks = list(dict.fromkeys(name for pipe in pipes.values() for name in pipe.tasks))
@@ -309,12 +308,6 @@ def word_boxes(task: Task, view: View) -> "list[gr.HighlightedText]":
 def single_tasks(pipe: MultitaskPipeline) -> list[str]:
     """The tasks of single texts."""
     return [name for name, task in pipe.tasks.items() if not task.text_pair]
-
-
-def titles(names: Sequence[str]) -> list[str]:
-    """What runs are called on the page: their last names, or all of them where those are the same."""
-    last = [Path(name).name or name for name in names]
-    return last if len(set(last)) == len(last) else list(map(str, names))
 
 
 def describe(pipes: Mapping[str, MultitaskPipeline], tasks: Sequence[str]) -> str:

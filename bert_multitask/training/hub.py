@@ -20,17 +20,18 @@ CARD_SETTINGS = (
 ).split()
 
 
-def open_repo(repo_id: str, token: str | None = None, private: bool | None = None) -> str:
-    """Make the repository if it is not there; returns its full id.
+def open_repo(repo_id: str, token: str | None = None, private: bool | None = None, space: bool = False) -> str:
+    """Make the repository of a model, or a Space, if it is not there; returns its full id.
 
     Raises:
         InputError: the Hub cannot be reached, or refuses the token or the name.
     """
+    kind = {"repo_type": "space", "space_sdk": "gradio"} if space else {}
     try:
-        return create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
+        return create_repo(repo_id, token=token, private=private, exist_ok=True, **kind).repo_id
     except Exception as error:  # the client's errors and its network library's share no base class
         raise InputError(
-            f"--hub_model_id {repo_id}: the Hub gives no repository of that name to write to ({reason(error)}); is the "
+            f"--{'space' if space else 'hub_model_id'} {repo_id}: the Hub gives no repository of that name to write to ({reason(error)}); is the "
             "token one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"
         ) from error
 
