@@ -5,7 +5,7 @@
 
 RUN is a run folder, a Hub id or package:NAME/PATH. The page has a tab for each task, and ends with Ctrl-C. Gradio's
 variables say where it is served: GRADIO_SERVER_NAME (127.0.0.1), GRADIO_SERVER_PORT (the first free from 7860 on) and
-GRADIO_SHARE (docs/demo.md).
+GRADIO_SHARE (docs/serve.md).
 """
 
 from pathlib import Path

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..data.rows import load_rows
+from ..model.card import escape
 from ..model.errors import InputError
 from ..model.kinds import KINDS
 from ..model.tasks import Task
@@ -77,7 +78,9 @@ def as_json(task: Task, caption: str) -> "gr.JSON":
 
 VIEWS: dict[str | None, View] = {
     "bars": View(bars, lambda task, texts, answer: answer["probabilities"], "the answer's probability"),
-    "labels": View(separate_bars, lambda task, texts, answer: answer["probabilities"], "the likeliest label's probability"),
+    "labels": View(
+        separate_bars, lambda task, texts, answer: answer["probabilities"], "the likeliest label's probability"
+    ),
     "score": View(score, lambda task, texts, answer: float(f"{answer['score']:.4g}"), "the score"),
     "tags": View(tags, tagged_words),
     None: View(as_json, lambda task, texts, answer: answer),
@@ -85,96 +88,74 @@ VIEWS: dict[str | None, View] = {
 """How kinds of tasks show an answer: `Kind.view` is the key."""
 
 
-def show(task: Task, texts: Sequence[str], answer: Mapping[str, Any]) -> Any:
-    """What the component of a task shows of an answer."""
-    return VIEWS[KINDS[task.kind].view].value(task, texts, answer)
-
-
-class TaskTab:
-    """What a task's tab answers.
+class Tab:
+    """What a tab asks and answers.
 
     Args:
-        pipes: {title: pipeline} of the runs that have the task.
-        name: of the task.
+        pipes: {title: pipeline} of the runs that it shows side by side.
+        name: of a task that all of them have; None, all their tasks of single texts, from one pass of a shared encoder.
     """
 
-    def __init__(self, pipes: Mapping[str, MultitaskPipeline], name: str):
+    def __init__(self, pipes: Mapping[str, MultitaskPipeline], name: str | None = None):
         self.pipes, self.name = pipes, name
-        self.task = next(iter(pipes.values())).tasks[name]
+        self.columns = own_columns(next(iter(pipes.values())).tasks[name]) if name else ["text"]
 
     def answer(self, *texts: str) -> list[Any]:
-        """For each run what the answer's component shows, the words that moved it, and the answer as `pipe()` gives it.
+        """For each run what the components of its answers show, of a single task the words that moved the answer, and
+        the answers as the pipeline gives them.
 
         Raises:
-            InputError: there is no text to answer.
+            InputError: a text is empty or too long.
         """
         check_boxes(texts)
-        shown, row = [], texts if self.task.text_pair else texts[0]
+        shown, row = [], texts if len(texts) > 1 else texts[0]
         for pipe in self.pipes.values():
-            answer = pipe(self.name, row)
-            pieces = explain(pipe, self.name, row) or [None] * len(texts)
-            shown += [show(pipe.tasks[self.name], texts, answer), *highlight(pieces), answer]
+            answers = {self.name: pipe(self.name, row)} if self.name else pipe.all(row)
+            for name, answer in answers.items():
+                shown.append(VIEWS[KINDS[pipe.tasks[name].kind].view].value(pipe.tasks[name], texts, answer))
+            if self.name:
+                shown += highlight(explain(pipe, self.name, row) or [None] * len(texts))
+            shown.append(answers[self.name] if self.name else answers)
         return shown
 
     def build(self, examples: Sequence[Sequence[str]]) -> None:
-        """Add the tab to the page."""
-        boxes = text_boxes(own_columns(self.task))
+        """Add the tab's components to the page."""
+        with gr.Row():
+            options = {"lines": 2, "max_lines": 8, "min_width": 320, "max_length": LONGEST}
+            boxes = [gr.Textbox(label=column, **options) for column in self.columns]
         button, note = gr.Button("Answer", variant="primary"), gr.Markdown(elem_classes="note")
         outputs: list = []
         with gr.Row(visible=False) as results:
             for title, pipe in self.pipes.items():
                 with gr.Column(min_width=320):
-                    task = pipe.tasks[self.name]
-                    view = VIEWS[KINDS[task.kind].view]
-                    outputs.append(view.component(task, title))
-                    outputs += word_boxes(task, view)
-                    with gr.Accordion("The answer as the pipeline gives it", open=False):
-                        outputs.append(gr.JSON(show_label=False, elem_classes="exact"))
+                    outputs += self.build_answers(title, pipe)
         if examples:
             gr.Examples([list(row) for row in examples], boxes, label="Rows to try, from the dev split")
-        listen(button, boxes, self.answer, note, results, outputs, f"task_{self.name}")
 
+        def respond(*texts: str) -> list[Any]:
+            """What is refused as a sentence, whether there are answers, and what `answer` gives."""
+            try:
+                return ["", gr.update(visible=True), *self.answer(*texts)]
+            except InputError as error:
+                return [str(error), gr.update(visible=False), *[gr.skip()] * len(outputs)]
 
-class AllTasksTab:
-    """What the tab of all tasks of single texts answers, from one pass of a shared encoder.
+        triggers = [button.click, *(box.submit for box in boxes)]
+        api_name = f"task_{self.name}" if self.name else "all_tasks"
+        gr.on(triggers, respond, boxes, [note, results, *outputs], api_name=api_name, **ONE_AT_A_TIME)
 
-    Args:
-        pipes: {title: pipeline} of the runs that have such tasks.
-    """
-
-    def __init__(self, pipes: Mapping[str, MultitaskPipeline]):
-        self.pipes = pipes
-
-    def answer(self, text: str) -> list[Any]:
-        """For each run what the components of its tasks show, and the answers as `pipe.all()` gives them.
-
-        Raises:
-            InputError: there is no text to answer.
-        """
-        check_boxes([text])
-        shown: list = []
-        for pipe in self.pipes.values():
-            answers = pipe.all(text)
-            shown += [*(show(pipe.tasks[name], [text], answer) for name, answer in answers.items()), answers]
-        return shown
-
-    def build(self, examples: Sequence[Sequence[str]]) -> None:
-        """Add the tab to the page."""
-        boxes = text_boxes(["text"])
-        button, note = gr.Button("Answer all", variant="primary"), gr.Markdown(elem_classes="note")
-        outputs: list = []
-        with gr.Row(visible=False) as results:
-            for title, pipe in self.pipes.items():
-                with gr.Column(min_width=320):
-                    for name in single_tasks(pipe):
-                        task = pipe.tasks[name]
-                        caption = name if len(self.pipes) == 1 else f"{name}, {title}"
-                        outputs.append(VIEWS[KINDS[task.kind].view].component(task, caption))
-                    with gr.Accordion("The answers as the pipeline gives them", open=False):
-                        outputs.append(gr.JSON(show_label=False, elem_classes="exact"))
-        if examples:
-            gr.Examples([list(row) for row in examples], boxes, label="Rows to try, from the dev split")
-        listen(button, boxes, self.answer, note, results, outputs, "all_tasks")
+    def build_answers(self, title: str, pipe: MultitaskPipeline) -> "list[gr.components.Component]":
+        """Add the components of a run's answers, those that `answer` fills."""
+        outputs = []
+        for name in [self.name] if self.name else single_tasks(pipe):
+            task, view = pipe.tasks[name], VIEWS[KINDS[pipe.tasks[name].kind].view]
+            parts = [title] if self.name else [name] if len(self.pipes) == 1 else [name, title]
+            outputs.append(view.component(task, ", ".join(parts)))
+            if self.name:
+                options = {"show_legend": False, "show_inline_category": False, "visible": view.moved is not None}
+                caption = f"red words raise {view.moved}, violet ones lower it"
+                outputs += [gr.HighlightedText(label=f"{column}: {caption}", **options) for column in self.columns]
+        with gr.Accordion("As the pipeline gives it", open=False):
+            return [*outputs, gr.JSON(show_label=False, elem_classes="exact")]
 
 
 def build_page(runs: Mapping[str, str]) -> "gr.Blocks":
@@ -193,18 +174,20 @@ def build_page(runs: Mapping[str, str]) -> "gr.Blocks":
         pipe.load()
     tasks = list(dict.fromkeys(name for pipe in pipes.values() for name in pipe.tasks))
     examples = {name: next(filter(None, (find_examples(pipe, name) for pipe in pipes.values())), []) for name in tasks}
+    for name in tasks:
+        if len({pipe.tasks[name].text_pair is None for pipe in pipes.values() if name in pipe.tasks}) > 1:
+            raise InputError(f"task {name!r} takes a text in one run and a pair in the other; show them one at a time")
     title = " and ".join(pipes)
     with gr.Blocks(title=title, analytics_enabled=False) as page:
-        gr.Markdown(f"# {title}\n\n{describe(pipes, tasks)}")
+        gr.Markdown(f"# {escape(title)}\n\n{describe(pipes, tasks)}")
         for name in tasks:
             with gr.Tab(name):
-                TaskTab({title: pipe for title, pipe in pipes.items() if name in pipe.tasks}, name).build(examples[name])
-        several = {title: pipe for title, pipe in pipes.items() if len(single_tasks(pipe)) > 1}
-        if several:
+                having = {title: pipe for title, pipe in pipes.items() if name in pipe.tasks}
+                Tab(having, name).build(examples[name])
+        if several := {title: pipe for title, pipe in pipes.items() if len(single_tasks(pipe)) > 1}:
             with gr.Tab("all tasks"):
-                first = single_tasks(next(iter(several.values())))[0]
-                AllTasksTab(several).build(examples[first])
-        gr.api(Endpoint(next(iter(pipes.values()))).answer, api_name="answer", **ONE_AT_A_TIME)
+                Tab(several).build(examples[single_tasks(next(iter(several.values())))[0]])
+        gr.api(endpoint(next(iter(pipes.values()))), api_name="answer", **ONE_AT_A_TIME)
     return page
 
 
@@ -214,30 +197,20 @@ def launch_options() -> dict[str, Any]:
     return {"theme": gr.themes.Soft(**fonts), "css": CSS, "footer_links": ["api"], "max_file_size": 1}
 
 
-class Endpoint:
-    """The page's own HTTP endpoint, `/answer`, for `gradio_client` and others.
+def endpoint(pipe: MultitaskPipeline) -> Callable[[str, list], list]:
+    """The page's own HTTP endpoint, `/answer`, for `gradio_client` and others."""
 
-    Args:
-        pipe: which answers.
-    """
-
-    def __init__(self, pipe: MultitaskPipeline):
-        self.pipe = pipe
-
-    def answer(self, task: str, rows: list) -> list:
+    def answer(task: str, rows: list) -> list:
         """Answer rows of a task, as `MultitaskPipeline` does: texts, pairs as lists of two texts, or dictionaries."""
         try:
             if not isinstance(rows, list) or len(rows) > MOST:
                 raise InputError(f"rows: expected a list of at most {MOST:,} rows")
-            check_lengths(plain_texts(self.pipe.find(task), rows))
-            return self.pipe(task, rows)
+            check_lengths(plain_texts(pipe.find(task), rows))
+            return pipe(task, rows)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-
-def show(task: Task, texts: Sequence[str], answer: Mapping[str, Any]) -> Any:
-    """What the component of a task shows of an answer."""
-    return VIEWS[KINDS[task.kind].view].value(task, texts, answer)
+    return answer
 
 
 def highlight(texts: Sequence[Pieces | None]) -> list[Pieces | None]:
@@ -268,41 +241,6 @@ def check_lengths(texts: Texts) -> None:
     longest = max((len(text) for column in texts for text in column), default=0)
     if longest > LONGEST:
         raise InputError(f"A text has {longest:,} characters; at most {LONGEST:,} are answered.")
-
-
-def listen(
-    button: "gr.Button",
-    boxes: "Sequence[gr.Textbox]",
-    answer: Callable[..., list],
-    note: "gr.Markdown",
-    results: "gr.Row",
-    outputs: Sequence,
-    api_name: str,
-) -> None:
-    """Answer when the button is pressed or a text is sent from its box; what is refused is a sentence on the page."""
-
-    def respond(*texts: str) -> list[Any]:
-        """The sentence, whether there are results, and the results."""
-        try:
-            return ["", gr.update(visible=True), *answer(*texts)]
-        except InputError as error:
-            return [str(error), gr.update(visible=False), *[gr.skip()] * len(outputs)]
-
-    triggers = [button.click, *(box.submit for box in boxes)]
-    gr.on(triggers, respond, list(boxes), [note, results, *outputs], api_name=api_name, **ONE_AT_A_TIME)
-
-
-def text_boxes(names: Sequence[str]) -> "list[gr.Textbox]":
-    """A box for each text, those of a pair side by side where there is room."""
-    with gr.Row():
-        return [gr.Textbox(label=name, lines=2, max_lines=8, min_width=320, max_length=LONGEST) for name in names]
-
-
-def word_boxes(task: Task, view: View) -> "list[gr.HighlightedText]":
-    """Where the words of each text are shown, with what they did for the answer."""
-    caption = f"red words raise {view.moved}, violet ones lower it"
-    options = {"show_legend": False, "show_inline_category": False, "visible": view.moved is not None}
-    return [gr.HighlightedText(label=f"{name}: {caption}", **options) for name in own_columns(task)]
 
 
 def single_tasks(pipe: MultitaskPipeline) -> list[str]:

@@ -31,8 +31,8 @@ def open_repo(repo_id: str, token: str | None = None, private: bool | None = Non
         return create_repo(repo_id, token=token, private=private, exist_ok=True, **kind).repo_id
     except Exception as error:  # the client's errors and its network library's share no base class
         raise InputError(
-            f"--{'space' if space else 'hub_model_id'} {repo_id}: the Hub gives no repository of that name to write to ({reason(error)}); is the "
-            "token one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"
+            f"--{'space' if space else 'hub_model_id'} {repo_id}: the Hub gives no repository of that name to write to "
+            f"({reason(error)}); is the token one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"
         ) from error
 
 

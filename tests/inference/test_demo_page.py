@@ -11,7 +11,7 @@ from browser import CHROMIUM, Browser
 from conftest import run_here
 
 from bert_multitask.inference import demo_page
-from bert_multitask.inference.demo_page import AllTasksTab, TaskTab, build_page, find_examples, launch_options
+from bert_multitask.inference.demo_page import Tab, build_page, find_examples, launch_options
 from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.inference.split_tables import Place
 from bert_multitask.model.errors import InputError
@@ -94,7 +94,7 @@ def test_tabs_answer_as_the_pipeline(pipes, task):
     having = {title: pipe for title, pipe in pipes.items() if task in pipe.tasks}
     assert len(having) == (1 if task in ("price", "tags") else 2)
     texts = (TEXT, OTHER) if TASKS.get(task) and TASKS[task].text_pair else (TEXT,)
-    shown = TaskTab(having, task).answer(*texts)
+    shown = Tab(having, task).answer(*texts)
     each = len(shown) // len(having)
     for number, pipe in enumerate(having.values()):
         value, *explained, answer = shown[number * each : (number + 1) * each]
@@ -118,18 +118,22 @@ def test_tabs_answer_as_the_pipeline(pipes, task):
 
 
 def test_all_tasks_from_one_pass(pipes):
-    shown = AllTasksTab(pipes).answer(TEXT)
+    shown = Tab(pipes).answer(TEXT)
     assert len(shown) == (4 + 1) + (2 + 1)
     assert same(shown[4], pipes["first"].all(TEXT)) and same(shown[7], pipes["second"].all(TEXT))
     assert list(shown[4]) == ["sst", "topics", "price", "tags"] and list(shown[7]) == ["sst", "topics"]
 
 
 def test_boxes_that_are_refused(pipes):
-    for texts, words_of in ((("",), "Write a text"), ((" \n",), "Write a text"), (("a" * 20_001,), "20,001 characters")):
+    for texts, words_of in (
+        (("",), "Write a text"),
+        ((" \n",), "Write a text"),
+        (("a" * 20_001,), "20,001 characters"),
+    ):
         with pytest.raises(InputError, match=words_of):
-            TaskTab(pipes, "sst").answer(*texts)
+            Tab(pipes, "sst").answer(*texts)
     with pytest.raises(InputError, match="Write both texts"):
-        TaskTab(pipes, "sts").answer("a text", "")
+        Tab(pipes, "sts").answer("a text", "")
 
 
 def test_the_page_over_http(client, pipes):
@@ -176,10 +180,18 @@ def test_a_kind_of_ones_own_is_shown_as_json(monkeypatch, tiny_bert, tokenizer, 
     monkeypatch.setitem(KINDS, "plain", Plain())
     model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=[{"name": "own", "kind": "plain"}])
     pipe = MultitaskPipeline(model, tokenizer)
-    tab = TaskTab({"own": pipe}, "own")
+    tab = Tab({"own": pipe}, "own")
     assert tab.answer(TEXT) == [pipe("own", TEXT), None, pipe("own", TEXT)]
     with gr.Blocks():
         tab.build([])
+
+
+def test_runs_that_cannot_stand_side_by_side(monkeypatch, tmp_path, runs, tiny_bert, tokenizer):
+    task = {"name": "sst", "kind": "regression", "text_pair": "other"}
+    MultitaskBertModel.from_pretrained(tiny_bert, tasks=[task]).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="task 'sst' takes a text in one run and a pair in the other"):
+        build_page({"first": runs["first"], "pairs": str(tmp_path)})
 
 
 def test_examples_are_dev_rows(monkeypatch, pipes, course_folder):
@@ -227,7 +239,9 @@ def test_in_a_browser(tmp_path, url, pipes, width):
     with Browser(tmp_path, width) as browser:
         browser.open(url)
         ask(browser, "sst", [" "])
-        note = browser.wait(f"{SHOWN.format('.note')}.map(note => note.innerText.trim()).find(text => text.startsWith('Write'))")
+        note = browser.wait(
+            f"{SHOWN.format('.note')}.map(note => note.innerText.trim()).find(text => text.startsWith('Write'))"
+        )
         assert note == "Write a text, then press the button."
         assert not browser.run(f"{SHOWN.format('.toast-body')}.length"), "an error box"
         for task, texts in (("quora", [TEXT, OTHER]), ("sst", [TEXT])):
