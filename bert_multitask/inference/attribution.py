@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from ..model.kinds import KINDS
-from .pipeline import MultitaskPipeline, plain_texts
+from .pipeline import ONE_CALL, MultitaskPipeline, plain_texts
 
 Pieces = list[tuple[str, float | None]]  # parts of a text, which joined are the text, with their contributions
 
@@ -45,13 +45,14 @@ def explain(pipe: MultitaskPipeline, task: str, row: Any) -> list[Pieces] | None
     """
     spec = pipe.find(task)
     texts = [column[0] for column in plain_texts(spec, [row])]
-    model, tokenizer = pipe.load()
-    separate, kind = model.is_separate(spec), KINDS[spec.kind]
-    rows = [texts] if separate else [[text] for text in texts]
     options = {"truncation": "longest_first", "padding": True, "return_tensors": "pt"}
-    encoded = tokenizer(*rows, max_length=pipe.max_length, **options).to(model.device)
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
+    with ONE_CALL:
+        model, tokenizer = pipe.load()
+        separate, kind = model.is_separate(spec), KINDS[spec.kind]
+        rows = [texts] if separate else [[text] for text in texts]
+        encoded = tokenizer(*rows, max_length=pipe.max_length, **options).to(model.device)
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     names = ("input_ids", "attention_mask", "token_type_ids")
     ids, mask, segments = (encoded[name].unsqueeze(0) if separate else encoded[name] for name in names)
     model.eval()

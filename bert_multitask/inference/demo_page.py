@@ -20,7 +20,6 @@ EXAMPLES = 4  # dev rows below a tab
 EXAMPLE_LENGTH = 300  # characters of an example at most
 LONGEST = 20_000  # characters of a text that is answered
 MOST = 1_000  # rows of a request
-ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # a tokenizer's settings are those of one call
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1100px !important; margin: 0 auto !important}
 .note p {font-size: var(--text-lg)}
@@ -141,7 +140,7 @@ class Tab:
 
         triggers = [button.click, *(box.submit for box in boxes)]
         api_name = f"task_{self.name}" if self.name else "all_tasks"
-        gr.on(triggers, respond, boxes, [note, results, *outputs], api_name=api_name, **ONE_AT_A_TIME)
+        gr.on(triggers, respond, boxes, [note, results, *outputs], api_name=api_name)
 
     def build_answers(self, title: str, pipe: MultitaskPipeline) -> "list[gr.components.Component]":
         """Add the components of a run's answers, those that `answer` fills."""
@@ -187,7 +186,7 @@ def build_page(runs: Mapping[str, str]) -> "gr.Blocks":
         if several := {title: pipe for title, pipe in pipes.items() if len(single_tasks(pipe)) > 1}:
             with gr.Tab("all tasks"):
                 Tab(several).build(examples[single_tasks(next(iter(several.values())))[0]])
-        gr.api(endpoint(next(iter(pipes.values()))), api_name="answer", **ONE_AT_A_TIME)
+        gr.api(endpoint(next(iter(pipes.values()))), api_name="answer")
     return page
 
 
