@@ -8,7 +8,7 @@ import socket
 import pytest
 import torch
 from browser import CHROMIUM, Browser
-from conftest import run_here
+from conftest import ROOT, run_here
 
 from bert_multitask.inference import demo_page
 from bert_multitask.inference.demo_page import Tab, build_page, find_examples, launch_options
@@ -166,6 +166,49 @@ def test_the_endpoint_answers_rows(client, pipes):
     ):
         with pytest.raises(gradio_client.exceptions.AppError, match=words_of):
             client.predict(task, rows, api_name="/answer")
+
+
+def example(name: str) -> str:
+    """The block of docs/serve.md that imports a package."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serve.md").read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if f"from {name} import" in block)
+    return block
+
+
+def test_the_client_of_the_docs(url, pipes):
+    names: dict = {}
+    exec(example("gradio_client").replace("http://127.0.0.1:7860", url), names)
+    assert same(names["answers"], pipes["first"]("sst", ["The plot is superb.", "The ending was dull."]))
+    assert same(names["scores"], [pipes["first"]("sts", ("A dog sleeps.", "A hound is taking a nap."))])
+
+
+def test_the_server_of_the_docs(runs, pipes):
+    from fastapi.testclient import TestClient
+
+    names = {"__name__": "server"}
+    exec(example("fastapi").replace("runs/quickstart", runs["first"]), names)
+    server = TestClient(names["app"])
+
+    def post(task: str, rows: object) -> tuple[int, object]:
+        response = server.post("/answer", json={"task": task, "rows": rows})
+        return response.status_code, response.json()
+
+    assert post("sst", [TEXT, OTHER])[0] == 200
+    assert same(post("sst", [TEXT, OTHER])[1], pipes["first"]("sst", [TEXT, OTHER]))
+    assert same(post("sts", [[TEXT, OTHER]])[1], [pipes["first"]("sts", (TEXT, OTHER))])
+    for task, rows, words_of in (
+        ("sst", TEXT, "valid list"),
+        ("sst", [7], "valid string"),
+        ("sst", [""], "at least 1 character"),
+        ("sst", ["a" * 20_001], "at most 20000 characters"),
+        ("sst", ["a"] * 1001, "at most 1000 items"),
+        ("sst", [[TEXT, OTHER]], "task 'sst' takes a text"),
+        ("sts", [TEXT], "task 'sts' takes a pair"),
+        ("nli", [TEXT], "no task 'nli'"),
+    ):
+        status, answer = post(task, rows)
+        assert status == 422 and words_of in str(answer["detail"]), answer
+    assert server.post("/answer", content=b"{").status_code == 422
 
 
 def test_a_kind_of_ones_own_is_shown_as_json(monkeypatch, tiny_bert, tokenizer, pipes):
