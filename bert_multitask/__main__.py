@@ -6,7 +6,7 @@ import sys
 COMMANDS = {
     "train": "train one BERT on several tasks",
     "tune": "search hyperparameters",
-    "predict": "predict every row of a split",
+    "predict": "predict every row of a file or a split",
     "ensemble": "combine the predictions of several models",
     "soup": "average the weights of runs that began alike",
     "report": "scores with intervals, curves and errors, as HTML and Markdown",

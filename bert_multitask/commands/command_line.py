@@ -30,7 +30,10 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say where the rows of trained runs and of their tables are."""
     parser.add_argument("--data_dir", help=f"rows: folder, URL, 'hub' or {SAMPLE}; by default a run's own")
     parser.add_argument(
-        "--tasks", nargs="+", help='which tasks, by default all; as JSON with files: {"name": "nli", "files": {…}}'
+        *("--tasks", "--task"),
+        nargs="+",
+        action="extend",
+        help='which tasks, by default all; as JSON with files: {"name": "nli", "files": {…}}',
     )
 
 

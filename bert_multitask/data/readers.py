@@ -99,6 +99,50 @@ def read_as_written(path: str, task: Task) -> Iterator[dict]:
         yield from read(file, path, task)
 
 
+def read_tables(path: str, task: Task, size: int, schema: pyarrow.Schema | None = None) -> Iterator[pyarrow.Table]:
+    """Yield the rows of a file as Arrow tables, with all its columns, as they are. Few rows are held at a time.
+
+    Args:
+        path: of the file, local or remote.
+        task: says how tables quote.
+        size: rows of a table; the last one may have fewer.
+        schema: that all tables get; by default each has what its own values are, which may differ in JSON lines.
+
+    Raises:
+        InputError: the file cannot be read or is damaged, or a column has values of several types.
+    """
+    read, form, decompress = file_form(path, task)
+    if read is read_parquet:
+        with reading(path, form), decompress(fetch(path, task), "rb") as file:
+            yield from parquet_tables(file, path, size)
+        return
+    rows = read_as_written(path, task)
+    while part := list(itertools.islice(rows, size)):
+        columns = {}
+        for name in schema.names if schema else dict.fromkeys(name for row in part for name in row):
+            try:
+                columns[name] = pyarrow.array((row.get(name) for row in part), schema and schema.field(name).type)
+            except (ArrowException, OverflowError) as error:
+                raise InputError(
+                    f"{path}: the column {name!r} has values of several types ({one_line(error)})"
+                ) from error
+        yield pyarrow.table(columns)
+
+
+def parquet_tables(file: BinaryIO, path: str, size: int) -> Iterator[pyarrow.Table]:
+    """Yield tables of `size` rows, whatever the file's own groups of rows are: they are read through a buffer."""
+    with parquet.ParquetFile(file, buffer_size=2**16, page_checksum_verification=True) as source:
+        check_columns(source.schema_arrow.names, path)
+        rest = source.schema_arrow.empty_table()
+        for batch in source.iter_batches(size, use_threads=False):
+            rest = pyarrow.concat_tables([rest, pyarrow.Table.from_batches([batch])])
+            if len(rest) >= size:
+                yield rest.slice(0, size)
+                rest = rest.slice(size)
+        if len(rest):
+            yield rest
+
+
 def needed_columns(columns: HubSource | Task, labelled: bool) -> list[str]:
     """The columns that every row must have; that of labels is among them where rows must be `labelled`, and that of ids
     where the task names it."""

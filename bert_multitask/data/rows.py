@@ -14,6 +14,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets.table import InMemoryTable
 from transformers.utils import logging
@@ -24,7 +25,7 @@ from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
 from ..model.tasks import SPLITS, HubSource, Task, label_key
 from .labels import LabelReader, even_labels, label_numbers, name_labels, uneven_rows
-from .readers import claim_id, is_url, needed_columns, read_file, rename_columns
+from .readers import claim_id, column_features, is_url, needed_columns, read_file, rename_columns
 
 logger = logging.get_logger(__name__)
 
@@ -189,7 +190,27 @@ def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bo
         yield rename_columns(row, task, KINDS[task.kind], source, number, task.id or "id")
 
 
-def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> Dataset:
+def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
+    """Some rows of a file as clean rows, which are called by their numbers in the file, from 0.
+
+    Args:
+        task: whose rows; a column of labels may be missing.
+        table: the rows, as `read_tables` gives them.
+        path: of the file, for messages.
+        first: number of the first row, from 1.
+
+    Raises:
+        InputError: a text or label cannot be read; the message names the row.
+    """
+    names = [name for name in (task.text, task.text_pair, task.label) if name in table.column_names]
+    reader = LabelReader(task)
+    features = column_features(table.schema, task.label, path)
+    rows = name_labels(table.select(names).to_pylist(), features, task.label, reader, path)
+    raw = (rename_columns(row, task, reader.kind, path, number, None) for number, row in enumerate(rows, first))
+    return clean(task, raw, path, reader, first)
+
+
+def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, first: int = 1) -> Dataset:
     """Collect raw rows into a dataset of clean columns, checking every label.
 
     Args:
@@ -197,6 +218,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
         raw: dictionaries of `id`, `text`, `text_pair` and `label`, the label as the source writes it.
         source: name of the file or split, for messages.
         reader: of the source's labels.
+        first: number of the first row, for messages.
 
     Raises:
         InputError: a label is none of the task's, a text is no valid Unicode, or two rows have one id; the message
@@ -210,7 +232,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
     columns: dict[str, list] = {name: [] for name in features}
     seen: dict[str, int] = {}
     hidden = False
-    for number, row in enumerate(raw, start=1):
+    for number, row in enumerate(raw, first):
         claim_id(seen, row["id"], number, source)
         if (label := reader.read(row["label"])) is None:
             wrong = reader.wrong_part(row["label"])
@@ -230,7 +252,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader) -> 
     try:
         table = InMemoryTable.from_pydict(columns, schema=features.arrow_schema)
     except UnicodeEncodeError as error:
-        texts = [value for name, values in columns.items() if name != "label" for value in enumerate(values, start=1)]
+        texts = [value for name, values in columns.items() if name != "label" for value in enumerate(values, first)]
         number, text = next((number, text) for number, text in texts if not is_unicode(text))
         raise InputError(
             f"{source}, row {number}: {text!r} has half of a two-part character; correct the text"

@@ -60,6 +60,12 @@ def estimate(value: float, resampled: np.ndarray) -> Estimate:
     return Estimate(float(value), *map(float, np.quantile(resampled, [tail, 1 - tail])))
 
 
+def wilson(count: int, rows: int) -> Estimate:
+    """The share that a count is of some rows, with Wilson's interval at LEVEL (Wilson, 1927)."""
+    bounds = stats.binomtest(count, rows).proportion_ci(LEVEL, method="wilson")
+    return Estimate(count / rows, bounds.low, bounds.high)
+
+
 class Scores:
     """The scores of one set of predictions, each task's and overall, with their resamples.
 
@@ -77,6 +83,7 @@ class Scores:
         references: Mapping[str, np.ndarray],
         seed: int = 0,
     ):
+        self.tasks, self.rows = tasks, {name: len(labels) for name, labels in references.items()}
         self.values, self.resamples = {}, {}
         for number, (name, task) in enumerate(tasks.items()):
             pair = predictions[name], references[name]
@@ -87,7 +94,14 @@ class Scores:
             scores["overall"] = np.mean([unit_score(task, scores[name]) for name, task in tasks.items()], axis=0)
 
     def __getitem__(self, name: str) -> Estimate:
-        """A task's score, or the "overall" score, with its interval."""
+        """A task's score, or the "overall" score, with its interval.
+
+        Where all rows are right, or all are wrong, every resample is the same, and the share of right rows has Wilson's
+        interval.
+        """
+        if name in self.tasks and find_metric(self.tasks[name]).share and self.values[name] in (0, 1):
+            if self.rows[name] > 1:
+                return wilson(round(self.values[name]) * self.rows[name], self.rows[name])
         return estimate(self.values[name], self.resamples[name])
 
     def difference(self, other: "Scores", name: str) -> Estimate:

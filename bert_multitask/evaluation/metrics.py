@@ -31,6 +31,7 @@ class TaskMetric(evaluate.Metric):
         note: what a reader of a table should know beside the metric's name.
         greater_is_better: whether a higher value is a better one.
         overall: how the overall score takes a value, in words; {} is the metric's name.
+        share: whether a value is the share of the rows that are right.
         package: what it needs beside this package's own requirements, and the extra that installs it; None, nothing.
     """
 
@@ -40,6 +41,7 @@ class TaskMetric(evaluate.Metric):
     note = ""
     greater_is_better = True
     overall = "{}"
+    share = False
     package: tuple[str, str] | None = None
 
     @classmethod
@@ -89,6 +91,7 @@ class Accuracy(TaskMetric):
     """Share of predictions that equal the reference, in [0, 1] (paper, section 5.2)."""
 
     unit = "share of rows right"
+    share = True
 
     @staticmethod
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -190,6 +193,7 @@ class ExactMatch(MultilabelMetric):
 
     unit = "share of rows with all labels right"
     note = "rows with all labels right"
+    share = True
 
     @staticmethod
     def columns(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray]:

@@ -18,6 +18,7 @@ from ..data.tokens import tokenise
 from ..evaluation.metrics import overall_score, score_decisions
 from ..evaluation.predict import predict_logits
 from ..evaluation.tables import Predictions, check_alike, find_tables, prediction_table, read_decisions
+from ..model.configuration import resolve_folder
 from ..model.errors import InputError
 from ..model.losses import labelled_rows
 from ..model.tasks import TASKS, Task, load_task, load_tasks
@@ -192,11 +193,34 @@ def read_specs(specs: Sequence[str]) -> dict[str, dict]:
     return given
 
 
-def read_places(name: str) -> dict[str, Place]:
-    """{task: where its rows are} of a run, as `run.json` says; nothing where there is none."""
-    if (record := read_run(name)) is None:
-        return {}
-    return {task.name: Place(task, record["data_dir"]) for task in load_tasks(record["tasks"]).values()}
+def read_places(name: str, within: Sequence[str] = ()) -> dict[str, Place]:
+    """{task: where its rows are} of a run, as `run.json` says, or of an ensemble, as its first member that has the task
+    says; nothing where there is neither.
+
+    Args:
+        name: of the run or ensemble.
+        within: the ensembles whose member it is.
+    """
+    if (record := read_run(name)) is not None:
+        return {task.name: Place(task, record["data_dir"]) for task in load_tasks(record["tasks"]).values()}
+    places: dict[str, Place] = {}
+    for member in (read_ensemble(name) or {}).get("members", ()):
+        if member not in (name, *within):
+            places = read_places(member, (*within, name)) | places
+    return places
+
+
+def read_ensemble(name: str) -> dict | None:
+    """What an ensemble's folder says about it; None where there is no `ensemble.json`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(resolve_folder(name), "ensemble.json")
+    try:
+        return dict(json.loads(path.read_bytes())) if path.is_file() else None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged ({error}); combine the runs again") from error
 
 
 def is_run(name: str | TrainedRun) -> bool:

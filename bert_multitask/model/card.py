@@ -159,9 +159,11 @@ logits = model("{task.name}", **{inputs}).logits
 With the package `bert_multitask`, no remote code:
 
 ```python
-from bert_multitask import MultitaskPipeline
+from bert_multitask import MultitaskBertModel, MultitaskPipeline
+from transformers import AutoTokenizer
 
-pipe = MultitaskPipeline("{name}")
+model = MultitaskBertModel.from_pretrained("{name}")
+pipe = MultitaskPipeline(model, AutoTokenizer.from_pretrained("{name}"))
 print(pipe("{task.name}", [{f"({texts})" if task.text_pair else texts}]))
 ```
 

@@ -45,6 +45,7 @@ class Kind:
         shares: whether `errors` are 1 or 0 a row, and not distances.
         picture: key of the report's picture of the errors in `plots.PICTURES`; None, there is none.
         view: key of how the demo shows an answer in `demo_page.VIEWS`; None, as JSON.
+        orderable: whether a task may say that its classes are `ordered`.
         pipeline: of Transformers, that takes an exported model.
     """
 
@@ -60,6 +61,7 @@ class Kind:
     shares = True
     picture: str | None = None
     view: str | None = None
+    orderable = False
     pipeline = "text-classification"
 
     @property
@@ -70,7 +72,7 @@ class Kind:
     # What a task says.
 
     def check_task(self, task: "Task", where: str) -> None:
-        """Refuse label names, a range of scores or label smoothing that such a task does not have.
+        """Refuse label names, their order, a range of scores or label smoothing that such a task does not have.
 
         Raises:
             InputError: names the field.
@@ -78,6 +80,11 @@ class Kind:
         names, a_task = task.label_names or (), f"a {task.kind} task"
         if task.score_range is not None and not self.ranged:
             raise InputError(f"{where}: {a_task} has no score_range, it has label_names")
+        if task.ordered and not (self.orderable and len(names) > 2):
+            raise InputError(
+                f"{where}: ordered is of a task with one of three or more label_names a row, from the lowest to the "
+                f"highest; it is {a_task} with {len(names)}, so leave it out"
+            )
         if task.label_smoothing and self.unweighted:
             raise InputError(
                 f"{where}: label_smoothing is {task.label_smoothing}; {a_task} {self.unweighted}, so leave it out"
@@ -270,6 +277,25 @@ class Kind:
         """Key in `plots.DISTANCES` of the picture of `distances`; None where no prediction can be nearly right."""
         return None
 
+    def baseline(self, labels: np.ndarray) -> np.ndarray | None:
+        """What one would predict for every row without a look at its text, of the form of the labels; None, nothing."""
+        return None
+
+    def flags(self, task: "Task", predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Which classes are predicted, and which are true: truth values (M, C) and (M, C) of the M decisions that can
+        be scored; None where there are no classes."""
+        return None
+
+    def distributions(self, labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """The M decisions between classes of which one is true: their probabilities, which sum to 1, (M, classes), and
+        the number of the true one (M,); None where a prediction has no probability."""
+        return None
+
+    def yes(self, probabilities: np.ndarray) -> np.ndarray | None:
+        """The probabilities that are compared with a threshold (N, K); a prediction is 1 where they are above, and is
+        of the form of labels when it is reshaped. None where there is no threshold. They are of the last K names."""
+        return None
+
     def show(self, task: "Task", value: Any) -> str:
         """A label or prediction as text."""
         return task.label_names[int(value)]
@@ -290,6 +316,7 @@ class Classification(Kind):
     }
     picture = "confusion"
     view = "bars"
+    orderable = True
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
         """The most likely class."""
@@ -356,8 +383,24 @@ class Classification(Kind):
         return -np.log(np.maximum(true, np.finfo(np.float32).tiny))
 
     def distance_picture(self, task: "Task") -> str | None:
-        """From three classes on, a prediction can be off by one."""
-        return "classes" if len(task.label_names) > 2 else None
+        """Of classes that have an order a prediction can be off by one."""
+        return "classes" if task.ordered else None
+
+    def baseline(self, labels: np.ndarray) -> np.ndarray:
+        """The most frequent class."""
+        known = labels != self.missing
+        return np.where(known, np.bincount(labels[known]).argmax(), self.missing)
+
+    def flags(self, task: "Task", predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One of each a decision."""
+        scored = (labels != self.missing) & (predicted != self.missing)
+        classes = np.arange(len(task.label_names))
+        return predicted[scored][:, None] == classes, labels[scored][:, None] == classes
+
+    def distributions(self, labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As they are."""
+        scored = (labels != self.missing) & (probabilities.sum(-1) > 0)
+        return probabilities[scored], labels[scored]
 
 
 class Binary(Classification):
@@ -370,6 +413,7 @@ class Binary(Classification):
         "metric": {"accuracy": "accuracy", "f1": "f1", "macro_f1": "macro_f1", "matthews": "matthews"},
     }
     classes = (2, 2)
+    orderable = False
 
     def outputs(self, task: "Task") -> int:
         """One: the logit of "yes"."""
@@ -394,6 +438,10 @@ class Binary(Classification):
     def stock_layer(self, task: "Task", weight: Tensor, bias: Tensor, squashed: bool) -> tuple[Tensor, Tensor]:
         """The logits (0, x)."""
         return torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+
+    def yes(self, probabilities: np.ndarray) -> np.ndarray:
+        """Of "yes"."""
+        return probabilities[:, 1:]
 
 
 class Regression(Kind):
@@ -490,6 +538,10 @@ class Regression(Kind):
     def distance_picture(self, task: "Task") -> str:
         """Over the range."""
         return "scores"
+
+    def baseline(self, labels: np.ndarray) -> np.ndarray:
+        """The mean score."""
+        return np.full_like(labels, labels.mean(dtype=np.float64))
 
     def show(self, task: "Task", value: float) -> str:
         """With two digits."""
@@ -649,6 +701,26 @@ class Multilabel(Kind):
         true = np.select([labels == 1, labels == 0], [probabilities, 1 - probabilities], 1.0)
         return -np.log(np.maximum(true, np.finfo(np.float32).tiny)).sum(-1)
 
+    def baseline(self, labels: np.ndarray) -> np.ndarray:
+        """Each label that more than half of the rows have."""
+        known = labels != self.missing
+        often = 2 * ((labels == 1) & known).sum(0) > known.sum(0)
+        return np.broadcast_to(often.astype(labels.dtype), labels.shape)
+
+    def flags(self, task: "Task", predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each row any number. A label that is missing counts as neither predicted nor true."""
+        known = labels != self.missing
+        return (predicted == 1) & known, (labels == 1) & known
+
+    def distributions(self, labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each label of each row, between no and yes."""
+        known = labels != self.missing
+        return np.stack([1 - probabilities[known], probabilities[known]], axis=-1), labels[known]
+
+    def yes(self, probabilities: np.ndarray) -> np.ndarray:
+        """Of each label."""
+        return probabilities
+
     def show(self, task: "Task", value: np.ndarray) -> str:
         """The names."""
         return ", ".join(*self.names(task, [value])) or "none"
@@ -677,6 +749,7 @@ class TokenClassification(Classification):
     words = True
     picture = "tags"
     view = "tags"
+    orderable = False
     pipeline = "token-classification"
 
     def check_task(self, task: "Task", where: str) -> None:
@@ -767,6 +840,11 @@ class TokenClassification(Classification):
             columns["label"].append(np.where(starts < 0, self.missing, row[starts].argmax(-1)).tolist())
             columns["probabilities"].append(np.where(starts[:, None] < 0, 0, chances).tolist())
         return columns
+
+    def read_written(self, task: "Task", text: str, read_one: Callable) -> list | None:
+        """As `plain` shows tags."""
+        found = [self.missing if tag == "_" else read_one(tag) for tag in text.split()]
+        return None if None in found else found
 
     def answers(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
         """For each word its tag's name, None where it has no prediction, and {name: probability}."""

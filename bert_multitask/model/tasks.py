@@ -71,6 +71,8 @@ class Task:
         label: the column of labels.
         label_names: what the labels 0, 1, … mean; for all kinds but regression. No two may be the same label: case
             and white space around them do not count, and "1.0" is "1".
+        ordered: whether label_names go from the lowest to the highest, as grades do, so that a prediction can be nearly
+            right; reports then say how far off it is. For classification into three or more.
         score_range: lowest and highest score, for regression; None, any finite number is a score.
         head: key of `heads.HEADS`; by default the first of the kind's that fits.
         loss: key of `losses.LOSSES`; by default the kind's.
@@ -104,6 +106,7 @@ class Task:
     text_pair: str | None = None
     label: str = "label"
     label_names: tuple[str, ...] | None = None
+    ordered: bool = False
     score_range: tuple[float, float] | None = None
     head: str | None = None
     loss: str | None = None
@@ -363,6 +366,7 @@ TASKS = {
             kind="classification",
             label="sentiment",
             label_names=("negative", "somewhat negative", "neutral", "somewhat positive", "positive"),
+            ordered=True,
             files=course_files("ids-sst"),
             hub=HubSource("SetFit/sst5"),
             course_rows={"train": 8544, "dev": 1101, "test": 2210},

@@ -1,18 +1,20 @@
 """Where predictions go wrong: a task's predictions beside the labels, and what can be counted of them."""
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset
-from scipy.stats import binomtest, norm
-from sklearn.metrics import confusion_matrix
+from scipy.stats import norm
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from ..data.labels import even_labels
-from ..evaluation.intervals import LEVEL, Estimate
+from ..evaluation.intervals import LEVEL, Estimate, wilson
+from ..evaluation.metrics import score
 from ..evaluation.tables import Predictions, check_alike, decision_column, read_columns
 from ..model.kinds import KINDS, Kind
-from ..model.losses import is_labelled, labelled_rows
+from ..model.losses import labelled_rows
 from ..model.tasks import Task
 
 
@@ -71,6 +73,12 @@ class LabelledPredictions:
         return self.kind.losses(self.predicted, self.labels, self.probabilities)
 
     @property
+    def distributions(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """`Kind.distributions` of these rows; None where there are no probabilities, or nothing is decided by them."""
+        found = None if self.probabilities is None else self.kind.distributions(self.labels, self.probabilities)
+        return found if found and len(found[1]) else None
+
+    @property
     def words(self) -> np.ndarray:
         """(N,): words of each row, both texts together, as white space sets them apart."""
         return np.array([sum(len(text.split()) for text in texts) for texts in self.texts])
@@ -88,16 +96,20 @@ def label_predictions(table: Predictions, rows: Dataset) -> LabelledPredictions:
     """
     check_alike([Predictions(table.task, rows, rows.info.description), table])
     labels = np.array(even_labels(rows["label"][:]))
-    texts = [rows[name][:] for name in ("text", "text_pair") if name in rows.column_names]
     columns = read_columns(table.task, table.table)
     return LabelledPredictions(
         task=table.task,
         ids=rows["id"][:],
-        texts=list(zip(*texts, strict=True)),
+        texts=row_texts(rows),
         labels=labels,
         predicted=columns[decision_column(table.task)],
         probabilities=columns.get("probabilities"),
     ).select(np.flatnonzero(labelled_rows(labels)))
+
+
+def row_texts(rows: Dataset) -> list[tuple[str, ...]]:
+    """The text, or the two texts, of each clean row."""
+    return list(zip(*(rows[name][:] for name in ("text", "text_pair") if name in rows.column_names), strict=True))
 
 
 def confusion(predictions: LabelledPredictions) -> np.ndarray:
@@ -107,15 +119,6 @@ def confusion(predictions: LabelledPredictions) -> np.ndarray:
     """
     classes = range(len(predictions.task.label_names))
     return 100 * confusion_matrix(predictions.labels, predictions.predicted, labels=classes, normalize="true").T
-
-
-def label_scores(predictions: LabelledPredictions) -> np.ndarray:
-    """(4, C): of each of several labels its precision, recall and F1, 0 where it is undefined, and its true rows."""
-    known = is_labelled(predictions.labels)
-    true, predicted = predictions.labels * known, predictions.predicted * known
-    right, chosen, rows = (true * predicted).sum(0), predicted.sum(0), true.sum(0)
-    parts = (right, chosen), (right, rows), (2 * right, chosen + rows)
-    return np.array([*(part / np.maximum(whole, 1) for part, whole in parts), rows])
 
 
 class LengthBin(NamedTuple):
@@ -147,13 +150,46 @@ def mean_interval(errors: np.ndarray, share: bool) -> Estimate:
     """The mean of errors with its interval: Wilson's of a share, else z standard errors to each side."""
     mean, count = float(errors.mean()), len(errors)
     if share:
-        bounds = binomtest(int(errors.sum()), count).proportion_ci(LEVEL, method="wilson")
-        return Estimate(mean, bounds.low, bounds.high)
+        return wilson(int(errors.sum()), count)
     width = norm.ppf((1 + LEVEL) / 2) * errors.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
     return Estimate(mean, mean - width, mean + width)
 
 
-def worst(predictions: LabelledPredictions, count: int) -> LabelledPredictions:
-    """The wrong rows with the highest `losses`, worst first."""
+def baseline_score(predictions: LabelledPredictions) -> float | None:
+    """The task's metric of one prediction for every row that needs no look at the texts: the most frequent label, or
+    the mean score, of these rows; None where the kind of task has none."""
+    guess = predictions.kind.baseline(predictions.labels)
+    if guess is None:
+        return None
+    with warnings.catch_warnings(action="ignore"):  # a constant has no correlation, which counts as 0
+        return score(predictions.task, guess, predictions.labels)
+
+
+class ClassScore(NamedTuple):
+    """A class: its true rows and its predictions, the share of the predictions that are right (precision) and of the
+    true rows that are found (recall), and their harmonic mean; 0 where there is nothing to divide by."""
+
+    name: str
+    true: int
+    predicted: int
+    precision: float
+    recall: float
+    f1: float
+
+
+def class_scores(predictions: LabelledPredictions) -> list[ClassScore]:
+    """The scores of each class; none where the kind of task has no classes."""
+    flags = predictions.kind.flags(predictions.task, predictions.predicted, predictions.labels)
+    if flags is None or not len(flags[0]):
+        return []
+    found = []
+    for name, predicted, true in zip(predictions.task.label_names, *(values.T for values in flags), strict=True):
+        parts = precision_recall_fscore_support(true, predicted, average="binary", zero_division=0)[:3]
+        found.append(ClassScore(name, int(true.sum()), int(predicted.sum()), *map(float, parts)))
+    return found
+
+
+def worst(predictions: LabelledPredictions) -> np.ndarray:
+    """The numbers of the wrong rows, those with the highest `losses` first."""
     order = np.argsort(-predictions.losses, kind="stable")
-    return predictions.select(order[predictions.errors[order] > 0][:count])
+    return order[predictions.errors[order] > 0]

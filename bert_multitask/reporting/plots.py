@@ -1,10 +1,12 @@
 """The pictures of reports and searches: numbers -> matplotlib figures, to be read at a page's width of 800 px.
 
 A figure's inch is 100 px of the page, so that its smallest letters (9 pt) are 12.5 px high there. Colours are those of
-Okabe and Ito, and cividis for matrices: both can be told apart without red or green.
+Okabe and Ito, and blues for matrices: both can be told apart without red or green, and also with light and dark
+exchanged, as the HTML shows them on a dark page.
 """
 
 import io
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -19,7 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from ..evaluation.metrics import find_metric, span_counts
 from ..model.kinds import KINDS
 from ..model.tasks import Task
-from .analysis import LabelledPredictions, confusion, error_by_length, label_scores
+from .analysis import LabelledPredictions, class_scores, confusion, error_by_length
+from .probabilities import Calibration
 
 WIDTH = 8  # inches
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
@@ -57,16 +60,16 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
         history: the entries of `history.jsonl`.
         tasks: {name: task}.
     """
-    figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1) + 0.3))
+    figure = Figure(figsize=(WIDTH, 2.1 * (len(tasks) + 1) + 0.3))
     axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
     for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
         draw_train(left, history, f"loss_{name}")
         draw_dev(left, history, f"eval_{name}_loss")
         draw_train(right, history, f"{task.metric}_{name}")
         draw_dev(right, history, f"eval_{name}_{task.metric}")
-        left.set(title=f"{name}: loss", ylabel=f"loss ({KINDS[task.kind].loss_unit})")
+        left.set(title=fold(f"{name}: loss"), ylabel=f"loss ({KINDS[task.kind].loss_unit})")
         metric = find_metric(task)
-        right.set(title=f"{name}: {task.metric}{best_dev(right, metric.greater_is_better)}", ylabel=metric.unit)
+        right.set(title=fold(f"{name}: {task.metric}") + best_dev(right, metric.greater_is_better), ylabel=metric.unit)
     left, right = axes[-1]
     draw_train(left, history, "loss")
     smart = any(key.startswith(("smart_", "bregman_")) for entry in history for key in entry)
@@ -102,21 +105,72 @@ def best_dev(axis: Axes, highest: bool = True) -> str:
         if line.get_label() == DEV_LABEL:
             step, value = (max if highest else min)(line.get_xydata(), key=lambda point: point[1])
             axis.plot(step, value, "o", color=DEV, markersize=8, fillstyle="none", label="best on dev")
-            return f", best on dev {value:.3f} at step {step:,.0f}"
+            return f"\nbest on dev {value:.3f} at step {step:,.0f}"
     return ""
+
+
+def fold(title: str, width: float = WIDTH / 2) -> str:
+    """A title in lines that fit above axes in a figure's part of so many inches."""
+    return textwrap.fill(title, int(10 * width))
+
+
+@rc_context(STYLE)
+def compared_curves(histories: Mapping[str, Sequence[Mapping]], tasks: Mapping[str, Task]) -> Figure:
+    """Dev loss and metric of two runs over the steps; a row a task, and the overall score last.
+
+    Args:
+        histories: {what the run is called: the entries of its `history.jsonl`}.
+        tasks: {name: task} that all have.
+    """
+    figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1) + 0.3))
+    axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
+    rows = [(f"eval_{name}_loss", f"eval_{name}_{task.metric}") for name, task in tasks.items()]
+    for (left, right), keys in zip(axes, [*rows, (None, "eval_overall")], strict=True):
+        for number, (run, history) in enumerate(histories.items()):
+            for axis, key in ((left, keys[0]), (right, keys[1])):
+                draw_curve(axis, history, key, label=run, color=(TRAIN, DEV)[number], marker="os"[number], markersize=4)
+    for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
+        left.set(title=fold(f"{name}: dev loss"), ylabel=f"loss ({KINDS[task.kind].loss_unit})")
+        right.set(title=fold(f"{name}: dev {task.metric}"), ylabel=find_metric(task).unit)
+    axes[-1][0].axis("off")
+    axes[-2][0].tick_params(labelbottom=True)
+    axes[-1][1].set(title="overall dev score", ylabel="score (0 to 1)", xlabel="step")
+    count_steps(axes[-1][1])
+    figure.legend(handles=axes[-1][1].lines, loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+@rc_context(STYLE)
+def reliability(parts: Mapping[str, tuple[Calibration, Calibration | None]]) -> Figure:
+    """Accuracy over confidence, in bins, before and after a temperature; a panel a task."""
+    figure, axes = panels(len(parts))
+    for axis, (name, both) in zip(axes, parts.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--", label="calibrated")
+        for found, colour, label, marker in zip(
+            both, (TRAIN, DEV), ("as it is", "with temperature"), "os", strict=False
+        ):
+            if found is not None:
+                confidence, accuracy, counts = found.bins
+                axis.plot(confidence, accuracy, color=colour, linewidth=0.8, label=label)
+                axis.scatter(confidence, accuracy, 15 + 150 * counts / counts.sum(), color=colour, marker=marker)
+        axis.set(title=fold(name), xlabel="confidence", ylabel="share right", xlim=(0, 1.04), ylim=(0, 1.04))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    return figure
 
 
 @rc_context(STYLE)
 def confusion_matrix(predictions: LabelledPredictions) -> Figure:
-    """Percent of each true class's rows by predicted class; a true class is a column, which sums to 100 (Figure 3)."""
+    """Percent of each true class's rows by predicted class, and how many rows that is; a true class is a column, which
+    sums to 100 (Figure 3)."""
     names, percent = predictions.task.label_names, confusion(predictions)
     counts = [int((predictions.labels == index).sum()) for index in range(len(names))]
-    figure = Figure(figsize=(WIDTH, min(2.6 + 0.75 * len(names), WIDTH)))
-    axis = figure.subplots()
-    image = axis.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows", xlabel="true label (rows)")
-    axis.set_ylabel("predicted label")
     crowded = sum(map(len, names)) > 75  # letters that fit beside each other
+    figure = Figure(figsize=(WIDTH, min(2.6 + 0.75 * len(names), WIDTH) + 0.08 * crowded * max(map(len, names))))
+    axis = figure.subplots()
+    image = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axis.set(title=fold(f"{predictions.task.name}: {len(predictions):,} rows", WIDTH), xlabel="true label (rows)")
+    axis.set_ylabel("predicted label")
     gap = " " if crowded else "\n"
     ticks = [f"{name}{gap}({count:,})" for name, count in zip(names, counts, strict=True)]
     axis.set_xticks(range(len(names)), ticks, rotation=90 if crowded else 0)
@@ -124,7 +178,9 @@ def confusion_matrix(predictions: LabelledPredictions) -> Figure:
     axis.spines[:].set_visible(False)
     if len(names) <= MANY_CLASSES:
         for (row, column), value in np.ndenumerate(percent):
-            axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="black" if value > 45 else "white")
+            rows = round(value / 100 * counts[column])
+            shown = f"{value:.{1 if counts[column] >= 1000 else 0}f} %\n{rows:,}"
+            axis.text(column, row, shown, ha="center", va="center", color="white" if value > 60 else "black")
     figure.colorbar(image, label="share of the true label's rows (%)")
     return figure
 
@@ -139,7 +195,7 @@ def scatter(predictions: LabelledPredictions) -> Figure:
     faint = float(np.clip(300 / len(predictions), 0.05, 0.6))
     axis.scatter(predictions.labels, predictions.predicted, s=14, alpha=faint, color=TRAIN, linewidths=0, label="a row")
     axis.plot([low, high], [low, high], color=IDENTITY, label="predicted = true")
-    axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows", aspect="equal")
+    axis.set(title=fold(f"{predictions.task.name}: {len(predictions):,} rows", WIDTH), aspect="equal")
     axis.set(xlabel=f"true score ({low:g} to {high:g})", ylabel=f"predicted score ({low:g} to {high:g})")
     for handle in axis.legend(frameon=False, loc="upper left").legend_handles:
         handle.set_alpha(1)
@@ -149,17 +205,18 @@ def scatter(predictions: LabelledPredictions) -> Figure:
 @rc_context(STYLE)
 def label_bars(predictions: LabelledPredictions) -> Figure:
     """Precision, recall and F1 of each label, those of the most rows if there are many."""
-    precision, recall, f1, rows = label_scores(predictions)
-    shown = np.sort(np.argsort(-rows, kind="stable")[:MANY_LABELS])
+    labels = class_scores(predictions)
+    shown = [label for label in labels if label in sorted(labels, key=lambda label: -label.true)[:MANY_LABELS]]
     figure = Figure(figsize=(WIDTH, 1.4 + 0.4 * len(shown)))
     axis = figure.subplots()
     places = np.arange(len(shown))
-    for number, (name, values) in enumerate([("precision", precision), ("recall", recall), ("F1", f1)]):
-        axis.barh(places + 0.27 * (number - 1), values[shown], 0.25, color=COLOURS[number], label=name)
-    axis.set_yticks(places, [f"{predictions.task.label_names[label]} ({rows[label]:,.0f})" for label in shown])
+    for number, name in enumerate(["precision", "recall", "F1"]):
+        values = [getattr(label, name.lower()) for label in shown]
+        axis.barh(places + 0.27 * (number - 1), values, 0.25, color=(TRAIN, "#56B4E9", DEV)[number], label=name)
+    axis.set_yticks(places, [f"{label.name} ({label.true:,})" for label in shown])
     axis.invert_yaxis()
-    of = f", the {len(shown)} most frequent of {len(rows)} labels" * (len(shown) < len(rows))
-    axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows{of}", xlim=(0, 1))
+    of = f", the {len(shown)} most frequent of {len(labels)} labels" * (len(shown) < len(labels))
+    axis.set(title=fold(f"{predictions.task.name}: {len(predictions):,} rows{of}", WIDTH), xlim=(0, 1))
     axis.set(xlabel="precision, recall and F1", ylabel="label (true rows)")
     figure.legend(loc="outside upper right", ncols=3, frameon=False)
     return figure
@@ -174,7 +231,7 @@ def tag_scores(predictions: LabelledPredictions) -> Figure:
     axis = figure.subplots()
     axis.bar_label(axis.barh(range(len(counts)), scores, color=TRAIN), fmt="%.3f", fontsize=9, padding=3)
     axis.set_yticks(range(len(counts)), [f"{name} ({true:,})" for name, (_, _, true) in counts.items()])
-    axis.set(title=f"{predictions.task.name}: {len(predictions):,} rows", xlim=(0, 1.1), xlabel="F1")
+    axis.set(title=fold(f"{predictions.task.name}: {len(predictions):,} rows", WIDTH), xlim=(0, 1.1), xlabel="F1")
     axis.invert_yaxis()
     return figure
 
@@ -192,7 +249,7 @@ def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
         below_above = np.abs(means[:, 1:] - means[:, :1]).T
         axis.errorbar(places, means[:, 0], below_above, fmt="o", color=TRAIN, capsize=3)
         axis.set_xticks(places, [f"{bin.low}–{bin.high}" if bin.low < bin.high else f"{bin.low}" for bin in bins])
-        axis.set(title=f"{part.task.name}: about {len(part) // len(bins):,} rows a bin", xlabel="length (words)")
+        axis.set(title=fold(part.task.name), xlabel=f"length (words), about {len(part) // len(bins):,} rows a bin")
         axis.set(ylabel="wrong rows (%)" if shares else "mean |predicted − true|")
         axis.margins(x=0.1)
         axis.set_ylim(0, 1.1 * np.nanmax([*means.flat, 1e-9]))  # bounds are nan in a bin of one score
@@ -206,7 +263,7 @@ def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
     for axis, part in zip(axes, predictions, strict=True):
         weights = np.full(len(part), 100 / len(part))
         DISTANCES[part.kind.distance_picture(part.task)].draw(axis, part, weights)
-        axis.set(title=part.task.name, ylabel="rows (%)")
+        axis.set(title=fold(part.task.name), ylabel="rows (%)")
     return figure
 
 
@@ -333,7 +390,7 @@ def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
         floor += share
     bottom.set(xlim=(0.5, len(plan) + 0.5), ylim=(0, 100), xlabel="step", ylabel="share of steps (%)")
     bottom.set_title(f"the whole plan, about {round(len(plan) / bars):,} steps a bar")
-    bottom.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, reverse=True)  # as the bars are stacked
+    figure.legend(handles=bottom.containers, loc="outside lower center", ncols=3, frameon=False)
     for axis in (top, bottom):
         count_steps(axis)
     return figure

@@ -5,22 +5,19 @@ Markdown with PNGs beside it, and one HTML file that holds everything (docs/repo
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import date
 from os import PathLike
 from pathlib import Path
-
-import numpy as np
-from matplotlib.figure import Figure
 
 from ..evaluation.intervals import LEVEL, RESAMPLES, Estimate, Scores, mcnemar
 from ..evaluation.metrics import describe_metric, describe_overall, find_metric
 from ..model.errors import InputError
-from .analysis import LabelledPredictions, worst
+from ..training.run_folder import installed_version
+from .analysis import LabelledPredictions, baseline_score
 from .document import Document, Picture, Table
-from .plots import DISTANCES, PICTURES, distance_shares, length_errors, task_order, to_png, training_curves
-from .subject import Source, open_sources
-
-WORST = 10  # rows of each task that are shown
-SHOWN_TEXT = 300  # characters of a text
+from .error_sections import add_errors, digits, picture
+from .plots import compared_curves, task_order, training_curves
+from .subject import Source, open_dev, open_sources
 
 
 def write_report(
@@ -47,15 +44,17 @@ def write_report(
     """
     names = [str(name) for name in (path, other) if name is not None]
     source, *compared = open_sources(names, split, tasks, data_dir)
-    document = Document(f"Report of {path}" + (f", compared with {other}" if other else ""))
+    fitted = open_dev(names[0], tasks, data_dir) if split != "dev" else {}
+    version = installed_version("bert_multitask") or "of a checkout"
+    note = f"Made on {date.today().isoformat()} by bert_multitask {version}."
+    document = Document(f"Report of {path}" + (f", compared with {other}" if other else ""), note)
     add_scores(document, source, split)
     for second in compared:
         add_comparison(document, source, second)
     add_members(document, source)
     add_training(document, source)
     add_task_order(document, source)
-    add_errors(document, source.predictions)
-    add_worst(document, source.predictions)
+    add_errors(document, source.predictions, fitted, source.train)
     add_settings(document, source)
     document.write(Path(output_dir), "report")
 
@@ -69,8 +68,10 @@ def scores(predictions: Mapping[str, LabelledPredictions]) -> Scores:
     )
 
 
-def bounds(interval: Estimate, form: str = ".4f") -> str:
-    """An interval as `low to high`."""
+def bounds(interval: Estimate, form: str) -> str:
+    """An interval as `low to high`; a sentence where every resample is the same, or there are none."""
+    if not interval.low < interval.high:
+        return "none: all resamples are alike" if interval.low == interval.high else "none: too few rows"
     return f"{interval.low:{form}} to {interval.high:{form}}"
 
 
@@ -78,21 +79,31 @@ def add_scores(document: Document, source: Source, split: str) -> None:
     """Each task's score and the overall score, with intervals."""
     predictions = source.predictions
     found = scores(predictions)
-    lines = [
-        [name, describe_metric(part.task), f"{len(part):,}", f"{found[name].value:.4f}", bounds(found[name])]
-        for name, part in predictions.items()
-    ]
-    overall = found["overall"]
-    total = f"{sum(map(len, predictions.values())):,}"
-    words = describe_overall({name: part.task for name, part in predictions.items()})
-    lines.append(["overall", words, total, f"{overall.value:.4f}", bounds(overall)])
+    words = {name: describe_metric(part.task) for name, part in predictions.items()}
+    words["overall"] = describe_overall({name: part.task for name, part in predictions.items()})
+    rows = {name: len(part) for name, part in predictions.items()}
+    rows["overall"] = sum(rows.values())
+    lines = []
+    for name in words:
+        form = f".{digits(rows[name])}f"
+        guess = baseline_score(predictions[name]) if name in predictions else None
+        line = [
+            name,
+            f"{found[name].value:{form}}",
+            bounds(found[name], form),
+            "" if guess is None else f"{guess:{form}}",
+        ]
+        lines.append([*line, f"{rows[name]:,}", words[name]])
     document.add(
         f"Scores on {split}",
-        Table(["task", "metric", "rows", "score", f"{LEVEL:.0%} interval"], lines),
+        Table(["task", "score", f"{LEVEL:.0%} interval", "baseline", "rows", "metric"], lines),
         *source.unscored,
+        "The baseline is the score of one answer for every row: the most frequent label of these rows, or the mean "
+        "score. A constant has no correlation, which counts as 0.",
         f"Intervals are percentile bootstraps: {RESAMPLES:,} resamples of a task's labelled rows, each row's "
-        "prediction and label drawn together, the tasks' rows independently. They say how far the score would move "
-        "with other rows of the same kind, not with another seed of the training.",
+        "prediction and label drawn together, the tasks' rows independently. Where all rows are right, or all wrong, "
+        "it is Wilson's interval of a share. They say how far the score would move with other rows of the same kind, "
+        "not with another seed of the training.",
     )
 
 
@@ -109,8 +120,9 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
         head = name
         if name in common and not find_metric(common[name].task).greater_is_better:
             head = f"{name} (lower is better)"
-        line = [head, f"{ours[name].value:.4f}", f"{theirs[name].value:.4f}", f"{difference.value:+.4f}"]
-        line += [bounds(difference, "+.4f"), "", "", ""]
+        form = f".{digits(len(common[name]) if name in common else sum(map(len, common.values())))}f"
+        line = [head, f"{ours[name].value:{form}}", f"{theirs[name].value:{form}}", f"{difference.value:+{form}}"]
+        line += [bounds(difference, f"+{form}"), "", "", ""]
         if name in common and common[name].task.metric == "accuracy":
             test = mcnemar(common[name].errors == 0, second[name].errors == 0)
             line[5:] = f"{test.first:,}", f"{test.second:,}", f"{test.p:.2g}"
@@ -124,7 +136,18 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
         "Both are scored on the same resamples of the rows (paired bootstrap): where the interval leaves out 0, the "
         "difference is more than the choice of rows explains. McNemar's exact test asks how probable so uneven a "
         "split of the rows that one alone has right is if both are equally good. Neither sees other seeds.",
+        curves_of_both(source, compared),
     )
+
+
+def curves_of_both(source: Source, compared: Source) -> Picture | None:
+    """The dev curves of two runs; None where one has none."""
+    histories = {"A": source.history, "B": compared.history}
+    tasks = {name: task for name, task in source.tasks.items() if name in compared.tasks}
+    if not all(any("eval_overall" in entry for entry in history) for history in histories.values()):
+        return None
+    alt = f"Dev loss and metric of {', '.join(tasks)} over the steps, of both runs"
+    return picture("compared-curves", compared_curves(histories, tasks), alt)
 
 
 def add_members(document: Document, source: Source) -> None:
@@ -146,11 +169,6 @@ def add_members(document: Document, source: Source) -> None:
     document.add("Members", f"Vote: {ensemble['vote']}, of {', '.join(ensemble['members'])}.", *selected, *tables)
 
 
-def picture(name: str, figure: Figure, alt: str) -> Picture:
-    """A figure as a block of the document."""
-    return Picture(name, to_png(figure), alt)
-
-
 def add_training(document: Document, source: Source) -> None:
     """The curves of training (the paper's Figure 2); nothing where there is no history."""
     history, tasks = source.history, source.tasks
@@ -158,7 +176,7 @@ def add_training(document: Document, source: Source) -> None:
         return
     alt = f"Curves of {', '.join(tasks)}: loss and metric over {history[-1]['step']:,} steps"
     evaluations = [(entry["eval_overall"], entry["step"]) for entry in history if "eval_overall" in entry]
-    best = "The overall dev score was highest, {:.4f}, at step {:,}. ".format(*max(evaluations)) if evaluations else ""
+    best = "The overall dev score was highest, {:.3f}, at step {:,}. ".format(*max(evaluations)) if evaluations else ""
     document.add(
         "Training",
         picture("training-curves", training_curves(history, tasks), alt),
@@ -181,67 +199,6 @@ def add_task_order(document: Document, source: Source) -> None:
     )
 
 
-def add_errors(document: Document, predictions: Mapping[str, LabelledPredictions]) -> None:
-    """Confusion (Figure 3), scatter (Figure 4), error by length, and how far off predictions are."""
-    everything = list(predictions.values())
-    for key, (title, note, alt, draw) in PICTURES.items():
-        names = [name for name, part in predictions.items() if part.kind.picture == key]
-        pictures = [picture(f"{key}-{name}", draw(predictions[name]), alt.format(name)) for name in names]
-        if pictures:
-            document.add(title, note, *pictures)
-    document.add(
-        "Error by length",
-        "Bins hold about as many rows each; a row's length is that of all its texts. Bars are 95 % intervals: Wilson's "
-        "of a share of wrong rows, 1.96 standard errors of a mean.",
-        picture("error-by-length", length_errors(everything), f"Mean error by length of {', '.join(predictions)}"),
-    )
-    if neighbours := [part for part in everything if part.kind.distance_picture(part.task)]:
-        alt = f"Distribution of |predicted - true| of {', '.join(part.task.name for part in neighbours)}"
-        document.add(
-            "How far off",
-            picture("distances", distance_shares(neighbours), alt),
-            *map(neighbour_table, neighbours),
-            "Of classes that have no order, how far off says nothing.",
-        )
-
-
-def neighbour_table(part: LabelledPredictions) -> Table:
-    """How many of a task's rows are near, off, and further off, by groups of true labels (see `plots.Distances`)."""
-    groups, (near, far), names = DISTANCES[part.kind.distance_picture(part.task)].groups(part)
-    groups["all"] = np.full(len(part), True)
-    distances = part.distances
-    steps = [distances <= near, (distances > near) & (distances <= far), distances > far]
-    lines = [
-        [name, f"{rows.sum():,}", *(f"{100 * step[rows].mean():.1f} %" for step in steps)]
-        for name, rows in groups.items()
-        if rows.any()
-    ]
-    return Table([f"{part.task.name}: true label", "rows", *names], lines)
-
-
-def add_worst(document: Document, predictions: Mapping[str, LabelledPredictions]) -> None:
-    """The rows of each task that are furthest from right."""
-    for name, part in predictions.items():
-        shown = worst(part, WORST)
-        probable = part.probabilities is not None
-        columns = ["id", "text", *["second text"] * (part.task.text_pair is not None), "true", "predicted"]
-        columns.append("probability of the true label" if probable else "|predicted − true|")
-        lines = []
-        for row in range(len(shown)):
-            text = " ".join(shown.texts[row])
-            values = [
-                cut(part.kind.show_beside(part.task, value[row], text)) for value in (shown.labels, shown.predicted)
-            ]
-            last = f"{np.exp(-shown.losses[row]):.4f}" if probable else f"{shown.losses[row]:.2f}"
-            lines.append([shown.ids[row], *map(cut, shown.texts[row]), *values, last])
-        document.add(f"Worst rows of {name}", Table(columns, lines) if lines else "Every row is right.")
-
-
-def cut(text: str) -> str:
-    """A text, or as much of it as is shown."""
-    return text if len(text) <= SHOWN_TEXT else text[: SHOWN_TEXT - 1] + "…"
-
-
 def add_settings(document: Document, source: Source) -> None:
     """What decided the run's weights, as `run.json` has it; nothing where there is no run."""
     if (record := source.record) is None:
@@ -260,10 +217,11 @@ def add_settings(document: Document, source: Source) -> None:
         + [f"{decides[f'rows of {name}'].get(split, {}).get('rows', 0):,}" for split in splits]
         for name in tasks
     ]
+    shown = [[key, text] for key, value in plain.items() if (text := setting_text(value))]
     document.add(
         "Settings",
         Table(["task", *fields, *(f"{split} rows" for split in splits)], lines) if lines else None,
-        Table(["setting", "value"], [[key, setting_text(value)] for key, value in plain.items()]),
+        Table(["setting", "value"], shown),
     )
 
 

@@ -1,12 +1,16 @@
 """What a report is of: a run, a folder of prediction tables or one table, with the labels of its rows."""
 
-import json
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets import Dataset
+
 from ..data.records import read_history
-from ..inference.split_tables import SplitTables
+from ..data.rows import load_rows
+from ..evaluation.tables import find_tables
+from ..inference.split_tables import SplitTables, read_ensemble
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
 from ..model.tasks import Task
@@ -27,6 +31,7 @@ class Source:
         record: what `run.json` says; None where there is no run.
         history: the entries of `history.jsonl`; none where there is no run.
         ensemble: what `ensemble.json` says; None where there is no ensemble.
+        train: {name: clean training rows} of the tasks of which they are at hand.
     """
 
     name: str
@@ -36,6 +41,7 @@ class Source:
     record: dict | None
     history: list[dict]
     ensemble: dict | None
+    train: dict[str, Dataset] = field(default_factory=dict)
 
     def plan(self) -> list[str] | None:
         """The task of each step of the run; None where there is no run, or `run.json` does not count its batches.
@@ -74,6 +80,7 @@ def open_sources(
         if not tables:
             raise InputError(f"{name}: no table {{task}}-{split}.parquet or .csv, and no run to predict it")
     rows = {task: found.rows(task) for task in found.tasks}
+    train = read_train(found)
     sources = []
     for name, tables in zip(names, found.tables, strict=True):
         predictions, unscored = {}, []
@@ -87,18 +94,26 @@ def open_sources(
         if not predictions:
             raise InputError(f"{name}: there is nothing to score. {' '.join(unscored)}")
         history = read_history(Path(resolve_folder(name), "history.jsonl"))
-        sources.append(Source(name, found.tasks, predictions, unscored, read_run(name), history, read_ensemble(name)))
+        record, ensemble = read_run(name), read_ensemble(name)
+        sources.append(Source(name, found.tasks, predictions, unscored, record, history, ensemble, train))
     return sources
 
 
-def read_ensemble(name: str) -> dict | None:
-    """What an ensemble's folder says about it; None where there is no `ensemble.json`.
+def read_train(found: SplitTables) -> dict[str, Dataset]:
+    """{task: clean training rows} of the tasks of which they are at hand: a report does without."""
+    train = {}
+    for name, task in found.tasks.items():
+        task, data_dir = place = found.locate(task)
+        with contextlib.suppress(InputError):
+            rows = load_rows(task, data_dir or "", splits=["train"], labelled=()) if place.is_known else {}
+            train |= {name: rows["train"]} if "train" in rows else {}
+    return train
 
-    Raises:
-        InputError: the file is damaged.
-    """
-    path = Path(resolve_folder(name), "ensemble.json")
-    try:
-        return dict(json.loads(path.read_bytes())) if path.is_file() else None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: is damaged ({error}); combine the runs again") from error
+
+def open_dev(name: str, tasks: Sequence[str] | None, data_dir: str | None) -> dict[str, LabelledPredictions]:
+    """{task: dev predictions beside labels} of a run or a folder, to fit on for a report of test; nothing where they
+    are not at hand."""
+    with contextlib.suppress(InputError):
+        if Path(resolve_folder(name)).is_dir() and find_tables(name, "dev"):
+            return open_sources([name], "dev", tasks, data_dir)[0].predictions
+    return {}

@@ -33,6 +33,7 @@ HARMLESS_RUN = {
     *("tasks", *TASK_FIELDS),  # are in Task
     *("data_dir", "overwrite"),  # the rows themselves are compared
 }
+HARMLESS_TASK = {"ordered"}  # is for reports
 # and of training:
 HARMLESS = {
     *("output_dir", "resume_from_checkpoint", "do_train", "do_eval", "do_predict", "debug", "skip_memory_metrics"),
@@ -215,10 +216,15 @@ def deciding_settings(
         | {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name not in HARMLESS_RUN}
         | {"mixed precision": args.mixed_precision}  # Accelerate's configuration may say it
         | {"tasks": [task.name for task in tasks]}
-        | {f"task {task.name}": task.to_config() for task in tasks}  # all but where the rows come from
+        | {f"task {task.name}": deciding_fields(task) for task in tasks}
         | {f"rows of {name}": splits for name, splits in data.items()}
         | {"rows of a step": batch_size}
     )
+
+
+def deciding_fields(task: Task) -> dict[str, object]:
+    """What decides of a task: all but where its rows come from, and HARMLESS_TASK."""
+    return {key: value for key, value in task.to_config().items() if key not in HARMLESS_TASK}
 
 
 def recorded_settings(record: Mapping, names: Iterable[str]) -> dict[str, object]:
@@ -236,7 +242,7 @@ def recorded_settings(record: Mapping, names: Iterable[str]) -> dict[str, object
     for name, value in found.items():
         if name.startswith("task "):
             with contextlib.suppress(InputError):  # then the comparison refuses it
-                found[name] = load_task(value).to_config()
+                found[name] = deciding_fields(load_task(value))
     return json.loads(to_json(found))
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 from pyarrow import parquet
 
 from bert_multitask.data import readers as files
-from bert_multitask.data.rows import load_rows
+from bert_multitask.data.rows import clean_rows, load_rows
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import Task
 
@@ -288,6 +289,22 @@ def test_a_missing_id_or_text_is_the_same_in_every_form(tmp_path, value):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for form in ("csv", "parquet", "jsonl"):
         assert [(row["id"], row["text"]) for row in read(tmp_path / f"rows.{form}")] == expected, form
+
+
+def test_a_task_names_its_column_of_ids(tmp_path):
+    rows = [{"article": "x", "id": 7, "text": "a", "label": 1}, {"article": "y", "id": 7, "text": "b", "label": 0}]
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    for name in ("rows.csv", "rows.parquet"):
+        task = Task("a", "binary", "text", label_names=("n", "y"), id="article", files={"train": name, "dev": name})
+        assert load_rows(task, str(tmp_path))["dev"]["id"][:] == ["x", "y"]
+    assert clean_rows(task, rows)["id"][:] == clean_rows(task, Dataset.from_list(rows))["id"][:] == ["x", "y"]
+    assert "id" not in task.to_config(), "the model does not need it"
+    (tmp_path / "rows.csv").write_text("id,text,label\n1,a,1\n")
+    with pytest.raises(InputError, match="rows.csv: no column 'article' in row 1"):
+        load_rows(dataclasses.replace(task, files={"train": "rows.csv", "dev": "rows.csv"}), str(tmp_path))
+    with pytest.raises(InputError, match="no column 'article'|has no 'article'"):
+        clean_rows(task, [{"text": "a", "label": 1}])
 
 
 def test_a_home_folder(tmp_path, monkeypatch):

@@ -103,6 +103,18 @@ def test_degenerate_scores():
     assert Scores(tasks, {"sts": np.ones(1)}, {"sts": np.ones(1)})["sts"].value == 0
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_all_right_or_all_wrong_has_the_interval_of_wilson(right):
+    """The bootstrap's would have no width. Against Wilson's formula: n / (n + z²), and its mirror."""
+    labels = np.zeros(60, int)
+    found = Scores({"sst": TASKS["sst"]}, {"sst": labels + (not right)}, {"sst": labels})["sst"]
+    bound = 60 / (60 + stats.norm.ppf((1 + LEVEL) / 2) ** 2)
+    assert found == pytest.approx((1, bound, 1) if right else (0, 0, 1 - bound))
+    nearly = np.where(np.arange(60) < 1, 1, 0)
+    scores = Scores({"sst": TASKS["sst"]}, {"sst": nearly}, {"sst": labels})
+    assert scores["sst"][1:] == pytest.approx(np.quantile(scores.resamples["sst"], [0.025, 0.975]))
+
+
 @pytest.mark.parametrize(("only_first", "only_second"), [(3, 11), (11, 3), (5, 5), (0, 4), (0, 0)])
 def test_mcnemar(only_first, only_second):
     """Against the sum of the binomial's terms (exact McNemar)."""

@@ -45,10 +45,13 @@ def test_it_predicts_the_same(split):
         assert scores == pytest.approx(json.loads((OLD / "scores.json").read_text()), abs=1e-6)
 
 
-def scores_of(page: str) -> list[list[str]]:
-    """Task, rows, score and interval of each line; how a metric is called may change."""
-    lines = page.partition("| task | metric | rows")[2].partition("\n\n")[0].splitlines()[2:]
-    return [[cells[0], *cells[2:]] for cells in (line.strip("| ").split(" | ") for line in lines)]
+def scores_of(page: str) -> dict[str, list[float]]:
+    """{task: rows, score and bounds of its interval}; what the columns are, and how many decimals, may change."""
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    heads, _, *lines = lines[: next((n for n, line in enumerate(lines) if line[0] == "overall"), 0) + 1]
+    rows = [dict(zip(heads, line, strict=True)) for line in lines]
+    wanted = {row["task"]: f"{row['rows']} {row['score']} {row['95% interval']}" for row in rows}
+    return {task: [float(word) for word in values.split() if word != "to"] for task, values in wanted.items()}
 
 
 @pytest.mark.parametrize("anew", [False, True], ids=["its predictions", "predicted now"])
@@ -57,5 +60,8 @@ def test_it_reports_the_same(tmp_path, anew):
     shutil.copytree(OLD, run, ignore=shutil.ignore_patterns("predictions") if anew else None)
     write_report(run, tmp_path / "report")
     page = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    assert scores_of(page) == scores_of((OLD / "scores.md").read_text(encoding="utf-8")) and len(scores_of(page)) == 5
+    expected = scores_of((OLD / "scores.md").read_text(encoding="utf-8"))
+    assert scores_of(page).keys() == expected.keys() and len(expected) == 5
+    for task, values in expected.items():
+        assert scores_of(page)[task] == pytest.approx(values, abs=0.00051), task
     assert "## Order of the tasks" in page and "## Settings" in page

@@ -189,6 +189,9 @@ def test_all_single_texts_from_one_pass(monkeypatch, tiny_bert, tokenizer, shari
             numbers = [found.get("score", found.get("probabilities")) for found in (answer, expected)]
             assert numbers[0] == pytest.approx(numbers[1], abs=1e-6)
     assert pipe.all(TEXTS[0]).keys() == alone.keys()
+    done = []
+    pipe.predict({"sst": [TEXTS], "topic": [TEXTS[:3]]}, done.append)
+    assert sum(done) == pytest.approx(len(TEXTS) / 2 + 3 / 2), "a row is done when all its tasks are"
 
 
 def test_a_frame_keeps_its_rows_and_index(pipe):

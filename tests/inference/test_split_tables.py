@@ -173,8 +173,8 @@ def test_recipes_take_a_hub_id(tmp_path, run, hub, files):
     scores = json.loads((both / "ensemble.json").read_text())["scores"]["dev"]
     assert scores["me/run"] == pytest.approx(json.loads((new / "scores.json").read_text()))
     page = (report / "report.md").read_text(encoding="utf-8")
-    assert f"| sts | pearson | 150 | {scores['me/run']['eval_sts_pearson']:.4f} |" in page
-    assert "| nli | accuracy | 7 |" in page
+    assert f"| sts | {scores['me/run']['eval_sts_pearson']:.3f} |" in page and "| 150 | pearson |" in page
+    assert "| 7 | accuracy |" in page
 
 
 @pytest.mark.slow

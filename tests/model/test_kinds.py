@@ -29,7 +29,7 @@ from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.model.tasks import TASKS, Task, load_task
 from bert_multitask.reporting.report import write_report
 from bert_multitask.training.arguments import MultitaskTrainingArguments
-from bert_multitask.training.run_folder import recorded_settings
+from bert_multitask.training.run_folder import deciding_fields, recorded_settings
 from bert_multitask.training.trainer import MultitaskTrainer
 
 TEXTS = ["good movie", "bad movie", "a nice film indeed", "awful film", "great", "dull and grey", "fine plot", "worst"]
@@ -125,9 +125,75 @@ def test_similarity_is_regression():
     assert TASKS["sts"].kind == "regression"
 
 
+def test_whether_labels_have_an_order_decides_nothing():
+    """It is for reports: a run from before the field goes on."""
+    now = {"task sst": deciding_fields(TASKS["sst"])}
+    assert TASKS["sst"].ordered and "ordered" in TASKS["sst"].to_config() and "ordered" not in now["task sst"]
+    record = {"decides": {"task sst": {**now["task sst"], "ordered": True}}, "training": {}, "run": {}}
+    assert recorded_settings(record, now)["task sst"] == json.loads(json.dumps(now["task sst"]))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "binary", "label_names": ["no", "yes"]},
+        {"kind": "classification", "label_names": ["no", "yes"]},
+        {"kind": "regression"},
+        {"kind": "multilabel", "label_names": ["a", "b", "c"]},
+        {"kind": "token_classification", "label_names": ["O", "B-X", "I-X"]},
+    ],
+    ids=lambda fields: f"{fields['kind']}-{len(fields.get('label_names', ()))}",
+)
+def test_only_three_classes_have_an_order(fields):
+    with pytest.raises(InputError, match="task 't': ordered is of a task with one of three or more label_names a row"):
+        load_task({"name": "t", "ordered": True, **fields})
+    assert load_task({"name": "t", **fields}).ordered is False
+
+
+MISSING = UNLABELLED
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "labels", "chances", "decisions", "true"),
+    [
+        ("classification", ["a", "b", "c"], [2, 0], [[0.1, 0.2, 0.7], [0.3, 0.4, 0.3]], None, [2, 0]),
+        ("binary", ["no", "yes"], [1, 0], [[0.1, 0.9], [0.8, 0.2]], None, [1, 0]),
+        (
+            "multilabel",
+            ["a", "b"],
+            [[1, 0], [MISSING, 1]],
+            [[0.9, 0.3], [0.2, 0.6]],
+            [[0.1, 0.9], [0.7, 0.3], [0.4, 0.6]],
+            [1, 0, 1],
+        ),
+        (
+            "token_classification",
+            ["O", "B-X"],
+            [[1, 0], [0, MISSING]],
+            [[[0.1, 0.9], [0.7, 0.3]], [[0.6, 0.4], [0, 0]]],
+            [[0.1, 0.9], [0.7, 0.3], [0.6, 0.4]],
+            [1, 0, 0],
+        ),
+    ],
+)
+def test_decisions_and_their_probabilities(kind, names, labels, chances, decisions, true):
+    """What a report calibrates: one distribution a decision that has a label; and as many flags as it scores."""
+    task, labels, chances = load_task({"name": "t", "kind": kind, "label_names": names}), np.array(labels), chances
+    found = KINDS[kind].distributions(labels, np.array(chances))
+    np.testing.assert_allclose(found[0], chances if decisions is None else decisions)
+    assert found[1].tolist() == true
+    predicted, flags = KINDS[kind].flags(task, labels, labels)
+    np.testing.assert_array_equal(predicted, flags)
+    assert flags.sum() == (sum(true) if kind == "multilabel" else len(true)) and flags.shape[1] == len(names)
+    guess = KINDS[kind].baseline(labels)
+    assert guess.shape == labels.shape and set(guess.ravel().tolist()) <= {*range(len(names)), MISSING}
+    yes = KINDS[kind].yes(np.array(chances))
+    assert (yes is None) == (kind in ("classification", "token_classification"))
+
+
 def test_a_run_of_the_old_name_goes_on():
     """`run.json` of an older run: its kind has another name, and it has no field `head`."""
-    now = {"task sts": TASKS["sts"].to_config()}
+    now = {"task sts": deciding_fields(TASKS["sts"])}
     old = {key: value for key, value in now["task sts"].items() if key != "head"} | {"kind": "similarity"}
     record = {"decides": {"task sts": old}, "training": {}, "run": {}}
     assert recorded_settings(record, now)["task sts"] == json.loads(json.dumps(now["task sts"]))

@@ -1,17 +1,27 @@
 """What is counted of predictions beside labels, against counts by hand and scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from datasets import Dataset
 from scipy import stats
-from sklearn.metrics import confusion_matrix
+from sklearn.dummy import DummyClassifier
+from sklearn.metrics import classification_report, confusion_matrix
 
 from bert_multitask.evaluation.intervals import LEVEL
 from bert_multitask.evaluation.tables import prediction_table, read_predictions, write_predictions
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.losses import is_labelled, no_label
 from bert_multitask.model.tasks import TASKS
-from bert_multitask.reporting.analysis import confusion, error_by_length, label_predictions, worst
+from bert_multitask.reporting.analysis import (
+    baseline_score,
+    class_scores,
+    confusion,
+    error_by_length,
+    label_predictions,
+    worst,
+)
 
 COUNT = 200
 
@@ -102,13 +112,39 @@ def test_rows_of_one_length_are_one_bin(make):
 
 def test_the_worst_are_wrong_and_in_order(make):
     predictions, _, _ = make("sst")
-    shown = worst(predictions, 5)
+    shown = predictions.select(worst(predictions)[:5])
     wrong = [(loss, i) for loss, error, i in zip(predictions.losses, predictions.errors, predictions.ids) if error]  # noqa: B905
     assert shown.ids == [i for _, i in sorted(wrong, reverse=True)[:5]]
-    without = worst(make("sst", keep_probabilities=False)[0], 5)
+    without = make("sst", keep_probabilities=False)[0]
+    without = without.select(worst(without)[:5])
     assert without.probabilities is None and without.distances.min() == predictions.distances.max()
     right = predictions.select(np.flatnonzero(predictions.errors == 0))
-    assert len(worst(right, 5)) == 0
+    assert len(worst(right)) == 0
+
+
+def test_class_scores_are_those_of_sklearn(make):
+    predictions, _, _ = make("sst")
+    report = classification_report(
+        predictions.labels, predictions.predicted, target_names=TASKS["sst"].label_names, output_dict=True
+    )
+    for line in class_scores(predictions):
+        expected = report[line.name]
+        assert (line.precision, line.recall, line.f1, line.true) == pytest.approx(
+            [expected[key] for key in ("precision", "recall", "f1-score", "support")]
+        )
+        assert line.predicted == (predictions.predicted == TASKS["sst"].label_names.index(line.name)).sum()
+    assert class_scores(make("sts")[0]) == []
+
+
+def test_baselines_are_those_of_sklearn(make):
+    for name in ("sst", "quora"):
+        part = make(name)[0]
+        dummy = DummyClassifier(strategy="most_frequent").fit(part.labels[:, None], part.labels)
+        assert baseline_score(part) == dummy.score(part.labels[:, None], part.labels)
+    part = make("sts")[0]
+    assert baseline_score(part) == 0, "a constant has no correlation"
+    rmse = replace(part, task=replace(part.task, metric="rmse"))
+    assert baseline_score(rmse) == pytest.approx(part.labels.std(dtype=float), rel=1e-6)
 
 
 def test_tables_of_other_rows_are_refused(make, tmp_path):

@@ -32,7 +32,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag in ("td", "th", "p", "h1", "h2"):
+        if tag in ("td", "th", "p", "h1", "h2", "li", "style", "option", "output"):
             self.texts.append("")
 
     def handle_data(self, data):
@@ -57,7 +57,9 @@ def test_html_holds_everything(document, tmp_path):
     sources = [attrs["src"] for _, attrs in reader.tags if "src" in attrs]
     assert len(sources) == 1 and sources[0].startswith("data:image/png;base64,")
     assert base64.b64decode(sources[0].partition(",")[2]) == b"\x89PNG bytes"
-    assert not any("href" in attrs for _, attrs in reader.tags) and not re.search(r"url\(|@import", page)
+    links = [attrs["href"] for _, attrs in reader.tags if "href" in attrs]
+    assert links == [f"#{attrs['id']}" for tag, attrs in reader.tags if tag == "h2"] and len(links) == 2
+    assert not re.search(r"url\(|@import", page)
     (image,) = [attrs for tag, attrs in reader.tags if tag == "img"]
     assert image["alt"] == 'a "shape" <of> [it]'
 
@@ -80,6 +82,30 @@ def test_markdown_shows_texts_as_they_are(document, tmp_path):
         assert " ".join(text.split()) in [shown.strip() for shown in reader.texts]
     (image,) = [attrs for tag, attrs in reader.tags if tag == "img"]
     assert image == {"src": "shape.png", "alt": 'a "shape" <of> [it]'}
+
+
+def test_a_table_to_choose_from():
+    """One script, which loads nothing; a field for words, and one of the values of each column named."""
+    document = Document("x")
+    rows = [["a", "1", NASTY[0]], ["b", "1", "y"], ["a", "2", "z" * 50]]
+    document.add("Rows", Table(["task", "why", "text"], rows, choices=("task", "why")))
+    document.add("More", Table(["task"], [["c"]], choices=("task",)))
+    reader = Reader(document.html())
+    scripts = [attrs for tag, attrs in reader.tags if tag == "script"]
+    assert scripts == [{}] and "alert" not in document.html().rpartition("<script>")[2]
+    chosen = [attrs["data-column"] for tag, attrs in reader.tags if tag == "select"]
+    assert chosen == ["0", "1", "0"]
+    options = [attrs.get("value") for tag, attrs in reader.tags if tag == "option"]
+    assert options == ["", None, None, "", None, None, "", None]
+    heads = [attrs["data-head"] for tag, attrs in reader.tags if tag == "td"]
+    assert heads == ["task", "why", "text"] * 3 + ["task"]
+
+
+def test_a_section_of_nothing_is_left_out():
+    document = Document("x", "made today")
+    document.add("Empty", None)
+    assert "Empty" not in document.html() and "Empty" not in document.markdown()
+    assert "made today" in document.html() and "made today" in document.markdown()
 
 
 def test_plain_is_one_line():

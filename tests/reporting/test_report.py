@@ -3,6 +3,8 @@
 import json
 import re
 import struct
+from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,26 +13,39 @@ from conftest import run_here, write_table
 
 from bert_multitask.data.rows import load_rows
 from bert_multitask.evaluation.tables import prediction_table, write_predictions
+from bert_multitask.inference.split_tables import read_ensemble
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import TASKS, load_task
 from bert_multitask.reporting.analysis import LabelledPredictions
 from bert_multitask.reporting.document import Document, plain
-from bert_multitask.reporting.plots import confusion_matrix, scatter, task_order, to_png, training_curves
-from bert_multitask.reporting.report import add_worst, neighbour_table, write_report
-from bert_multitask.reporting.subject import Source, open_sources, read_ensemble
+from bert_multitask.reporting.error_sections import add_worst, digits, neighbour_table
+from bert_multitask.reporting.plots import (
+    compared_curves,
+    confusion_matrix,
+    distance_shares,
+    length_errors,
+    scatter,
+    task_order,
+    to_png,
+    training_curves,
+)
+from bert_multitask.reporting.report import write_report
+from bert_multitask.reporting.subject import Source, open_sources
 
 REPORT = "report"
 SECTIONS = [
     "Scores on dev",
     "Training",
     "Order of the tasks",
+    "Classes",
     "Confusion",
     "Predicted and true scores",
     "Error by length",
     "How far off",
-    "Worst rows of sst",
-    "Worst rows of quora",
-    "Worst rows of sts",
+    "Calibration",
+    "Thresholds",
+    "Rows worth reading",
+    "Near-duplicates in the training rows",
     "Settings",
 ]
 
@@ -82,16 +97,17 @@ def test_a_run(monkeypatch, train, capsys):
     assert sections(page) == SECTIONS
     metrics = json.loads((run / "metrics.json").read_text())
     for name, key in (("sst", "sst_accuracy"), ("quora", "quora_accuracy"), ("sts", "sts_pearson"), ("overall",) * 2):
-        (score,) = re.findall(rf"^\| {name} \| .* \| (-?\d\.\d+) \|", page.partition("## Training")[0], re.MULTILINE)
-        assert score == f"{metrics[f'eval_{key}']:.4f}", name
+        (score,) = re.findall(rf"^\| {name} \| (-?\d\.\d+) \|", page.partition("## Training")[0], re.MULTILINE)
+        assert score == f"{metrics[f'eval_{key}']:.{len(score.partition('.')[2])}f}" and len(score) >= 4, name
     pictures = re.findall(r"^!\[.+\]\((.+)\)$", page, re.MULTILINE)
-    assert sorted(pictures) == sorted(path.name for path in (run / "report").glob("*.png")) and len(pictures) == 7
+    assert sorted(pictures) == sorted(path.name for path in (run / "report").glob("*.png")) and len(pictures) == 8
     for name in pictures:
         width, height = struct.unpack(">II", (run / "report" / name).read_bytes()[16:24])
-        assert width == 1600 and 400 < height <= 1600, name  # twice a page's 800
+        assert width == 1600 and 400 < height <= 1800, name  # twice a page's 800
     html = (run / "report" / "report.html").read_text(encoding="utf-8")
-    assert html.count('src="data:image/png;base64,') == html.count("src=") == html.count("alt=") == 7
-    assert not re.search(r"https?://|<link|<script", html)
+    assert html.count('src="data:image/png;base64,') == html.count("src=") == html.count("alt=") == 8
+    assert not re.search(r"https?://|<link", html) and html.count("<script>") == html.count("<script") == 1
+    assert re.search(r"^Made on \d{4}-\d\d-\d\d by bert\\_multitask ", page, re.MULTILINE)
 
 
 def test_the_plan_is_the_runs(train):
@@ -125,7 +141,7 @@ def test_tables_without_a_run(monkeypatch, course_folder, tmp_path, capsys):
     assert sections(page) == [name for name in SECTIONS if name not in ("Training", "Order of the tasks", "Settings")]
     write_report(folder / "sts-dev.parquet", tmp_path / "one", data_dir=str(course_folder))
     page = (tmp_path / "one" / "report.md").read_text(encoding="utf-8")
-    assert sections(page) == ["Scores on dev", *SECTIONS[4:7], "Worst rows of sts"]
+    assert sections(page) == ["Scores on dev", *SECTIONS[5:8], *SECTIONS[10:12]]
 
 
 def test_what_an_ensemble_takes(train, course_folder, tmp_path):
@@ -136,15 +152,15 @@ def test_what_an_ensemble_takes(train, course_folder, tmp_path):
         folder / "sst-dev.csv", tmp_path / "csv", other=folder / "sst-dev.parquet", data_dir=str(course_folder)
     )
     parquet, csv = ((tmp_path / name / "report.md").read_text() for name in ("parquet", "csv"))
-    (line,) = re.findall(r"^\| sst \| accuracy .*$", parquet, re.MULTILINE)
-    assert line in csv and "| sst | " + line.split(" | ")[3] in csv.partition("## Comparison")[2]
-    assert "probability of the true label" in parquet and "probability of the true label" not in csv
+    (line,) = re.findall(r"^\| sst \| .* \| accuracy \|$", parquet, re.MULTILINE)
+    assert line in csv and "| sst | " + line.split(" | ")[1] in csv.partition("## Comparison")[2]
+    assert "Calibration" in sections(parquet) and "Calibration" not in sections(csv)
     run = train("run", "--max_steps", 2, "--do_predict", "false")
     write_report(run, tmp_path / "out")
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert sections(page) == SECTIONS
     metrics = json.loads((run / "metrics.json").read_text())
-    assert f"{metrics['eval_sst_accuracy']:.4f}" in page and f"{metrics['eval_sts_pearson']:.4f}" in page
+    assert f"{metrics['eval_sst_accuracy']:.2f}" in page and f"{metrics['eval_sts_pearson']:.2f}" in page
 
 
 def test_an_ensemble(monkeypatch, course_folder, tmp_path):
@@ -164,7 +180,7 @@ def test_an_ensemble(monkeypatch, course_folder, tmp_path):
     lines = [line.strip("| ").split(" | ") for line in members.splitlines() if line.startswith("| ")]
     assert len(lines) == 12 and lines[0] == ["dev, the half selected on", "sst", "quora", "overall"]
     scores = record["scores"]["dev, the other half"]
-    keys = ("eval_sst_accuracy", "eval_quora_accuracy", "eval_overall")
+    keys = ("eval_sst_accuracy", "eval_quora_accuracy", "eval_overall")  # of few rows
     for name, line in zip([two, one, "all 2, mode", "selected, mode"], lines[8:], strict=True):
         assert line == [plain(name), *(f"{scores[name][key]:.4f}" for key in keys)]
 
@@ -190,15 +206,16 @@ def test_a_task_without_labels_is_left_out(course_folder, tmp_path):
     write_report(folder, tmp_path / "out", data_dir=str(course_folder))
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "Task sst is not scored: no dev row has a label." in page
-    assert "| quora | accuracy |" in page and "| sst | accuracy |" not in page
+    assert re.search(r"^\| quora \|.* accuracy \|$", page, re.MULTILINE) and "| sst |" not in page
     for file in [*folder.glob("quora-*"), *folder.glob("sts-*")]:
         file.unlink()
     with pytest.raises(InputError, match="there is nothing to score. Task sst"):
         write_report(folder, tmp_path / "none", data_dir=str(course_folder))
 
 
-def test_tasks_of_the_users_own(train, tmp_path):
-    """A pair of classes, a yes or no, and a score on a scale of its own, in the YAML alone."""
+def test_tasks_of_the_users_own(monkeypatch, train, tmp_path):
+    """A pair of classes, a yes or no, and a score on a scale of its own, in the YAML alone; and an ensemble of them,
+    whose members say where the rows are."""
     specs = [
         {"name": "nli", "kind": "classification", "text_pair": "second", "label_names": ["yes", "maybe", "no"]},
         {"name": "spam", "kind": "binary", "label_names": ["fine", "spam"]},
@@ -218,9 +235,7 @@ def test_tasks_of_the_users_own(train, tmp_path):
     run = train("run", tasks=specs, task_epochs=None)
     write_report(run, tmp_path / "out")
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert [name for name in sections(page) if name.startswith("Worst")] == [
-        f"Worst rows of {s['name']}" for s in specs
-    ]
+    assert "How far off" in sections(page) and "nli: true label" not in page, "its classes have no order"
     assert "8 rows" not in page and "\\<b\\>text\\</b\\>" in page
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} >= {
         "confusion-nli",
@@ -228,11 +243,19 @@ def test_tasks_of_the_users_own(train, tmp_path):
         "scatter-level",
     }
     folder = run / "predictions"
+    ensemble = tmp_path / "ensemble"
+    assert run_here(monkeypatch, run, run, "--output_dir", ensemble, recipe="ensemble") == 0
+    write_report(ensemble, tmp_path / "both")
+    page = (tmp_path / "both" / "report.md").read_text(encoding="utf-8")
+    assert sections(page)[:2] == ["Scores on dev", "Members"] and "Near-duplicates in the training rows" in sections(
+        page
+    )
     with pytest.raises(InputError, match="does not say where the rows of its task 'level' are: --tasks '{\"name\": "):
         write_report(folder, tmp_path / "none", data_dir=str(tmp_path))
     named = [json.dumps({key: spec[key] for key in ("name", "files")}) for spec in specs]
     write_report(folder, tmp_path / "again", data_dir=str(tmp_path), tasks=named)
-    assert "| nli | accuracy | 9 |" in (tmp_path / "again" / "report.md").read_text(encoding="utf-8")
+    page = (tmp_path / "again" / "report.md").read_text(encoding="utf-8")
+    assert re.search(r"^\| nli \|.* 9 \| accuracy \|$", page, re.MULTILINE)
 
 
 def test_mistakes_are_named(course_folder, tmp_path):
@@ -284,18 +307,56 @@ def test_a_damaged_plan_is_refused(batches, decides):
         source.plan()
 
 
+def test_a_report_of_test_fits_on_dev(course_folder, tmp_path):
+    """Where the folder has dev tables too; else on halves."""
+    folder = tables(course_folder, tmp_path / "tables")
+    rng = np.random.default_rng(1)
+    for name in ("sst", "quora"):
+        dev = (course_folder / TASKS[name].files["dev"]).read_text()
+        (course_folder / TASKS[name].files["test"]).write_text(dev)
+        rows = load_rows(TASKS[name], str(course_folder))["test"]
+        table = prediction_table(
+            TASKS[name], rows["id"][:], rng.standard_normal((len(rows), 5) if name == "sst" else 7)
+        )
+        write_predictions(TASKS[name], table, folder / f"{name}-test")
+    for words in ("was fitted on the dev rows, and is judged on these", "was fitted on these rows themselves"):
+        write_report(folder, tmp_path / "out", data_dir=str(course_folder), tasks=["sst", "quora"], split="test")
+        page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+        assert sections(page)[0] == "Scores on test"
+        assert f"The temperature {words}" in page and f"The threshold {words}" in page
+        for file in folder.glob("*-dev.*"):
+            file.unlink()
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(5, 2), (99, 2), (100, 3), (9_999, 3), (40_429, 4)])
+def test_decimals_fit_the_rows(rows, expected):
+    """A figure is shown to the row, and no further than its interval, about 1 / sqrt(rows), makes sensible."""
+    assert digits(rows) == expected
+
+
+def test_scores_have_their_errors_and_baselines(course_folder, tmp_path):
+    folder = tables(course_folder, tmp_path / "tables", ["sts"])
+    (source,) = open_sources([str(folder)], "dev", data_dir=str(course_folder))
+    labels, predicted = source.predictions["sts"].labels, source.predictions["sts"].predicted
+    write_report(folder, tmp_path / "out", data_dir=str(course_folder))
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    errors = predicted - labels
+    values = abs(errors).mean(), abs(labels - labels.mean()).mean(), (errors**2).mean() ** 0.5, labels.std()
+    assert f"| sts | 5 | {' | '.join(f'{value:.2f}' for value in values)} |" in page
+
+
 def test_how_far_off():
     table = neighbour_table(predictions("sst", [0, 0, 0, 0, 4], [0, 1, 1, 3, 4]))
     assert table.rows == [
-        ["negative", "4", "25.0 %", "50.0 %", "25.0 %"],
-        ["positive", "1", "100.0 %", "0.0 %", "0.0 %"],
-        ["all", "5", "40.0 %", "40.0 %", "20.0 %"],
+        ["negative", "4", "25 %", "50 %", "25 %"],
+        ["positive", "1", "100 %", "0 %", "0 %"],
+        ["all", "5", "40 %", "40 %", "20 %"],
     ]
     table = neighbour_table(predictions("sts", [0.0, 0.5, 5.0, 5.0], [0.4, 1.4, 3.0, 5.0]))
     assert table.rows == [
-        ["0 to 1", "2", "50.0 %", "50.0 %", "0.0 %"],
-        ["4 to 5", "2", "50.0 %", "0.0 %", "50.0 %"],
-        ["all", "4", "50.0 %", "25.0 %", "25.0 %"],
+        ["0 to 1", "2", "50 %", "50 %", "0 %"],
+        ["4 to 5", "2", "50 %", "0 %", "50 %"],
+        ["all", "4", "50 %", "25 %", "25 %"],
     ]
 
 
@@ -305,7 +366,7 @@ def test_worst_rows_show_texts_as_they_are():
     part = predictions("sst", [0, 4], [4, 0], [("<script>alert(1)</script> | x",), (long,)], np.eye(5)[[4, 0]])
     add_worst(document, {"sst": part})
     html, markdown = document.html(), document.markdown()
-    assert "<script" not in html and "&lt;script&gt;alert(1)&lt;/script&gt; | x" in html
+    assert html.count("<script") == 1 and "&lt;script&gt;alert(1)&lt;/script&gt; | x" in html
     assert "\\<script\\>alert(1)\\</script\\> \\| x" in markdown
     assert long not in html and "word…" in html
     assert "negative" in html and "0.0000" in html
@@ -318,7 +379,7 @@ def test_the_numbers_are_in_the_pictures():
     part = predictions("sst", [0, 0, 0, 1], [0, 0, 1, 1])
     axis = confusion_matrix(part).axes[0]
     cells = {(round(text.get_position()[0]), round(text.get_position()[1])): text.get_text() for text in axis.texts}
-    assert cells[0, 0] == "66.7" and cells[0, 1] == "33.3" and cells[1, 1] == "100.0"  # (true, predicted)
+    assert cells[0, 0] == "67 %\n2" and cells[0, 1] == "33 %\n1" and cells[1, 1] == "100 %\n1"  # (true, predicted)
     assert axis.get_xlabel().startswith("true") and axis.get_ylabel().startswith("predicted")
     axis = scatter(predictions("sts", [1.0, 2.0], [3.0, 4.0])).axes[0]
     np.testing.assert_array_equal(axis.collections[0].get_offsets(), [[1, 3], [2, 4]])
@@ -345,6 +406,42 @@ def test_curves_show_what_history_has():
     dev, best = [[2, 0.5], [4, 0.4]], [[2, 0.5]]
     assert lines == [[[[1, 2.0]], [[2, 1.0], [4, 0.9]]], [[[1, 0.2]], dev, best], [], [], [[[1, 2.0]]], [dev, best]]
     assert to_png(figure).startswith(b"\x89PNG")
+
+
+def drawn_inside(figure) -> bool:
+    """Whether nothing leaves the figure, and no title runs into another."""
+    figure.draw_without_rendering()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    titles = [axis.title.get_window_extent() for axis in figure.axes if axis.get_title()]
+    apart = not any(one.overlaps(other) for one, other in combinations(titles, 2))
+    return apart and box.x0 > -0.02 and box.y0 > -0.02 and box.x1 < width + 0.02 and box.y1 < height + 0.02
+
+
+def test_long_names_are_not_cut():
+    name = "sentiment_of_customer_reviews"
+    task = replace(TASKS["sst"], name=name)
+    part = replace(predictions("sst", [0, 1, 2, 3, 4] * 20, [0, 1, 2, 4, 4] * 20), task=task)
+    history = [{"step": 1000 * n, f"eval_{name}_accuracy": 0.5, "eval_overall": 0.5, "loss": 1.0} for n in (1, 2)]
+    tasks = {name: task, "quora": TASKS["quora"]}
+    assert drawn_inside(training_curves(history, tasks))
+    assert drawn_inside(compared_curves({"A": history, "B": history}, tasks))
+    assert drawn_inside(length_errors([part, part]))
+    assert drawn_inside(distance_shares([part, part]))
+    assert drawn_inside(confusion_matrix(part))
+    assert drawn_inside(task_order([name, "b"] * 50, [name, "b"]))
+
+
+def test_both_runs_are_in_the_picture():
+    histories = {
+        run: [
+            {"step": step, "eval_sst_accuracy": step / 10 + shift, "eval_sst_loss": 1.0, "eval_overall": 0.5}
+            for step in (2, 4)
+        ]
+        for run, shift in (("A", 0), ("B", 0.1))
+    }
+    figure = compared_curves(histories, {"sst": TASKS["sst"]})
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[1].lines}
+    assert lines == {"A": [[2, 0.2], [4, 0.4]], "B": [[2, pytest.approx(0.3)], [4, 0.5]]}
 
 
 def test_many_classes_have_a_picture():

@@ -1,0 +1,94 @@
+"""The rows worth reading: labels that may be wrong, and rows that are nearly those of the training split."""
+
+from itertools import permutations
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics.pairwise import linear_kernel
+from sklearn.utils import gen_batches
+
+from ..data.rows import take
+from .analysis import LabelledPredictions, row_texts
+
+# What bounds the time of a search for near-duplicates.
+COMPARED, COMPARED_TRAIN, COMPARED_LETTERS = 2_000, 20_000, 500
+BATCH = 200  # rows that are compared at a time
+NEAR = 0.8  # similarity, from 0 to 1, from which a row is a near-duplicate
+
+
+def doubtful_labels(part: LabelledPredictions) -> np.ndarray:
+    """(N,): whether a label may be wrong, by confident learning (Northcutt et al., 2021): another class is predicted,
+    with at least the mean probability that this class has in the rows that are labelled so.
+
+    No row where a row has several labels, or a prediction no probability.
+    """
+    if part.labels.ndim > 1 or part.distributions is None:
+        return np.zeros(len(part), bool)
+    usual = np.full(part.probabilities.shape[1], np.inf)
+    for label in np.unique(part.labels):
+        usual[label] = part.probabilities[part.labels == label, label].mean()
+    chance = np.take_along_axis(part.probabilities, part.predicted[:, None], axis=1)[:, 0]
+    return (part.predicted != part.labels) & (chance >= usual[part.predicted])
+
+
+class NearDuplicates(NamedTuple):
+    """The rows that are nearly a row of the training split, the most similar first.
+
+    Attributes:
+        rows: their numbers (D,).
+        train: the numbers of the training rows (D,).
+        similarity: of the two rows, 1 for the same words (D,), see `similarities`.
+        compared: how many rows were compared.
+        compared_train: with how many training rows.
+    """
+
+    rows: np.ndarray
+    train: np.ndarray
+    similarity: np.ndarray
+    compared: int
+    compared_train: int
+
+
+def near_duplicates(part: LabelledPredictions, train: Dataset) -> NearDuplicates:
+    """Compare the beginnings of the texts with those of a training split's clean rows; of many rows, a sample that is
+    always the same."""
+    rng = np.random.default_rng(0)
+    rows, known = (
+        np.sort(rng.choice(count, min(count, most), replace=False))
+        for count, most in ((len(part), COMPARED), (len(train), COMPARED_TRAIN))
+    )
+    ours = [part.texts[row] for row in rows]
+    theirs = row_texts(take(train, known))
+    vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(4, 4), dtype=np.float32, preprocessor=beginning)
+    try:
+        vectors.fit([text for texts in theirs for text in texts])
+    except ValueError:  # no text has a letter
+        return NearDuplicates(*(np.zeros(0, int),) * 3, len(rows), len(known))
+    ours, theirs = ([vectors.transform(texts) for texts in zip(*both, strict=True)] for both in (ours, theirs))
+    best = []
+    for batch in gen_batches(len(rows), BATCH):
+        found = similarities([texts[batch] for texts in ours], theirs)
+        best.append((found.argmax(1), found.max(1)))
+    nearest, similarity = map(np.concatenate, zip(*best, strict=True))
+    order = np.argsort(-similarity, kind="stable")
+    order = order[similarity[order] >= NEAR]
+    return NearDuplicates(rows[order], known[nearest[order]], similarity[order], len(rows), len(known))
+
+
+def beginning(text: str) -> str:
+    """What is compared of a text."""
+    return text[:COMPARED_LETTERS].casefold()
+
+
+def similarities(ours: list, theirs: list) -> np.ndarray:
+    """(N, T): cosines of N rows with T others; of pairs the lower cosine of their texts, in whichever order is nearer.
+
+    Args:
+        ours: vectors of length 1 of each row's text, sparse (N, V); of pairs a second such matrix for the other text.
+        theirs: the same of the others.
+    """
+    return np.maximum.reduce(
+        [np.minimum.reduce(list(map(linear_kernel, ours, texts))) for texts in permutations(theirs)]
+    )
