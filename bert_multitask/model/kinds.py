@@ -44,6 +44,7 @@ class Kind:
         loss_unit: of the loss, for a plot.
         shares: whether `errors` are 1 or 0 a row, and not distances.
         picture: key of the report's picture of the errors in `plots.PICTURES`; None, there is none.
+        decoded: Python that decodes the `logits` of one row, with the task's label `names`, for the model card.
         view: key of how the demo shows an answer in `demo_page.VIEWS`; None, as JSON.
         orderable: whether a task may say that its classes are `ordered`.
         pipeline: of Transformers, that takes an exported model.
@@ -60,6 +61,7 @@ class Kind:
     loss_unit = "nats"
     shares = True
     picture: str | None = None
+    decoded = "logits.tolist()"
     view: str | None = None
     orderable = False
     pipeline = "text-classification"
@@ -315,6 +317,7 @@ class Classification(Kind):
         "metric": {"accuracy": "accuracy", "f1": "macro_f1", "macro_f1": "macro_f1", "matthews": "matthews"},
     }
     picture = "confusion"
+    decoded = "names[logits.argmax()], dict(zip(names, logits.softmax(-1).tolist()))"
     view = "bars"
     orderable = True
 
@@ -413,6 +416,7 @@ class Binary(Classification):
         "metric": {"accuracy": "accuracy", "f1": "f1", "macro_f1": "macro_f1", "matthews": "matthews"},
     }
     classes = (2, 2)
+    decoded = "names[int(logits > 0)], {names[1]: logits.sigmoid().item()}"
     orderable = False
 
     def outputs(self, task: "Task") -> int:
@@ -461,6 +465,7 @@ class Regression(Kind):
     loss_unit = "squared score"
     shares = False
     picture = "scatter"
+    decoded = "logits.item()"
     view = "score"
 
     def number(self, task: "Task", value: float) -> float | None:
@@ -562,6 +567,7 @@ class Multilabel(Kind):
     unweighted = "gives all labels the same weight"
     nested = True
     decision = "labels"
+    decoded = "[name for name, logit in zip(names, logits.view(-1)) if logit > 0]"
     view = "labels"
     picture = "labels"
 
@@ -748,6 +754,7 @@ class TokenClassification(Classification):
     nested = True
     words = True
     picture = "tags"
+    decoded = "[names[tag] for tag in logits.argmax(-1)]"
     view = "tags"
     orderable = False
     pipeline = "token-classification"
