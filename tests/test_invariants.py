@@ -52,8 +52,8 @@ def test_only_tasks_knows_a_task_by_name():
 
 
 def compared_kinds(source: str) -> list[str]:
-    """The comparisons of a task's kind in some code: of an attribute or a name `kind`, but of NumPy's dtypes and the
-    benchmark's settings, or with the name of a kind."""
+    """The comparisons of a task's kind in some code: of an attribute `kind`, but of NumPy's dtypes and the benchmark's
+    settings, or with the name of a kind."""
     names = {*KINDS, *ALIASES}
     found = []
     for node in ast.walk(ast.parse(source)):

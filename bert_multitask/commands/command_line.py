@@ -48,7 +48,10 @@ def as_typed(value: object) -> str:
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, the description as it is written, and of a flag's spellings the first."""
+    """Shows defaults, the description as it is written, and of a flag's spellings the first.
+
+    It overrides two of argparse's private methods: there is no public way to choose what is shown of a flag.
+    """
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34)
@@ -131,7 +134,8 @@ class RecipeParser(HfArgumentParser):
 
     def format_help(self) -> str:
         """The flags that are set most often, by what they are about."""
-        formatter = self._get_formatter()
+        formatter = HelpFormatter(self.prog)
+        # `_actions`, here and below: argparse has no public list of a parser's flags.
         formatter.add_usage(self.usage, self._actions, [])
         formatter.add_text(self.description)
         first = {"": "config help help_all", "this command": " ".join(self.special)}
@@ -179,7 +183,6 @@ class RecipeParser(HfArgumentParser):
         """The flags that a command line and its configuration file set, as fields of a YAML file."""
         config, from_yaml, typed = self.expand(argv)
         unset = object()
-        # `_actions`, here and below: argparse has no public list of a parser's flags.
         fields = argparse.Namespace(**{action.dest: unset for action in self._actions})
         self.parse_known_args([str(config), *from_yaml, *typed], fields)
         del fields.config

@@ -1,4 +1,4 @@
-"""Rows of text from a folder, a URL or the Hub, with clean columns; and their tokens, cached on disk.
+"""Rows of text from files, the Hub or memory, with clean columns.
 
 Clean columns are `id` (string), `text`, `text_pair` (pair tasks) and `label` (integer classes or float scores;
 `no_label` where the source has none). Rows keep the source's order and number, so that a prediction is a line for each
@@ -8,9 +8,7 @@ of them; what is left out of training or scoring, and why, is said by `usable_ro
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -229,9 +227,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, fir
         InputError: a label is none of the task's, a text is no valid Unicode, or two rows have one id; the message
             names the row. Or -1, which is no label, seems to be a class.
     """
-    features = {"id": Value("string"), "text": Value("string")}
-    if task.text_pair:
-        features["text_pair"] = Value("string")
+    features = dict.fromkeys(["id", *text_columns(task)], Value("string"))
     kind = KINDS[task.kind]
     features["label"] = datasets.List(Value(kind.dtype)) if kind.nested else Value(kind.dtype)
     columns: dict[str, list] = {name: [] for name in features}
@@ -275,6 +271,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def text_columns(task: Task) -> list[str]:
+    """The columns of clean rows that hold texts."""
+    return ["text", "text_pair"] if task.text_pair else ["text"]
+
+
 def check_clean(task: Task, rows: Dataset) -> None:
     """Refuse rows that are not clean: those that neither `load_rows` nor `clean_rows` made are not checked yet.
 
@@ -284,9 +285,10 @@ def check_clean(task: Task, rows: Dataset) -> None:
     advice = "expected clean rows: make them with load_rows or clean_rows"
     if not isinstance(rows, Dataset):
         raise InputError(f"the rows of task {task.name!r} are a {type(rows).__name__}; {advice}")
-    texts = ["id", "text", "text_pair"] if task.text_pair else ["id", "text"]
     kind = KINDS[task.kind]
-    types = dict.fromkeys(texts, ("string", "large_string")) | {"label": kind.dtype.rstrip("0123456789")}
+    types = dict.fromkeys(["id", *text_columns(task)], ("string", "large_string")) | {
+        "label": kind.dtype.rstrip("0123456789")
+    }
     table = rows.with_format("arrow")[:]
     for name, expected in types.items():
         feature = rows.features.get(name)
@@ -317,7 +319,7 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     check_clean(task, rows)
     source, gaps = rows.info.description, []
     # [:] reads a column at once; going through it would read row by row, ten times as long.
-    texts = [rows[column][:] for column in (["text", "text_pair"] if task.text_pair else ["text"])]
+    texts = [rows[column][:] for column in text_columns(task)]
     unlabelled = (~labelled_rows(np.array(even_labels(rows["label"][:])))).tolist()
     none_labelled = all(unlabelled)
     if split != "test" and none_labelled:
@@ -375,52 +377,3 @@ def fingerprint(rows: Dataset) -> str:
     for column in rows.column_names:
         digest.update(json.dumps([column, rows[column][:]]).encode())
     return digest.hexdigest()[:16]
-
-
-def cached(name: str, compute: Callable[..., Dataset], features: Features, count: int) -> Dataset:
-    """Tokens from the cache, computed and stored where they are not in it.
-
-    A damaged cache file is replaced. A cache that cannot be written is done without, in memory. Both are logged.
-
-    Args:
-        name: of the cache file.
-        compute: `Dataset.map` with its function; it takes `cache_file_name` or `keep_in_memory`.
-        features: of the tokens.
-        count: number of rows.
-    """
-    if not count:
-        return compute(keep_in_memory=True)
-    folder = Path(datasets.config.HF_DATASETS_CACHE, "bert_multitask")
-    file = folder / name
-    try:
-        if file.exists():
-            if tokens := read_cache(file, features, count):
-                return tokens
-            logger.warning(f"{file}: is damaged; it is discarded, and its rows are tokenised again")
-        folder.mkdir(parents=True, exist_ok=True)
-        # In a folder of its own, so that neither a kill nor a full disk leaves half a file under the name.
-        with tempfile.TemporaryDirectory(dir=folder) as draft:
-            compute(cache_file_name=f"{draft}/{name}")
-            os.replace(f"{draft}/{name}", file)
-    except (OSError, ValueError) as error:
-        # Of a full disk the writer that is closed in consequence raises a ValueError.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
-            raise
-        logger.warning_once(
-            f"{folder}: tokens cannot be cached ({reason.strerror or reason}) and are kept in memory; free space "
-            "there, or name another folder in the environment variable HF_DATASETS_CACHE"
-        )
-        return compute(keep_in_memory=True)
-    return Dataset.from_file(str(file), info=datasets.DatasetInfo(features=features))
-
-
-def read_cache(file: Path, features: Features, count: int) -> Dataset | None:
-    """The memory-mapped tokens of a cache file; None where it is damaged. A file that was cut between two batches of
-    rows is a shorter file to Arrow, so the rows are counted."""
-    try:
-        tokens = Dataset.from_file(str(file), info=datasets.DatasetInfo(features=features))
-        tokens.data.table.validate(full=True)
-    except Exception:  # the reader's own errors share no base class
-        return None
-    return tokens if len(tokens) == count else None

@@ -1,7 +1,11 @@
 """Clean rows → tokens, cached on disk; the tokenizer of a checkpoint."""
 
 import hashlib
+import os
+import tempfile
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, Features, Value
@@ -13,7 +17,7 @@ from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED
 from ..model.tasks import Task
-from .rows import cached, check_clean, fingerprint, usable_rows
+from .rows import check_clean, fingerprint, text_columns, usable_rows
 
 logger = logging.get_logger(__name__)
 
@@ -144,7 +148,7 @@ def tokenise_batch(
 ) -> dict[str, list]:
     """A batch of clean rows as model inputs (see `tokenise`)."""
     words = KINDS[task.kind].words
-    texts = [batch[column] for column in (["text", "text_pair"] if task.text_pair else ["text"])]
+    texts = [batch[column] for column in text_columns(task)]
     encoded = encode(tokenizer, texts, max_length, separate, words)
     labels = token_labels(task, batch, encoded) if words else batch["label"]
     return {"task": [task.name] * len(batch["id"]), "labels": labels} | encoded
@@ -209,3 +213,52 @@ def encode(
             for row, text in enumerate(texts[0])
         ]
     return columns
+
+
+def cached(name: str, compute: Callable[..., Dataset], features: Features, count: int) -> Dataset:
+    """Tokens from the cache, computed and stored where they are not in it.
+
+    A damaged cache file is replaced. A cache that cannot be written is done without, in memory. Both are logged.
+
+    Args:
+        name: of the cache file.
+        compute: `Dataset.map` with its function; it takes `cache_file_name` or `keep_in_memory`.
+        features: of the tokens.
+        count: number of rows.
+    """
+    if not count:
+        return compute(keep_in_memory=True)
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "bert_multitask")
+    file = folder / name
+    try:
+        if file.exists():
+            if tokens := read_cache(file, features, count):
+                return tokens
+            logger.warning(f"{file}: is damaged; it is discarded, and its rows are tokenised again")
+        folder.mkdir(parents=True, exist_ok=True)
+        # In a folder of its own, so that neither a kill nor a full disk leaves half a file under the name.
+        with tempfile.TemporaryDirectory(dir=folder) as draft:
+            compute(cache_file_name=f"{draft}/{name}")
+            os.replace(f"{draft}/{name}", file)
+    except (OSError, ValueError) as error:
+        # Of a full disk the writer that is closed in consequence raises a ValueError.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        logger.warning_once(
+            f"{folder}: tokens cannot be cached ({reason.strerror or reason}) and are kept in memory; free space "
+            "there, or name another folder in the environment variable HF_DATASETS_CACHE"
+        )
+        return compute(keep_in_memory=True)
+    return Dataset.from_file(str(file), info=datasets.DatasetInfo(features=features))
+
+
+def read_cache(file: Path, features: Features, count: int) -> Dataset | None:
+    """The memory-mapped tokens of a cache file; None where it is damaged. A file that was cut between two batches of
+    rows is a shorter file to Arrow, so the rows are counted."""
+    try:
+        tokens = Dataset.from_file(str(file), info=datasets.DatasetInfo(features=features))
+        tokens.data.table.validate(full=True)
+    except Exception:  # the reader's own errors share no base class
+        return None
+    return tokens if len(tokens) == count else None

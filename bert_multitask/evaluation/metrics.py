@@ -31,8 +31,10 @@ class TaskMetric(evaluate.Metric):
         note: what a reader of a table should know beside the metric's name.
         greater_is_better: whether a higher value is a better one.
         overall: how the overall score takes a value, in words; {} is the metric's name.
-        share: whether a value is the share of the rows that are right.
+        share: whether a value is the share of the rows that are right, so that Wilson's interval and McNemar's test go
+            with it.
         package: what it needs beside this package's own requirements, and the extra that installs it; None, nothing.
+        as_rows: makes of the lists that `evaluate` gives what `columns` takes.
     """
 
     kinds: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ class TaskMetric(evaluate.Metric):
     overall = "{}"
     share = False
     package: tuple[str, str] | None = None
+    as_rows = staticmethod(np.asarray)
 
     @classmethod
     def task_columns(cls, task: Task, predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -83,7 +86,7 @@ class TaskMetric(evaluate.Metric):
 
     def _compute(self, predictions, references) -> dict[str, float]:
         names = [name for name, metric in METRICS.items() if metric is type(self)]
-        columns = self.columns(np.asarray(predictions), np.asarray(references))
+        columns = self.columns(*map(self.as_rows, (predictions, references)))
         return {(names or [type(self).__name__])[0]: float(self.score(*columns))}
 
 
@@ -317,6 +320,7 @@ class WordAccuracy(TaskMetric):
     value = datasets.List(datasets.Value("string"))
     unit = "share of words right"
     note = "of words"
+    as_rows = staticmethod(list)  # of different lengths
 
     @classmethod
     def task_columns(cls, task: Task, predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -340,10 +344,6 @@ class WordAccuracy(TaskMetric):
         """Along an axis (see `TaskMetric.score`)."""
         total = counted.sum(axis)
         return zero_where(total == 0, 2 * right.sum(axis) / np.maximum(total, 1), "a score of no span")
-
-    def _compute(self, predictions, references) -> dict[str, float]:
-        names = [name for name, metric in METRICS.items() if metric is type(self)]
-        return {names[0]: float(self.score(*self.columns(predictions, references)))}
 
 
 class EntityF1(WordAccuracy):

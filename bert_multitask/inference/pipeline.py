@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.readers import as_text, check_columns
-from ..data.rows import is_unicode
+from ..data.rows import is_unicode, text_columns
 from ..data.tokens import check_tokenizer, encode
 from ..evaluation.metrics import check_finite
 from ..evaluation.predict import predict_tasks
@@ -290,7 +290,7 @@ def find_columns(task: Task, columns: Iterable[str], where: str | None) -> list[
         InputError: neither are there; without `where`, what has the columns, none are returned instead.
     """
     own, columns = own_columns(task), list(columns)
-    for names in (own, ["text", "text_pair"][: len(own)]):
+    for names in (own, text_columns(task)):
         if {*names} <= {*columns}:
             return names
     if where is None:
@@ -325,20 +325,19 @@ def plain_texts(task: Task, rows: Sequence) -> Texts:
     return texts
 
 
-def read_texts(columns: Sequence[Sequence], where: str, first: int = 1) -> Texts:
+def read_texts(columns: Sequence[Sequence], where: str) -> Texts:
     """The values of columns as texts, as those of files are read (see `as_text`).
 
     Args:
         columns: one or two, in the rows' order.
         where: what they are of, for messages.
-        first: number of the first row.
 
     Raises:
         InputError: a value is none; the message names its row.
     """
-    texts = [[as_text(value, where, number) for number, value in enumerate(column, first)] for column in columns]
+    texts = [[as_text(value, where, number) for number, value in enumerate(column, start=1)] for column in columns]
     for column in texts:
-        if broken := [number for number, text in enumerate(column, first) if not is_unicode(text)]:
+        if broken := [number for number, text in enumerate(column, start=1) if not is_unicode(text)]:
             raise InputError(f"{where}, row {broken[0]}: the text has half of a two-part character; correct it")
     return texts
 

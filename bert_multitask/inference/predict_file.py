@@ -24,7 +24,7 @@ from ..data.collate import join_rows
 from ..data.labels import LabelReader, even_labels
 from ..data.readers import fetch, read_tables
 from ..data.records import to_json, write_json
-from ..data.rows import clean_part
+from ..data.rows import clean_part, text_columns
 from ..evaluation.intervals import Scores
 from ..evaluation.metrics import overall_score, score
 from ..evaluation.tables import writing_predictions
@@ -141,7 +141,7 @@ def join_schemas(first: pa.Schema | None, second: pa.Schema, path: str) -> pa.Sc
 
 def task_texts(task: Task, rows) -> list[list[str]]:
     """The texts of clean rows, and of pairs their second texts."""
-    return [rows[name][:] for name in (["text", "text_pair"] if task.text_pair else ["text"])]
+    return [rows[name][:] for name in text_columns(task)]
 
 
 def predict_file(

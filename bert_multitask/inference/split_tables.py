@@ -84,7 +84,7 @@ class SplitTables:
         for name, tables in zip(self.names, self.tables, strict=True):
             if tables and (missing := [task for task in self.given if task not in tables]):
                 raise InputError(f"--tasks names {missing[0]!r}; the tables of {name} are of {', '.join(tables)}")
-        self.places = [read_places(name) for name in self.names]
+        self.places = [read_places(name) for name in names]
         self.predict({n: open_run(name) for n, name in enumerate(names) if not self.tables[n] and is_run(name)})
         if self.given:
             self.tables = [{task: tables[task] for task in tables if task in self.given} for tables in self.tables]
@@ -152,8 +152,9 @@ class SplitTables:
         for name, place in places.items():
             if (rows := self.read_rows(place, run.name)) is None:
                 continue
-            settings = (rows._fingerprint, tokenizer.backend_tokenizer.to_str(), run.max_length)
-            key = repr((name, *settings, run.config.pair_encoding))
+            # The rows by their identity: `self.read` keeps them.
+            settings = (tokenizer.backend_tokenizer.to_str(), run.max_length, run.config.pair_encoding)
+            key = repr((name, id(rows), *settings))
             if key not in self.read:
                 self.read[key] = tokenise(place.task, rows, tokenizer, run.max_length, run.config.pair_encoding)
             found[name] = place.task, self.read[key]
@@ -193,15 +194,16 @@ def read_specs(specs: Sequence[str]) -> dict[str, dict]:
     return given
 
 
-def read_places(name: str, within: Sequence[str] = ()) -> dict[str, Place]:
+def read_places(run: str | TrainedRun, within: Sequence[str] = ()) -> dict[str, Place]:
     """{task: where its rows are} of a run, as `run.json` says, or of an ensemble, as its first member that has the task
     says; nothing where there is neither.
 
     Args:
-        name: of the run or ensemble.
+        run: an opened run, or the name of a run or ensemble.
         within: the ensembles whose member it is.
     """
-    if (record := read_run(name)) is not None:
+    name, record = (run.name, run.record) if isinstance(run, TrainedRun) else (run, read_run(run))
+    if record is not None:
         return {task.name: Place(task, record["data_dir"]) for task in load_tasks(record["tasks"]).values()}
     places: dict[str, Place] = {}
     for member in (read_ensemble(name) or {}).get("members", ()):

@@ -1,6 +1,6 @@
 """minBERT: a BERT encoder (Devlin et al., 2019; the paper's section 4.1) with Hugging Face's parameter names.
 
-A padded batch of these tasks is more than half padding, so the model drops it once at the door: `Packing` lists the
+A padded batch of these tasks is more than half padding, so the model removes it once, on entry: `Packing` lists the
 real tokens, every linear layer, LayerNorm and dropout runs on those alone, and only attention, which needs to see the
 rows, is given padded tensors, one for each bucket of rows of similar length, or packed ones where it has kernels for
 them (`takes_packed`).

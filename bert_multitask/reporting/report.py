@@ -123,7 +123,7 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
         form = f".{digits(len(common[name]) if name in common else sum(map(len, common.values())))}f"
         line = [head, f"{ours[name].value:{form}}", f"{theirs[name].value:{form}}", f"{difference.value:+{form}}"]
         line += [bounds(difference, f"+{form}"), "", "", ""]
-        if name in common and common[name].task.metric == "accuracy":
+        if name in common and find_metric(common[name].task).share:
             test = mcnemar(common[name].errors == 0, second[name].errors == 0)
             line[5:] = f"{test.first:,}", f"{test.second:,}", f"{test.p:.2g}"
         lines.append(line)

@@ -15,7 +15,7 @@ from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
 from ..model.tasks import Task
 from ..training.run_folder import read_run
-from ..training.schedule import SCHEDULES
+from ..training.schedule import SCHEDULES, first_steps
 from .analysis import LabelledPredictions, label_predictions
 
 
@@ -55,8 +55,7 @@ class Source:
             decides = self.record["decides"]
             batches = {name: int(self.record["batches"][name]) for name in decides["tasks"]}  # in the order of the run
             seed = decides["seed"] if decides["data_seed"] is None else decides["data_seed"]
-            plan = SCHEDULES[decides["schedule"]](batches, seed)
-            return plan[: decides["max_steps"]] if decides["max_steps"] > 0 else plan
+            return first_steps(SCHEDULES[decides["schedule"]](batches, seed), decides["max_steps"])
         except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
             raise InputError(f"{self.name}/run.json: does not describe a plan ({one_line(error)})") from error
 

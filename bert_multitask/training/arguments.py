@@ -1,4 +1,4 @@
-"""Every flag of the training recipes: one dataclass field, one help text, one unit. Defaults are the paper's."""
+"""Every flag of training: one dataclass field, one help text, one unit. Defaults are the paper's."""
 
 import json
 import os
@@ -279,6 +279,11 @@ class MultitaskTrainingArguments(TrainingArguments):
         """The seed of the plan and of the order of rows."""
         return self.seed if self.data_seed is None else self.data_seed
 
+    @property
+    def evaluates_epoch_ends(self) -> bool:
+        """Whether the schedule also evaluates and saves where a task ends an epoch, by its attribute `epoch_ends`."""
+        return getattr(SCHEDULES[self.schedule], "epoch_ends", False)
+
     def lay_plan(self, rows: Mapping[str, int], epochs: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
         """The schedule's plan, before `max_steps` cuts it.
 
@@ -306,7 +311,7 @@ def check_launch() -> PartialState:
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and state.num_processes == 1:
         raise InputError(
             "several processes were asked for, but this one is alone; use `accelerate launch --config_file "
-            "accelerate_config.yaml --num_processes N`, and --use_cpu after the recipe's name where there is no GPU"
+            "accelerate_config.yaml --num_processes N`, and --use_cpu after the command's name where there is no GPU"
         )
     on_cpu = state.device.type == "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 
 
 class EpochEnds(TrainerCallback):
-    """Evaluates and saves where a task of a sequential plan ends an epoch."""
+    """Evaluates and saves where a task ends an epoch, which it does between others in a sequential plan only."""
 
     def __init__(self, plan: list[str], rows: Mapping[str, int], batch_size: int):
         self.steps, seen = set(), dict.fromkeys(rows, 0)

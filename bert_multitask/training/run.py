@@ -1,4 +1,4 @@
-"""A training run from its arguments to its folder: what the training recipes do once the command line is read."""
+"""A training run from its arguments to its folder: what the training commands do with their flags."""
 
 import errno
 import io

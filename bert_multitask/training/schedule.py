@@ -6,7 +6,7 @@ the sizes, the rows of a step and the seed alone: no global random state changes
 processes that share a step.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -44,10 +44,17 @@ def sequential(batches: Mapping[str, int], seed: int) -> list[str]:
     return [task for task, count in batches.items() for _ in range(count)]
 
 
+sequential.epoch_ends = True  # the trainer evaluates and saves where a task ends an epoch (see `EpochEnds`)
+
 SCHEDULES: dict[str, Callable[[Mapping[str, int], int], list[str]]] = {
     "round_robin": round_robin,
     "sequential": sequential,
 }
+
+
+def first_steps(plan: Sequence[str], max_steps: int) -> list[str]:
+    """A plan cut to `--max_steps`, which are all where that is not above 0."""
+    return list(plan[:max_steps] if max_steps > 0 else plan)
 
 
 def count_batches(rows: Mapping[str, int], epochs: Mapping[str, int], batch_size: int, budget: float) -> dict[str, int]:

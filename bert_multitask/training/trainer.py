@@ -65,7 +65,7 @@ from .finite import FirstBadStep
 from .hub import CARD, base_license, card_settings, last_scores, open_repo, push_folder
 from .optim import PaperAdamW
 from .randomness import keeps_generators
-from .schedule import PlanSampler, describe
+from .schedule import PlanSampler, describe, first_steps
 from .smart import DropoutMasks, MomentumTeacher, smart_penalty
 
 logger = logging.get_logger(__name__)
@@ -178,7 +178,7 @@ class MultitaskTrainer(Trainer):
         else:
             check_plan(plan, self.rows, "plan")
             self.batches = {name: list(plan).count(name) for name in self.rows}
-        self.plan = list(plan[: args.max_steps] if args.max_steps > 0 else plan)
+        self.plan = first_steps(plan, args.max_steps)
         for name in self.rows.keys() - set(self.plan):
             logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
         args = copy.copy(args)  # the caller's stay as they are
@@ -199,7 +199,7 @@ class MultitaskTrainer(Trainer):
         if self.args.early_stopping_patience:
             patience, threshold = self.args.early_stopping_patience, self.args.early_stopping_threshold
             self.add_callback(EarlyStoppingCallback(patience, threshold))
-        if self.args.schedule == "sequential":
+        if self.args.evaluates_epoch_ends:
             self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
         self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
         if self.model.config.encoder_sharing == "per_task" and self.args.load_best_model_at_end:

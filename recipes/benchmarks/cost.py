@@ -16,6 +16,7 @@ from bert_multitask.model.packing import BUCKET_STEP
 from bert_multitask.model.tasks import Task
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.callbacks import EpochEnds
+from bert_multitask.training.schedule import first_steps
 
 # kind of step -> forward passes' work in it: a backward pass is two; SMART has a clean pass, an ascent of two, a
 # perturbed pass, and a backward pass through both predictions.
@@ -132,6 +133,7 @@ def run_cost(
     tasks = {task.name: task for task in run.load_tasks()}
     train = {name: min(rows[name]["train"], task.max_train_samples or math.inf) for name, task in tasks.items()}
     _, plan = args.lay_plan(train, {name: task.epochs for name, task in tasks.items()})
+    plan = first_steps(plan, args.max_steps)
     evaluated = count_evaluations(plan, train, args, run.encoder_sharing == "per_task")
     predicted = {name: (evaluated[name] + 1) * rows[name]["dev"] + rows[name].get("test", 0) for name in tasks}
     training = sum(plan.count(name) * step[name] for name in tasks)
@@ -152,7 +154,7 @@ def count_evaluations(
     """
     every = math.ceil(args.eval_steps * len(plan)) if args.eval_steps < 1 else int(args.eval_steps)
     steps = {*range(every, len(plan), every), len(plan)}
-    if args.schedule == "sequential":
+    if args.evaluates_epoch_ends:
         steps |= EpochEnds(plan, rows, args.total_train_batch_size).steps
     evaluated, last = Counter(), 0
     for step in sorted(steps):

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from torch import nn
 
 from bert_multitask import MultitaskPipeline
+from bert_multitask.data.rows import text_columns
 from bert_multitask.evaluation.tables import prediction_table
 from bert_multitask.inference.split_tables import SplitTables
 from bert_multitask.model.tasks import TASKS, Task
@@ -96,9 +97,8 @@ def largest_difference(rig: Rig, tables: Mapping[str, datasets.Dataset], logits:
 
 def dev_and_test(rows: datasets.DatasetDict, task: Task, limit: int) -> list:
     """The first texts, or (text, text) pairs, of a task's dev and test rows together."""
-    columns = ["text", "text_pair"] if task.text_pair else ["text"]
     parts = [rows[split] for split in ("dev", "test") if split in rows]
-    texts = [row for part in parts for row in zip(*(part[column][:] for column in columns), strict=True)]
+    texts = [row for part in parts for row in zip(*(part[column][:] for column in text_columns(task)), strict=True)]
     return [row if task.text_pair else row[0] for row in texts[:limit]]
 
 

@@ -489,6 +489,11 @@ def test_accuracy_is_of_words():
     found = METRICS["word_accuracy"]().compute(predictions=predicted_names, references=true_names)
     assert found == {"word_accuracy": pytest.approx(expected)}
 
+    class Mine(METRICS["word_accuracy"]):
+        """A metric that is not in the table."""
+
+    assert Mine().compute(predictions=predicted_names, references=true_names) == {"Mine": pytest.approx(expected)}
+
 
 def test_entity_f1_needs_its_package(monkeypatch, tiny_bert, tokenizer, tmp_path):
     monkeypatch.setattr("bert_multitask.evaluation.metrics.find_spec", lambda name: None)

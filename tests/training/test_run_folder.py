@@ -35,8 +35,10 @@ from bert_multitask.training.run import explained_failures
 from bert_multitask.training.run_folder import (
     HARMLESS,
     HARMLESS_RUN,
+    HARMLESS_TASK,
     RunFolder,
     compare_settings,
+    deciding_fields,
     deciding_settings,
     read_run,
     recorded_settings,
@@ -274,8 +276,10 @@ def test_the_list_of_harmless_fields_is_complete():
     joins this list and `HARMLESS` after somebody has thought about it."""
     training = {field.name for field in dataclasses.fields(MultitaskTrainingArguments)}
     run = {field.name for field in dataclasses.fields(RunArguments)}
-    beside = {"files", "quoting", "hub", "course_rows"}  # of Task, where the rows come from; the rows are compared
-    assert {field.name for field in dataclasses.fields(Task)} - set(TASKS["sst"].to_config()) == beside
+    beside = {"id", "files", "quoting", "hub", "course_rows"}  # of Task, where the rows come from; they are compared
+    fields = {field.name for field in dataclasses.fields(Task)}
+    assert fields - set(TASKS["sst"].to_config()) == beside
+    assert fields - set(deciding_fields(TASKS["sst"])) == beside | HARMLESS_TASK == beside | {"ordered"}
     assert HARMLESS_RUN <= run and run - HARMLESS_RUN == {
         *("model_name_or_path", "max_length", "encoder_dropout", "encoder_sharing", "pair_encoding", "pooling"),
         "freeze_encoder",

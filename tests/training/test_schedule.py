@@ -14,6 +14,7 @@ from bert_multitask.training.schedule import (
     PlanSampler,
     count_batches,
     describe,
+    first_steps,
     round_robin,
     sequential,
 )
@@ -28,6 +29,10 @@ def test_every_batch_is_in_the_plan_once(counts, seed, name):
     plan = SCHEDULES[name](batches, seed)
     assert Counter(plan) == batches
     assert plan == SCHEDULES[name](batches, seed)
+
+
+def test_a_plan_is_cut_to_max_steps():
+    assert first_steps("aab", 2) == ["a", "a"] and first_steps("aab", 9) == first_steps("aab", -1) == ["a", "a", "b"]
 
 
 @pytest.mark.parametrize("order", list(permutations([1, 4, 9])))

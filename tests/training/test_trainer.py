@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from transformers import EarlyStoppingCallback
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import TASKS
 from bert_multitask.training.arguments import MultitaskTrainingArguments
-from bert_multitask.training.callbacks import HistoryFile
-from bert_multitask.training.schedule import SCHEDULES
+from bert_multitask.training.callbacks import EpochEnds, HistoryFile
+from bert_multitask.training.schedule import SCHEDULES, sequential
 from bert_multitask.training.trainer import MultitaskTrainer
 
 ROWS = {"sst": 11, "quora": 14, "sts": 9}
@@ -295,6 +296,15 @@ def test_sequential_evaluates_at_epoch_ends(make_trainer):
     assert trainer.plan == ["sst"] * 6 + ["quora"] * 4 + ["sts"] * 6
     trainer.train()
     assert [log["step"] for log in trainer.state.log_history if "eval_overall" in log] == [3, 6, 10, 13, 16]
+
+
+def test_a_schedule_says_whether_it_evaluates_at_epoch_ends(make_trainer, monkeypatch):
+    for ends in (True, False):
+        mine = partial(sequential)  # a function of its own, without the attribute of `sequential`
+        mine.epoch_ends = ends
+        monkeypatch.setitem(SCHEDULES, "mine", mine)
+        callbacks = make_trainer(schedule="mine").callback_handler.callbacks
+        assert any(isinstance(callback, EpochEnds) for callback in callbacks) == ends
 
 
 def test_persistent_workers_evaluate_each_task_on_its_own_rows(make_trainer):
