@@ -12,6 +12,7 @@ COMMANDS = {
     "report": "scores with intervals, curves and errors, as HTML and Markdown",
     "export": "one task, or an encoder, as a model that Transformers knows",
     "push": "push a finished run to the Hub",
+    "demo": "a page on which to try a run, or two side by side",
 }
 
 

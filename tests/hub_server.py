@@ -275,9 +275,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 # No repository here has an id without a namespace, but clients ask for such ones too.
-REPO = "(?P<kind>models|datasets)/(?P<repo_id>[^/]+(/[^/]+)??)"
+REPO = "(?P<kind>models|datasets|spaces)/(?P<repo_id>[^/]+(/[^/]+)??)"
 # The address of files has no "models/"; an empty kind is a model there.
-FILES = "/((?P<kind>datasets)/)?(?P<repo_id>[^/]+(/[^/]+)??)"
+FILES = "/((?P<kind>datasets|spaces)/)?(?P<repo_id>[^/]+(/[^/]+)??)"
 ROUTES = [
     (methods.split(), re.compile(pattern), view)
     for methods, pattern, view in (

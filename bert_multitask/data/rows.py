@@ -56,7 +56,7 @@ def load_rows(
     Raises:
         InputError: a file, column or dataset is missing, or a label is out of range; the message names the place.
     """
-    if not task.files or (data_dir == "hub" and task.hub):
+    if is_from_hub(task, data_dir):
         return DatasetDict(drop_empty(task, read_hub(task, splits, labelled)))
     folder = "." if data_dir == "hub" else resolve_folder(data_dir).rstrip("/")
     rows = {}
@@ -74,6 +74,11 @@ def load_rows(
             raw = read_file(path, task, labelled=split in labelled)
             rows[split] = clean(task, raw, name, LabelReader(task))
     return DatasetDict(drop_empty(task, rows))
+
+
+def is_from_hub(task: Task, data_dir: str | None) -> bool:
+    """Whether a task's rows are read from the Hub, and not from files."""
+    return not task.files or (data_dir == "hub" and task.hub is not None)
 
 
 def drop_empty(task: Task, rows: Mapping[str, Dataset]) -> dict[str, Dataset]:

@@ -2,6 +2,7 @@
 
 import os
 import reprlib
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -30,6 +31,7 @@ logger = logging.get_logger(__name__)
 CHUNK = 1_000  # rows that are tokenised at a time
 Texts = list[list[str]]  # the texts of the rows, and of pairs their second texts
 Columns = dict[str, Sequence]  # of a prediction table, without ids
+ONE_CALL = threading.Lock()  # a tokenizer's settings are those of one call; and a call uses all cores
 # The last model that was loaded in this process, by the key of its pipeline: all copies of that share it.
 LOADED: dict[str, tuple[MultitaskBertModel, PreTrainedTokenizerBase]] = {}
 
@@ -38,7 +40,7 @@ class MultitaskPipeline:
     """Answers the tasks of a trained model, as a pipeline of Transformers does: `pipe("sst", ["A superb plot."])`.
 
     It can be pickled, for workers of Ray or Spark. A copy of a run loads the model when it is first used, once in each
-    process.
+    process. Threads may share one; their calls are answered one after the other.
 
     Args:
         model: run folder, Hub id or `package:NAME/PATH`; or a model, which is put in evaluation mode.
@@ -226,14 +228,15 @@ class MultitaskPipeline:
                 groups.append((given, [name]))
             else:
                 together.append(name)
-        model, tokenizer = self.load()
-        step = None if progress is None else lambda rows: progress(rows / len(groups))
-        found = {}
-        for given, names in groups:
-            tokens = self.encode(tokenizer, given, self.tasks[names[0]])
-            for name, logits in predict_tasks(model, names, tokens, self.batch_size, step).items():
-                check_finite(self.tasks[name], logits)
-                found[name] = KINDS[self.tasks[name].kind].table(self.tasks[name], logits, tokens)
+        with ONE_CALL:
+            model, tokenizer = self.load()
+            step = None if progress is None else lambda rows: progress(rows / len(groups))
+            found = {}
+            for given, names in groups:
+                tokens = self.encode(tokenizer, given, self.tasks[names[0]])
+                for name, logits in predict_tasks(model, names, tokens, self.batch_size, step).items():
+                    check_finite(self.tasks[name], logits)
+                    found[name] = KINDS[self.tasks[name].kind].table(self.tasks[name], logits, tokens)
         return {name: found[name] for name in texts}
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Texts, task: Task) -> dict[str, list]:

@@ -3,6 +3,7 @@
 import html
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -13,6 +14,9 @@ from .configuration import MultitaskBertConfig
 from .kinds import KINDS
 from .tasks import TASKS, Task
 
+SCORES = "## Scores on the dev rows"
+# Examples of rows. They are ours: the rows of a run may be private.
+TEXT, PAIR = "The plot is superb.", ("A dog sleeps.", "A hound is taking a nap.")
 TAGS = ["bert", "multi-task-learning", "bert_multitask"]
 # From the paper's ethics statement (section 8).
 COURSE_LIMITS = """\
@@ -37,6 +41,9 @@ def model_card(
     plan: str | None = None,
     data: Mapping[str, Mapping[str, Mapping]] | None = None,
     metrics: Mapping[str, str] | None = None,
+    datasets: Sequence[str] | None = None,
+    license: str | None = None,
+    language: str | Sequence[str] | None = None,
 ) -> str:
     """Write a card, with metadata that the Hub reads (`model-index`); what is not given is left out.
 
@@ -50,18 +57,27 @@ def model_card(
         plan: the schedule as a table.
         data: {task: {split: {"rows": …, "sha256": …}}}.
         metrics: {task: its metric in words}, and what "overall" is; by default the metrics' names.
+        datasets: Hub ids of the data sets that the rows came from.
+        license: of the model, by the Hub's name of it.
+        language: codes of the languages that it understands.
 
     Returns:
         Markdown below YAML.
     """
     base_model = base_model if is_hub_id(base_model) else None
     results = model_index(tasks, scores or {}, settings or {}) or None
+    types = Counter(KINDS[task.kind].task_type(task) for task in tasks.values())
     metadata = ModelCardData(
+        language=language,
+        license=license,
         model_name=(repo_id or "multitask BERT").split("/")[-1] if results else None,
         library_name="transformers",
         base_model=base_model,
         tags=TAGS,
+        datasets=list(dict.fromkeys(datasets or ())) or None,
+        pipeline_tag=max(types, key=types.get),  # the Hub takes one: that of most tasks
         eval_results=results,
+        widget=[widget(task) for task in tasks.values()],
     )
     parts = [
         "# " + ", ".join(tasks) + ": one model",
@@ -69,7 +85,7 @@ def model_card(
         "## Use\n\n" + describe_use(tasks, config, repo_id or "PATH"),
     ]
     if scores:
-        parts.append("## Scores on the dev rows\n\n" + score_table(tasks, scores, settings or {}, metrics or {}))
+        parts.append(f"{SCORES}\n\n" + score_table(tasks, scores, settings or {}, metrics or {}))
     if settings:
         parts.append("## Training\n\n" + table(("setting", "value"), settings.items()))
     if plan:
@@ -79,6 +95,11 @@ def model_card(
     limits = [COURSE_LIMITS, LIMITS] if TASKS.keys() & tasks.keys() else [LIMITS]
     parts += ["## Limits and bias", *limits]
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def add_picture(text: str, file: str) -> str:
+    """A card's text with a picture of the scores above their table; as it is where it has none."""
+    return text.replace(f"{SCORES}\n\n", f"{SCORES}\n\n![The scores with their 95 % intervals]({file})\n\n", 1)
 
 
 def is_hub_id(name: str | None) -> bool:
@@ -135,25 +156,25 @@ def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_
 
 
 def describe_use(tasks: Mapping[str, Task], config: MultitaskBertConfig, name: str) -> str:
-    """The lines that use it, without the package and with it."""
-    task = next(iter(tasks.values()))
-    texts = '"one text", "another"' if task.text_pair else '"a text"'
-    inputs = f'tokenizer({texts}, return_tensors="pt")'
-    if task.text_pair and config.pair_encoding == "separate":
-        pair = f'tokenizer([{texts}], padding=True, return_tensors="pt")'
-        inputs = f"{{key: value[None] for key, value in {pair}.items()}}"
+    """The lines that use it, without the package and with it: of each form of task one, with decoded labels."""
+    shown = list({(task.kind, task.text_pair is None): task for task in reversed(tasks.values())}.values())[::-1]
     encoder, trust = f'AutoModel.from_pretrained("{name}")` is a stock `BertModel`', ""
     if config.encoder_sharing == "per_task":
-        encoder, trust = f'model.encoder("{task.name}")` is one', ", trust_remote_code=True"
+        encoder, trust = f'model.encoder("{shown[0].name}")` is one', ", trust_remote_code=True"
+    plain = "\n".join(plain_lines(task, config) for task in shown)
+    calls = "\n".join(
+        f'print(pipe("{task.name}", [{example(task)}]))  # of each row {" and ".join(KINDS[task.kind].columns(task))}'
+        for task in shown
+    )
     return f"""\
-Every head, by the code that lies beside the weights:
+Every head, by the code that lies beside the weights, with the labels' names:
 
 ```python
 from transformers import AutoModel, AutoTokenizer
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()
 tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
-logits = model("{task.name}", **{inputs}).logits
+{plain}
 ```
 
 With the package `bert_multitask`, no remote code:
@@ -164,10 +185,37 @@ from transformers import AutoTokenizer
 
 model = MultitaskBertModel.from_pretrained("{name}")
 pipe = MultitaskPipeline(model, AutoTokenizer.from_pretrained("{name}"))
-print(pipe("{task.name}", [{f"({texts})" if task.text_pair else texts}]))
+{calls}
 ```
 
 The encoder alone: `{encoder}."""
+
+
+def plain_lines(task: Task, config: MultitaskBertConfig) -> str:
+    """The lines that answer a task with Transformers alone."""
+    texts, kind = example(task).strip("()"), KINDS[task.kind]
+    inputs = f'tokenizer({texts}, return_tensors="pt")'
+    if kind.words:
+        inputs = f'tokenizer({texts}.split(), is_split_into_words=True, return_tensors="pt")'
+    if task.text_pair and config.pair_encoding == "separate":
+        pair = f'tokenizer([{texts}], padding=True, return_tensors="pt")'
+        inputs = f"{{key: value[None] for key, value in {pair}.items()}}"
+    names = f'names = model.tasks["{task.name}"].label_names\n' if task.label_names else ""
+    return f'logits = model("{task.name}", **{inputs}).logits[0]\n{names}print({kind.decoded})'
+
+
+def example(task: Task) -> str:
+    """An example of a row, as Python writes it."""
+    return f'("{PAIR[0]}", "{PAIR[1]}")' if task.text_pair else f'"{TEXT}"'
+
+
+def widget(task: Task) -> dict[str, object]:
+    """An example of a row, as the Hub's widgets have it."""
+    if task.text_pair and KINDS[task.kind].task_type(task) == "sentence-similarity":
+        row: dict[str, object] = {"source_sentence": PAIR[0], "sentences": [PAIR[1]]}
+    else:
+        row = {"text": PAIR[0], "text_pair": PAIR[1]} if task.text_pair else {"text": TEXT}
+    return {"example_title": task.name} | row
 
 
 def score_table(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping, metrics: Mapping[str, str]) -> str:

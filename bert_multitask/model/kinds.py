@@ -44,6 +44,8 @@ class Kind:
         loss_unit: of the loss, for a plot.
         shares: whether `errors` are 1 or 0 a row, and not distances.
         picture: key of the report's picture of the errors in `plots.PICTURES`; None, there is none.
+        decoded: Python that decodes the `logits` of one row, with the task's label `names`, for the model card.
+        view: key of how the demo shows an answer in `demo_page.VIEWS`; None, as JSON.
         orderable: whether a task may say that its classes are `ordered`.
         pipeline: of Transformers, that takes an exported model.
     """
@@ -59,6 +61,8 @@ class Kind:
     loss_unit = "nats"
     shares = True
     picture: str | None = None
+    decoded = "logits.tolist()"
+    view: str | None = None
     orderable = False
     pipeline = "text-classification"
 
@@ -163,6 +167,11 @@ class Kind:
     def probabilities(self, logits: Tensor) -> Tensor | None:
         """Logits -> the probability of each class, with one more axis where logits have none for it; None where a
         prediction has no probability."""
+        return None
+
+    def evidence(self, task: "Task", logits: Tensor) -> Tensor | None:
+        """The number of each row whose change by a word says what the word did for the answer: logits, float (B, …) ->
+        (B,), higher where the answer is surer; None, there is no such number."""
         return None
 
     def problem_type(self, task: "Task") -> str | None:
@@ -308,6 +317,8 @@ class Classification(Kind):
         "metric": {"accuracy": "accuracy", "f1": "macro_f1", "macro_f1": "macro_f1", "matthews": "matthews"},
     }
     picture = "confusion"
+    decoded = "names[logits.argmax()], dict(zip(names, logits.softmax(-1).tolist()))"
+    view = "bars"
     orderable = True
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
@@ -317,6 +328,11 @@ class Classification(Kind):
     def probabilities(self, logits: Tensor) -> Tensor:
         """The softmax."""
         return logits.softmax(-1)
+
+    def evidence(self, task: "Task", logits: Tensor) -> Tensor:
+        """The log odds of the most likely class."""
+        chosen = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
+        return logits[chosen] - logits.masked_fill(chosen, -math.inf).logsumexp(-1)
 
     def problem_type(self, task: "Task") -> str:
         """One label a row."""
@@ -400,6 +416,7 @@ class Binary(Classification):
         "metric": {"accuracy": "accuracy", "f1": "f1", "macro_f1": "macro_f1", "matthews": "matthews"},
     }
     classes = (2, 2)
+    decoded = "names[int(logits > 0)], {names[1]: logits.sigmoid().item()}"
     orderable = False
 
     def outputs(self, task: "Task") -> int:
@@ -413,6 +430,10 @@ class Binary(Classification):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of "no" and of "yes", (B, 2)."""
         return torch.stack([torch.zeros_like(logits), logits], dim=-1).softmax(-1)  # of (0, x) it is (1 - p, p)
+
+    def evidence(self, task: "Task", logits: Tensor) -> Tensor:
+        """The log odds of the answer."""
+        return logits.abs()
 
     def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
         """(0, x), whose softmax is (1 - p, p)."""
@@ -444,6 +465,8 @@ class Regression(Kind):
     loss_unit = "squared score"
     shares = False
     picture = "scatter"
+    decoded = "logits.item()"
+    view = "score"
 
     def number(self, task: "Task", value: float) -> float | None:
         """A score within the range; without one, a number that fp32 can hold."""
@@ -467,6 +490,10 @@ class Regression(Kind):
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
         """The score as it is."""
+        return logits
+
+    def evidence(self, task: "Task", logits: Tensor) -> Tensor:
+        """The score."""
         return logits
 
     def problem_type(self, task: "Task") -> str:
@@ -540,6 +567,8 @@ class Multilabel(Kind):
     unweighted = "gives all labels the same weight"
     nested = True
     decision = "labels"
+    decoded = "[name for name, logit in zip(names, logits.view(-1)) if logit > 0]"
+    view = "labels"
     picture = "labels"
 
     def check_task(self, task: "Task", where: str) -> None:
@@ -594,6 +623,10 @@ class Multilabel(Kind):
     def probabilities(self, logits: Tensor) -> Tensor:
         """The sigmoids, each label's on its own."""
         return with_classes(logits).sigmoid()
+
+    def evidence(self, task: "Task", logits: Tensor) -> Tensor:
+        """The log odds of the most likely label."""
+        return with_classes(logits).amax(-1)
 
     def problem_type(self, task: "Task") -> str:
         """Several labels a row."""
@@ -721,6 +754,8 @@ class TokenClassification(Classification):
     nested = True
     words = True
     picture = "tags"
+    decoded = "[names[tag] for tag in logits.argmax(-1)]"
+    view = "tags"
     orderable = False
     pipeline = "token-classification"
 
@@ -769,6 +804,9 @@ class TokenClassification(Classification):
     def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
         """A tag for each word."""
         return f"a list of tags, each {super().describe_labels(task, names, numbers)}"
+
+    def evidence(self, task: "Task", logits: Tensor) -> None:
+        """There is an answer a word, and no one number of the row."""
 
     def problem_type(self, task: "Task") -> None:
         """Stock token classifiers have no such field."""

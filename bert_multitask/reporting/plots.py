@@ -82,6 +82,32 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
     return figure
 
 
+@rc_context(STYLE)
+def score_intervals(scores: Mapping[str, tuple[str, float, float | None, float | None]]) -> Figure:
+    """The scores of tasks with their 95 % intervals, for a model card; a panel a metric, since their ranges differ.
+
+    Args:
+        scores: {task: (metric, score, lower and upper bound or None)}.
+    """
+    metrics = list(dict.fromkeys(metric for metric, *_ in scores.values()))
+    counts = [sum(metric == found for found, *_ in scores.values()) for metric in metrics]
+    figure = Figure(figsize=(WIDTH, 0.4 * len(scores) + 0.75 * len(metrics)))
+    axes = figure.subplots(len(metrics), 1, squeeze=False, gridspec_kw={"height_ratios": counts})[:, 0]
+    for axis, metric in zip(axes, metrics, strict=True):
+        names = [name for name, (found, *_) in scores.items() if found == metric]
+        for place, name in enumerate(names):
+            _, value, low, high = scores[name]
+            if low is not None and high is not None:
+                axis.plot([low, high], [place, place], color=TRAIN, linewidth=2)
+            axis.plot(value, place, "o", color=DEV)
+            axis.annotate(f"{value:.3f}", (value, place), xytext=(0, 5), textcoords="offset points", ha="center")
+        axis.set(
+            yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.8), xlabel=f"{metric}, dev rows"
+        )
+        axis.margins(x=0.08)
+    return figure
+
+
 def draw_train(axis: Axes, history: Sequence[Mapping], key: str) -> None:
     """What training logged under a key: of the few rows between two entries, so thin."""
     draw_curve(axis, history, key, label="train, with dropout", color=TRAIN, linewidth=0.8, alpha=0.7)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, ModelCard, create_branch, create_commit, create_repo
 
+from ..model.card import add_picture, is_hub_id
 from ..model.errors import InputError
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments
 
-CARD = "README.md"
+CARD, PICTURE = "README.md", "scores.png"
 # All that others need to use and judge a model. Nothing else of the folder: run.json, TensorBoard's files and Trainer's
 # know paths and names of the machine.
 PUBLIC = [CARD, "config.json", "model*.safetensors*", "tokenizer*", "vocab.txt", "*.py", "metrics.json"]
@@ -20,18 +21,19 @@ CARD_SETTINGS = (
 ).split()
 
 
-def open_repo(repo_id: str, token: str | None = None, private: bool | None = None) -> str:
-    """Make the repository if it is not there; returns its full id.
+def open_repo(repo_id: str, token: str | None = None, private: bool | None = None, space: bool = False) -> str:
+    """Make the repository of a model, or a Space, if it is not there; returns its full id.
 
     Raises:
         InputError: the Hub cannot be reached, or refuses the token or the name.
     """
+    kind = {"repo_type": "space", "space_sdk": "gradio"} if space else {}
     try:
-        return create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
+        return create_repo(repo_id, token=token, private=private, exist_ok=True, **kind).repo_id
     except Exception as error:  # the client's errors and its network library's share no base class
         raise InputError(
-            f"--hub_model_id {repo_id}: the Hub gives no repository of that name to write to ({reason(error)}); is the "
-            "token one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"
+            f"--{'space' if space else 'hub_model_id'} {repo_id}: the Hub gives no repository of that name to write to "
+            f"({reason(error)}); is the token one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"
         ) from error
 
 
@@ -46,6 +48,8 @@ def push_folder(
     revision: str | None = None,
     token: str | None = None,
     commit_message: str = "Push a run",
+    picture: bytes | None = None,
+    **told: object,
 ) -> str:
     """Upload the PUBLIC files of a run folder, in one commit; the card gets the repository's name.
 
@@ -55,6 +59,8 @@ def push_folder(
         revision: branch; made if it is not there. By default main.
         token: with write access; by default the one of this machine.
         commit_message: of the commit.
+        picture: of the scores, a PNG, which is pushed beside the card and shown in it.
+        told: further fields of the card's metadata, such as `license` and `language`; None leaves one as it is.
 
     Returns:
         The commit's address.
@@ -66,7 +72,11 @@ def push_folder(
     try:
         if revision is not None:
             create_branch(repo_id, branch=revision, token=token, exist_ok=True)
-        contents = {file.name: named_card(file, repo_id, revision) if file.name == CARD else file for file in files}
+        contents: dict[str, bytes | Path] = {file.name: file for file in files}
+        if card := next((file for file in files if file.name == CARD), None):
+            contents[CARD] = named_card(card, repo_id, revision, picture is not None, told)
+        if picture is not None:
+            contents[PICTURE] = picture
         operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
         return create_commit(
             repo_id, operations, commit_message=commit_message, token=token, revision=revision
@@ -94,14 +104,38 @@ def public_files(folder: Path) -> list[Path]:
     return files
 
 
-def named_card(file: Path, repo_id: str, revision: str | None = None) -> bytes:
-    """The card in a run folder, with the lines that load the model naming where it goes."""
+def named_card(
+    file: Path,
+    repo_id: str,
+    revision: str | None = None,
+    picture: bool = False,
+    told: Mapping[str, object] | None = None,
+) -> bytes:
+    """The card in a run folder, with the lines that load the model naming where it goes; with a picture of the scores,
+    and further metadata."""
     card = ModelCard.load(file)
+    for field, value in (told or {}).items():
+        if value is not None:
+            setattr(card.data, field, value)
+    if picture:
+        card.text = add_picture(card.text, PICTURE)
     if card.data.eval_results:
         card.data.model_name = repo_id.split("/")[-1]
     where = f'from_pretrained("{repo_id}"' + (f', revision="{revision}"' if revision else "")
     card.text = re.sub(r'from_pretrained\("[^"]*"(, revision="[^"]*")?', where, card.text)
     return str(card).encode()
+
+
+def base_license(name: str | None) -> str | None:
+    """The licence of the checkpoint that training started from, as its card says: in its folder, or on the Hub. None
+    where there is none to read."""
+    try:
+        file = Path(name, CARD) if name else None
+        if file is None or not (file.is_file() or is_hub_id(name)):
+            return None
+        return ModelCard.load(file if file.is_file() else name).data.license
+    except Exception:  # no card, a damaged one, no network: the client's errors share no base class
+        return None
 
 
 def card_settings(args: MultitaskTrainingArguments, tasks: Mapping[str, Task], batch_size: int) -> dict[str, object]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
-from ..data.rows import describe_rows, load_rows, sample_rows
+from ..data.rows import describe_rows, is_from_hub, load_rows, sample_rows
 from ..data.tokens import load_tokenizer, tokenise_splits
 from ..evaluation.intervals import Estimate, Scores
 from ..evaluation.metrics import decide
@@ -65,7 +65,7 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
             print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
         with STOP.advising(f"go on with: {resume_command(run.overwrite)}"):
             trainer.train(resume_from_checkpoint=folder.checkpoint)
-            metrics, card = write_results(run, args, folder, tokens, trainer)
+            metrics, card = write_results(run, args, folder, tasks, tokens, trainer)
         if args.push_to_hub:
             url = trainer.push_to_hub(**card)
             if args.process_index == 0:
@@ -74,7 +74,12 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
 
 
 def write_results(
-    run: RunArguments, args: MultitaskTrainingArguments, folder: RunFolder, tokens: dict, trainer: MultitaskTrainer
+    run: RunArguments,
+    args: MultitaskTrainingArguments,
+    folder: RunFolder,
+    tasks: Sequence[Task],
+    tokens: dict,
+    trainer: MultitaskTrainer,
 ) -> tuple[dict[str, float], dict[str, object]]:
     """Write the trained model, its predictions, its card and its scores.
 
@@ -89,6 +94,7 @@ def write_results(
         metrics, scores = trainer.evaluate(), None
         metrics = {key: metrics[key] for key in metrics if key not in ("eval_runtime", "epoch")}
     card = {"scores": scores, "base_model": run.model_name_or_path, "data": folder.data}
+    card["dataset"] = [task.hub.path for task in tasks if task.hub and is_from_hub(task, run.data_dir)]
     trainer.create_model_card(**card)
     folder.finish(metrics, trainer.model.tasks.values())
     return metrics, card

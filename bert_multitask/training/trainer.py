@@ -62,7 +62,7 @@ from .checks import (
     train_rows,
 )
 from .finite import FirstBadStep
-from .hub import CARD, card_settings, last_scores, open_repo, push_folder
+from .hub import CARD, base_license, card_settings, last_scores, open_repo, push_folder
 from .optim import PaperAdamW
 from .randomness import keeps_generators
 from .schedule import PlanSampler, describe, first_steps
@@ -577,6 +577,9 @@ class MultitaskTrainer(Trainer):
         scores: Mapping[str, tuple] | None = None,
         base_model: str | None = None,
         data: Mapping[str, Mapping] | None = None,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        dataset: str | list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Overridden to write a card that tells of all tasks, `README.md` in the output folder.
@@ -585,7 +588,10 @@ class MultitaskTrainer(Trainer):
             scores: {task: (dev score, lower, upper bound)}; by default those of the last evaluation, without bounds.
             base_model: name of the checkpoint that training started from; by default the model's.
             data: {task: {split: rows and fingerprint}}.
-            kwargs: of Trainer's card; they have no place in this one.
+            language: as of Trainer's card, codes of the languages of the rows.
+            license: the Hub's name of the model's licence; by default that of the base model, where its card says one.
+            dataset: Hub ids of the data sets that the rows came from.
+            kwargs: the others of Trainer's card; they have no place in this one.
         """
         if not self.is_world_process_zero():
             return
@@ -600,6 +606,9 @@ class MultitaskTrainer(Trainer):
             self.describe_plan(),
             data,
             {name: describe_metric(task) for name, task in tasks.items()} | {"overall": describe_overall(tasks)},
+            [dataset] if isinstance(dataset, str) else dataset,
+            license or base_license(base_model or self.model.name_or_path),
+            language,
         )
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         Path(self.args.output_dir, CARD).write_text(card, encoding="utf-8")

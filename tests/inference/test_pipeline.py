@@ -1,6 +1,7 @@
 """The pipeline: what rows it takes, what it answers, and that it answers as the model does."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -235,6 +236,17 @@ def test_a_copy_loads_a_run_once(monkeypatch, tmp_path, model, tokenizer, pipe):
     again = MultitaskPipeline(tmp_path / "run")
     assert again("topic", TEXTS) == expected and len(loads) == 2, "another pipeline reads the folder as it is now"
     assert pickle.loads(pickle.dumps(pipe))("topic", TEXTS) == expected, "a model that was given travels along"
+
+
+def test_threads_may_share_a_tokenizer(pipe):
+    """A server answers each request in a thread, and how long a row may be is a setting of the tokenizer."""
+    pipes = [pipe, MultitaskPipeline(*pipe.load(), max_length=16)] * 3
+    rows = ["long " * 300, *["short"] * 50]
+    alone = [one("topic", rows) for one in pipes]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda one: [one("topic", rows) for _ in range(4)], pipes))
+    for found, expected in zip(together, alone, strict=True):
+        assert all(answers == expected for answers in found)
 
 
 def test_what_is_no_model(tiny_bert, model, tokenizer):

@@ -1,0 +1,268 @@
+"""A page on which people try a trained model, or two side by side: a tab a task, made from the task's kind."""
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..data.rows import load_rows
+from ..model.card import escape
+from ..model.errors import InputError
+from ..model.kinds import KINDS
+from ..model.tasks import Task
+from .attribution import Pieces, explain
+from .pipeline import MultitaskPipeline, Texts, own_columns, plain_texts
+from .split_tables import read_places
+
+if importlib.util.find_spec("gradio"):
+    import gradio as gr
+
+EXAMPLES = 4  # dev rows below a tab
+EXAMPLE_LENGTH = 300  # characters of an example at most
+LONGEST = 20_000  # characters of a text that is answered
+MOST = 1_000  # rows of a request
+CSS = """
+.gradio-container {width: 100% !important; max-width: 1100px !important; margin: 0 auto !important}
+.note p {font-size: var(--text-lg)}
+footer .divider {display: none !important}
+"""
+
+
+class View(NamedTuple):
+    """How an answer is shown.
+
+    Attributes:
+        component: (task, caption) -> the component of the page.
+        value: (task, texts of the row, the pipeline's answer) -> what the component shows.
+        moved: what rises with `Kind.evidence`, in words; None where the kind has none.
+    """
+
+    component: Callable[[Task, str], "gr.components.Component"]
+    value: Callable[[Task, Sequence[str], Mapping[str, Any]], Any]
+    moved: str | None = None
+
+
+def bars(task: Task, caption: str) -> "gr.Label":
+    """The likeliest class, and a bar for each."""
+    return gr.Label(label=caption, num_top_classes=len(task.label_names))
+
+
+def separate_bars(task: Task, caption: str) -> "gr.Label":
+    """A bar for each label: several may hold, or none."""
+    return gr.Label(label=f"{caption}: each label by itself", num_top_classes=len(task.label_names), show_heading=False)
+
+
+def score(task: Task, caption: str) -> "gr.Slider | gr.Number":
+    """A place between the lowest and the highest score, or a number."""
+    if task.score_range is None:
+        return gr.Number(label=caption, interactive=False)
+    low, high = task.score_range
+    return gr.Slider(low, high, step=(high - low) / 1000, label=caption, interactive=False, buttons=[])
+
+
+def tags(task: Task, caption: str) -> "gr.HighlightedText":
+    """The words with their tags."""
+    return gr.HighlightedText(label=caption, show_legend=True, combine_adjacent=False)
+
+
+def tagged_words(task: Task, texts: Sequence[str], answer: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """The words of a text, as white space sets them apart, each with its tag; None for O and where there is none."""
+    words = zip(texts[0].split(), answer["label"], strict=True)
+    return [(f"{word} ", None if tag == "O" else tag) for word, tag in words]
+
+
+def as_json(task: Task, caption: str) -> "gr.JSON":
+    """An answer as it is."""
+    return gr.JSON(label=caption)
+
+
+VIEWS: dict[str | None, View] = {
+    "bars": View(bars, lambda task, texts, answer: answer["probabilities"], "the answer's probability"),
+    "labels": View(
+        separate_bars, lambda task, texts, answer: answer["probabilities"], "the likeliest label's probability"
+    ),
+    "score": View(score, lambda task, texts, answer: float(f"{answer['score']:.4g}"), "the score"),
+    "tags": View(tags, tagged_words),
+    None: View(as_json, lambda task, texts, answer: answer),
+}
+"""How kinds of tasks show an answer: `Kind.view` is the key."""
+
+
+class Tab:
+    """What a tab asks and answers.
+
+    Args:
+        pipes: {title: pipeline} of the runs that it shows side by side.
+        name: of a task that all of them have; None, all their tasks of single texts, from one pass of a shared encoder.
+    """
+
+    def __init__(self, pipes: Mapping[str, MultitaskPipeline], name: str | None = None):
+        self.pipes, self.name = pipes, name
+        self.columns = own_columns(next(iter(pipes.values())).tasks[name]) if name else ["text"]
+
+    def answer(self, *texts: str) -> list[Any]:
+        """For each run what the components of its answers show, of a single task the words that moved the answer, and
+        the answers as the pipeline gives them.
+
+        Raises:
+            InputError: a text is empty or too long.
+        """
+        check_boxes(texts)
+        shown, row = [], texts if len(texts) > 1 else texts[0]
+        for pipe in self.pipes.values():
+            answers = {self.name: pipe(self.name, row)} if self.name else pipe.all(row)
+            for name, answer in answers.items():
+                shown.append(VIEWS[KINDS[pipe.tasks[name].kind].view].value(pipe.tasks[name], texts, answer))
+            if self.name:
+                shown += highlight(explain(pipe, self.name, row) or [None] * len(texts))
+            shown.append(answers[self.name] if self.name else answers)
+        return shown
+
+    def build(self, examples: Sequence[Sequence[str]]) -> None:
+        """Add the tab's components to the page."""
+        with gr.Row():
+            options = {"lines": 2, "max_lines": 8, "min_width": 320, "max_length": LONGEST}
+            boxes = [gr.Textbox(label=column, **options) for column in self.columns]
+        button, note = gr.Button("Answer", variant="primary"), gr.Markdown(elem_classes="note")
+        outputs: list = []
+        with gr.Row(visible=False) as results:
+            for title, pipe in self.pipes.items():
+                with gr.Column(min_width=320):
+                    outputs += self.build_answers(title, pipe)
+        if examples:
+            gr.Examples([list(row) for row in examples], boxes, label="Rows to try, from the dev split")
+
+        def respond(*texts: str) -> list[Any]:
+            """What is refused as a sentence, whether there are answers, and what `answer` gives."""
+            try:
+                return ["", gr.update(visible=True), *self.answer(*texts)]
+            except InputError as error:
+                return [str(error), gr.update(visible=False), *[gr.skip()] * len(outputs)]
+
+        triggers = [button.click, *(box.submit for box in boxes)]
+        api_name = f"task_{self.name}" if self.name else "all_tasks"
+        gr.on(triggers, respond, boxes, [note, results, *outputs], api_name=api_name)
+
+    def build_answers(self, title: str, pipe: MultitaskPipeline) -> "list[gr.components.Component]":
+        """Add the components of a run's answers, those that `answer` fills."""
+        outputs = []
+        for name in [self.name] if self.name else single_tasks(pipe):
+            task, view = pipe.tasks[name], VIEWS[KINDS[pipe.tasks[name].kind].view]
+            parts = [title] if self.name else [name] if len(self.pipes) == 1 else [name, title]
+            outputs.append(view.component(task, ", ".join(parts)))
+            if self.name:
+                options = {"show_legend": False, "show_inline_category": False, "visible": view.moved is not None}
+                caption = f"red words raise {view.moved}, violet ones lower it"
+                outputs += [gr.HighlightedText(label=f"{column}: {caption}", **options) for column in self.columns]
+        with gr.Accordion("As the pipeline gives it", open=False):
+            return [*outputs, gr.JSON(show_label=False, elem_classes="exact")]
+
+
+def build_page(runs: Mapping[str, str]) -> "gr.Blocks":
+    """The page of one run, or of several side by side; `.launch(**launch_options())` serves it.
+
+    Args:
+        runs: {title: run folder, Hub id or `package:NAME/PATH`}. The endpoint `/answer` is of the first.
+
+    Raises:
+        InputError: gradio is missing, or there is no such run.
+    """
+    if not importlib.util.find_spec("gradio"):
+        raise InputError("the demo needs gradio: pip install 'bert_multitask[demo]'")
+    pipes = {title: MultitaskPipeline(name) for title, name in runs.items()}
+    for pipe in pipes.values():
+        pipe.load()
+    tasks = list(dict.fromkeys(name for pipe in pipes.values() for name in pipe.tasks))
+    examples = {name: next(filter(None, (find_examples(pipe, name) for pipe in pipes.values())), []) for name in tasks}
+    for name in tasks:
+        if len({pipe.tasks[name].text_pair is None for pipe in pipes.values() if name in pipe.tasks}) > 1:
+            raise InputError(f"task {name!r} takes a text in one run and a pair in the other; show them one at a time")
+    title = " and ".join(pipes)
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        gr.Markdown(f"# {escape(title)}\n\n{describe(pipes, tasks)}")
+        for name in tasks:
+            with gr.Tab(name):
+                having = {title: pipe for title, pipe in pipes.items() if name in pipe.tasks}
+                Tab(having, name).build(examples[name])
+        if several := {title: pipe for title, pipe in pipes.items() if len(single_tasks(pipe)) > 1}:
+            with gr.Tab("all tasks"):
+                Tab(several).build(examples[single_tasks(next(iter(several.values())))[0]])
+        gr.api(endpoint(next(iter(pipes.values()))), api_name="answer")
+    return page
+
+
+def launch_options() -> dict[str, Any]:
+    """How `Blocks.launch` serves the page: a theme with the reader's own fonts, so that no other server is asked."""
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    return {"theme": gr.themes.Soft(**fonts), "css": CSS, "footer_links": ["api"], "max_file_size": 1}
+
+
+def endpoint(pipe: MultitaskPipeline) -> Callable[[str, list], list]:
+    """The page's own HTTP endpoint, `/answer`, for `gradio_client` and others."""
+
+    def answer(task: str, rows: list) -> list:
+        """Answer rows of a task, as `MultitaskPipeline` does: texts, pairs as lists of two texts, or dictionaries."""
+        try:
+            if not isinstance(rows, list) or len(rows) > MOST:
+                raise InputError(f"rows: expected a list of at most {MOST:,} rows")
+            check_lengths(plain_texts(pipe.find(task), rows))
+            return pipe(task, rows)
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return answer
+
+
+def highlight(texts: Sequence[Pieces | None]) -> list[Pieces | None]:
+    """The words of a row's texts as gradio takes them, their contributions divided by the row's largest."""
+    largest = max((abs(value) for pieces in texts for _, value in pieces or () if value), default=1.0)
+    return [
+        pieces and [(word, None if value is None else value / largest) for word, value in pieces] for pieces in texts
+    ]
+
+
+def check_boxes(texts: Sequence[str]) -> None:
+    """Refuse boxes that are empty or hold too much; the message is shown on the page.
+
+    Raises:
+        InputError: says which.
+    """
+    if not all(text and text.strip() for text in texts):
+        raise InputError("Write a text, then press the button." if len(texts) == 1 else "Write both texts first.")
+    check_lengths([[text] for text in texts])
+
+
+def check_lengths(texts: Texts) -> None:
+    """Refuse texts that would keep the model from others.
+
+    Raises:
+        InputError: a text is longer than LONGEST.
+    """
+    longest = max((len(text) for column in texts for text in column), default=0)
+    if longest > LONGEST:
+        raise InputError(f"A text has {longest:,} characters; at most {LONGEST:,} are answered.")
+
+
+def single_tasks(pipe: MultitaskPipeline) -> list[str]:
+    """The tasks of single texts."""
+    return [name for name, task in pipe.tasks.items() if not task.text_pair]
+
+
+def describe(pipes: Mapping[str, MultitaskPipeline], tasks: Sequence[str]) -> str:
+    """What the page is, in a sentence."""
+    how_many = {1: "One model"}.get(len(pipes), f"{len(pipes)} models side by side")
+    return f"{how_many}, {len(tasks)} task{'s' * (len(tasks) > 1)}. Probabilities are the model's own, not calibrated."
+
+
+def find_examples(pipe: MultitaskPipeline, name: str) -> list[list[str]]:
+    """Texts of a few dev rows of a task, spread over the split; none where the run does not know where they are."""
+    place = read_places(pipe.run.name).get(name) if name in pipe.tasks else None
+    if place is None or not place.is_known:
+        return []
+    try:
+        rows = load_rows(place.task, place.data_dir or "", splits=["dev"], labelled=()).get("dev")
+    except InputError:  # the data are not on this machine
+        return []
+    columns = ["text", "text_pair"] if place.task.text_pair else ["text"]
+    texts = [list(row) for row in zip(*(rows[column][:] for column in columns), strict=True)] if rows else []
+    short = [row for row in texts if all(row) and sum(map(len, row)) <= EXAMPLE_LENGTH]
+    return short[:: max(1, len(short) // EXAMPLES)][:EXAMPLES]

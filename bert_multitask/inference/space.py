@@ -1,0 +1,110 @@
+"""The files of a Space: a page of the Hub that shows the demo of a run."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, SpaceCardData, create_commit
+from packaging.requirements import Requirement
+
+from ..model.errors import InputError
+from ..training.hub import public_files, reason
+from .trained_run import TrainedRun
+
+GRADIO = "6.31.0"  # the version that the tests use
+MODEL = "run"  # folder of the Space with the files of a run that is not on the Hub
+PACKAGE = Path(__file__).parent.parent
+APP = '''"""The page of a model of several tasks; the package beside this file makes it."""
+
+from bert_multitask.inference.demo_page import build_page, launch_options
+
+build_page({runs!r}).launch(**launch_options())
+'''
+CARD = """---
+{metadata}
+---
+
+# {title}
+
+Try a model of the tasks {tasks}: {model}. The page is made by `bert_multitask`, whose code lies in this Space.
+"""
+
+
+def space_files(name: str, title: str) -> dict[str, bytes | Path]:
+    """What a Space holds: the page, what it needs installed, its card and this package's code; and of a run folder the
+    files that would be pushed to the Hub, so that the Space needs no other repository.
+
+    Args:
+        name: run folder or Hub id.
+        title: of the Space.
+
+    Returns:
+        {path in the Space: content, or the file that has it}.
+
+    Raises:
+        InputError: there is no such run, or one of its files is a link that leaves the folder.
+    """
+    run, is_local = TrainedRun.open(name), Path(name).is_dir()
+    metadata = SpaceCardData(
+        title=title,
+        sdk="gradio",
+        sdk_version=GRADIO,
+        python_version="3.11",
+        app_file="app.py",
+        models=None if is_local else [name],
+    )
+    model = "its weights lie in this Space" if is_local else f"[{name}](https://huggingface.co/{name})"
+    card = CARD.format(metadata=metadata.to_yaml(), title=title, tasks=", ".join(run.tasks), model=model)
+    files: dict[str, bytes | Path] = {
+        "README.md": card.encode(),
+        "app.py": APP.format(runs={title: MODEL if is_local else name}).encode(),
+        "requirements.txt": "".join(f"{line}\n" for line in requirements()).encode(),
+    }
+    files |= {f"{PACKAGE.name}/{file.relative_to(PACKAGE).as_posix()}": file for file in sorted(PACKAGE.rglob("*.py"))}
+    if is_local:
+        files |= {f"{MODEL}/{file.name}": file for file in public_files(Path(name)) if file.suffix != ".py"}
+    return files
+
+
+def requirements() -> list[str]:
+    """What this package needs installed, without its extras; a Space brings gradio by itself."""
+    try:
+        lines = importlib.metadata.requires(PACKAGE.name) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(f"{PACKAGE.name} is not installed, so its requirements are unknown: pip install .") from error
+    return [line for line in lines if Requirement(line).marker is None]
+
+
+def write_space(files: Mapping[str, bytes | Path], folder: Path) -> None:
+    """Write the files of a Space in a folder.
+
+    Raises:
+        InputError: the folder is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"--output_dir {folder} is not empty; choose another folder")
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+
+
+def push_space(files: Mapping[str, bytes | Path], repo_id: str) -> str:
+    """Upload the files of a Space, in one commit.
+
+    Args:
+        files: as `space_files` gives them.
+        repo_id: of a Space that exists (`hub.open_repo`).
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        InputError: nothing was committed.
+    """
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    try:
+        commit = create_commit(repo_id, operations, commit_message="Push a demo", repo_type="space")
+    except Exception as error:  # the client's errors and its network library's share no base class
+        raise InputError(f"--space {repo_id}: nothing was uploaded ({reason(error)}); try again") from error
+    return commit.commit_url
