@@ -116,6 +116,7 @@ def test_a_trial_is_a_plain_run(monkeypatch, searched):
     assert not [*(folder / "trials").rglob("*.safetensors")], "no weights stay"
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_bert_per_task_is_a_plain_run(monkeypatch, searched, tmp_path):
     """Whose best weights are kept by task; by the paper's Adam, whose settings Trainer takes when it is built."""
     reads = []
