@@ -23,7 +23,7 @@ from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .labels import even_labels, label_numbers, uneven_rows
 from .rows import clean_rows, sample_rows, usable_rows
-from .tokens import check_tokenizer, tokenise
+from .tokens import check_tokenizer, load_tokenizer, tokenise
 
 COLUMNS = ("input_ids", "token_type_ids", "labels")
 STREAMS = (datasets.IterableDataset, torch.utils.data.IterableDataset)
@@ -98,6 +98,19 @@ def as_rows(rows: object, where: str) -> Dataset | list[Mapping]:
 def is_tokenised(rows: Dataset | list[Mapping]) -> bool:
     """Whether rows have a column `input_ids`, or are none."""
     return not len(rows) or (isinstance(rows, Dataset) and "input_ids" in rows.column_names)
+
+
+def find_tokenizer(model: MultitaskBertModel, *given: object) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies beside the checkpoint of a model, where it is needed: where some of the rows that a
+    trainer is given are raw. None where none are, or the model was not loaded from a checkpoint.
+
+    Raises:
+        InputError: the checkpoint has no tokenizer of the model (see `load_tokenizer`).
+    """
+    parts = [part for rows in given for part in (rows.values() if isinstance(rows, Mapping) else [rows])]
+    firsts = [part[0] for part in parts if isinstance(part, (Dataset, list)) and len(part)]
+    raw = any(isinstance(row, Mapping) and "input_ids" not in row for row in firsts)
+    return load_tokenizer(model.name_or_path, model.config.vocab_size) if raw and model.name_or_path else None
 
 
 def tokenise_raw(

@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils import logging
 
 from ..data.collate import Collator, TaskRows, join_rows
-from ..data.token_rows import check_labelled, rows_by_task
+from ..data.token_rows import check_labelled, find_tokenizer, rows_by_task
 from ..evaluation.metrics import (
     decide,
     describe_metric,
@@ -84,7 +84,8 @@ class MultitaskTrainer(Trainer):
         args: the schedule, its budget, and everything `TrainingArguments` has.
         train_dataset: {task: rows} of every task of the model, raw or tokenised (`data/token_rows.py` has the rule).
         eval_dataset: the same of the dev rows; needed for evaluation.
-        processing_class: the tokenizer, which raw rows need; it is saved with every checkpoint.
+        processing_class: the tokenizer, which raw rows need; it is saved with every checkpoint. By default the one
+            beside the checkpoint that the model was loaded from, where there are raw rows.
         data_collator: rows of one task -> a batch with the keys of `Collator`, which is the default.
         model_init: refused.
         compute_loss_func: (outputs, labels, num_items_in_batch) -> the loss of a batch, or {task: such a function};
@@ -121,6 +122,7 @@ class MultitaskTrainer(Trainer):
     ):
         refused = {"model_init": model_init, "preprocess_logits_for_metrics": preprocess_logits_for_metrics}
         check_parts(model, args, refused)
+        processing_class = processing_class or find_tokenizer(model, train_dataset, eval_dataset)
         with args.main_process_first(desc="tokenising"):  # of raw rows; the others read them from the cache
             train = train_rows(train_dataset, model, args, processing_class)
             dev = eval_rows(eval_dataset, model, args, processing_class)

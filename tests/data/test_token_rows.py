@@ -12,8 +12,9 @@ from transformers import set_seed
 
 from bert_multitask.data.collate import Collator
 from bert_multitask.data.rows import clean_rows, load_rows, sample_rows
-from bert_multitask.data.token_rows import check_labelled, rows_by_task
+from bert_multitask.data.token_rows import check_labelled, find_tokenizer, rows_by_task
 from bert_multitask.data.tokens import tokenise_splits
+from bert_multitask.model.configuration import MultitaskBertConfig
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.model.tasks import load_task
@@ -273,6 +274,16 @@ def test_raw_rows_to_predict_need_no_labels(model, tokenizer):
 def test_wrong_raw_rows_are_refused(model, tokenizer, given, message):
     with pytest.raises(InputError, match=message):
         rows_by_task({"a": given}, model, "train_dataset", "train", tokenizer)
+
+
+def test_the_tokenizer_beside_the_checkpoint(model, tiny_bert, tokenizer):
+    """Raw rows ask for it; rows that are tokenised, and a model without a checkpoint, do not."""
+    for raw in ({"a": RAW["a"]}, {"a": Dataset.from_list(RAW["a"])}, RAW["a"]):
+        found = find_tokenizer(model, raw, None)
+        assert found("A plot.")["input_ids"] == tokenizer("A plot.")["input_ids"]
+    assert find_tokenizer(model, {"a": CLASSES}, None) is None
+    config = MultitaskBertConfig(**{key: value for key, value in model.config.to_dict().items() if key[0] != "_"})
+    assert find_tokenizer(MultitaskBertModel(config), {"a": RAW["a"]}, {"a": []}) is None
 
 
 def test_a_tokenizer_that_is_none(model):
