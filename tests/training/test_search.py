@@ -147,6 +147,7 @@ def test_the_first_trial_is_the_flags_and_the_best_ends_as_yaml(monkeypatch, sea
     assert json.loads((folder / "best" / "metrics.json").read_text())["eval_overall"] == float(best["score"])
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_as_it_would_have(monkeypatch, searched, tmp_path):
     """Killed by SIGKILL in its second trial: that one is done again, the one before is kept."""
     config, whole = searched
