@@ -23,8 +23,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 from benchmarks.cost import PASSES, run_cost
-from paper_results import write_paper
-from paper_tables import ELEMENTS, Job, System, needed
+from paper.results import write_paper
+from paper.tables import ELEMENTS, Job, System, needed
 from transformers import PrinterCallback, TrainerCallback
 
 from bert_multitask.commands.command_line import CommandParser, RecipeParser, local_path

@@ -21,9 +21,9 @@ ENSEMBLE = "ensemble"
 def paper(monkeypatch):
     """The module of the paper's tables; and the recipe finds its neighbours, as when Python runs it."""
     monkeypatch.syspath_prepend(RECIPES)
-    import paper_tables
+    from paper import tables
 
-    return paper_tables
+    return tables
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_a_stop_costs_the_steps_since_the_last_checkpoint(monkeypatch, paper, fl
 
 
 def test_several_seeds_are_averaged(paper):
-    from paper_results import ABSENT, cell
+    from paper.results import ABSENT, cell
 
     assert cell([0.25]) == "0.250" and cell([0.25, 0.5]) == f"0.375 ± {stdev([0.25, 0.5]):.3f}"
     assert cell([]) == cell([None]) == cell([0.25, None]) == ABSENT

@@ -6,8 +6,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
-from paper_tables import BASELINE, COLUMNS, ELEMENTS, FIGURES, TABLES, Job, PaperTable, Row, System, needed, row_seeds
-
 from bert_multitask.evaluation.intervals import LEVEL, Scores
 from bert_multitask.evaluation.tables import write_predictions
 from bert_multitask.inference.ensemble import check_members, combine
@@ -16,6 +14,8 @@ from bert_multitask.reporting.document import Document, Picture, Table
 from bert_multitask.reporting.plots import confusion_matrix, scatter, to_png, training_curves
 from bert_multitask.reporting.report import bounds, scores
 from bert_multitask.reporting.subject import Source, open_sources
+
+from .tables import BASELINE, COLUMNS, ELEMENTS, FIGURES, TABLES, Job, PaperTable, Row, System, needed, row_seeds
 
 ABSENT = "—"  # no run yet
 Jobs = Mapping[tuple[System, int], Job]
