@@ -22,7 +22,7 @@ class TrainedRun:
         config: of the model.
         tasks: {name: task} as trained; where their rows are is not said.
         record: all of `run.json` (see `read_run`); None where there is none, as of a checkpoint from the Hub.
-        max_length: tokens that a row may have.
+        max_length: tokens that a row may have, as `run.json` says, or without one the tokenizer.
     """
 
     name: str
@@ -51,7 +51,8 @@ class TrainedRun:
         except InputError as error:
             raise InputError(f"{name}: its config.json is damaged: {error}") from error
         record = read_run(name)
-        max_length = min(record["max_length"] if record else 512, config.max_position_embeddings)
+        longest = record["max_length"] if record else load_tokenizer(name, config.vocab_size).model_max_length
+        max_length = min(longest, config.max_position_embeddings)
         return cls(name, config, tasks, record, max_length)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -204,6 +204,7 @@ def tokenise_rows(
     """
     tokenizer = load_tokenizer(run.model_name_or_path, config.vocab_size)
     max_length = min(run.max_length, config.max_position_embeddings)
+    tokenizer.model_max_length = max_length  # saved with it, so that a checkpoint on the Hub is read as it was trained
     with args.main_process_first(desc="tokenising"):
         tokens = {
             task.name: tokenise_splits(task, rows[task.name], tokenizer, max_length, run.pair_encoding)
