@@ -41,10 +41,10 @@ def run_benchmark(*arguments) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-SLOW = [pytest.param(what, marks=pytest.mark.slow) for what in ("smart", "predict", "ensemble", "ablate")]
+SLOW = [pytest.param(what, marks=pytest.mark.slow) for what in ("smart", "predict", "ensemble", "ablate", "tokenize")]
 
 
-@pytest.mark.parametrize("what", ["train", "tokenize", "import", *SLOW])
+@pytest.mark.parametrize("what", ["train", "import", *SLOW])
 def test_benchmark(tiny_bert, what):
     pytest.importorskip({"predict": "sentence_transformers", "smart": "smart_pytorch"}.get(what, "torch"))
     flags = ([] if what == "tokenize" else ["--rounds", 1]) + (

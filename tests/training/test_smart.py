@@ -266,7 +266,7 @@ def test_smart_joins_the_loss_of_its_tasks_alone(make_trainer):
                 assert log["loss"] == pytest.approx(log[f"loss_{task}"] + weight * log[f"smart_{task}"], rel=1e-4)
 
 
-@pytest.mark.parametrize("pair_encoding", ["joint", "separate"])
+@pytest.mark.parametrize("pair_encoding", ["joint", pytest.param("separate", marks=pytest.mark.slow)])
 def test_smart_under_accumulation(make_trainer, monkeypatch, pair_encoding):
     """One batch of 8, and shares of it, ragged and empty ones too, give the same weights."""
     deterministic_noise(monkeypatch)
