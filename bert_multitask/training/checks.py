@@ -210,6 +210,30 @@ def check_optim(args: MultitaskTrainingArguments, model: nn.Module) -> None:
         raise InputError(f"--optim_args {args.optim_args} does nothing with {where}, which takes none of it")
 
 
+def check_training(
+    model: MultitaskBertModel,
+    args: MultitaskTrainingArguments,
+    plan: Sequence[str],
+    compute_metrics: Mapping[str, Callable],
+) -> None:
+    """Refuse settings that do not fit the model, its tasks or each other; each check below says which.
+
+    Args:
+        model: to train.
+        args: how.
+        plan: the task of each step.
+        compute_metrics: {task: the user's own function}.
+
+    Raises:
+        InputError: names the setting.
+    """
+    check_metrics(model.tasks, args, compute_metrics)
+    check_smart(model.tasks, args)
+    check_sharding(model, args)
+    check_weights(model, plan)
+    check_loader(args)
+
+
 def check_metrics(
     tasks: Mapping[str, Task], args: MultitaskTrainingArguments, compute_metrics: Mapping[str, Callable]
 ) -> None:

@@ -49,14 +49,10 @@ from .checks import (
     balance_tasks,
     by_task,
     check_collator,
-    check_loader,
-    check_metrics,
     check_optimizers,
     check_parts,
     check_plan,
-    check_sharding,
-    check_smart,
-    check_weights,
+    check_training,
     eval_rows,
     loss_functions,
     train_rows,
@@ -130,11 +126,7 @@ class MultitaskTrainer(Trainer):
         args = self.plan_steps(model, args, {name: len(rows) for name, rows in train.items()}, plan)
         self.loss_functions = loss_functions(compute_loss_func, model.tasks)
         self.metric_functions = by_task(compute_metrics, model.tasks, "compute_metrics")
-        check_metrics(model.tasks, args, self.metric_functions)
-        check_smart(model.tasks, args)
-        check_sharding(model, args)
-        check_weights(model, self.plan)
-        check_loader(args)
+        check_training(model, args, self.plan, self.metric_functions)
         check_optimizers(model, args, optimizers, optimizer_cls_and_kwargs)
         if data_collator is not None:
             check_collator(data_collator, train | dev)

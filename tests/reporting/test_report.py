@@ -214,8 +214,8 @@ def test_a_task_without_labels_is_left_out(course_folder, tmp_path):
 
 
 def test_tasks_of_the_users_own(monkeypatch, train, tmp_path):
-    """A pair of classes, a yes or no, and a score on a scale of its own, in the YAML alone; and an ensemble of them,
-    whose members say where the rows are."""
+    """A pair of classes, a yes or no, and a score on a scale of its own, in the YAML alone; and an ensemble of them.
+    The `run.json` of each member names the files of the rows."""
     specs = [
         {"name": "nli", "kind": "classification", "text_pair": "second", "label_names": ["yes", "maybe", "no"]},
         {"name": "spam", "kind": "binary", "label_names": ["fine", "spam"]},

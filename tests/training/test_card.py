@@ -85,7 +85,7 @@ def test_the_metadata_of_a_card():
     assert examples["sts"]["source_sentence"] == PAIR[0] and examples["quora"]["text_pair"] == PAIR[1]
     data = ModelCard(model_card({"sts": tasks["sts"]}, MultitaskBertConfig())).data
     assert data.pipeline_tag == "sentence-similarity"
-    assert data.license is data.language is data.datasets is None, "nothing is made up"
+    assert data.license is data.language is data.datasets is None, "fields that nobody gave are left out"
 
 
 def test_data_sets_are_named_where_the_rows_came_from_the_hub():
