@@ -31,10 +31,12 @@ SOURCE = ("text", "text_pair", "label", "id", "files", "quoting", "hub")
 
 
 class Place(NamedTuple):
-    """Where a task's rows are: its `files` or `hub`, and the folder of the files, as far as they are known."""
+    """Where a task's rows are: its `files` or `hub`, the folder of the files, and the `run.json` that says so, as far
+    as they are known."""
 
     task: Task
     data_dir: str | None
+    record: Path | None = None
 
     @property
     def is_known(self) -> bool:
@@ -122,14 +124,14 @@ class SplitTables:
         """Where a task's rows are: as the run itself says (`own`), or the first of the others that has such a task."""
         known = [places for places in (own, *self.places) if places]
         preset = Place(TASKS.get(task.name), next(iter(known[0].values())).data_dir if known else None)
-        source, data_dir = next((places[task.name] for places in known if task.name in places), preset)
+        source, data_dir, record = next((places[task.name] for places in known if task.name in places), preset)
         fields = {key: getattr(source, key) for key in SOURCE} if source else {}
         located = load_task(task.to_config() | fields | self.given.get(task.name, {}))
-        return Place(located, self.data_dir or data_dir)
+        return Place(located, self.data_dir or data_dir, record)
 
     def read_rows(self, place: Place, name: str) -> Dataset | None:
         """The clean rows at a place, read once; `name` is of the run or tables, for messages."""
-        task, data_dir = place
+        task, data_dir, record = place
         if not task.files and not task.hub:
             example = json.dumps({"name": task.name, "files": {"train": "FILE", "dev": "FILE", "test": "FILE"}})
             raise InputError(f"{name} does not say where the rows of its task {task.name!r} are: --tasks '{example}'")
@@ -137,7 +139,11 @@ class SplitTables:
             raise InputError(f"{name} does not say where its rows are; name a folder, a URL or hub with --data_dir")
         key = repr(("rows", data_dir, task.name, task.label_names, *(getattr(task, field) for field in SOURCE)))
         if key not in self.read:
-            rows = load_rows(task, data_dir or "", splits=[self.split], labelled=()).get(self.split)
+            try:
+                rows = load_rows(task, data_dir or "", splits=[self.split], labelled=()).get(self.split)
+            except InputError as error:  # in the rows, or in what the record says about them
+                said = f" ({record} names the rows and their columns)" if record else ""
+                raise InputError(f"{error}{said}") from error
             # Treated as a test split: rows with gaps are kept, with a warning.
             self.read[key] = None if rows is None else usable_rows(task, rows, "test")
         return self.read[key]
@@ -204,7 +210,8 @@ def read_places(run: str | TrainedRun, within: Sequence[str] = ()) -> dict[str, 
     """
     name, record = (run.name, run.record) if isinstance(run, TrainedRun) else (run, read_run(run))
     if record is not None:
-        return {task.name: Place(task, record["data_dir"]) for task in load_tasks(record["tasks"]).values()}
+        path = Path(resolve_folder(name), "run.json")
+        return {task.name: Place(task, record["data_dir"], path) for task in load_tasks(record["tasks"]).values()}
     places: dict[str, Place] = {}
     for member in (read_ensemble(name) or {}).get("members", ()):
         if member not in (name, *within):

@@ -102,9 +102,10 @@ def read_train(found: SplitTables) -> dict[str, Dataset]:
     """{task: clean training rows} of the tasks of which they are at hand: a report does without."""
     train = {}
     for name, task in found.tasks.items():
-        task, data_dir = place = found.locate(task)
+        place = found.locate(task)
         with contextlib.suppress(InputError):
-            rows = load_rows(task, data_dir or "", splits=["train"], labelled=()) if place.is_known else {}
+            known = place.is_known
+            rows = load_rows(place.task, place.data_dir or "", splits=["train"], labelled=()) if known else {}
             train |= {name: rows["train"]} if "train" in rows else {}
     return train
 

@@ -123,7 +123,14 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
     damaged = tmp_path / "damaged"
     shutil.copytree(run, damaged, ignore=shutil.ignore_patterns("checkpoint-*", "predictions"))
     (damaged / "run.json").write_text('{"run": {"old_flag": 1}}')
+    misnamed = tmp_path / "misnamed"
+    shutil.copytree(damaged, misnamed)
+    record = json.loads((run / "run.json").read_text())
+    record["tasks"][0]["text"] = "sentense"
+    (misnamed / "run.json").write_text(json.dumps(record))
     for name, message in [
+        (misnamed, "'sentense'"),
+        (misnamed, f"({misnamed / 'run.json'} names the rows and their columns)"),
         (tiny_bert, "is a BERT without heads; expected a trained run"),
         (tmp_path / "none", "none: no such folder"),
         (damaged, "run.json: is not the record of a run"),
