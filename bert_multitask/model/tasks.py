@@ -89,6 +89,8 @@ class Task:
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
+        rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021; half of
+            its α where the divergence is a symmetric KL, which is halved there); 0 is off.
         id: the column of ids, in files and in memory; None, `id`, where there is one.
         files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
             (tabs or commas), .jsonl, .parquet, or .conll, whose columns are called "0", "1", … and "-1", the last.
@@ -119,6 +121,7 @@ class Task:
     dropout: float = 0.3
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
+    rdrop_weight: float = 0.0
     id: str | None = None
     files: dict[str, str] | None = None
     quoting: str = "standard"
@@ -179,7 +182,7 @@ class Task:
             raise InputError(f"{where}: dropout is {self.dropout}; expected a probability in [0, 1)")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"{where}: label_smoothing is {self.label_smoothing}; expected a share in [0, 1)")
-        for key in ("smart_weight", "bregman_weight"):
+        for key in ("smart_weight", "bregman_weight", "rdrop_weight"):
             if getattr(self, key) < 0:
                 raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
         for key in ("epochs", "max_train_samples"):

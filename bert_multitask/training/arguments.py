@@ -33,6 +33,7 @@ TASK_FIELDS = {
     "label_smoothing": "label_smoothing",
     "smart_weight": "smart_weight",
     "bregman_weight": "bregman_weight",
+    "rdrop_weight": "rdrop_weight",
 }
 EXAMPLE = '0.1 or {"sst": 0.2}'  # of such a flag
 EXAMPLES = {
@@ -114,6 +115,13 @@ class RunArguments:
     )
     bregman_weight: dict | str | float | None = field(
         default=None, metadata={"help": "the same of SMART's Bregman proximal term, its μ"}
+    )
+    rdrop_weight: dict | str | float | None = field(
+        default=None,
+        metadata={
+            "help": "R-Drop: factor of the divergence of two passes with different dropout, by task as smart_weight; "
+            "a step of such a task costs two"
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "replace the run in --output_dir"})
 

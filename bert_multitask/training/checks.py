@@ -229,6 +229,7 @@ def check_training(
     """
     check_metrics(model.tasks, args, compute_metrics)
     check_smart(model.tasks, args)
+    check_rdrop(model, args)
     check_sharding(model, args)
     check_weights(model, plan)
     check_loader(args)
@@ -267,6 +268,16 @@ def check_smart(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> 
             f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares "
             "little more than dropout masks; a radius from 1e-3 up is kept (docs/results.md)"
         )
+
+
+def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
+    """Refuse R-Drop of a pass that SMART's passes cannot repeat; point it out where no dropout makes passes differ."""
+    for name, task in model.tasks.items():
+        if task.rdrop_weight and task.smart_weight and args.smart_share_dropout:
+            raise InputError(f"task {name!r} has a rdrop_weight, so it has no one dropout for --smart_share_dropout")
+        parts = [*model.encoder(name).modules(), *model.heads[name].modules()]
+        if task.rdrop_weight and not any(isinstance(part, nn.Dropout) and part.p for part in parts):
+            logger.warning(f"task {name!r}: rdrop_weight does little: the encoder and the head have no dropout")
 
 
 def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:

@@ -145,7 +145,7 @@ def card_settings(args: MultitaskTrainingArguments, tasks: Mapping[str, Task], b
     if smart:
         settings["smart_weight"] = ", ".join(f"{name} {weight:g}" for name, weight in smart.items())
         settings |= {name: getattr(args, name) for name in ("smart_projection", "smart_radius", "smart_steps")}
-    for field in ("class_weights", "label_smoothing"):
+    for field in ("rdrop_weight", "class_weights", "label_smoothing"):
         values = {name: getattr(task, field) for name, task in tasks.items()}
         settings |= {f"{field} of {name}": value for name, value in values.items() if value}
     return settings

@@ -62,7 +62,7 @@ from .hub import CARD, base_license, card_settings, last_scores, open_repo, push
 from .optim import PaperAdamW
 from .randomness import keeps_generators
 from .schedule import PlanSampler, describe, first_steps
-from .smart import DropoutMasks, MomentumTeacher, smart_penalty
+from .smart import DropoutMasks, MomentumTeacher, each_row_twice, smart_penalty
 
 logger = logging.get_logger(__name__)
 SHOWN_ROWS = 8  # rows that a message names
@@ -320,8 +320,8 @@ class MultitaskTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Overridden to add SMART's terms to a training step's loss, to note one that is not a finite number, without
-        waiting for the device, and to keep each task's losses and predictions for the log.
+        """Overridden to add SMART's and R-Drop's terms to a training step's loss, to note one that is not a finite
+        number, without waiting for the device, and to keep each task's losses and predictions for the log.
 
         Scaling is as Trainer's: the model divides by the labelled rows of the whole step (or by the sum of their class
         weights), all processes and accumulation steps together.
@@ -331,31 +331,37 @@ class MultitaskTrainer(Trainer):
             return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         task = self.model.tasks[inputs["task"]]
         masks = DropoutMasks(inputs["labels"]) if task.smart_weight and self.args.smart_share_dropout else None
-        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)  # it may take labels out
+        batch, counted, passes = dict(inputs), num_items_in_batch, 1  # Trainer may take the labels out of its batch
+        if task.rdrop_weight:  # with the loss of R-Drop, the mean of both passes'
+            batch, passes = each_row_twice(inputs), 2
+            counted = None if counted is None else 2 * counted
+        loss, outputs = super().compute_loss(model, batch, True, counted)
+        logits, *again = outputs["logits"].chunk(passes)
         self.keep(f"loss_{task.name}", loss)
         if self.args.logging_strategy != "no":
-            self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"]))
+            self.seen.setdefault(task.name, []).append((logits.detach().float(), inputs["labels"]))
         rows = is_labelled(inputs["labels"]).sum()
         items = self.step_rows if task.class_weights else num_items_in_batch
         share = rows if items is None else rows / items
         if self.args.average_tokens_across_devices:
             share = share * self.accelerator.num_processes  # as Trainer scales the loss: DDP takes the processes' mean
-        for name, weight, penalty in self.penalties(task, inputs, outputs["logits"], masks):
+        for name, weight, penalty in self.penalties(task, inputs, logits, masks, *again):
             self.keep(f"{name}_{task.name}", share * penalty)
             loss = loss + weight * share * penalty
         self.bad.note_loss(loss, self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
 
     def penalties(
-        self, task: Task, inputs: Mapping, logits: Tensor, masks: DropoutMasks | None
+        self, task: Task, inputs: Mapping, logits: Tensor, masks: DropoutMasks | None, *again: Tensor
     ) -> Iterator[tuple[str, float, Tensor]]:
-        """Yield (name, weight, mean over the rows) of each of SMART's terms that the task has.
+        """Yield (name, weight, mean over the rows) of each of SMART's and R-Drop's terms that the task has.
 
         Args:
             task: of the batch.
             inputs: the batch.
             logits: the clean predictions.
             masks: the dropout masks that gave them, for SMART's passes to drop the same; None to draw others.
+            again: the predictions with other dropout masks, for R-Drop.
         """
         args, divergence = self.args, DIVERGENCES[task.divergence]
         batch = {key: inputs[key] for key in ("task", "attention_mask", "token_type_ids")}
@@ -382,6 +388,8 @@ class MultitaskTrainer(Trainer):
         if task.bregman_weight:
             teacher = self.teacher.logits(input_ids=inputs["input_ids"], **batch)
             yield "bregman", task.bregman_weight, divergence(logits, teacher).mean()
+        for other in again:
+            yield "rdrop", task.rdrop_weight, divergence(other, logits).mean()
 
     def keep(self, name: str, value: Tensor) -> None:
         """Add a micro-batch's value to what the next log entry is the mean of."""
@@ -390,8 +398,8 @@ class MultitaskTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Overridden to add to training logs, as means over a task's steps since the last entry: `loss_{task}` without
-        SMART's terms, `smart_{task}` and `bregman_{task}` without their weights; and `{metric}_{task}` of the rows
-        trained on since, as predicted in training, with dropout.
+        these terms, `smart_{task}`, `bregman_{task}` and `rdrop_{task}` without their weights; and `{metric}_{task}` of
+        the rows trained on since, as predicted in training, with dropout.
 
         Raises:
             NonFiniteError: a step since had a loss or gradient that is not a finite number.
