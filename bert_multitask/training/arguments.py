@@ -109,6 +109,10 @@ class RunArguments:
         default="cls", metadata={"help": "what the encoder gives the heads of a sequence", "choices": list(POOLING)}
     )
     freeze_encoder: bool = field(default=False, metadata={"help": "train the heads alone"})
+    freeze_layers: int | None = field(
+        default=None,
+        metadata={"help": "do not train the embeddings and so many of the lowest layers; by default all are trained"},
+    )
     smart_weight: dict | str | float | None = field(
         default=None,
         metadata={"help": "SMART's λ, one factor or JSON by task: '{\"sst\": 1}'; by default the task's own, 0 (off)"},
@@ -134,6 +138,8 @@ class RunArguments:
             if value not in for_all and not isinstance(value, (dict, NoneType, *numbers)):
                 raise InputError(f"--{name} is {value!r}; expected, for example, {EXAMPLES.get(name, EXAMPLE)}")
             setattr(self, name, value)
+        if self.freeze_encoder and self.freeze_layers is not None:
+            raise InputError("--freeze_encoder freezes all layers; leave out --freeze_layers")
         if self.max_length < 8:
             raise InputError(f"--max_length is {self.max_length}; expected at least 8 tokens")
         if self.encoder_dropout is not None and not 0 <= self.encoder_dropout < 1:
@@ -211,6 +217,16 @@ class MultitaskTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "rows of a micro-batch on one process"})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "rows of an evaluation batch on one process"})
     learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate of AdamW"})
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "the same of the heads; by default --learning_rate"}
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "each layer's learning rate as a share of the one above; the highest has --learning_rate, the "
+            "embeddings the least"
+        },
+    )
     lr_scheduler_type: SchedulerType | str = field(
         default="constant", metadata={"help": "shape of the learning rate over the plan"}
     )
@@ -286,6 +302,11 @@ class MultitaskTrainingArguments(TrainingArguments):
     def plan_seed(self) -> int:
         """The seed of the plan and of the order of rows."""
         return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def has_own_rates(self) -> bool:
+        """Whether heads or layers have learning rates of their own."""
+        return self.head_learning_rate is not None or self.layer_decay != 1
 
     @property
     def evaluates_epoch_ends(self) -> bool:

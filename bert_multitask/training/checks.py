@@ -23,6 +23,7 @@ from ..model.errors import InputError
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments
+from .optim import encoder_depths
 
 logger = logging.get_logger(__name__)
 
@@ -176,6 +177,8 @@ def check_optimizers(
         raise InputError(f"{names[0]} and {names[1]} exclude each other: each names the optimizer")
     if not names:
         check_optim(args, model)
+    if args.has_own_rates:
+        check_rates(model, args, optimizer)
     if optimizer is not None:
         own = {id(parameter) for parameter in model.parameters()}
         if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
@@ -191,6 +194,19 @@ def check_optimizers(
             )
         except (TypeError, ValueError) as error:
             raise InputError(f"--lr_scheduler_type {args.lr_scheduler_type.value} with its kwargs: {error}") from error
+
+
+def check_rates(model: MultitaskBertModel, args: MultitaskTrainingArguments, optimizer: Optimizer | None) -> None:
+    """Refuse learning rates of heads and layers where they cannot be given."""
+    if optimizer is not None:
+        raise InputError(
+            "--head_learning_rate and --layer_decay do nothing with optimizers[0]; give its groups their rates"
+        )
+    if args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise InputError("--head_learning_rate and --layer_decay do not work with DeepSpeed, which makes the optimizer")
+    if args.layer_decay != 1:
+        for name in model.tasks:
+            encoder_depths(model.encoder(name))
 
 
 def check_optim(args: MultitaskTrainingArguments, model: nn.Module) -> None:

@@ -63,16 +63,19 @@ def at_least(low: float) -> tuple:
 POSITIVE = ("above 0", lambda value: 0 < value < float("inf"))
 NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < float("inf"))
 SEED = ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)
+SHARE = ("a share in (0, 1]", lambda value: 0 < value <= 1)
 BELOW_ONE = ("from 0 to below 1", lambda value: 0 <= value < 1)
 
 # Number fields -> what is expected, and the test. None is no value, and passes.
 RANGES = {
-    "budget": ("a share in (0, 1]", lambda value: 0 < value <= 1),
+    "budget": SHARE,
     "max_steps": ("at least 1, or -1 for the whole plan", lambda value: value == -1 or value >= 1),
     "per_device_train_batch_size": at_least(1),
     "per_device_eval_batch_size": at_least(1),
     "gradient_accumulation_steps": at_least(1),
     "learning_rate": NOT_NEGATIVE,
+    "head_learning_rate": NOT_NEGATIVE,
+    "layer_decay": SHARE,
     "weight_decay": NOT_NEGATIVE,
     "max_grad_norm": ("0 (no clipping) or more", NOT_NEGATIVE[1]),
     "adam_epsilon": POSITIVE,

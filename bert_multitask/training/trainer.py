@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -59,7 +60,7 @@ from .checks import (
 )
 from .finite import FirstBadStep
 from .hub import CARD, base_license, card_settings, last_scores, open_repo, push_folder
-from .optim import PaperAdamW
+from .optim import PaperAdamW, split_rates
 from .randomness import keeps_generators
 from .schedule import PlanSampler, describe, first_steps
 from .smart import DropoutMasks, MomentumTeacher, each_row_twice, smart_penalty
@@ -200,6 +201,14 @@ class MultitaskTrainer(Trainer):
             self.add_callback(BestOfEachTask())
         if self.teacher:
             self.add_callback(self.teacher)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Overridden to give heads and layers learning rates of their own."""
+        given, args = self.optimizer, self.args
+        optimizer = super().create_optimizer(model)
+        if given is None and args.has_own_rates:
+            split_rates(optimizer, self.model, args.learning_rate, args.head_learning_rate, args.layer_decay)
+        return optimizer
 
     def describe_plan(self) -> str:
         """The plan as a table: rows, epochs, batches and share of the steps by task."""
