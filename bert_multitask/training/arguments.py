@@ -203,6 +203,14 @@ class MultitaskTrainingArguments(TrainingArguments):
     bregman_momentum: float = field(
         default=0.99, metadata={"help": "β of the running mean of weights that --bregman_weight compares with"}
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "evaluate and save a running mean of the weights, which keeps this share of itself at each step, "
+            "such as 0.995; by default the weights"
+        },
+    )
+    ema_start: float = field(default=0.3, metadata={"help": "share of the plan before --ema_decay begins"})
     paper_optimizer: bool = field(
         default=False, metadata={"help": "Adam exactly as in the paper, slower, instead of --optim"}
     )

@@ -299,7 +299,10 @@ def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> 
 def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
     """Refuse what would go wrong, mostly without an error, where processes share one model's weights or gradients."""
     per_task = model.config.encoder_sharing == "per_task"
-    if per_task and (args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")):
+    deepspeed = args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    if args.ema_decay and deepspeed:
+        raise InputError("--ema_decay does not work with DeepSpeed, which keeps the weights elsewhere; leave it out")
+    if per_task and deepspeed:
         raise InputError(
             "--encoder_sharing per_task does not work with DeepSpeed: it gives idle encoders gradients of zeros, by "
             "which Adam would still move them; use recipes/accelerate/multi_gpu.yaml"
@@ -309,6 +312,7 @@ def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) 
     refused = {
         "--smart_weight": any(task.smart_weight for task in model.tasks.values()),  # calls parts of the model by hand
         "--bregman_weight": any(task.bregman_weight for task in model.tasks.values()),  # averages whole weights
+        "--ema_decay": args.ema_decay is not None,
         "--encoder_sharing per_task with --load_best_model_at_end": per_task and args.load_best_model_at_end,
         "a CPU, where Accelerate would leave the model whole,": args.device.type == "cpu",
     }

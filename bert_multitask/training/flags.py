@@ -89,6 +89,8 @@ RANGES = {
     "smart_noise_std": POSITIVE,
     "smart_steps": at_least(1),
     "bregman_momentum": BELOW_ONE,
+    "ema_decay": ("between 0 and 1", lambda value: 0 < value < 1),
+    "ema_start": BELOW_ONE,
     "adam_beta1": BELOW_ONE,
     "adam_beta2": BELOW_ONE,
 }
@@ -125,6 +127,8 @@ def check_values(args: TrainingArguments, choices: Mapping[str, object]) -> None
         raise InputError("--output_dir is missing: name the folder to write the run to")
     if args.early_stopping_patience is None and args.early_stopping_threshold:
         raise InputError("--early_stopping_threshold does nothing without --early_stopping_patience")
+    if args.ema_decay is None and args.ema_start != type(args).ema_start:
+        raise InputError("--ema_start does nothing without --ema_decay")
     if args.early_stopping_patience and (str(args.eval_strategy) == "no" or not args.metric_for_best_model):
         raise InputError("--early_stopping_patience needs --eval_strategy steps and a --metric_for_best_model")
 

@@ -21,7 +21,7 @@ CARD_SETTINGS = (
 ).split()
 
 # The same, where they are not as they are by default.
-CARD_LEVERS = ("head_learning_rate", "layer_decay")
+CARD_LEVERS = ("head_learning_rate", "layer_decay", "ema_decay", "ema_start")
 
 
 def open_repo(repo_id: str, token: str | None = None, private: bool | None = None, space: bool = False) -> str:

@@ -44,6 +44,7 @@ from ..model.losses import DIVERGENCES, count_items, is_labelled, labelled_rows,
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments
+from .averaging import AveragedWeights, uses_average
 from .callbacks import BestOfEachTask, EpochEnds, StopAtBadStep, TimeEstimate
 from .checkpoints import list_checkpoints
 from .checks import (
@@ -147,6 +148,7 @@ class MultitaskTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self.bad = FirstBadStep(scaled=self.accelerator.mixed_precision == "fp16")
+        self.averaging = AveragedWeights(self.model, args.ema_decay, args.ema_start) if args.ema_decay else None
         self.teacher = None
         if any(task.bregman_weight for task in model.tasks.values()):
             self.teacher = MomentumTeacher(model, args.bregman_momentum)
@@ -199,8 +201,8 @@ class MultitaskTrainer(Trainer):
         self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
         if self.model.config.encoder_sharing == "per_task" and self.args.load_best_model_at_end:
             self.add_callback(BestOfEachTask())
-        if self.teacher:
-            self.add_callback(self.teacher)
+        for keeper in filter(None, (self.teacher, self.averaging)):
+            self.add_callback(keeper)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Overridden to give heads and layers learning rates of their own."""
@@ -293,6 +295,7 @@ class MultitaskTrainer(Trainer):
             + (f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet")
         )
 
+    @uses_average
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Overridden to save nothing once a number was not finite; to leave no training_args.bin, a pickle, which is
         unsafe to read and which nothing here reads; and for the permissions of an adapter's weights.
@@ -307,6 +310,8 @@ class MultitaskTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            if self.averaging and not self.args.save_only_model:
+                self.averaging.save(folder)
             share_weights(folder)
 
     def check_finite_weights(self) -> None:
@@ -447,6 +452,7 @@ class MultitaskTrainer(Trainer):
         return self.accelerator.gather(values).cpu().numpy()
 
     @keeps_generators
+    @uses_average
     def evaluate(
         self,
         eval_dataset: Mapping[str, Dataset] | Dataset | None = None,
@@ -478,8 +484,10 @@ class MultitaskTrainer(Trainer):
                 raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
             check_labelled(loaders, "eval_dataset")
         steps = Counter(self.plan[: self.state.global_step])
-        # With an encoder for each task a step changes one task; the others predict what they did before.
+        # With an encoder for each task a step changes one task; the others predict what they did before. A mean of the
+        # weights changes on.
         reuse = self.is_in_train and eval_dataset is None and self.model.config.encoder_sharing == "per_task"
+        reuse = reuse and self.averaging is None
         outputs, parts = {}, []
         for name, rows in loaders.items():
             before, outputs[name] = self.evaluated.get(name, (None, None))
@@ -507,6 +515,7 @@ class MultitaskTrainer(Trainer):
             raise InputError(f"--metric_for_best_model is {best!r}, but the evaluation gives {', '.join(metrics)}")
 
     @keeps_generators
+    @uses_average
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
