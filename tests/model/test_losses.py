@@ -62,9 +62,7 @@ def test_mean_over_labelled_rows(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_shares_add_up_to_the_whole(name):
     logits, labels = tensors(name)
-    shares = [
-        loss(name)(logits=logits[part], labels=labels[part], num_items=5) for part in (slice(0, 3), slice(3, 6))
-    ]
+    shares = [loss(name)(logits=logits[part], labels=labels[part], num_items=5) for part in (slice(0, 3), slice(3, 6))]
     assert sum(shares).item() == pytest.approx(loss(name)(logits=logits, labels=labels).item(), rel=1e-6)
 
 
