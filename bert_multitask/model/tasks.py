@@ -273,6 +273,9 @@ def check_class_weights(task: Task) -> dict | str | None:
 def load_task(spec: "str | dict | Task") -> Task:
     """Make a task of a preset's name, of a dictionary of `Task` fields (from YAML or a checkpoint), or of itself.
 
+    A dictionary with the key "preset" has that preset's fields but for those that it gives: `{"preset": "sts",
+    "pooling": "mean"}`.
+
     Raises:
         InputError: the name is no preset, or a field is unknown, missing or out of range.
     """
@@ -284,6 +287,8 @@ def load_task(spec: "str | dict | Task") -> Task:
         return TASKS[spec]
     if not isinstance(spec, dict):
         raise InputError(f"a task is {spec!r}; expected a name or the fields of a Task")
+    if "preset" in spec:
+        spec = vars(load_task(str(spec["preset"]))) | {key: value for key, value in spec.items() if key != "preset"}
     if missing := sorted({"name", "kind"} - set(spec)):
         raise InputError(f"a task in tasks has no field {missing[0]!r}: {spec}; tasks is a list, each with its fields")
     return read_fields(Task, spec, f"task {spec['name']!r}")
