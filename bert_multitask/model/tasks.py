@@ -18,7 +18,7 @@ from .losses import LOSSES
 
 QUOTING = ("standard", "none")
 # The fields that say where rows come from, which a model does not need.
-ROW_SOURCE = ("id", "files", "quoting", "hub", "course_rows")
+ROW_SOURCE = ("id", "files", "quoting", "hub", "extra_train", "course_rows")
 SPLITS = ("train", "dev", "test")
 # A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
 # torch module that holds the heads by name.
@@ -57,6 +57,48 @@ class HubSource:
             object.__setattr__(self, "label_names", check_label_names(self.label_names, "hub: label_names"))
         check_fields(self, "hub")
         check_splits(self.splits, "hub: splits")
+
+
+@dataclass(frozen=True)
+class ExtraRows:
+    """More training rows of a task, from a file or a Hub dataset.
+
+    Args:
+        file: as one of the task's `files`.
+        hub: a dataset, whose train split is taken.
+        text: the file's column of texts; by default as in the task's own.
+        text_pair: the same of second texts.
+        label: the same of labels.
+        quoting: how the file quotes; by default as the task's own.
+        max_samples: take at most so many rows, drawn at random, in every run the same; None, all.
+        drop_shared: leave out rows whose texts are those of a dev or test row, but for case, punctuation and the order
+            of a pair; False, a warning counts them.
+    """
+
+    file: str | None = None
+    hub: HubSource | None = None
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    quoting: str | None = None
+    max_samples: int | None = None
+    drop_shared: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.hub, dict):
+            object.__setattr__(self, "hub", read_fields(HubSource, self.hub, "extra_train: hub"))
+        check_fields(self, "extra_train")
+        if (self.file is None) == (self.hub is None):
+            raise InputError("extra_train: a source has a file or a hub, and not both")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise InputError(f"extra_train: max_samples is {self.max_samples}; expected a whole number of at least 1")
+
+    def as_task(self, task: "Task") -> "Task":
+        """The task with these rows as its own."""
+        same = {key: getattr(task, key) for key in ("name", "kind", "label_names", "score_range")}
+        columns = {key: getattr(self, key) or getattr(task, key) for key in ("text", "text_pair", "label", "quoting")}
+        files = self.file and {"train": self.file, "dev": self.file}
+        return Task(**same, **columns, files=files, hub=self.hub)
 
 
 @dataclass(frozen=True)
@@ -101,6 +143,7 @@ class Task:
         quoting: how tables quote: "standard", a field that begins with a double quote is quoted whole, with inner
             quotes doubled; "none", quotes are plain characters, as in GLUE's own files.
         hub: the same rows on the Hub.
+        extra_train: more training rows, from other sources.
         course_rows: {split: rows} of the course's own files (the paper's section 5.1), said where a run has others.
         prediction_column: header of the predictions in the course's file form; by default they are written as a plain
             table with the labels' names.
@@ -132,6 +175,7 @@ class Task:
     files: dict[str, str] | None = None
     quoting: str = "standard"
     hub: HubSource | None = None
+    extra_train: tuple[ExtraRows, ...] | None = None
     course_rows: dict[str, int] | None = None
     prediction_column: str | None = None
 
@@ -164,11 +208,14 @@ class Task:
             plain["label_names"] = check_label_names(self.label_names, f"{where}: label_names")
         if isinstance(self.score_range, list):
             plain["score_range"] = tuple(self.score_range)
-        if isinstance(self.hub, dict):
-            try:
+        try:
+            if isinstance(self.hub, dict):
                 plain["hub"] = read_fields(HubSource, self.hub, "hub")
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
+            if isinstance(self.extra_train, (list, tuple)):
+                sources = (vars(one) if isinstance(one, ExtraRows) else one for one in self.extra_train)
+                plain["extra_train"] = tuple(read_fields(ExtraRows, one, "extra_train") for one in sources)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         for key, value in plain.items():
             object.__setattr__(self, key, value)
 
