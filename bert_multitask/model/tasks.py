@@ -133,6 +133,7 @@ class Task:
         epochs: how often training sees each row (paper, section 4.2.2).
         max_train_samples: train on at most so many rows, drawn at random; None, on all.
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
+        loss_weight: factor of all that the task adds to a step's gradient, its regularisers too; above 0.
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
         rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021; half of
@@ -168,6 +169,7 @@ class Task:
     epochs: int = 10
     max_train_samples: int | None = None
     dropout: float = 0.3
+    loss_weight: float = 1.0
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
     rdrop_weight: float = 0.0
@@ -240,6 +242,8 @@ class Task:
         for key in ("smart_weight", "bregman_weight", "rdrop_weight"):
             if getattr(self, key) < 0:
                 raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
+        if self.loss_weight <= 0:
+            raise InputError(f"{where}: loss_weight is {self.loss_weight}; expected a factor above 0")
         for key in ("epochs", "max_train_samples"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise InputError(f"{where}: {key} is {value}; expected a whole number of at least 1")

@@ -210,7 +210,7 @@ def add_settings(document: Document, source: Source) -> None:
     plain |= {"data_dir": record["run"]["data_dir"], "processes": record["processes"], "commit": record["commit"]}
     plain |= record["versions"]
     fields = ["kind", "loss", "metric", "epochs", "dropout", "smart_weight", "bregman_weight"]
-    fields += ["rdrop_weight", "class_weights", "label_smoothing"]
+    fields += ["rdrop_weight", "loss_weight", "class_weights", "label_smoothing"]
     splits = ["train", "dev", "test"]
     lines = [
         [name, *(setting_text(decides[f"task {name}"].get(key)) for key in fields)]

@@ -19,7 +19,7 @@ from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
 from ..model.errors import InputError
 from ..model.tasks import TASKS, Task, load_task, load_tasks
 from .flags import check_devices, check_resolved, check_values
-from .schedule import SCHEDULES, count_batches
+from .schedule import SCHEDULES, count_batches, flatten_sizes
 from .smart import PROJECTIONS
 
 logger = logging.get_logger(__name__)
@@ -33,6 +33,7 @@ TASK_FIELDS = {
     "label_smoothing": "label_smoothing",
     "smart_weight": "smart_weight",
     "bregman_weight": "bregman_weight",
+    "loss_weight": "loss_weight",
     "rdrop_weight": "rdrop_weight",
 }
 EXAMPLE = '0.1 or {"sst": 0.2}'  # of such a flag
@@ -117,6 +118,10 @@ class RunArguments:
         default=None,
         metadata={"help": "SMART's λ, one factor or JSON by task: '{\"sst\": 1}'; by default the task's own, 0 (off)"},
     )
+    loss_weight: dict | str | float | None = field(
+        default=None,
+        metadata={"help": "factor of a task's loss and its regularisers, one factor or JSON by task; by default 1"},
+    )
     bregman_weight: dict | str | float | None = field(
         default=None, metadata={"help": "the same of SMART's Bregman proximal term, its μ"}
     )
@@ -184,6 +189,13 @@ class MultitaskTrainingArguments(TrainingArguments):
     schedule: str = field(default="round_robin", metadata={"help": "which task comes next", "choices": SCHEDULES})
     budget: float = field(
         default=1.0, metadata={"help": "share of each task's batches to train on, in (0, 1]; small for smoke runs"}
+    )
+    sampling_temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "T: tasks share the plan's steps by size^(1/T), where size is epochs times batches; above 1 small "
+            "tasks get more than their epochs and large ones less"
+        },
     )
     smart_projection: str = field(
         default="ball",
@@ -332,6 +344,7 @@ class MultitaskTrainingArguments(TrainingArguments):
             {task: its batches}, and the task of each step.
         """
         batches = count_batches(rows, epochs, self.total_train_batch_size, self.budget)
+        batches = flatten_sizes(batches, self.sampling_temperature)
         return batches, SCHEDULES[self.schedule](batches, self.plan_seed)
 
 

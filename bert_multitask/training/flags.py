@@ -69,6 +69,7 @@ BELOW_ONE = ("from 0 to below 1", lambda value: 0 <= value < 1)
 # Number fields -> what is expected, and the test. None is no value, and passes.
 RANGES = {
     "budget": SHARE,
+    "sampling_temperature": POSITIVE,
     "max_steps": ("at least 1, or -1 for the whole plan", lambda value: value == -1 or value >= 1),
     "per_device_train_batch_size": at_least(1),
     "per_device_eval_batch_size": at_least(1),

@@ -362,6 +362,7 @@ class MultitaskTrainer(Trainer):
         for name, weight, penalty in self.penalties(task, inputs, logits, masks, *again):
             self.keep(f"{name}_{task.name}", share * penalty)
             loss = loss + weight * share * penalty
+        loss = task.loss_weight * loss
         self.bad.note_loss(loss, self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
 
@@ -412,8 +413,8 @@ class MultitaskTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Overridden to add to training logs, as means over a task's steps since the last entry: `loss_{task}` without
-        these terms, `smart_{task}`, `bregman_{task}` and `rdrop_{task}` without their weights; and `{metric}_{task}` of
-        the rows trained on since, as predicted in training, with dropout.
+        these terms, `smart_{task}`, `bregman_{task}` and `rdrop_{task}`, all without their weights; and
+        `{metric}_{task}` of the rows trained on since, as predicted in training, with dropout.
 
         Raises:
             NonFiniteError: a step since had a loss or gradient that is not a finite number.
