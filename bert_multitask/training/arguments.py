@@ -253,6 +253,13 @@ class MultitaskTrainingArguments(TrainingArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "1, the plan; see --task_epochs"})
     max_steps: int = field(default=-1, metadata={"help": "train only the first so many steps of the plan; -1 for all"})
     logging_steps: float = field(default=0.01, metadata={"help": "log every so many steps, or share of the plan"})
+    gradient_cosine_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "log the cosines between the tasks' gradients on the shared encoder, measured every so many steps; "
+            "by default never"
+        },
+    )
     eval_strategy: str = field(default="steps", metadata={"help": "evaluate by steps or not at all (no)"})
     eval_steps: float | None = field(
         default=0.1, metadata={"help": "evaluate every so many steps, or share of the plan"}

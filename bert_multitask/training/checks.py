@@ -246,6 +246,8 @@ def check_training(
     check_metrics(model.tasks, args, compute_metrics)
     check_smart(model.tasks, args)
     check_rdrop(model, args)
+    if args.gradient_cosine_steps and (model.config.encoder_sharing == "per_task" or len(model.tasks) == 1):
+        raise InputError("--gradient_cosine_steps needs several tasks with a shared encoder; leave it out")
     check_sharding(model, args)
     check_weights(model, plan)
     check_loader(args)
@@ -300,8 +302,9 @@ def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) 
     """Refuse what would go wrong, mostly without an error, where processes share one model's weights or gradients."""
     per_task = model.config.encoder_sharing == "per_task"
     deepspeed = args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
-    if args.ema_decay and deepspeed:
-        raise InputError("--ema_decay does not work with DeepSpeed, which keeps the weights elsewhere; leave it out")
+    for name in ("ema_decay", "gradient_cosine_steps"):
+        if getattr(args, name) and deepspeed:
+            raise InputError(f"--{name} does not work with DeepSpeed, which keeps the weights elsewhere; leave it out")
     if per_task and deepspeed:
         raise InputError(
             "--encoder_sharing per_task does not work with DeepSpeed: it gives idle encoders gradients of zeros, by "
@@ -312,6 +315,7 @@ def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) 
     refused = {
         "--smart_weight": any(task.smart_weight for task in model.tasks.values()),  # calls parts of the model by hand
         "--bregman_weight": any(task.bregman_weight for task in model.tasks.values()),  # averages whole weights
+        "--gradient_cosine_steps": args.gradient_cosine_steps is not None,
         "--ema_decay": args.ema_decay is not None,
         "--encoder_sharing per_task with --load_best_model_at_end": per_task and args.load_best_model_at_end,
         "a CPU, where Accelerate would leave the model whole,": args.device.type == "cpu",

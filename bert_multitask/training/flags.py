@@ -83,6 +83,7 @@ RANGES = {
     "seed": SEED,
     "data_seed": SEED,
     "save_total_limit": at_least(1),
+    "gradient_cosine_steps": at_least(1),
     "early_stopping_patience": at_least(1),
     "early_stopping_threshold": NOT_NEGATIVE,
     "smart_radius": POSITIVE,

@@ -59,6 +59,7 @@ from .checks import (
     loss_functions,
     train_rows,
 )
+from .conflicts import GradientCosines
 from .finite import FirstBadStep
 from .hub import CARD, base_license, card_settings, last_scores, open_repo, push_folder
 from .optim import PaperAdamW, split_rates
@@ -149,6 +150,7 @@ class MultitaskTrainer(Trainer):
         )
         self.bad = FirstBadStep(scaled=self.accelerator.mixed_precision == "fp16")
         self.averaging = AveragedWeights(self.model, args.ema_decay, args.ema_start) if args.ema_decay else None
+        self.cosines = GradientCosines(self, args.gradient_cosine_steps) if args.gradient_cosine_steps else None
         self.teacher = None
         if any(task.bregman_weight for task in model.tasks.values()):
             self.teacher = MomentumTeacher(model, args.bregman_momentum)
@@ -201,7 +203,7 @@ class MultitaskTrainer(Trainer):
         self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
         if self.model.config.encoder_sharing == "per_task" and self.args.load_best_model_at_end:
             self.add_callback(BestOfEachTask())
-        for keeper in filter(None, (self.teacher, self.averaging)):
+        for keeper in filter(None, (self.teacher, self.averaging, self.cosines)):
             self.add_callback(keeper)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
@@ -436,6 +438,8 @@ class MultitaskTrainer(Trainer):
                 with warnings.catch_warnings(action="ignore"):  # a few rows may well be of one class
                     found = score_decisions(task, decide(task, logits[labelled]), labels[labelled])
                 logs[f"{task.metric}_{name}"] = found[task.metric]
+            if self.cosines:
+                logs |= self.cosines.take()
             self.sums.clear()
             self.seen.clear()
             self._tr_loss.zero_()  # Trainer subtracts the sum from itself, which leaves a NaN that fp16 skipped
