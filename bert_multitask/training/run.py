@@ -32,6 +32,7 @@ from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
+from .distill import add_soft_labels
 from .optim import freeze_layers
 from .run_folder import RunFolder
 from .stopping import STOP, StopAtStepEnd, resume_command
@@ -161,6 +162,8 @@ def prepare(
     set_seed(args.seed)
     tasks = run.load_tasks()
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
+    for task in [task for task in tasks if task.distill_from]:
+        rows[task.name]["train"] = add_soft_labels(task, rows[task.name]["train"])
     model = load_model(run, tasks)
     tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
     data = trainer_data(tokenizer, tokens)
