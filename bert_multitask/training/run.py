@@ -32,6 +32,7 @@ from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
+from .optim import freeze_layers
 from .run_folder import RunFolder
 from .stopping import STOP, StopAtStepEnd, resume_command
 from .trainer import MultitaskTrainer
@@ -183,6 +184,8 @@ def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
     if run.freeze_encoder:
         model.requires_grad_(False)
         model.heads.requires_grad_(True)
+    if run.freeze_layers is not None:
+        freeze_layers(model, run.freeze_layers)
     return model
 
 

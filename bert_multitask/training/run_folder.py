@@ -43,6 +43,7 @@ HARMLESS = {
     *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object"),
     # Logs.
     *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node"),
+    "gradient_cosine_steps",
     *("log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id"),
     *("trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen"),
     # What is kept and pushed.
