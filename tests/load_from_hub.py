@@ -99,7 +99,7 @@ def load_everything() -> dict:
         name: {split: [list(row.values()) for row in rows] for split, rows in load_rows(task, "hub").items()}
         for name, task in TASKS.items()
     }
-    columns = {"text": "question1", "text_pair": "question2"}
+    columns = {"text": "question1", "text_pair": "question2", "label_names": PARAPHRASE}
     sources = {
         "slices": ("sst", HubSource("SetFit/sst5", splits={"train": "train[:50%]", "dev": "train[50%:]+validation"})),
         "revision": ("sst", HubSource("SetFit/sst5", splits={"train": "train", "dev": "train"}, revision="old")),
