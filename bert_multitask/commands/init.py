@@ -41,6 +41,7 @@ COMMENTS = {
 }
 COLUMNS = ("text", "text_pair", "label", "id")
 DEV_SHARE = 0.1
+WIDTH = 52  # of a line before its comment; that of a longer one stands above it
 EPOCHS, DROPOUT = 3, 0.1  # which BERT's authors fine-tune with, as with the settings below
 HEADING = """\
 # Written by `bert-multitask init {table}`: a guess, to be read and corrected. Then:
@@ -117,7 +118,10 @@ def write_task(fields: dict, why: str) -> str:
     for key in [key for key in COMMENTS if key in fields]:
         line = f"{'    ' if lines else '  - '}{key}: {as_yaml(fields[key])}"
         comment = (COMMENTS[key] or "").format(why=why)
-        lines.append(f"{line:52} # {comment}\n" if comment else f"{line}\n")
+        if comment and len(line) > WIDTH:
+            lines.append(f"    # {comment}\n{line}\n")
+        else:
+            lines.append(f"{line:{WIDTH}} # {comment}\n" if comment else f"{line}\n")
     return "".join(lines)
 
 

@@ -57,7 +57,9 @@ class LabelReader:
             self.hides = -1 not in self.classes
         else:
             self.hides = dataset and self.kind.number(task, -1) is None
-        self.expected = self.kind.describe_labels(task, names, numbered or not are_numbers)
+        self.expected = "a label"  # of a task that does not know its own yet
+        if not task.is_open:
+            self.expected = self.kind.describe_labels(task, names, numbered or not are_numbers)
         self.read_once = lru_cache(maxsize=4096, typed=True)(self.read_value)
 
     def read(self, raw: object) -> Any:

@@ -91,6 +91,12 @@ def test_a_class_label_has_its_own_order(tmp_path, monkeypatch, nested):
     assert load_rows(found[1])["dev"]["label"][:] == ([[1, 1, 0], [0, 1, 0]] if nested else [0, 1])
 
 
+def test_a_parquet_file_of_texts(tmp_path):
+    path = tmp_path / "train.parquet"
+    Dataset.from_dict({"text": ["x", "y", "z"], "label": ["b", None, "a"]}).to_parquet(path)
+    assert with_label_names(OPEN | {"files": {"train": str(path), "dev": str(path)}}).label_names == ("a", "b")
+
+
 def test_names_that_are_given_stay_and_nothing_is_read():
     task = load_task("sst")
     assert with_label_names(task, "no/such/folder") is task
