@@ -36,7 +36,7 @@ COMMENTS = {
     "dropout": "before the head",
     "files": "add dev and test, if there are such files",
     "quoting": "quotes are plain characters",
-    "dev_share": "of the rows to score; leave it out with dev rows of your own",
+    "dev_share": "this share is scored, not trained on; for dev rows of your own leave it out",
     "hub": "on the Hub; the names of our splits first",
 }
 COLUMNS = ("text", "text_pair", "label", "id")
@@ -134,4 +134,4 @@ def as_yaml(value: object) -> str:
 def describe_guess(fields: dict, why: str) -> str:
     """A guessed task in a line."""
     texts = " and ".join(" + ".join(text_parts(fields[key])) for key in ("text", "text_pair") if key in fields)
-    return f"{fields['name']:12}{fields['kind']}: {texts} -> {fields['label']} ({why})"
+    return f"{fields['name']:12} {fields['kind']}: {texts} -> {fields['label']} ({why})"

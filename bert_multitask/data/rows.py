@@ -146,7 +146,7 @@ def describe_label_names(task: Task) -> str:
     """A line with the label names that a task found in its training rows, of many the first."""
     names = task.label_names
     more = f", … ({len(names)} in all)" if len(names) > SHOWN_NAMES else ""
-    return f"{task.name:12}label_names from its training rows: {', '.join(names[:SHOWN_NAMES])}{more}"
+    return f"{task.name:12} label_names from its training rows: {', '.join(names[:SHOWN_NAMES])}{more}"
 
 
 def training_labels(

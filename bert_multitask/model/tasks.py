@@ -258,7 +258,7 @@ class Task:
         if self.is_open:
             raise InputError(
                 f"task {self.name!r}: a {self.kind} task needs label_names here; give them, or read them from the "
-                "training rows: bert_multitask.data.rows.with_label_names"
+                "training rows with bert_multitask.with_label_names"
             )
 
     def to_config(self) -> dict:

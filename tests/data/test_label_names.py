@@ -121,7 +121,7 @@ def test_a_run_says_and_keeps_them(tmp_path, tiny_bert, course_folder, monkeypat
     config = write_config(tmp_path, tiny_bert, course_folder)
     flags = ["--tasks", json.dumps(task), "--task_epochs", "{}", "--max_steps", 1]
     assert run_here(monkeypatch, config, *flags) == 0
-    assert "t           label_names from its training rows: a, b\n" in capsys.readouterr().out
+    assert "t            label_names from its training rows: a, b\n" in capsys.readouterr().out
     run = tmp_path / "run"
     (recorded,) = json.loads((run / "run.json").read_text())["tasks"]
     assert recorded["label_names"] == ["a", "b"]
