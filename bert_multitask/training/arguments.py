@@ -59,7 +59,10 @@ class RunArguments:
     )
     tasks: list[str] = field(
         default_factory=lambda: ["sst", "quora", "sts"],
-        metadata={"help": "tasks, in the order of a sequential schedule: sst, quora, sts, cfimdb, or JSON of a Task"},
+        metadata={
+            "help": "tasks, in the order of a sequential schedule: sst, quora, sts, cfimdb, glue/mrpc …, or JSON of a "
+            "Task"
+        },
     )
     data_dir: str = field(
         default=HANDOUT,
@@ -158,17 +161,18 @@ class RunArguments:
                 metric cannot score its task.
         """
         specs = [parse_json("--tasks", spec) if str(spec).startswith("{") else spec for spec in self.tasks]
-        tasks = load_tasks(specs)
+        tasks = load_tasks(specs, named=False)
+        presets = {task.name for task in TASKS.values()}
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)
             if values is not None and not isinstance(values, dict):
                 values = dict.fromkeys(tasks, values)
             for name, value in (values or {}).items():
-                if name in TASKS and name not in tasks:
+                if name in presets and name not in tasks:
                     continue  # a setting of the YAML for a preset that --tasks left out
                 if name not in tasks:
                     raise InputError(f"--{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
-                tasks[name] = load_task(vars(tasks[name]) | {key: value})
+                tasks[name] = load_task(vars(tasks[name]) | {key: value}, named=False)
         for task in tasks.values():
             find_metric(task)
         return list(tasks.values())

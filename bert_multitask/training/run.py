@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
-from ..data.rows import describe_rows, is_from_hub, load_rows, sample_rows
+from ..data.rows import describe_label_names, describe_rows, is_from_hub, load_rows, sample_rows, with_label_names
 from ..data.tokens import load_tokenizer, tokenise_splits
 from ..evaluation.intervals import Estimate, Scores
 from ..evaluation.metrics import decide
@@ -159,8 +159,12 @@ def prepare(
         InputError: something is wrong with the input.
     """
     set_seed(args.seed)
-    tasks = run.load_tasks()
+    given = run.load_tasks()
+    tasks = [with_label_names(task, run.data_dir) for task in given]
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
+    for task, before in zip(tasks, given, strict=True):
+        if before.is_open and args.process_index == 0:
+            print(describe_label_names(task), flush=True)
     model = load_model(run, tasks)
     tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
     data = trainer_data(tokenizer, tokens)
