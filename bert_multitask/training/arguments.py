@@ -160,7 +160,7 @@ class MultitaskTrainingArguments(TrainingArguments):
     """`TrainingArguments` with a schedule over tasks. `num_train_epochs` is not used: epochs belong to tasks.
 
     These defaults differ from Transformers': batches of 32 and a constant learning rate of 1e-5, as in the paper
-    (section 5.3); a log entry every hundredth of the plan, evaluation and a checkpoint every tenth; the
+    (section 5.3); about twenty log entries, of a long plan more; evaluation and a checkpoint every tenth of it; the
     best checkpoint by `eval_overall` is kept and loaded at the end; predictions are written; TensorBoard is used where
     it is installed; without an accelerator the CPU is used without further flags.
     """
@@ -208,7 +208,10 @@ class MultitaskTrainingArguments(TrainingArguments):
     )
     num_train_epochs: float = field(default=1.0, metadata={"help": "1, the plan; see --task_epochs"})
     max_steps: int = field(default=-1, metadata={"help": "train only the first so many steps of the plan; -1 for all"})
-    logging_steps: float = field(default=0.01, metadata={"help": "log every so many steps, or share of the plan"})
+    logging_steps: float = field(
+        default=-1,
+        metadata={"help": "log every so many steps, or share of the plan; -1 for twenty entries, of a long plan more"},
+    )
     eval_strategy: str = field(default="steps", metadata={"help": "evaluate by steps or not at all (no)"})
     eval_steps: float | None = field(
         default=0.1, metadata={"help": "evaluate every so many steps, or share of the plan"}

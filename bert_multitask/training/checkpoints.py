@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
 from ..model.errors import InputError
+from .folder_lock import remove
 
 logger = logging.get_logger(__name__)
 
@@ -74,6 +75,13 @@ def find_checkpoint(folder: Path, name: str) -> Path | None:
         raise damage[0]
     logger.warning(f"{folder} has no checkpoint yet; training starts from the beginning")
     return None
+
+
+def remove_state(folder: Path) -> None:
+    """Remove what only a run that goes on needs of a checkpoint, whose weights can still be loaded. DeepSpeed's folders
+    stay, as they hold weights too."""
+    for pattern in ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "momentum_teacher.safetensors"):
+        remove(folder.glob(pattern))
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -72,6 +72,7 @@ RANGES = {
     "per_device_train_batch_size": at_least(1),
     "per_device_eval_batch_size": at_least(1),
     "gradient_accumulation_steps": at_least(1),
+    "logging_steps": ("above 0, or -1 for about twenty entries", lambda value: value == -1 or value > 0),
     "learning_rate": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
     "max_grad_norm": ("0 (no clipping) or more", NOT_NEGATIVE[1]),
