@@ -72,7 +72,7 @@ def count_batches(rows: Mapping[str, int], epochs: Mapping[str, int], batch_size
 def log_interval(steps: int) -> int:
     """Steps from one log entry to the next: a twentieth of a plan of up to 1,000 steps, 50 steps of one of up to 5,000,
     and a hundredth of a longer one."""
-    return max(1, min(steps // 20, 50), steps // 100)
+    return max(1, round(max(min(steps / 20, 50), steps / 100)))
 
 
 def epoch_batches(rows: int, batch_size: int, seed: int, task: int) -> Iterator[np.ndarray]:

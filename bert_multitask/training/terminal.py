@@ -165,7 +165,7 @@ class TrainingTable(ProgressCallback):
         return tqdm(
             total=total,
             desc=self.label(what),
-            unit=" steps" if what == "training" else " batches",
+            unit="step" if what == "training" else "batch",
             dynamic_ncols=True,
             leave=False,
             disable=args.disable_tqdm or None,
