@@ -510,7 +510,7 @@ def describe_rows(tasks: Sequence[Task], rows: Mapping[str, DatasetDict]) -> str
         counts = {split: len(part) for split, part in rows[task.name].items()}
         line = f"{task.name:12}" + "".join(f"{counts.get(split, 0):9,}" for split in SPLITS)
         if task.course_rows and counts != task.course_rows:
-            line += "   the course has " + " / ".join(f"{task.course_rows[split]:,}" for split in SPLITS)
+            line += "  course: " + " / ".join(f"{task.course_rows[split]:,}" for split in SPLITS)
         lines.append(line)
     return "\n".join(lines)
 

@@ -76,6 +76,7 @@ RANGES = {
     "per_device_eval_batch_size": at_least(1),
     "gradient_accumulation_steps": at_least(1),
     "eval_accumulation_steps": at_least(1),
+    "logging_steps": ("above 0, or -1 for about twenty entries", lambda value: value == -1 or value > 0),
     "learning_rate": NOT_NEGATIVE,
     "head_learning_rate": NOT_NEGATIVE,
     "layer_decay": SHARE,

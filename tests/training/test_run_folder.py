@@ -61,8 +61,8 @@ def stopped(tmp_path_factory, tiny_bert) -> Path:
     folder = tmp_path_factory.mktemp("stopped")
     config = write_config(folder, tiny_bert, write_course(folder / "data"))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "finish", lambda self, metrics: None)
         assert run_here(patch, config, *STEPS) == 0
-    (folder / "run" / "metrics.json").unlink()
     return folder / "run"
 
 
