@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 
+import torch
 from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.integrations import integration_utils, is_deepspeed_available
@@ -74,6 +75,8 @@ RANGES = {
     "per_device_train_batch_size": at_least(1),
     "per_device_eval_batch_size": at_least(1),
     "gradient_accumulation_steps": at_least(1),
+    "eval_accumulation_steps": at_least(1),
+    "logging_steps": ("above 0, or -1 for about twenty entries", lambda value: value == -1 or value > 0),
     "learning_rate": NOT_NEGATIVE,
     "head_learning_rate": NOT_NEGATIVE,
     "layer_decay": SHARE,
@@ -160,6 +163,9 @@ def check_resolved(args: TrainingArguments) -> None:
         raise InputError(
             f"--torch_compile_backend is {args.torch_compile_backend!r}; choose one of {', '.join(backends)}"
         )
+    modes = torch._inductor.list_mode_options()
+    if args.torch_compile and args.torch_compile_mode not in (None, *modes):
+        raise InputError(f"--torch_compile_mode is {args.torch_compile_mode!r}; choose one of {', '.join(modes)}")
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     if args.torch_compile and args.torch_compile_backend == "inductor" and not any(map(shutil.which, compilers)):
         raise InputError("--torch_compile needs a C++ compiler: install g++, or name one in the variable CXX")

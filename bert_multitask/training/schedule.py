@@ -89,6 +89,12 @@ def flatten_sizes(batches: Mapping[str, int], temperature: float) -> dict[str, i
     return {task: max(1, int(count)) for task, count in zip(batches, counts, strict=True)}
 
 
+def log_interval(steps: int) -> int:
+    """Steps from one log entry to the next: a twentieth of a plan of up to 1,000 steps, 50 steps of one of up to 5,000,
+    and a hundredth of a longer one."""
+    return max(1, round(max(min(steps / 20, 50), steps / 100)))
+
+
 def epoch_batches(rows: int, batch_size: int, seed: int, task: int) -> Iterator[np.ndarray]:
     """Yield one task's batches of row indices, epoch after epoch without end.
 

@@ -71,7 +71,7 @@ def read_space(search: str | Mapping, run: RunArguments, args: MultitaskTraining
             )
         if task and flag in entries:
             raise InputError(f"{where}: {flag} is of all tasks, and {name} of one; name the tasks one by one")
-        if task in TASKS and task not in tasks:
+        if task not in tasks and task in {preset.name for preset in TASKS.values()}:
             continue
         if task and task not in tasks:
             raise InputError(f"{where}: {name}, but the tasks of this run are {', '.join(tasks)}")

@@ -17,7 +17,14 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
@@ -65,8 +72,9 @@ from .finite import FirstBadStep
 from .hub import CARD, base_license, card_settings, last_scores, open_repo, push_folder
 from .optim import PaperAdamW, split_rates
 from .randomness import keeps_generators
-from .schedule import PlanSampler, describe, first_steps
+from .schedule import PlanSampler, describe, first_steps, log_interval
 from .smart import DropoutMasks, MomentumTeacher, each_row_twice, smart_penalty
+from .terminal import TrainingTable
 
 logger = logging.get_logger(__name__)
 SHOWN_ROWS = 8  # rows that a message names
@@ -184,6 +192,8 @@ class MultitaskTrainer(Trainer):
             logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
         args = copy.copy(args)  # the caller's stay as they are
         args.max_steps = len(self.plan)
+        if args.logging_steps == -1:
+            args.logging_steps = log_interval(len(self.plan))
         args.greater_is_better = higher_is_better(model.tasks, args.metric_for_best_model, args.greater_is_better)
         return args
 
@@ -195,7 +205,14 @@ class MultitaskTrainer(Trainer):
         self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
 
     def add_callbacks(self) -> None:
-        """Add what the flags, the schedule, the layout and SMART's Bregman term ask for."""
+        """Add what the flags, the schedule, the layout and SMART's Bregman term ask for; and the table that is printed,
+        instead of Trainer's dictionaries. In a notebook Trainer's own table stays."""
+        self.table = TrainingTable(self.model.tasks, self.plan)
+        for callback in self.callback_handler.callbacks:
+            if type(callback) in (PrinterCallback, ProgressCallback):
+                self.remove_callback(callback)
+                self.add_callback(self.table)
+                break
         self.add_callback(TimeEstimate())
         if self.args.early_stopping_patience:
             patience, threshold = self.args.early_stopping_patience, self.args.early_stopping_threshold
@@ -219,6 +236,16 @@ class MultitaskTrainer(Trainer):
     def describe_plan(self) -> str:
         """The plan as a table: rows, epochs, batches and share of the steps by task."""
         return describe(self.plan, self.rows, self.epochs, self.batch_size)
+
+    def describe_kept(self) -> str:
+        """Which step's weights training ended with."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, BestOfEachTask) and callback.kept:
+                return "the best of each task, " + ", ".join(f"{task} of step {n}" for task, n in callback.kept.items())
+        step, last = self.state.best_global_step, self.state.global_step
+        if not step or not self.args.load_best_model_at_end:
+            return f"step {last}, the last"
+        return f"step {step} of {last}, the best by {self.args.metric_for_best_model} ({self.state.best_metric:.4f})"
 
     def get_train_dataloader(self) -> DataLoader:
         """Overridden because the sampler deals out the processes' shares itself: Accelerate, which deals whole
@@ -502,13 +529,14 @@ class MultitaskTrainer(Trainer):
         reuse = self.is_in_train and eval_dataset is None and self.model.config.encoder_sharing == "per_task"
         reuse = reuse and self.averaging is None
         outputs, parts = {}, []
-        for name, rows in loaders.items():
-            before, outputs[name] = self.evaluated.get(name, (None, None))
+        known = {name: output for name, (before, output) in self.evaluated.items() if reuse and before == steps[name]}
+        new = {name: self.get_eval_dataloader(rows) for name, rows in loaders.items() if name not in known}
+        self.table.expect(self.args, sum(map(len, new.values())), "evaluating")
+        for name in loaders:
             prefix = f"{metric_key_prefix}_{name}"
-            if not reuse or before != steps[name]:
-                loader = self.get_eval_dataloader(rows)
-                outputs[name] = self.evaluation_loop(loader, f"Evaluation of {name}", False, ignore_keys, prefix)
-                self.callback_handler.on_predict(self.args, self.state, self.control, {})  # ends its progress bar
+            if name in new:
+                known[name] = self.evaluation_loop(new[name], f"Evaluation of {name}", False, ignore_keys, prefix)
+            outputs[name] = known[name]
             if reuse:
                 self.evaluated[name] = (steps[name], outputs[name])
             trainers = (f"{prefix}_loss", f"{prefix}_model_preparation_time")
