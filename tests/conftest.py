@@ -196,6 +196,26 @@ def write_config(folder: Path, tiny_bert: str, course_folder: Path) -> Path:
     return path
 
 
+class Kill(BaseException):
+    """What no handler expects, as a SIGKILL."""
+
+
+def run_killed(monkeypatch, step: int, *argv) -> None:
+    """Run a recipe in this process, and kill it in its step of that number, from 1."""
+    with monkeypatch.context() as patch:
+        train, calls = MultitaskTrainer.training_step, []
+
+        def killing(self, *args, **kwargs):
+            calls.append(1)
+            if len(calls) == step:
+                raise Kill
+            return train(self, *args, **kwargs)
+
+        patch.setattr(MultitaskTrainer, "training_step", killing)
+        with pytest.raises(Kill):
+            run_here(monkeypatch, *argv)
+
+
 def run_here(monkeypatch, *argv, recipe: Path | str = RECIPE) -> int:
     """Run a recipe in this process, as `python recipes/train_multitask.py …` does, or a command of `bert-multitask`, by
     its name; the exit code."""

@@ -51,9 +51,9 @@ class AveragedWeights(TrainerCallback):
         self.in_use = not self.in_use
 
     def save(self, folder: Path) -> None:
-        """Write the weights that training goes on with beside the mean that is saved, within `used`."""
-        if self.in_use:
-            save_model(self.average.module, folder / FILE)
+        """Write the weights that training goes on with beside those that are saved, within `used`. Also before there is
+        a mean: all checkpoints of a run have the same files (see `find_checkpoint`)."""
+        save_model(self.average.module if self.in_use else self.model, folder / FILE)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.first = int(self.start * state.max_steps) + 1

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from conftest import run_here, write_table
+from conftest import run_here, run_killed, write_table
 from safetensors.torch import load_file
 
 from bert_multitask.data.rows import load_rows
@@ -81,9 +81,10 @@ def test_a_run_trains_on_them_and_is_resumed_with_them_alone(monkeypatch, config
     assert load_task(json.loads((config.parent / "with" / "run.json").read_text())["tasks"][0]).extra_train[0].file
     assert "extra_train" not in (config.parent / "with" / "config.json").read_text(), "a model does not need it"
 
-    out = config.parent / "with"
-    (out / "metrics.json").unlink()
-    flags += ["--output_dir", out, "--resume_from_checkpoint", "--tasks"]
+    out = config.parent / "killed"
+    flags += ["--output_dir", out]
+    run_killed(monkeypatch, 4, config, *flags, "--tasks", json.dumps(spec))
+    flags += ["--resume_from_checkpoint", "--tasks"]
     assert run_here(monkeypatch, config, *flags, json.dumps({"preset": "sst"})) == 2
     assert "cannot be resumed with other settings: rows of sst" in capsys.readouterr().err
     assert run_here(monkeypatch, config, *flags, json.dumps(spec)) == 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import NO_DROPOUT, run_here
+from conftest import NO_DROPOUT, run_here, run_killed
 from safetensors.torch import load_file
 from scipy.special import log_softmax, rel_entr, softmax
 from torch.nn.functional import kl_div
@@ -114,16 +114,13 @@ def test_a_student_of_two_teachers(monkeypatch, config, capsys):
         assert entry["loss"] == pytest.approx(mixed, abs=1e-4)
     assert str(teacher) not in (folder / "student" / "config.json").read_text(), "a path of this machine"
 
-    before = load_file(folder / "student" / "model.safetensors")
-    (folder / "student" / "metrics.json").unlink()
-    again = [config, *short, "--save_steps", 3, "--output_dir", folder / "student", "--resume_from_checkpoint"]
-    assert run_here(monkeypatch, *again, "--distill_from", runs[0] / "soft") == 2
+    flags = [config, *short, "--save_steps", 3, "--output_dir", folder / "killed", "--distill_from"]
+    run_killed(monkeypatch, 5, *flags, teacher)
+    assert run_here(monkeypatch, *flags, runs[0] / "soft", "--resume_from_checkpoint") == 2
     assert "cannot be resumed with other settings: rows of" in capsys.readouterr().err
-    again[-1:] = ["--resume_from_checkpoint", folder / "student" / "checkpoint-3"]
-    assert run_here(monkeypatch, *again, "--distill_from", teacher) == 0
-    assert all(
-        weight.equal(before[name]) for name, weight in load_file(folder / "student" / "model.safetensors").items()
-    )
+    assert run_here(monkeypatch, *flags, teacher, "--resume_from_checkpoint") == 0
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("student", "killed"))
+    assert all(weight.equal(before[name]) for name, weight in after.items())
 
 
 @pytest.fixture

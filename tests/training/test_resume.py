@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import losses, run_here
+from conftest import Kill, losses, run_here
 from safetensors.torch import load_file
 
 from bert_multitask.training.trainer import MultitaskTrainer
@@ -45,10 +45,6 @@ def test_evaluation_moves_no_generator(make_trainer, monkeypatch, layout, use):
 FLAGS = ["--max_steps", 9, "--eval_steps", 2, "--save_steps", 2, "--logging_steps", 1, "--save_total_limit", 9]
 SMART = ["--smart_weight", 1, "--bregman_weight", 0.5]
 PER_TASK = ["--encoder_sharing", "per_task"]
-
-
-class Kill(BaseException):
-    """What no handler expects, as a SIGKILL."""
 
 
 RUNS = {
