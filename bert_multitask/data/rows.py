@@ -8,12 +8,14 @@ of them; what is left out of training or scoring, and why, is said by `usable_ro
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets.table import InMemoryTable
 from transformers.utils import logging
@@ -76,6 +78,8 @@ def load_rows(
         InputError: a file, column or dataset is missing, or a label is out of range; the message names the place.
     """
     task.check_named()
+    if task.extra_train and "train" in splits:
+        return add_extra_rows(task, data_dir, splits, labelled)
     wanted = set(splits)
     if task.dev_share and "dev" in splits:
         wanted, labelled = wanted | {"train"}, {*labelled, "train"}
@@ -165,6 +169,36 @@ def training_labels(
         return where, None, (row["label"] for row in read_mappings(rows, task, where, labelled=True))
     check_has_columns(rows, source, True, where)
     return where, feature_names(rows.features[source.label]), rows.with_format(None)[source.label]
+
+
+def add_extra_rows(task: Task, data_dir: str, splits: Collection[str], labelled: Collection[str]) -> DatasetDict:
+    """`load_rows` of a task with `extra_train`: its own training rows, and after them those of the other sources, whose
+    ids begin with the source's name. All splits are read, since a row may be left out that dev or test rows have."""
+    own = load_rows(replace(task, extra_train=None), data_dir, SPLITS, labelled)
+    scored = {text_key(row) for split in own.keys() - {"train"} for row in own[split].to_list()}
+    tables = [own["train"].with_format("arrow")[:]]
+    for source in task.extra_train:
+        name = source.file or source.hub.path
+        rows = load_rows(source.as_task(task), data_dir, ["train"], labelled)["train"]
+        rows = usable_rows(task, rows, "train")
+        shared = np.array([text_key(row) in scored for row in rows.to_list()], bool)
+        if shared.any():
+            fate = "they are left out" if source.drop_shared else "drop_shared: true leaves them out"
+            logger.warning(f"{name}: {shared.sum():,} of {len(rows):,} rows have the texts of dev or test rows; {fate}")
+        kept = np.flatnonzero(~shared) if source.drop_shared else np.arange(len(rows))
+        if source.max_samples is not None and len(kept) > source.max_samples:
+            kept = np.sort(np.random.default_rng(0).permutation(kept)[: source.max_samples])
+        table = take(rows, kept).with_format("arrow")[:]
+        ids = pc.binary_join_element_wise(os.path.basename(name), pc.cast(table["id"], pa.string()), ":")
+        tables.append(table.set_column(table.column_names.index("id"), "id", ids).cast(tables[0].schema))
+    train = Dataset(InMemoryTable(pa.concat_tables(tables).combine_chunks()), info=own["train"].info)
+    return DatasetDict({split: train if split == "train" else own[split] for split in splits if split in own})
+
+
+def text_key(row: Mapping) -> tuple[str, ...]:
+    """What the texts of a clean row have in common with those that differ by case, punctuation or order alone."""
+    texts = [row["text"], row["text_pair"]] if "text_pair" in row else [row["text"]]
+    return tuple(sorted(" ".join(re.findall(r"\w+", text.casefold())) for text in texts))
 
 
 def is_from_hub(task: Task, data_dir: str | None) -> bool:
@@ -476,7 +510,7 @@ def describe_rows(tasks: Sequence[Task], rows: Mapping[str, DatasetDict]) -> str
         counts = {split: len(part) for split, part in rows[task.name].items()}
         line = f"{task.name:12}" + "".join(f"{counts.get(split, 0):9,}" for split in SPLITS)
         if task.course_rows and counts != task.course_rows:
-            line += "   the course has " + " / ".join(f"{task.course_rows[split]:,}" for split in SPLITS)
+            line += "  course: " + " / ".join(f"{task.course_rows[split]:,}" for split in SPLITS)
         lines.append(line)
     return "\n".join(lines)
 

@@ -27,7 +27,7 @@ from ..training.run_folder import read_run
 from .trained_run import TrainedRun
 
 # What says where a task's rows are and how they are read, which a checkpoint's config.json does not.
-SOURCE = ("text", "text_pair", "label", "id", "files", "dev_share", "quoting", "hub")
+SOURCE = ("text", "text_pair", "label", "id", "files", "dev_share", "quoting", "hub", "extra_train")
 
 
 class Place(NamedTuple):

@@ -18,7 +18,7 @@ from .losses import LOSSES
 
 QUOTING = ("standard", "none")
 # The fields that say where rows come from, which a model does not need.
-ROW_SOURCE = ("id", "files", "dev_share", "quoting", "hub", "course_rows")
+ROW_SOURCE = ("id", "files", "dev_share", "quoting", "hub", "extra_train", "course_rows")
 SPLITS = ("train", "dev", "test")
 # A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
 # torch module that holds the heads by name.
@@ -60,6 +60,49 @@ class HubSource:
 
 
 @dataclass(frozen=True)
+class ExtraRows:
+    """More training rows of a task, from a file or a Hub dataset.
+
+    Args:
+        file: as one of the task's `files`.
+        hub: a dataset, whose train split is taken.
+        text: the file's column of texts; by default as in the task's own.
+        text_pair: the same of second texts.
+        label: the same of labels.
+        quoting: how the file quotes; by default as the task's own.
+        max_samples: take at most so many rows, drawn at random, in every run the same; None, all.
+        drop_shared: leave out rows whose texts are those of a dev or test row, but for case, punctuation and the order
+            of a pair; False, a warning counts them.
+    """
+
+    file: str | None = None
+    hub: HubSource | None = None
+    text: str | tuple[str, ...] | None = None
+    text_pair: str | tuple[str, ...] | None = None
+    label: str | None = None
+    quoting: str | None = None
+    max_samples: int | None = None
+    drop_shared: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.hub, dict):
+            object.__setattr__(self, "hub", read_fields(HubSource, self.hub, "extra_train: hub"))
+        check_fields(self, "extra_train")
+        read_text_columns(self, "extra_train")
+        if (self.file is None) == (self.hub is None):
+            raise InputError("extra_train: a source has a file or a hub, and not both")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise InputError(f"extra_train: max_samples is {self.max_samples}; expected a whole number of at least 1")
+
+    def as_task(self, task: "Task") -> "Task":
+        """The task with these rows as its own."""
+        same = {key: getattr(task, key) for key in ("name", "kind", "label_names", "score_range")}
+        columns = {key: getattr(self, key) or getattr(task, key) for key in ("text", "text_pair", "label", "quoting")}
+        files = self.file and {"train": self.file, "dev": self.file}
+        return Task(**same, **columns, files=files, hub=self.hub)
+
+
+@dataclass(frozen=True)
 class Task:
     """One task: its rows, its head, its loss and how it is scored. Everything is plain data, so YAML can hold it.
 
@@ -93,8 +136,11 @@ class Task:
         epochs: how often training sees each row (paper, section 4.2.2).
         max_train_samples: train on at most so many rows, drawn at random; None, on all.
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
+        loss_weight: factor of all that the task adds to a step's gradient, its regularisers too; above 0.
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
+        rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021; half of
+            its α where the divergence is a symmetric KL, which is halved there); 0 is off.
         id: the column of ids, in files and in memory; None, `id`, where there is one.
         files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
             (tabs or commas), .jsonl, .parquet, or .conll, whose columns are called "0", "1", … and "-1", the last.
@@ -103,6 +149,7 @@ class Task:
         quoting: how tables quote: "standard", a field that begins with a double quote is quoted whole, with inner
             quotes doubled; "none", quotes are plain characters, as in GLUE's own files.
         hub: the same rows on the Hub.
+        extra_train: more training rows, from other sources.
         course_rows: {split: rows} of the course's own files (the paper's section 5.1), said where a run has others.
         prediction_column: header of the predictions in the course's file form; by default they are written as a plain
             table with the labels' names.
@@ -127,13 +174,16 @@ class Task:
     epochs: int = 10
     max_train_samples: int | None = None
     dropout: float = 0.3
+    loss_weight: float = 1.0
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
+    rdrop_weight: float = 0.0
     id: str | None = None
     files: dict[str, str] | None = None
     dev_share: float | None = None
     quoting: str = "standard"
     hub: HubSource | None = None
+    extra_train: tuple[ExtraRows, ...] | None = None
     course_rows: dict[str, int] | None = None
     prediction_column: str | None = None
 
@@ -168,11 +218,14 @@ class Task:
             plain["label_names"] = check_label_names(self.label_names, f"{where}: label_names")
         if isinstance(self.score_range, list):
             plain["score_range"] = tuple(self.score_range)
-        if isinstance(self.hub, dict):
-            try:
+        try:
+            if isinstance(self.hub, dict):
                 plain["hub"] = read_fields(HubSource, self.hub, "hub")
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
+            if isinstance(self.extra_train, (list, tuple)):
+                sources = (vars(one) if isinstance(one, ExtraRows) else one for one in self.extra_train)
+                plain["extra_train"] = tuple(read_fields(ExtraRows, one, "extra_train") for one in sources)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         for key, value in plain.items():
             object.__setattr__(self, key, value)
 
@@ -204,9 +257,11 @@ class Task:
             raise InputError(f"{where}: dropout is {self.dropout}; expected a probability in [0, 1)")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"{where}: label_smoothing is {self.label_smoothing}; expected a share in [0, 1)")
-        for key in ("smart_weight", "bregman_weight"):
+        for key in ("smart_weight", "bregman_weight", "rdrop_weight"):
             if getattr(self, key) < 0:
                 raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
+        if self.loss_weight <= 0:
+            raise InputError(f"{where}: loss_weight is {self.loss_weight}; expected a factor above 0")
         for key in ("epochs", "max_train_samples"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise InputError(f"{where}: {key} is {value}; expected a whole number of at least 1")
@@ -400,7 +455,7 @@ def text_parts(columns: str | Sequence[str] | None) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns or ())
 
 
-def read_text_columns(spec: Task | HubSource, where: str) -> None:
+def read_text_columns(spec: Task | HubSource | ExtraRows, where: str) -> None:
     """Make the columns of texts tuples where there are several.
 
     Raises:

@@ -397,7 +397,7 @@ def test_long_rows_are_cut_and_counted(course_folder, tokenizer, caplog, propaga
 
 def test_both_sizes_are_said_where_they_differ_from_the_papers(course_folder):
     rows = {"sst": load_rows(TASKS["sst"], str(course_folder))}
-    assert "sst                11        6        3   the course has 8,544 / 1,101 / 2,210" in describe_rows(
+    assert "sst                11        6        3  course: 8,544 / 1,101 / 2,210" in describe_rows(
         [TASKS["sst"]], rows
     )
     task = dataclasses.replace(TASKS["sst"], course_rows={"train": 11, "dev": 6, "test": 3})
