@@ -18,7 +18,7 @@ from .losses import LOSSES
 
 QUOTING = ("standard", "none")
 # The fields that say where rows come from, which a model does not need.
-ROW_SOURCE = ("id", "files", "dev_share", "quoting", "hub", "extra_train", "course_rows")
+ROW_SOURCE = ("id", "files", "dev_share", "quoting", "hub", "extra_train", "distill_from", "course_rows")
 SPLITS = ("train", "dev", "test")
 # A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
 # torch module that holds the heads by name.
@@ -141,6 +141,10 @@ class Task:
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
         rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021; half of
             its α where the divergence is a symmetric KL, which is halved there); 0 is off.
+        distill_from: folder with a teacher's prediction table of the training rows, `{name}-train.parquet`, to learn
+            from beside the labels; None, from the labels alone.
+        distill_weight: share of the teacher's predictions in the loss, in (0, 1]; the labels have the rest.
+        distill_temperature: T by which the teacher's and the model's logits are divided, for probabilities.
         id: the column of ids, in files and in memory; None, `id`, where there is one.
         files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
             (tabs or commas), .jsonl, .parquet, or .conll, whose columns are called "0", "1", … and "-1", the last.
@@ -178,6 +182,9 @@ class Task:
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
     rdrop_weight: float = 0.0
+    distill_from: str | None = None
+    distill_weight: float = 0.5
+    distill_temperature: float = 1.0
     id: str | None = None
     files: dict[str, str] | None = None
     dev_share: float | None = None
@@ -260,6 +267,13 @@ class Task:
         for key in ("smart_weight", "bregman_weight", "rdrop_weight"):
             if getattr(self, key) < 0:
                 raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
+        if self.distill_from is not None and KINDS[self.kind].soft is None:
+            raise InputError(f"{where}: a {self.kind} task cannot learn from a teacher; leave distill_from out")
+        if not 0 < self.distill_weight <= 1 or self.distill_temperature <= 0:
+            raise InputError(
+                f"{where}: distill_weight is {self.distill_weight} and distill_temperature {self.distill_temperature}; "
+                "expected a share in (0, 1] and a number above 0"
+            )
         if self.loss_weight <= 0:
             raise InputError(f"{where}: loss_weight is {self.loss_weight}; expected a factor above 0")
         for key in ("epochs", "max_train_samples"):

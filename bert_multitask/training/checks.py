@@ -158,6 +158,8 @@ def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:
                 f"data_collator gives {found} for rows of task {name!r}; expected task (its name), input_ids, "
                 "attention_mask, token_type_ids and labels, as bert_multitask.data.collate.Collator gives them"
             )
+        if "soft_labels" in part.column_names and "soft_labels" not in batch:
+            raise InputError(f"data_collator loses the soft_labels of task {name!r}, which a teacher gave")
 
 
 def check_optimizers(

@@ -35,6 +35,7 @@ from ..model.modeling import MultitaskBertModel, describe_loading
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
+from .distill import add_soft_labels
 from .optim import freeze_layers
 from .run_folder import RunFolder
 from .stopping import STOP, StopAtStepEnd, resume_command
@@ -179,6 +180,8 @@ def prepare(
     given = run.load_tasks()
     tasks = [with_label_names(task, run.data_dir) for task in given]
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
+    for task in [task for task in tasks if task.distill_from]:
+        rows[task.name]["train"] = add_soft_labels(task, rows[task.name]["train"])
     tell = say if args.process_index == 0 else logger.info
     for task, before in zip(tasks, given, strict=True):
         if before.is_open:
