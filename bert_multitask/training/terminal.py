@@ -98,7 +98,7 @@ class TrainingTable(ProgressCallback):
         say(self.row("step", "", [*self.shown, "overall"]))
         say(self.row("", "score", [self.tasks[name].metric for name in self.shown]))
         if len(self.shown) < len(self.tasks):
-            say(f"({', '.join(list(self.tasks)[len(self.shown) :])}: in the log, for want of columns)")
+            say(f"({', '.join(list(self.tasks)[len(self.shown) :])}: in the history file; more columns do not fit)")
         if state.global_step:
             say(f"going on after step {state.global_step}")
 
