@@ -42,7 +42,7 @@ def test_the_quickstart_in_a_pipe(quickstart):
     assert all(line.startswith("warning: ") for line in error.splitlines())
     assert len(lines) <= 60 and max(map(len, lines)) <= 100
     assert "\r" not in out + error and "\x1b" not in out + error and "LOAD REPORT" not in out + error
-    assert out.startswith("3 new heads: sst, quora, sts\n") and "247 steps of up to 32 rows" in out
+    assert out.startswith("3 new heads: sst, quora, sts\n\nrows ") and "247 steps of up to 32 rows" in out
     assert out.count(" s a step: about ") == 1
     rows = [row for row in map(ROW.fullmatch, lines) if row]
     assert 18 <= len([row for row in rows if row[3] == "loss"]) <= 22
