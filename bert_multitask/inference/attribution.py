@@ -63,7 +63,7 @@ def explain(pipe: MultitaskPipeline, task: str, row: Any) -> list[Pieces] | None
         lambda words: kind.evidence(
             spec, model(task, inputs_embeds=words, attention_mask=mask, token_type_ids=segments).logits
         ),
-        model.encoder(task).embeddings.word_embeddings(ids),
+        model.encoder(task).get_input_embeddings()(ids),
     )
     moved = moved.view(-1, moved.shape[-1]).tolist()  # (sequences, tokens)
     return [

@@ -5,13 +5,12 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .configuration import PerTaskBertConfig
 from .errors import InputError
 from .kinds import KINDS
-from .modeling import PerTaskBertModel
+from .modeling import MultitaskBertModel, MultitaskModel, PerTaskBertModel
 
 
-class TaskClassifier(PerTaskBertModel):
+class OneTask(MultitaskBertModel):
     """A model of one task with the inputs and outputs of `BertForSequenceClassification`.
 
     It takes a pair as the tokenizer joins it also where the task encodes its texts separately. `config.id2label` has
@@ -24,10 +23,10 @@ class TaskClassifier(PerTaskBertModel):
         InputError: it has several.
     """
 
-    def __init__(self, config: PerTaskBertConfig):
-        super().__init__(config)
+    def __init__(self, config, encoder=None):
+        super().__init__(config, encoder)
         if len(self.tasks) != 1:
-            raise InputError(f"a TaskClassifier has one task, not {', '.join(self.tasks)}")
+            raise InputError(f"a {type(self).__name__} has one task, not {', '.join(self.tasks)}")
         (self.task,) = self.tasks.values()
         config.id2label = dict(enumerate(self.task.label_names or [self.task.name]))
         config.label2id = {label: number for number, label in config.id2label.items()}
@@ -80,6 +79,15 @@ def split_pairs(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tenso
     return torch.stack([input_ids, input_ids.gather(1, shifted)], dim=1), masks.long()
 
 
-TaskClassifier.register_for_auto_class("AutoModelForSequenceClassification")
-if __package__ == "bert_multitask.model":  # as in `modeling`
-    AutoModelForSequenceClassification.register(PerTaskBertConfig, TaskClassifier)
+class TaskClassifier(OneTask, PerTaskBertModel):
+    """One task of a BERT (see `OneTask`)."""
+
+
+class EncoderClassifier(OneTask, MultitaskModel):
+    """One task of another encoder (see `OneTask`)."""
+
+
+for model_class in (TaskClassifier, EncoderClassifier):
+    model_class.register_for_auto_class("AutoModelForSequenceClassification")
+    if __package__ == "bert_multitask.model":  # as in `modeling`
+        AutoModelForSequenceClassification.register(model_class.config_class, model_class)
