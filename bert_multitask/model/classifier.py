@@ -7,10 +7,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .errors import InputError
 from .kinds import KINDS
-from .modeling import MultitaskBertModel, MultitaskModel, PerTaskBertModel
+from .modeling import MultitaskModel, PerTaskBertModel
 
 
-class OneTask(MultitaskBertModel):
+class OneTask:
     """A model of one task with the inputs and outputs of `BertForSequenceClassification`.
 
     It takes a pair as the tokenizer joins it also where the task encodes its texts separately. `config.id2label` has

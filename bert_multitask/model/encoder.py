@@ -298,7 +298,8 @@ def check_encoder(config: MultitaskBertConfig) -> None:
         InputError: names the field.
     """
     if not isinstance(config, BertConfig):
-        raise InputError(f"is a checkpoint of type {config.model_type!r}; minBERT runs BERTs: use MultitaskBertModel")
+        found = getattr(config, "text_config", config).model_type
+        raise InputError(f"is a checkpoint of type {found!r}, and minBERT runs BERTs alone; use MultitaskBertModel")
     for field, value in FIXED.items():
         found = getattr(config, field, None)
         ours = field == "add_cross_attention" and config.encoder_sharing == "per_task"

@@ -35,7 +35,7 @@ from .errors import InputError
 from .heads import HEADS, HeadLinear, find_head
 from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
-from .stock import has_pooler, new_encoder, run_encoder
+from .stock import check_embeddings, has_pooler, new_encoder, run_encoder
 from .tasks import Task, load_task, load_tasks
 
 
@@ -450,6 +450,7 @@ class MultitaskModel(MultitaskBertModel):
         info["missing_keys"] = {f"{cls.base_model_prefix}.{key}" for key in info["missing_keys"]}
         if missing := sorted(filter(is_encoder_weight, info["missing_keys"])):
             raise InputError(f"{folder_or_id} lacks {len(missing)} encoder weights, {missing[0]} first")
+        check_embeddings(encoder)
         return cls(config, encoder).to(encoder.dtype).eval(), info
 
     def new_encoder(self) -> PreTrainedModel:

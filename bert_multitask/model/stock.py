@@ -76,6 +76,29 @@ def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModel.from_config(config, trust_remote_code=False)
 
 
+@torch.no_grad()
+def check_embeddings(encoder: PreTrainedModel) -> None:
+    """Refuse an encoder in which word embeddings do not stand for tokens: SMART and attribution start from them.
+
+    Args:
+        encoder: with its weights, in evaluation mode.
+
+    Raises:
+        InputError: its hidden states differ, or it cannot be called so.
+    """
+    ids = torch.arange(encoder.config.vocab_size - 3, encoder.config.vocab_size).unsqueeze(0)
+    try:
+        found = run_encoder(encoder, inputs_embeds=encoder.get_input_embeddings()(ids)).last_hidden_state
+        is_same = torch.allclose(found, run_encoder(encoder, ids).last_hidden_state, rtol=1e-3, atol=1e-3)
+    except Exception:  # an encoder fails in its own ways
+        is_same = False
+    if not is_same:
+        raise InputError(
+            f"its encoder, of type {encoder.config.model_type!r}, does not compute the same from inputs_embeds as from "
+            "input_ids, which this package needs; choose another, for example FacebookAI/roberta-base"
+        )
+
+
 def find_max_length(config: PreTrainedConfig) -> int:
     """The most tokens that an encoder takes in a row: its positions, without those that RoBERTa and its kin keep for
     padding, which their tables of positions show by a `padding_idx`."""

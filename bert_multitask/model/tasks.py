@@ -15,6 +15,7 @@ from .fields import check_fields, read_fields
 from .kinds import ALIASES, KINDS
 
 QUOTING = ("standard", "none")
+TRUNCATION = ("head", "tail", "head_tail")
 # The fields that say where rows come from, which a model does not need.
 ROW_SOURCE = ("id", "files", "quoting", "hub", "course_rows")
 SPLITS = ("train", "dev", "test")
@@ -87,6 +88,8 @@ class Task:
         epochs: how often training sees each row (paper, section 4.2.2).
         max_train_samples: train on at most so many rows, drawn at random; None, on all.
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
+        truncation: what is kept of a text that is too long: "head", its beginning; "tail", its end; "head_tail", both
+            (see `tokens.kept_tokens`).
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
         id: the column of ids, in files and in memory; None, `id`, where there is one.
@@ -117,6 +120,7 @@ class Task:
     epochs: int = 10
     max_train_samples: int | None = None
     dropout: float = 0.3
+    truncation: str = "head"
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
     id: str | None = None
@@ -138,8 +142,9 @@ class Task:
         self.check_ranges(where)
         if self.files is not None:
             check_splits(self.files, f"{where}: files")
-        if self.quoting not in QUOTING:
-            raise InputError(f"{where}: quoting is {self.quoting!r}; choose one of {', '.join(QUOTING)}")
+        for key, choices in (("quoting", QUOTING), ("truncation", TRUNCATION)):
+            if (value := getattr(self, key)) not in choices:
+                raise InputError(f"{where}: {key} is {value!r}; choose one of {', '.join(choices)}")
         if self.course_rows is not None and self.course_rows.keys() != set(SPLITS):
             raise InputError(f"{where}: course_rows has {', '.join(self.course_rows)}; expected {', '.join(SPLITS)}")
         for key in ("loss", "divergence", "metric"):
