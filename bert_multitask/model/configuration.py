@@ -105,6 +105,12 @@ class MultitaskBertConfig(BertConfig):
         ours |= {"classifier_dropout", "add_cross_attention"}  # there to be refused
         return BertConfig(**{key: value for key, value in self.to_dict().items() if key not in ours})
 
+    def of_task(self, task: dict) -> "PerTaskBertConfig":
+        """The configuration of one task with its encoder."""
+        fields = {key: value for key, value in self.stock().to_dict().items() if key != "model_type"}
+        layout = {"pair_encoding": self.pair_encoding, "pooling": self.pooling}
+        return PerTaskBertConfig(**fields | layout, tasks=[task])
+
 
 def hub_reason(error: Exception) -> str:
     """The reason of an error that Transformers raised on its way to a file of the Hub."""
@@ -180,6 +186,11 @@ class MultitaskConfig(PreTrainedConfig):
     def stock(self) -> PreTrainedConfig:
         """A copy of the encoder's own configuration."""
         return copy.deepcopy(self.text_config)
+
+    def of_task(self, task: dict) -> "MultitaskConfig":
+        """The configuration of one task with its encoder."""
+        layout = {"pair_encoding": self.pair_encoding, "pooling": self.pooling, "encoder_sharing": "per_task"}
+        return type(self)(text_config=self.stock(), tasks=[task], **layout)
 
     @property
     def hidden_size(self) -> int:
