@@ -62,7 +62,7 @@ def export_classifier(
     # Stock models that know one token type fail on such pairs.
     one_segment = spec.text_pair is not None and gives_types and model.config.type_vocab_size == 1
     reads_tokens = getattr(head, "reads_tokens", False)
-    mean = model.config.pooling == "mean" and not reads_tokens
+    mean = model.pooling(task) == "mean" and not reads_tokens
     stock = None
     if not (model.is_separate(spec) or mean or one_segment) and hasattr(head, "linear"):
         stock = fill_stock(model, task, AutoModelForTokenClassification if reads_tokens else SEQUENCES)
@@ -97,7 +97,7 @@ def fill_stock(model: MultitaskBertModel, task: str, auto_class: type) -> PreTra
     *dense, last = [layer for layer in own if isinstance(layer, nn.Linear)] or [None]
     pooler = pooler_layer(model.encoder(task))
     before = dense[0] if dense else pooler_layer(stock.base_model) if pooled else None
-    for layer, out in stock_layers(weight, before, pooler if model.config.pooling == "pooler" else None):
+    for layer, out in stock_layers(weight, before, pooler if model.pooling(task) == "pooler" else None):
         if last is None or last.weight.shape != out.shape:
             continue
         with torch.no_grad():
@@ -162,11 +162,10 @@ def stock_layers(
 @torch.no_grad()
 def agree(stock: PreTrainedModel, model: MultitaskBertModel, task: str, weight: Tensor, bias: Tensor) -> bool:
     """Whether a stock classifier gives what the head's layer gives, on a few tokens."""
-    model = model.eval()
     ids = torch.arange(model.config.vocab_size - 4, model.config.vocab_size).unsqueeze(0)
     encoded = model.encode(task, ids, return_dict=True)
     reads_tokens = getattr(model.heads[task], "reads_tokens", False)
-    embedding = encoded.last_hidden_state if reads_tokens else model.pool(encoded, None)
+    embedding = encoded.last_hidden_state if reads_tokens else model.pool(task, encoded, None)
     expected = nn.functional.linear(embedding, weight, bias)
     return torch.allclose(stock(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 

@@ -160,11 +160,12 @@ class SplitTables:
             if (rows := self.read_rows(place, run.name)) is None:
                 continue
             # The rows by their identity: `self.read` keeps them.
-            truncation = run.tasks[name].truncation
-            settings = (tokenizer.backend_tokenizer.to_str(), run.max_length, run.config.pair_encoding, truncation)
+            own_task = run.tasks[name]  # `place.task` may be another run's
+            form = {"truncation": own_task.truncation, "pair_encoding": own_task.pair_encoding}
+            settings = (tokenizer.backend_tokenizer.to_str(), run.max_length, run.config.pair_encoding, form)
             key = repr((name, id(rows), *settings))
             if key not in self.read:
-                task = replace(place.task, truncation=truncation)
+                task = replace(place.task, **form)
                 self.read[key] = tokenise(task, rows, tokenizer, run.max_length, run.config.pair_encoding)
             found[name] = place.task, self.read[key]
         return found
