@@ -15,6 +15,7 @@ from transformers import (
 from ..model.classifier import OneTask
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
+from ..model.stock import run_encoder
 
 # tanh(x / 1024) is x / 1024 to 3e-7 |x|^2 of it; a power of two rounds nothing, and half precision can hold it.
 TANH_SCALE = 2.0**-10
@@ -163,7 +164,7 @@ def stock_layers(
 def agree(stock: PreTrainedModel, model: MultitaskBertModel, task: str, weight: Tensor, bias: Tensor) -> bool:
     """Whether a stock classifier gives what the head's layer gives, on a few tokens."""
     ids = torch.arange(model.config.vocab_size - 4, model.config.vocab_size).unsqueeze(0)
-    encoded = model.encode(task, ids, return_dict=True)
+    encoded = run_encoder(stock.base_model, ids, return_dict=True)
     reads_tokens = getattr(model.heads[task], "reads_tokens", False)
     embedding = encoded.last_hidden_state if reads_tokens else model.pool(task, encoded, None)
     expected = nn.functional.linear(embedding, weight, bias)
