@@ -41,6 +41,7 @@ class MultitaskBertConfig(BertConfig):
     pair_encoding: str = "joint"
     pooling: str = "cls"
     encoder_sharing = "shared"  # no field: the model type says it
+    dropout_fields = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # the encoder's probabilities of dropout
 
     @classmethod
     def from_pretrained(
@@ -81,6 +82,10 @@ class MultitaskBertConfig(BertConfig):
             raise InputError(f"{name}: its config.json cannot be loaded ({hub_reason(error)})") from error
         if not fields:
             raise InputError(f"{name} has no config.json; expected an encoder's folder")
+        if fields.get("model_type") == MultitaskConfig.model_type and not isinstance(fields.get("text_config"), dict):
+            raise InputError(
+                f"{name}: its config.json is damaged: it has no text_config, which says what its encoder is"
+            )
         if fields.get("model_type") not in OWN_TYPES:
             check_type(str(name), fields.get("model_type"))
         return fields
@@ -158,6 +163,15 @@ class MultitaskConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MultitaskConfig | tuple":
+        """Overridden to give the encoder's configuration the fields of its that are given."""
+        found = super().from_dict(config_dict, **kwargs)
+        config, given = found if isinstance(found, tuple) else (found, kwargs)
+        for name in [name for name in given if hasattr(config.text_config, name) and not hasattr(config, name)]:
+            setattr(config.text_config, name, given.pop(name))
+        return found
+
+    @classmethod
     def around(cls, folder_or_id: str, **kwargs: Any) -> "MultitaskConfig":
         """The configuration of a new model with a stock checkpoint's encoder; the arguments are those of
         `from_pretrained`, ours and the encoder's.
@@ -192,6 +206,12 @@ class MultitaskConfig(PreTrainedConfig):
         """The configuration of one task with its encoder."""
         layout = {"pair_encoding": self.pair_encoding, "pooling": self.pooling, "encoder_sharing": "per_task"}
         return type(self)(text_config=self.stock(), tasks=[task], **layout)
+
+    @property
+    def dropout_fields(self) -> tuple[str, ...]:
+        """The encoder's fields that are probabilities of dropout."""
+        fields = self.text_config.to_dict().items()
+        return tuple(name for name, value in fields if "dropout" in name and isinstance(value, float | int))
 
     @property
     def hidden_size(self) -> int:

@@ -39,14 +39,19 @@ def check_type(name: str, model_type: str | None) -> None:
         )
 
 
+def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class of the encoder that `AutoModel` makes of a configuration; None where it makes none."""
+    found = MODEL_MAPPING.get(type(config), None)
+    return found[0] if isinstance(found, (list, tuple)) else found
+
+
 def check_architecture(config: PreTrainedConfig) -> None:
     """Refuse a model that is no bidirectional encoder of texts, by its configuration alone.
 
     Raises:
         InputError: says what it is instead.
     """
-    model_class = MODEL_MAPPING.get(type(config), None)
-    model_class = model_class[0] if isinstance(model_class, (list, tuple)) else model_class
+    model_class = stock_class(config)
     taken = inspect.signature(model_class.forward).parameters if model_class else ()
     missing = [name for name in NEEDED if name not in taken]
     reason = None

@@ -173,7 +173,8 @@ def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
     """The checkpoint in the run's layout, with new heads for the tasks."""
     fields = {name: getattr(run, name) for name in ("encoder_sharing", "pair_encoding", "pooling")}
     if run.encoder_dropout is not None:
-        fields |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), run.encoder_dropout)
+        config = MultitaskBertConfig.from_pretrained(run.model_name_or_path)
+        fields |= dict.fromkeys(config.dropout_fields, run.encoder_dropout)
     try:
         model = MultitaskBertModel.from_pretrained(run.model_name_or_path, tasks=tasks, **fields)
     except InputError as error:
