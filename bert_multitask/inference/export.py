@@ -15,7 +15,6 @@ from transformers import (
 from ..model.classifier import OneTask
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
-from ..model.stock import run_encoder
 
 # tanh(x / 1024) is x / 1024 to 3e-7 |x|^2 of it; a power of two rounds nothing, and half precision can hold it.
 TANH_SCALE = 2.0**-10
@@ -61,7 +60,7 @@ def export_classifier(
     spec, head = model.tasks[task], model.heads[task]
     gives_types = tokenizer is None or "token_type_ids" in tokenizer.model_input_names
     # Stock models that know one token type fail on such pairs.
-    one_segment = spec.text_pair is not None and gives_types and model.config.type_vocab_size == 1
+    one_segment = spec.text_pair and gives_types and getattr(model.config.stock(), "type_vocab_size", 0) == 1
     reads_tokens = getattr(head, "reads_tokens", False)
     mean = model.pooling(task) == "mean" and not reads_tokens
     stock = None
@@ -92,7 +91,7 @@ def fill_stock(model: MultitaskBertModel, task: str, auto_class: type) -> PreTra
     except ValueError:  # the architecture has none
         return None
     pooled = auto_class is SEQUENCES
-    stock.base_model.load_state_dict(model.encoder(task).state_dict(), strict=pooled)  # others have no pooler
+    stock.base_model.load_state_dict(model.encoder(task).state_dict(), strict=False)  # it may have no pooler
     weight, bias = KINDS[spec.kind].stock_layer(spec, *head.linear(), squashed)
     own = [layer for key, layer in stock.named_modules() if not key.startswith(f"{stock.base_model_prefix}.")]
     *dense, last = [layer for layer in own if isinstance(layer, nn.Linear)] or [None]
@@ -104,7 +103,8 @@ def fill_stock(model: MultitaskBertModel, task: str, auto_class: type) -> PreTra
         with torch.no_grad():
             if before is not None and layer is not None:
                 before.weight.copy_(layer[0])
-                before.bias.copy_(layer[1])
+                if before.bias is not None:
+                    before.bias.copy_(layer[1])
             last.weight.copy_(out)
             last.bias.copy_(bias)
         if agree(stock, model, task, weight, bias):
@@ -149,7 +149,7 @@ def stock_layers(
         yield (pooler.weight.detach().clone(), pooler.bias.detach().clone()), weight
         return
     classes, width = len(weight), len(before.weight)
-    zeros = torch.zeros_like(before.bias)
+    zeros = before.weight.new_zeros(width)
     if width == weight.shape[1]:  # in the range where tanh is the identity
         yield (torch.eye(width) * TANH_SCALE, zeros), weight / TANH_SCALE
     if 2 * classes <= width:  # f(x) - f(-x) is x for ReLU, GELU and SiLU
@@ -164,7 +164,11 @@ def stock_layers(
 def agree(stock: PreTrainedModel, model: MultitaskBertModel, task: str, weight: Tensor, bias: Tensor) -> bool:
     """Whether a stock classifier gives what the head's layer gives, on a few tokens."""
     ids = torch.arange(model.config.vocab_size - 4, model.config.vocab_size).unsqueeze(0)
-    encoded = run_encoder(stock.base_model, ids, return_dict=True)
+    encoder = model.encoder(task)
+    training = encoder.training
+    encoder.eval()
+    encoded = model.encode(task, ids, return_dict=True)
+    encoder.train(training)
     reads_tokens = getattr(model.heads[task], "reads_tokens", False)
     embedding = encoded.last_hidden_state if reads_tokens else model.pool(task, encoded, None)
     expected = nn.functional.linear(embedding, weight, bias)

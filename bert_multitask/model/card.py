@@ -138,7 +138,8 @@ def model_index(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -
 def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_model: str | None) -> str:
     """What the model is, in a sentence or two, and its tasks."""
     shared = config.encoder_sharing == "shared"
-    encoders = f"{'One' if shared else 'A'} `{stock_class(config.stock()).__name__}` for {'all tasks' if shared else 'each task'}"
+    name = stock_class(config.stock()).__name__
+    encoders = f"One `{name}` for all tasks" if shared else f"A `{name}` for each task"
     start = f", fine-tuned from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
     size = f"{config.num_hidden_layers} layers, {config.hidden_size} wide"
     rows = [

@@ -316,7 +316,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-    ) -> SequenceClassifierOutput:
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions | SequenceClassifierOutput:
         """Run one task on a batch of its rows.
 
         Args:

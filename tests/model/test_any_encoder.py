@@ -148,7 +148,7 @@ def test_word_embeddings_stand_for_tokens(checkpoints, kind):
         found = model("sst", inputs_embeds=words, **others).logits
         torch.testing.assert_close(found, model("sst", ids, **others).logits, atol=1e-6, rtol=0)
     if kind in ("roberta", "distilbert"):  # tables of positions with and without an offset
-        with pytest.raises(IndexError):
+        with pytest.raises((IndexError, RuntimeError)):
             model("sst", torch.full((1, longest + 1), 6))
 
 
@@ -266,8 +266,12 @@ SYSTEMS = {
         "round_robin",
         ["--smart_weight", "1", "--bregman_weight", "1"],
     ),
-    "round-robin, checkpointing": ("albert", "shared", "joint", "round_robin", ["--gradient_checkpointing"]),
+    "round-robin, checkpointing": ("electra", "shared", "joint", "round_robin", ["--gradient_checkpointing"]),
 }
+
+
+class Killed(BaseException):
+    """What no handler expects."""
 
 
 FLAGS = ["--max_steps", 5, "--save_steps", 2, "--eval_steps", 2, "--logging_steps", 1, "--encoder_dropout", 0.2]
@@ -285,11 +289,11 @@ def test_each_system_trains_and_resumes_bit_for_bit(checkpoints, name, tmp_path,
         def failing(self, *args, **kwargs):
             steps.append(1)
             if len(steps) == 4:
-                raise KeyboardInterrupt("killed")
+                raise Killed
             return original(self, *args, **kwargs)
 
         patch.setattr(MultitaskTrainer, "training_step", failing)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             run_here(monkeypatch, config, *flags)
     assert run_here(monkeypatch, config, *flags, "--resume_from_checkpoint") == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
@@ -298,9 +302,13 @@ def test_each_system_trains_and_resumes_bit_for_bit(checkpoints, name, tmp_path,
     trained = TrainedRun.open(str(tmp_path / "run"))
     assert {getattr(trained.config.text_config, field) for field in trained.config.dropout_fields} == {0.2}
     begun = AutoModel.from_pretrained(checkpoints[kind]).state_dict()
-    moved = {key for key, weight in begun.items() if not any(weight.equal(value) for value in got.values())}
+    copies = [(key, weight) for key, weight in got.items() if not key.startswith("heads.")]
+    moved = [key for key, weight in copies if not any(weight.equal(old) for old in begun.values())]
+    assert len(copies) == len(begun) * (1 if sharing == "shared" else 3)
     assert bool(moved) == ("--freeze_encoder" not in flags)
-    assert (tmp_path / "run" / "README.md").read_text().count(type(trained.load_model().encoder("sst")).__name__) == 2
+    assert (tmp_path / "run" / "README.md").read_text().count(
+        f"`{type(trained.load_model().encoder('sst')).__name__}` for"
+    ) == 1
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
@@ -313,7 +321,7 @@ def test_exports(checkpoints, kind):
     encoder = export_encoder(model, "quora")
     assert type(encoder) is type(AutoModel.from_pretrained(folder))
     hidden = encoder(**inputs).last_hidden_state
-    torch.testing.assert_close(hidden[:, 0], model.encode("quora", *inputs.values()).last_hidden_state[:, 0])
+    torch.testing.assert_close(hidden[:, 0], model.encode("quora", **inputs).last_hidden_state[:, 0])
     for task in TASKS:
         exported = export_classifier(model, task, tokenizer)
         assert (type(exported) is not EncoderClassifier) == (kind in STOCK), type(exported)
@@ -405,7 +413,10 @@ def test_an_encoder_with_missing_weights_is_refused(checkpoints, tmp_path):
 
 def test_a_slow_tokenizer_is_refused_with_the_reason(tmp_path):
     class Slow(PythonBackend):
-        pass
+        vocab_size = 20
+
+        def get_vocab(self):
+            return {}
 
     with pytest.raises(InputError, match="Slow, is a slow one"):
         check_tokenizer("X", Slow(), 20)
@@ -490,4 +501,4 @@ def test_a_soup_and_a_pipeline_of_a_run(checkpoints, tmp_path, monkeypatch):
     for key, weight in average_weights(runs).state_dict().items():
         torch.testing.assert_close(weight, (states[0][key] + states[1][key]) / 2)
     answers = MultitaskPipeline(str(tmp_path / "run1"))("quora", [PAIR, PAIR[::-1]])
-    assert {answer["label"] for answer in answers} <= {"no", "yes"}
+    assert {answer["label"] for answer in answers} <= {*PRESETS["quora"].label_names}
