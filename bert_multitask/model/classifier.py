@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from .configuration import MultitaskBertConfig, MultitaskConfig
 from .errors import InputError
 from .kinds import KINDS
 from .modeling import MultitaskModel, PerTaskBertModel
@@ -18,12 +19,13 @@ class OneTask:
 
     Args:
         config: of one task.
+        encoder: to take, instead of a new one.
 
     Raises:
         InputError: it has several.
     """
 
-    def __init__(self, config, encoder=None):
+    def __init__(self, config: MultitaskBertConfig | MultitaskConfig, encoder: PreTrainedModel | None = None):
         super().__init__(config, encoder)
         if len(self.tasks) != 1:
             raise InputError(f"a {type(self).__name__} has one task, not {', '.join(self.tasks)}")

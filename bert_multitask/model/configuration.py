@@ -230,6 +230,7 @@ class MultitaskConfig(PreTrainedConfig):
 
     @vocab_size.setter
     def vocab_size(self, value: int) -> None:
+        """`resize_token_embeddings` sets it."""
         self.text_config.vocab_size = value
 
     @property
