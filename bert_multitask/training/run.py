@@ -205,7 +205,8 @@ def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], objec
     """
     fields = {name: getattr(run, name) for name in ("encoder_sharing", "pair_encoding", "pooling")}
     if run.encoder_dropout is not None:
-        fields |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), run.encoder_dropout)
+        config = MultitaskBertConfig.from_pretrained(run.model_name_or_path)
+        fields |= dict.fromkeys(config.dropout_fields, run.encoder_dropout)
     try:
         model, info = MultitaskBertModel.from_pretrained(
             run.model_name_or_path, tasks=tasks, output_loading_info=True, **fields
