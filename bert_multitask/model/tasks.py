@@ -17,6 +17,7 @@ from .kinds import ALIASES, KINDS
 from .losses import LOSSES
 
 QUOTING = ("standard", "none")
+TRUNCATION = ("head", "tail", "head_tail")
 # The fields that say where rows come from, which a model does not need.
 ROW_SOURCE = ("id", "files", "dev_share", "quoting", "hub", "extra_train", "distill_from", "course_rows")
 SPLITS = ("train", "dev", "test")
@@ -137,6 +138,8 @@ class Task:
         max_train_samples: train on at most so many rows, drawn at random; None, on all.
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
         loss_weight: factor of all that the task adds to a step's gradient, its regularisers too; above 0.
+        truncation: what is kept of a text that is too long: "head", its beginning; "tail", its end; "head_tail", both
+            (see `tokens.kept_tokens`).
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
         rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021; half of
@@ -179,6 +182,7 @@ class Task:
     max_train_samples: int | None = None
     dropout: float = 0.3
     loss_weight: float = 1.0
+    truncation: str = "head"
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
     rdrop_weight: float = 0.0
@@ -210,8 +214,9 @@ class Task:
                 check_splits(splits, f"{where}: {source}", self.dev_share)
         if self.pair_encoding is not None and self.text_pair is None:
             raise InputError(f"{where}: pair_encoding is {self.pair_encoding!r}, but a row has one text; leave it out")
-        if self.quoting not in QUOTING:
-            raise InputError(f"{where}: quoting is {self.quoting!r}; choose one of {', '.join(QUOTING)}")
+        for key, choices in (("quoting", QUOTING), ("truncation", TRUNCATION)):
+            if (value := getattr(self, key)) not in choices:
+                raise InputError(f"{where}: {key} is {value!r}; choose one of {', '.join(choices)}")
         if self.course_rows is not None and self.course_rows.keys() != set(SPLITS):
             raise InputError(f"{where}: course_rows has {', '.join(self.course_rows)}; expected {', '.join(SPLITS)}")
         for key in ("loss", "divergence", "metric"):

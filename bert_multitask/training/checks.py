@@ -359,7 +359,8 @@ def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
         )
     for task in dict.fromkeys(plan):
         head = any(f"heads.{task}." in name for name in trained)
-        encoder = "bert." if model.config.encoder_sharing == "shared" else f"encoders.{task}."
+        shared = model.config.encoder_sharing == "shared"
+        encoder = f"{model.base_model_prefix}." if shared else f"encoders.{task}."
         if not head and not any(encoder in name for name in trained):
             raise InputError(f"task {task!r} has nothing to train: none of its weights has requires_grad")
         if not head:

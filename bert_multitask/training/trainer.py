@@ -423,7 +423,7 @@ class MultitaskTrainer(Trainer):
                 """By the bare model: DistributedDataParallel allows one forward for each backward."""
                 return self.model(inputs_embeds=embeddings, **batch).logits
 
-            embeddings = self.model.encoder(task.name).embeddings.word_embeddings(inputs["input_ids"])
+            embeddings = self.model.encoder(task.name).get_input_embeddings()(inputs["input_ids"])
             penalty = smart_penalty(
                 partial(masks.replay, predict) if masks else predict,
                 embeddings,
