@@ -60,16 +60,7 @@ SETTINGS["shared-adamw-fp32"] += ["--learning_rate", 1e-4]
 # What docs/levers.md has, in one run.
 SETTINGS["shared-levers-fp32"] = [
     *("--no_load_best_model_at_end", "--rdrop_weight", '{"sst": 1}', "--ema_decay", 0.9, "--ema_start", 0.2),
-    *(
-        "--layer_decay",
-        0.5,
-        "--head_learning_rate",
-        0.05,
-        "--loss_weight",
-        '{"sst": 0.5}',
-        "--gradient_cosine_steps",
-        2,
-    ),
+    *("--layer_decay", 0.5, "--head_learning_rate", 0.05, "--loss_weight", '{"sst": 0.5}'),
 ]
 
 
