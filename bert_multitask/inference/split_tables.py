@@ -27,7 +27,7 @@ from ..training.run_folder import read_run
 from .trained_run import TrainedRun
 
 # What says where a task's rows are and how they are read, which a checkpoint's config.json does not.
-SOURCE = ("text", "text_pair", "label", "id", "files", "quoting", "hub")
+SOURCE = ("text", "text_pair", "label", "id", "files", "dev_share", "quoting", "hub", "extra_train")
 
 
 class Place(NamedTuple):
@@ -126,7 +126,9 @@ class SplitTables:
         preset = Place(TASKS.get(task.name), next(iter(known[0].values())).data_dir if known else None)
         source, data_dir, record = next((places[task.name] for places in known if task.name in places), preset)
         fields = {key: getattr(source, key) for key in SOURCE} if source else {}
-        located = load_task(task.to_config() | fields | self.given.get(task.name, {}))
+        given = self.given.get(task.name, {})
+        own_dev = {"dev_share": None} if "dev" in given.get("files", ()) else {}
+        located = load_task(task.to_config() | fields | own_dev | given)
         return Place(located, self.data_dir or data_dir, record)
 
     def read_rows(self, place: Place, name: str) -> Dataset | None:
@@ -159,7 +161,8 @@ class SplitTables:
             if (rows := self.read_rows(place, run.name)) is None:
                 continue
             # The rows by their identity: `self.read` keeps them.
-            settings = (tokenizer.backend_tokenizer.to_str(), run.max_length, run.config.pair_encoding)
+            encoding = place.task.pair_encoding or run.config.pair_encoding
+            settings = (tokenizer.backend_tokenizer.to_str(), run.max_length, encoding)
             key = repr((name, id(rows), *settings))
             if key not in self.read:
                 self.read[key] = tokenise(place.task, rows, tokenizer, run.max_length, run.config.pair_encoding)

@@ -9,7 +9,7 @@ import io
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from itertools import combinations_with_replacement, groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.metrics import find_metric, span_counts
-from ..model.kinds import KINDS
+from ..model.losses import LOSSES
 from ..model.tasks import Task
 from .analysis import LabelledPredictions, class_scores, confusion, error_by_length
 from .probabilities import Calibration
@@ -52,6 +52,12 @@ def to_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+def loss_label(task: Task) -> str:
+    """The name of an axis of a task's loss, with its unit where that is known."""
+    unit = getattr(LOSSES[task.loss], "unit", None)
+    return f"loss ({unit})" if unit else "loss"
+
+
 @rc_context(STYLE)
 def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Figure:
     """Loss and metric of training and dev rows over the steps; a row a task, and one overall (Figure 2).
@@ -67,13 +73,13 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
         draw_dev(left, history, f"eval_{name}_loss")
         draw_train(right, history, f"{task.metric}_{name}")
         draw_dev(right, history, f"eval_{name}_{task.metric}")
-        left.set(title=fold(f"{name}: loss"), ylabel=f"loss ({KINDS[task.kind].loss_unit})")
+        left.set(title=fold(f"{name}: loss"), ylabel=loss_label(task))
         metric = find_metric(task)
         right.set(title=fold(f"{name}: {task.metric}") + best_dev(right, metric.greater_is_better), ylabel=metric.unit)
     left, right = axes[-1]
     draw_train(left, history, "loss")
-    smart = any(key.startswith(("smart_", "bregman_")) for entry in history for key in entry)
-    left.set(title=f"all tasks: loss{', with its SMART terms' * smart}", ylabel="loss (mixed units)", xlabel="step")
+    more = any(key.startswith(("smart_", "bregman_", "rdrop_")) for entry in history for key in entry)
+    left.set(title=f"all tasks: loss{', with regularisers' * more}", ylabel="loss (mixed units)", xlabel="step")
     draw_dev(right, history, "eval_overall")
     right.set(title=f"overall score{best_dev(right)}", ylabel="score (0 to 1)", xlabel="step")
     count_steps(right)
@@ -156,7 +162,7 @@ def compared_curves(histories: Mapping[str, Sequence[Mapping]], tasks: Mapping[s
             for axis, key in ((left, keys[0]), (right, keys[1])):
                 draw_curve(axis, history, key, label=run, color=(TRAIN, DEV)[number], marker="os"[number], markersize=4)
     for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
-        left.set(title=fold(f"{name}: dev loss"), ylabel=f"loss ({KINDS[task.kind].loss_unit})")
+        left.set(title=fold(f"{name}: dev loss"), ylabel=loss_label(task))
         right.set(title=fold(f"{name}: dev {task.metric}"), ylabel=find_metric(task).unit)
     axes[-1][0].axis("off")
     axes[-2][0].tick_params(labelbottom=True)
@@ -387,6 +393,25 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
     for axis in axes[count:]:
         axis.remove()
     return figure, axes[:count]
+
+
+@rc_context(STYLE)
+def gradient_cosines(history: Sequence[Mapping], tasks: Sequence[str]) -> Figure:
+    """The cosines between the tasks' gradients over the steps; dashed, between two batches of one task.
+
+    Args:
+        history: the entries of `history.jsonl`.
+        tasks: their names, in the order of the run.
+    """
+    figure = Figure(figsize=(WIDTH, 3.2))
+    axes = figure.subplots()
+    for number, (first, second) in enumerate(combinations_with_replacement(tasks, 2)):
+        style = {"linestyle": "--" if first == second else "-", "color": COLOURS[number % len(COLOURS)]}
+        draw_curve(axes, history, f"cosine_{first}_{second}", label=f"{first}, {second}", **style)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set(xlabel="step", ylabel="cosine (-1 to 1)", title="gradients on the shared encoder")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
 @rc_context(STYLE)

@@ -19,7 +19,7 @@ from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
 from ..model.errors import InputError
 from ..model.tasks import TASKS, Task, load_task, load_tasks
 from .flags import check_devices, check_resolved, check_values
-from .schedule import SCHEDULES, count_batches
+from .schedule import SCHEDULES, count_batches, flatten_sizes
 from .smart import PROJECTIONS
 
 logger = logging.get_logger(__name__)
@@ -33,6 +33,8 @@ TASK_FIELDS = {
     "label_smoothing": "label_smoothing",
     "smart_weight": "smart_weight",
     "bregman_weight": "bregman_weight",
+    "loss_weight": "loss_weight",
+    "rdrop_weight": "rdrop_weight",
 }
 EXAMPLE = '0.1 or {"sst": 0.2}'  # of such a flag
 EXAMPLES = {
@@ -57,7 +59,7 @@ class RunArguments:
     )
     tasks: list[str] = field(
         default_factory=lambda: ["sst", "quora", "sts"],
-        metadata={"help": "sst, quora, sts, cfimdb, or JSON of a task"},
+        metadata={"help": "sst, quora, sts, cfimdb, glue/mrpc …, or JSON of a task"},
     )
     data_dir: str = field(
         default=HANDOUT,
@@ -96,12 +98,27 @@ class RunArguments:
     )
     pooling: str = field(default="cls", metadata={"help": "what heads read of a sequence", "choices": list(POOLING)})
     freeze_encoder: bool = field(default=False, metadata={"help": "train the heads alone"})
+    freeze_layers: int | None = field(
+        default=None,
+        metadata={"help": "do not train the embeddings and so many of the lowest layers; by default all are trained"},
+    )
     smart_weight: dict | str | float | None = field(
         default=None,
         metadata={"help": "SMART's λ, one number or JSON by task; by default the task's own, 0 (off)"},
     )
+    loss_weight: dict | str | float | None = field(
+        default=None,
+        metadata={"help": "factor of a task's loss and its regularisers, one factor or JSON by task; by default 1"},
+    )
     bregman_weight: dict | str | float | None = field(
         default=None, metadata={"help": "the same of SMART's Bregman term, μ; by default the task's own, 0 (off)"}
+    )
+    rdrop_weight: dict | str | float | None = field(
+        default=None,
+        metadata={
+            "help": "R-Drop: factor of the divergence of two passes with different dropout, by task as smart_weight; "
+            "a step of such a task costs two"
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "replace the run in --output_dir"})
 
@@ -114,6 +131,8 @@ class RunArguments:
             if value not in for_all and not isinstance(value, (dict, NoneType, *numbers)):
                 raise InputError(f"--{name} is {value!r}; expected, for example, {EXAMPLES.get(name, EXAMPLE)}")
             setattr(self, name, value)
+        if self.freeze_encoder and self.freeze_layers is not None:
+            raise InputError("--freeze_encoder freezes all layers; leave out --freeze_layers")
         if self.max_length < 8:
             raise InputError(f"--max_length is {self.max_length}; expected at least 8 tokens")
         if self.encoder_dropout is not None and not 0 <= self.encoder_dropout < 1:
@@ -127,17 +146,18 @@ class RunArguments:
                 metric cannot score its task.
         """
         specs = [parse_json("--tasks", spec) if str(spec).startswith("{") else spec for spec in self.tasks]
-        tasks = load_tasks(specs)
+        tasks = load_tasks(specs, named=False)
+        presets = {task.name for task in TASKS.values()}
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)
             if values is not None and not isinstance(values, dict):
                 values = dict.fromkeys(tasks, values)
             for name, value in (values or {}).items():
-                if name in TASKS and name not in tasks:
+                if name in presets and name not in tasks:
                     continue  # a setting of the YAML for a preset that --tasks left out
                 if name not in tasks:
                     raise InputError(f"--{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
-                tasks[name] = load_task(vars(tasks[name]) | {key: value})
+                tasks[name] = load_task(vars(tasks[name]) | {key: value}, named=False)
         for task in tasks.values():
             find_metric(task)
         return list(tasks.values())
@@ -157,6 +177,9 @@ class MultitaskTrainingArguments(TrainingArguments):
 
     schedule: str = field(default="round_robin", metadata={"help": "which task comes next", "choices": SCHEDULES})
     budget: float = field(default=1.0, metadata={"help": "share of the plan to train, in (0, 1]"})
+    sampling_temperature: float = field(
+        default=1.0, metadata={"help": "T: tasks share the steps by size^(1/T); above 1 small tasks get more"}
+    )
     smart_projection: str = field(
         default="ball",
         metadata={
@@ -174,6 +197,14 @@ class MultitaskTrainingArguments(TrainingArguments):
     bregman_momentum: float = field(
         default=0.99, metadata={"help": "β of the running mean of weights that --bregman_weight compares with"}
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "evaluate and save a running mean of the weights, which keeps this share of itself at each step, "
+            "such as 0.995; by default the weights"
+        },
+    )
+    ema_start: float = field(default=0.3, metadata={"help": "share of the plan before --ema_decay begins"})
     paper_optimizer: bool = field(
         default=False, metadata={"help": "Adam exactly as in the paper, slower, instead of --optim"}
     )
@@ -188,6 +219,16 @@ class MultitaskTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "rows of a micro-batch on one process"})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "rows of an evaluation batch on one process"})
     learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate of AdamW"})
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "the same of the heads; by default --learning_rate"}
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "each layer's learning rate as a share of the one above; the highest has --learning_rate, the "
+            "embeddings the least"
+        },
+    )
     lr_scheduler_type: SchedulerType | str = field(
         default="constant", metadata={"help": "shape of the learning rate over the plan"}
     )
@@ -196,6 +237,13 @@ class MultitaskTrainingArguments(TrainingArguments):
     logging_steps: float = field(
         default=-1,
         metadata={"help": "steps between log entries, or share of the plan; by default about twenty entries"},
+    )
+    gradient_cosine_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "log the cosines between the tasks' gradients on the shared encoder, measured every so many steps; "
+            "by default never"
+        },
     )
     eval_strategy: str = field(default="steps", metadata={"help": "evaluate by steps or not at all (no)"})
     eval_steps: float | None = field(default=0.1, metadata={"help": "steps between evaluations, or share of the plan"})
@@ -264,6 +312,11 @@ class MultitaskTrainingArguments(TrainingArguments):
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
+    def has_own_rates(self) -> bool:
+        """Whether heads or layers have learning rates of their own."""
+        return self.head_learning_rate is not None or self.layer_decay != 1
+
+    @property
     def evaluates_epoch_ends(self) -> bool:
         """Whether the schedule also evaluates and saves where a task ends an epoch, by its attribute `epoch_ends`."""
         return getattr(SCHEDULES[self.schedule], "epoch_ends", False)
@@ -279,6 +332,7 @@ class MultitaskTrainingArguments(TrainingArguments):
             {task: its batches}, and the task of each step.
         """
         batches = count_batches(rows, epochs, self.total_train_batch_size, self.budget)
+        batches = flatten_sizes(batches, self.sampling_temperature)
         return batches, SCHEDULES[self.schedule](batches, self.plan_seed)
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
-from ..data.rows import describe_rows, is_from_hub, load_rows, sample_rows
+from ..data.rows import describe_label_names, describe_rows, is_from_hub, load_rows, sample_rows, with_label_names
 from ..data.token_rows import count_labelled
 from ..data.tokens import load_tokenizer, tokenise_splits
 from ..evaluation.intervals import Estimate, Scores
@@ -35,6 +35,7 @@ from ..model.modeling import MultitaskBertModel, describe_loading
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
+from .optim import freeze_layers
 from .run_folder import RunFolder
 from .stopping import STOP, StopAtStepEnd, resume_command
 from .terminal import describe_end, describe_scores, say, warnings_as_lines
@@ -175,9 +176,14 @@ def prepare(
         InputError: something is wrong with the input.
     """
     set_seed(args.seed)
-    tasks = run.load_tasks()
+    given = run.load_tasks()
+    tasks = [with_label_names(task, run.data_dir) for task in given]
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
-    model = load_model(run, tasks, tell=say if args.process_index == 0 else logger.info)
+    tell = say if args.process_index == 0 else logger.info
+    for task, before in zip(tasks, given, strict=True):
+        if before.is_open:
+            tell(describe_label_names(task))
+    model = load_model(run, tasks, tell)
     tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
     data = trainer_data(tokenizer, tokens)
     trainer = MultitaskTrainer(model, args, **data, callbacks=list(callbacks), plan=plan)
@@ -210,6 +216,8 @@ def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], objec
     if run.freeze_encoder:
         model.requires_grad_(False)
         model.heads.requires_grad_(True)
+    if run.freeze_layers is not None:
+        freeze_layers(model, run.freeze_layers)
     return model
 
 

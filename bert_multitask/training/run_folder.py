@@ -43,6 +43,7 @@ HARMLESS = {
     *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object"),
     # Logs.
     *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node"),
+    "gradient_cosine_steps",
     *("log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id"),
     *("trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen"),
     # What is kept and pushed.
@@ -99,7 +100,8 @@ class RunFolder:
                 stack.enter_context(FolderLock(self.path))
             self.check()
             if self.args.resume_from_checkpoint:
-                checkpoint = find_checkpoint(self.path, self.args.resume_from_checkpoint)
+                best = self.args.load_best_model_at_end
+                checkpoint = find_checkpoint(self.path, self.args.resume_from_checkpoint, best)
                 self.checkpoint = None if checkpoint is None else str(checkpoint)
             self.held = stack.pop_all()
         return self

@@ -171,10 +171,18 @@ def test_a_read_only_or_full_disk_is_found_first(monkeypatch, config, capsys, nu
 
 @pytest.mark.parametrize(
     "flags",
-    [["--learning_rate", -1], ["--data_dir", "nowhere"], ["--tasks", "sentiment"], ["--max_length", 3], [RESUME]],
+    [
+        *(["--learning_rate", -1], ["--data_dir", "nowhere"], ["--tasks", "sentiment"], ["--max_length", 3], [RESUME]),
+        # Transformers' own, which would fail in training.
+        *(["--label_names", "a", "b"], ["--eval_accumulation_steps", 0], ["--torch_compile_mode", "fastest"]),
+        *(["--optim", "adamw_8bit"], ["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"lr_start": 1}']),
+        *(["--metric_for_best_model", "nli_accuracy"], ["--report_to", "nobody"], ["--include_for_metrics", "loss"]),
+        *(["--encoder_dropout", 2], ["--class_weights", '{"sst": {"negative": 1}}'], ["--hub_strategy", "checkpoint"]),
+    ],
     ids=lambda flags: flags[0],
 )
 def test_a_mistake_beside_overwrite_touches_nothing(monkeypatch, unfinished, config, flags):
+    (unfinished / "metrics.json").write_text("{}")  # as of a finished run
     before = files_of(unfinished)
     assert run_here(monkeypatch, config, *STEPS, "--overwrite", *flags) == 2
     assert files_of(unfinished) == before
@@ -276,7 +284,8 @@ def test_the_list_of_harmless_fields_is_complete():
     joins this list and `HARMLESS` after somebody has thought about it."""
     training = {field.name for field in dataclasses.fields(MultitaskTrainingArguments)}
     run = {field.name for field in dataclasses.fields(RunArguments)}
-    beside = {"id", "files", "quoting", "hub", "course_rows"}  # of Task, where the rows come from; they are compared
+    # Of Task, where the rows come from; they are compared.
+    beside = {"id", "files", "dev_share", "quoting", "hub", "extra_train", "course_rows"}
     fields = {field.name for field in dataclasses.fields(Task)}
     assert fields - set(TASKS["sst"].to_config()) == beside
     assert fields - set(deciding_fields(TASKS["sst"])) == beside | HARMLESS_TASK == beside | {"ordered"}
@@ -327,6 +336,37 @@ def test_a_newest_checkpoint_that_lacks_a_file_falls_back(unfinished, propagated
     (unfinished / "checkpoint-4" / file).unlink()
     assert find_checkpoint(unfinished, "last") == unfinished / "checkpoint-2"
     assert "checkpoint-4" in caplog.text and "is not there" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["momentum_teacher.safetensors", "tokenizer.json"])
+def test_checkpoints_of_a_run_hold_the_same_files(unfinished, propagated_logs, caplog, missing):
+    """Such as what a regulariser keeps; but not their code, which another version may write anew."""
+    older, newer = unfinished / "checkpoint-2", unfinished / "checkpoint-4"
+    shutil.copy(older / "model.safetensors", older / "momentum_teacher.safetensors")
+    (older / "new.py").write_text("")
+    if missing == "tokenizer.json":
+        shutil.copy(older / "momentum_teacher.safetensors", newer)
+        (newer / missing).unlink()
+    assert find_checkpoint(unfinished, "last") == unfinished / "checkpoint-2"
+    assert f"checkpoint-4: {missing} is not there" in caplog.text
+    with pytest.raises(InputError, match=f"{missing} is not there"):
+        find_checkpoint(unfinished, str(unfinished / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("name", ["last", "checkpoint-4"])
+def test_training_does_not_go_on_towards_damaged_best_weights(unfinished, name):
+    """Trainer would fail at the end, or with a warning keep the last weights."""
+    state = unfinished / "checkpoint-4/trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"best_global_step": 2}))
+    name = name if name == "last" else str(unfinished / name)
+    assert find_checkpoint(unfinished, name, best=True) == unfinished / "checkpoint-4"
+    (unfinished / "checkpoint-2/model.safetensors").write_bytes(b"")
+    assert find_checkpoint(unfinished, name) == unfinished / "checkpoint-4"
+    with pytest.raises(InputError, match="checkpoint-2: model.safetensors is damaged"):
+        find_checkpoint(unfinished, name, best=True)
+    shutil.rmtree(unfinished / "checkpoint-2")
+    with pytest.raises(InputError, match="checkpoint-2: the weights .* not there"):
+        find_checkpoint(unfinished, name, best=True)
 
 
 def test_a_torn_newest_checkpoint_leads_to_the_same_weights(monkeypatch, unfinished, config):
