@@ -13,6 +13,7 @@ OUT/study.md, written anew after each run: dev scores as mean ± sd over seeds, 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ from bert_multitask.training.run import run_recipe
 from bert_multitask.training.yaml_file import load_yaml
 
 PARTS = ("all", "half A", "half B")  # of the dev rows
+RUNNING: list[subprocess.Popen] = []
 FIELDS = {"base", "reference", "seeds", "variants"}
 
 
@@ -65,7 +67,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the runs and the results")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the study's")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="variants to train now; by default all")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the CPU's cores")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time, each with its share of the CPU's cores (unless OMP_NUM_THREADS says it)",
+    )
     options = parser.parse_args(argv)
     study = load_yaml(Path(options.study))
     if not isinstance(study, dict) or study.keys() != FIELDS or study["reference"] not in study["variants"]:
@@ -99,10 +106,11 @@ def train(run: Run, flags: Mapping, data_dir: str, threads: int) -> None:
     argv = [sys.executable, "-m", "bert_multitask", "train", config, "--output_dir", run.folder]
     argv += ["--data_dir", data_dir, "--seed", str(run.seed)]
     argv += ["--resume_from_checkpoint"] if (run.folder / "run.json").exists() else []
-    with log.open("ab") as stream:
-        environ = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        if subprocess.run(argv, stdout=stream, stderr=stream, env=environ, check=False).returncode:
-            raise InputError(f"{run.folder.name} failed; see {log}")
+    environ = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    with log.open("ab") as stream, subprocess.Popen(argv, stdout=stream, stderr=stream, env=environ) as process:
+        RUNNING.append(process)
+    if process.returncode:
+        raise InputError(f"{run.folder.name} failed; see {log}")
 
 
 class Results:
@@ -199,8 +207,15 @@ def main(argv: list[str]) -> None:
             write_results(options, study, runs)
             print(f"{run.folder.name} is finished; {options.output_dir / 'study.md'} has the scores", flush=True)
 
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(finish, chosen))
+        try:
+            list(pool.map(finish, chosen))
+        except BaseException:  # one failed, or we are to stop; a run that is told to stop saves a checkpoint
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in RUNNING:
+                process.terminate()
+            raise
     print(write_results(options, study, runs))
 
 

@@ -108,9 +108,10 @@ def tokenise(
         pair_encoding: "joint" or "separate", as the model's; of a task that does not say it itself.
 
     Returns:
-        Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool). The tokens of
-        a separately encoded pair are two lists. Where each word has a label, `labels` has that of a word at its first
-        token and UNLABELLED elsewhere, and `word_starts` is as of `encode`.
+        Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool), and
+        `soft_labels` where the clean rows have them (see `training.distill`). The tokens of a separately encoded pair
+        are two lists. Where each word has a label, `labels` has that of a word at its first token and UNLABELLED
+        elsewhere, and `word_starts` is as of `encode`.
 
     Raises:
         InputError: the rows are not clean.
@@ -120,9 +121,14 @@ def tokenise(
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
+<<<<<<< HEAD
     words = KINDS[task.kind].words
     special = [*["words"] * words, *[task.truncation] * (task.truncation != "head")]
     settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, *special, "v2")
+=======
+    words, kept = KINDS[task.kind].words, [name for name in ("id", "soft_labels") if name in rows.column_names]
+    settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, *["words"] * words, "v2")
+>>>>>>> main
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
     ids, segments = datasets.List(Value("int32")), datasets.List(Value("int8"))
     features = Features(
@@ -135,12 +141,13 @@ def tokenise(
             "truncated": Value("bool"),
         }
         | ({"word_starts": datasets.List(Value("int32"))} if words else {})
+        | {name: rows.features[name] for name in kept if name != "id"}
     )
     compute = partial(
         rows.map,
         partial(tokenise_batch, task, tokenizer, max_length, separate),
         batched=True,
-        remove_columns=[name for name in rows.column_names if name != "id"],
+        remove_columns=[name for name in rows.column_names if name not in kept],
         features=features,
         new_fingerprint=key,
         desc=f"tokenising {task.name}",

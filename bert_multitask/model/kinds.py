@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .losses import no_label
+from .losses import LOSSES, no_label, soft_divergence
 
 if TYPE_CHECKING:
     from .tasks import Task
@@ -46,6 +46,7 @@ class Kind:
         decoded: Python that decodes the `logits` of one row, with the task's label `names`, for the model card.
         view: key of how the demo shows an answer in `demo_page.VIEWS`; None, as JSON.
         orderable: whether a task may say that its classes are `ordered`.
+        soft: the column of a teacher's prediction table that a model can learn from; None, there is none.
         pipeline: of Transformers, that takes an exported model.
     """
 
@@ -62,6 +63,7 @@ class Kind:
     decoded = "logits.tolist()"
     view: str | None = None
     orderable = False
+    soft: str | None = None
     pipeline = "text-classification"
 
     @property
@@ -89,6 +91,8 @@ class Kind:
             raise InputError(
                 f"{where}: label_smoothing is {task.label_smoothing}; {a_task} {self.unweighted}, so leave it out"
             )
+        if task.is_open:
+            return
         if self.classes is None:
             if task.label_names is not None:
                 raise InputError(f"{where}: {a_task} has no label_names; it may have score_range: [lowest, highest]")
@@ -124,6 +128,18 @@ class Kind:
                 one; None where it is none of these (see `labels.LabelReader`).
         """
         return read_one(raw)
+
+    def parts(self, raw: object) -> Sequence:
+        """The names or numbers of classes in a label as its source gives it."""
+        return [raw]
+
+    def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
+        """The names that labels have, sorted, in the order of classes; `where` says whose they are.
+
+        Raises:
+            InputError: the order cannot be seen.
+        """
+        return names
 
     def number(self, task: "Task", value: float) -> float | None:
         """The label that a number is which names no class; None where it is none."""
@@ -166,6 +182,11 @@ class Kind:
         """Logits -> the probability of each class, with one more axis where logits have none for it; None where a
         prediction has no probability."""
         return None
+
+    def distil(self, task: "Task", logits: Tensor, soft: Tensor) -> Tensor:
+        """How far logits (B, …) are from a teacher's predictions, the values of the column `soft`: a scalar, the mean
+        over the rows, at least fp32."""
+        raise NotImplementedError
 
     def evidence(self, task: "Task", logits: Tensor) -> Tensor | None:
         """The number of each row whose change by a word says what the word did for the answer: logits, float (B, …) ->
@@ -318,6 +339,11 @@ class Classification(Kind):
     decoded = "names[logits.argmax()], dict(zip(names, logits.softmax(-1).tolist()))"
     view = "bars"
     orderable = True
+    soft = "probabilities"
+
+    def distil(self, task: "Task", logits: Tensor, soft: Tensor) -> Tensor:
+        """`soft_divergence` of the classes."""
+        return soft_divergence(self.stock_logits(task, logits), soft, task.distill_temperature).mean()
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
         """The most likely class."""
@@ -414,8 +440,19 @@ class Binary(Classification):
         "metric": {"accuracy": "accuracy", "f1": "f1", "macro_f1": "macro_f1", "matthews": "matthews"},
     }
     classes = (2, 2)
+    no = ("0", "no", "n", "false", "f", "negative", "neg", "off")
     decoded = "names[int(logits > 0)], {names[1]: logits.sigmoid().item()}"
     orderable = False
+
+    def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
+        """ "Yes" is the last: the larger number, or the other one beside a plain no."""
+        plain = [name for name in names if name.casefold() in self.no]
+        if len(names) == 2 and not plain and not all(as_number(name) is not None for name in names):
+            raise InputError(
+                f"{where}: the labels are {names[0]!r} and {names[1]!r}, and which one is yes cannot be seen; give the "
+                "task label_names: [no, yes], yes last"
+            )
+        return plain + [name for name in names if name not in plain]
 
     def outputs(self, task: "Task") -> int:
         """One: the logit of "yes"."""
@@ -464,6 +501,12 @@ class Regression(Kind):
     picture = "scatter"
     decoded = "logits.item()"
     view = "score"
+    soft = "score"
+
+    def distil(self, task: "Task", logits: Tensor, soft: Tensor) -> Tensor:
+        """The task's loss, of the teacher's scores as labels."""
+        labels = soft if task.score_range is None else soft.clamp(*task.score_range)
+        return LOSSES[task.loss](logits=logits, labels=labels, **task.loss_options)
 
     def number(self, task: "Task", value: float) -> float | None:
         """A score within the range; without one, a number that fp32 can hold."""
@@ -567,12 +610,19 @@ class Multilabel(Kind):
     decoded = "[name for name, logit in zip(names, logits.view(-1)) if logit > 0]"
     view = "labels"
     picture = "labels"
+    soft = "probabilities"
+
+    def distil(self, task: "Task", logits: Tensor, soft: Tensor) -> Tensor:
+        """The mean over the labels of `soft_divergence` of yes and no."""
+        logits, soft = logits.view(soft.shape), torch.stack([1 - soft, soft], dim=-1)
+        both = torch.stack([torch.zeros_like(logits), logits], dim=-1)
+        return soft_divergence(both, soft, task.distill_temperature).mean()
 
     def check_task(self, task: "Task", where: str) -> None:
         """As `Kind.check_task`. A name cannot have the character that separates names in a table, and the course's
         form of predictions holds one value a row."""
         super().check_task(task, where)
-        if divided := [name for name in task.label_names if SEPARATOR in name]:
+        if divided := [name for name in task.label_names or () if SEPARATOR in name]:
             raise InputError(
                 f"{where}: label_names has {divided[0]!r}; {SEPARATOR} separates the names in a field, so a name of a "
                 f"{task.kind} task cannot have it"
@@ -583,16 +633,17 @@ class Multilabel(Kind):
                 "so leave it out"
             )
 
+    def parts(self, raw: object) -> Sequence:
+        """Those of a list, or of a field."""
+        if isinstance(raw, str):
+            return [] if raw.strip() == SEPARATOR else raw.split(SEPARATOR)
+        return raw if isinstance(raw, (list, tuple, np.ndarray)) else [raw]
+
     def read(self, task: "Task", raw: object, read_one: Callable) -> list[int] | None:
         """A list of names or numbers, each once; or one field, names with `SEPARATOR` between them, and `SEPARATOR`
         alone where no label applies. A field without any is no label."""
-        is_list = isinstance(raw, (list, tuple, np.ndarray))
-        if isinstance(raw, str):
-            parts = [] if raw.strip() == SEPARATOR else raw.split(SEPARATOR)
-        else:
-            parts = raw if is_list else [raw]
-        found = [read_one(part) for part in parts]
-        if found == [self.missing] and not is_list:
+        found = [read_one(part) for part in self.parts(raw)]
+        if found == [self.missing] and not isinstance(raw, (list, tuple, np.ndarray)):
             return found * len(task.label_names)
         if {None, self.missing} & set(found) or len(set(found)) < len(found):
             return None
@@ -754,6 +805,7 @@ class TokenClassification(Classification):
     decoded = "[names[tag] for tag in logits.argmax(-1)]"
     view = "tags"
     orderable = False
+    soft = None
     pipeline = "token-classification"
 
     def check_task(self, task: "Task", where: str) -> None:
@@ -762,9 +814,10 @@ class TokenClassification(Classification):
         for field in ("text_pair", "prediction_column"):
             if getattr(task, field) is not None:
                 raise InputError(f"{where}: a {task.kind} task has no {field}; leave it out")
-        if spaced := [name for name in task.label_names if len(name.split()) != 1]:
+        names = task.label_names or ()
+        if spaced := [name for name in names if len(name.split()) != 1]:
             raise InputError(f"{where}: label_names has {spaced[0]!r}; files set tags apart by white space")
-        others = [name for name in task.label_names if name != "O" and name[:2] not in ("B-", "I-", "E-", "S-")]
+        others = [name for name in names if name != "O" and name[:2] not in ("B-", "I-", "E-", "S-")]
         if others and task.metric in (None, "entity_f1"):
             raise InputError(
                 f"{where}: metric entity_f1 is of the tags O, B-…, I-…, E-… and S-…, and label_names has "
@@ -778,6 +831,11 @@ class TokenClassification(Classification):
         if not isinstance(value, (list, tuple)) or any(isinstance(word, (list, tuple, dict, bytes)) for word in value):
             return value
         return " ".join("_".join(str("" if word is None else word).split()) or "_" for word in value)
+
+    def parts(self, raw: object) -> Sequence:
+        """The tags of a list, or of a text."""
+        raw = raw.split() if isinstance(raw, str) else raw
+        return raw if isinstance(raw, (list, tuple, np.ndarray)) else [raw]
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> list | None:
         """A list of tags, or a text of tags that white space sets apart; an empty list for a row without tags."""

@@ -9,8 +9,13 @@ tokens (B, 2, L), embeddings (B, 2, H).
 import copy
 import inspect
 import os
+<<<<<<< HEAD
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+=======
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+>>>>>>> main
 from typing import Any, Self
 
 import torch
@@ -18,6 +23,8 @@ from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
+from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.generic import can_return_tuple
 
 from .card import model_card
@@ -30,13 +37,18 @@ from .configuration import (
     MultitaskConfig,
     PerTaskBertConfig,
 )
-from .encoder import MinBertModel, MinBertPreTrainedModel, is_encoder_weight
+from .encoder import MinBertModel, MinBertPreTrainedModel, check_stored_types, is_encoder_weight
 from .errors import InputError
 from .heads import HEADS, HeadLinear, find_head
 from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
 from .stock import check_embeddings, has_pooler, new_encoder, run_encoder
 from .tasks import Task, load_task, load_tasks
+
+logger = logging.get_logger(__name__)
+
+
+PLACES = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies", "subfolder")
 
 
 def head_meaning(task: Task, layout: Mapping[str, Any]) -> dict[str, object]:
@@ -81,6 +93,38 @@ def check_heads(name: str | os.PathLike, stored: Mapping[str, Any], wanted: Mapp
                     f"{name} has a head for task {task.name!r} that was trained with {field} {before.get(field)!r}, "
                     f"not {value!r}; give the task another name to begin a new head, or use the run's {field}"
                 )
+
+
+@contextmanager
+def no_load_report() -> Iterator[None]:
+    """Keep Transformers from logging its table of missing and unexpected weights; `describe_loading` is our line."""
+    log = logging.get_logger("transformers.modeling_utils")
+
+    def keep(record) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
+
+
+def describe_loading(tasks: Iterable[str], info: Mapping[str, Iterable[str]]) -> str:
+    """What a checkpoint lacked and what it had too much, in one line; empty where it fits the model.
+
+    Args:
+        tasks: of the model.
+        info: Transformers' missing and unexpected keys.
+    """
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    new = [task for task in tasks if any(key.startswith(f"heads.{task}.") for key in missing)]
+    others = [key for key in missing if not key.startswith("heads.")]
+    parts = [f"{len(new)} new head{'s' * (len(new) > 1)}: {', '.join(new)}"] if new else []
+    for what, keys in (("missing and start at random", others), ("not used", unexpected)):
+        if keys:
+            parts.append(f"{len(keys)} weights are {what}: {keys[0]}" + ", …" * (len(keys) > 1))
+    return "; ".join(parts)
 
 
 def check_whole(name: str | os.PathLike, missing: Iterable[str], unexpected: Iterable[str]) -> None:
@@ -242,7 +286,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                 can take no other tasks.
             encoder_sharing: "shared" or "per_task"; by default as in the checkpoint. With "per_task" a checkpoint's one
                 encoder is copied for each task.
-            output_loading_info: also return Transformers' report of missing and unexpected weights.
+            output_loading_info: also return the names of missing and unexpected weights, instead of a warning that
+                names the new heads.
             **kwargs: fields of the configuration, `pair_encoding` and `pooling` among them, and what
                 `PreTrainedModel.from_pretrained` takes.
 
@@ -260,7 +305,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             stored = MultitaskBertConfig.stored_fields(name, **kwargs)
             given = kwargs["config"].to_dict() if hasattr(kwargs.get("config"), "to_dict") else {}
             check_heads(name, stored, stored | given | kwargs)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        with no_load_report():
+            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"])
         if tasks is None:
             check_whole(name, missing, info["unexpected_keys"])
@@ -271,6 +317,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             raise InputError(f"{name} has an encoder for each task; they cannot become one shared encoder")
         if encoder_sharing == "per_task" != model.config.encoder_sharing:
             model = model.split()
+        if not output_loading_info and (loaded := describe_loading(model.tasks, info)):
+            logger.warning(f"{name}: {loaded}")
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -460,16 +508,25 @@ class MultitaskModel(MultitaskBertModel):
         self.supports_gradient_checkpointing = self.encoder(next(iter(self.tasks))).supports_gradient_checkpointing
 
     @classmethod
-    def begin(cls, folder_or_id: str, *, output_loading_info: bool, **kwargs: Any) -> tuple[Self, dict]:
+    def begin(
+        cls, folder_or_id: str, *, output_loading_info: bool, dtype: torch.dtype | str | None = None, **kwargs: Any
+    ) -> tuple[Self, dict]:
         """A stock checkpoint's encoder with new heads, and Transformers' report.
 
         Raises:
-            InputError: it is no bidirectional encoder of texts, or it lacks weights of one.
+            InputError: it is no bidirectional encoder of texts, it lacks weights of one, or stores them as integers.
         """
         kwargs.pop("config", None)
+        places = {name: kwargs[name] for name in PLACES if name in kwargs}  # which the configuration's reader takes out
         config, kwargs = MultitaskConfig.around(folder_or_id, return_unused_kwargs=True, **kwargs)
+        weights = cached_file(folder_or_id, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **places)
+        check_stored_types([weights] if weights else [])
         encoder, info = AutoModel.from_pretrained(
-            folder_or_id, config=config.text_config, output_loading_info=output_loading_info, **kwargs
+            folder_or_id,
+            config=config.text_config,
+            output_loading_info=output_loading_info,
+            dtype=dtype,
+            **places | kwargs,
         )
         info["missing_keys"] = {f"{cls.base_model_prefix}.{key}" for key in info["missing_keys"]}
         if missing := sorted(filter(is_encoder_weight, info["missing_keys"])):
