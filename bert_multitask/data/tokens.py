@@ -121,14 +121,9 @@ def tokenise(
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-<<<<<<< HEAD
-    words = KINDS[task.kind].words
+    words, kept = KINDS[task.kind].words, [name for name in ("id", "soft_labels") if name in rows.column_names]
     special = [*["words"] * words, *[task.truncation] * (task.truncation != "head")]
     settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, *special, "v2")
-=======
-    words, kept = KINDS[task.kind].words, [name for name in ("id", "soft_labels") if name in rows.column_names]
-    settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, *["words"] * words, "v2")
->>>>>>> main
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
     ids, segments = datasets.List(Value("int32")), datasets.List(Value("int8"))
     features = Features(

@@ -9,13 +9,9 @@ tokens (B, 2, L), embeddings (B, 2, H).
 import copy
 import inspect
 import os
-<<<<<<< HEAD
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-=======
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
->>>>>>> main
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -23,8 +19,7 @@ from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
-from transformers.utils import logging
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.generic import can_return_tuple
 
 from .card import model_card

@@ -137,12 +137,9 @@ class Task:
         epochs: how often training sees each row (paper, section 4.2.2).
         max_train_samples: train on at most so many rows, drawn at random; None, on all.
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
-<<<<<<< HEAD
         truncation: what is kept of a text that is too long: "head", its beginning; "tail", its end; "head_tail", both
             (see `tokens.kept_tokens`).
-=======
         loss_weight: factor of all that the task adds to a step's gradient, its regularisers too; above 0.
->>>>>>> main
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
         rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021; half of
@@ -184,11 +181,8 @@ class Task:
     epochs: int = 10
     max_train_samples: int | None = None
     dropout: float = 0.3
-<<<<<<< HEAD
     truncation: str = "head"
-=======
     loss_weight: float = 1.0
->>>>>>> main
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
     rdrop_weight: float = 0.0
@@ -220,16 +214,9 @@ class Task:
                 check_splits(splits, f"{where}: {source}", self.dev_share)
         if self.pair_encoding is not None and self.text_pair is None:
             raise InputError(f"{where}: pair_encoding is {self.pair_encoding!r}, but a row has one text; leave it out")
-<<<<<<< HEAD
-        if self.files is not None:
-            check_splits(self.files, f"{where}: files")
         for key, choices in (("quoting", QUOTING), ("truncation", TRUNCATION)):
             if (value := getattr(self, key)) not in choices:
                 raise InputError(f"{where}: {key} is {value!r}; choose one of {', '.join(choices)}")
-=======
-        if self.quoting not in QUOTING:
-            raise InputError(f"{where}: quoting is {self.quoting!r}; choose one of {', '.join(QUOTING)}")
->>>>>>> main
         if self.course_rows is not None and self.course_rows.keys() != set(SPLITS):
             raise InputError(f"{where}: course_rows has {', '.join(self.course_rows)}; expected {', '.join(SPLITS)}")
         for key in ("loss", "divergence", "metric"):
