@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SIZE, losses, run_here, write_config, write_course
-from huggingface_hub import create_branch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -426,17 +425,19 @@ def test_other_refusals(checkpoints, tmp_path, capsys):
         model(input_ids=torch.ones(1, 3, dtype=torch.long))
 
 
-@torch.no_grad()
-def test_a_revision_is_of_the_weights_too(checkpoints, tmp_path, hub):
-    """Of a repository whose branches have other weights, in half precision; what is loaded is fp32."""
-    for branch, kind in (("main", "electra"), ("small", "electra")):
-        encoder = AutoModel.from_pretrained(checkpoints[kind], dtype=torch.float16)
-        if branch == "small":
-            encoder.get_input_embeddings().weight.fill_(0.5)
-            create_branch("me/encoder", branch="small")
-        encoder.push_to_hub("me/encoder", revision=branch)
-    model = make_model("me/encoder", revision="small")
-    assert model.encoder("sst").get_input_embeddings().weight.eq(0.5).all() and model.dtype == torch.float32
+def test_the_weights_are_of_the_revision_asked_for_and_fp32(checkpoints, tmp_path, monkeypatch):
+    asked, load = [], AutoModel.from_pretrained
+    load(checkpoints["electra"], dtype=torch.float16).save_pretrained(tmp_path)
+
+    def watched(*args, **kwargs):
+        asked.append((kwargs.get("revision"), kwargs.get("use_safetensors")))
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr("bert_multitask.model.modeling.AutoModel.from_pretrained", watched)
+    model = make_model(tmp_path, revision="small")
+    assert asked == [("small", True)] and {weight.dtype for weight in model.parameters()} == {torch.float32}
+    half = make_model(tmp_path, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
 
 
 def test_weights_that_are_no_floats_are_refused(checkpoints, tmp_path):
