@@ -96,6 +96,7 @@ def no_load_report() -> Iterator[None]:
     log = logging.get_logger("transformers.modeling_utils")
 
     def keep(record) -> bool:
+        """All records but that table."""
         return "LOAD REPORT" not in record.getMessage()
 
     log.addFilter(keep)

@@ -137,9 +137,9 @@ class Task:
         epochs: how often training sees each row (paper, section 4.2.2).
         max_train_samples: train on at most so many rows, drawn at random; None, on all.
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
+        loss_weight: factor of all that the task adds to a step's gradient, its regularisers too; above 0.
         truncation: what is kept of a text that is too long: "head", its beginning; "tail", its end; "head_tail", both
             (see `tokens.kept_tokens`).
-        loss_weight: factor of all that the task adds to a step's gradient, its regularisers too; above 0.
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
         rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021; half of
@@ -181,8 +181,8 @@ class Task:
     epochs: int = 10
     max_train_samples: int | None = None
     dropout: float = 0.3
-    truncation: str = "head"
     loss_weight: float = 1.0
+    truncation: str = "head"
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
     rdrop_weight: float = 0.0

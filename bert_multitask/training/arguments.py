@@ -87,9 +87,7 @@ class RunArguments:
     )
     label_smoothing: dict | str | float | None = field(
         default=None,
-        metadata={
-            "help": "share of a label spread over all classes, one number or JSON by task; by default the task's own"
-        },
+        metadata={"help": "share of a label for all classes, one number or JSON by task; by default the task's own"},
     )
     encoder_dropout: float | None = field(
         default=None, metadata={"help": "both of BERT's dropouts; by default the checkpoint's"}

@@ -68,7 +68,7 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
         max_length = min(run.max_length, trainer.model.config.max_position_embeddings)
         folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches, max_length)
         if args.process_index == 0:
-            say(f"{describe_rows(tasks, rows)}\n\n{trainer.describe_plan()}")
+            say(f"\n{describe_rows(tasks, rows)}\n\n{trainer.describe_plan()}")
         advice = f"go on with: {resume_command(run.overwrite)}"
         with STOP.advising(advice), closing(trainer.table):  # so that no message ends a bar
             trainer.train(resume_from_checkpoint=folder.checkpoint)
@@ -216,7 +216,7 @@ def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], objec
             f"{error}; see --model_name_or_path, or try `make quickstart`, which needs no download"
         ) from error
     if loaded := describe_loading(model.tasks, info):
-        tell(f"{loaded}\n")
+        tell(loaded)
     if run.freeze_encoder:
         model.requires_grad_(False)
         model.heads.requires_grad_(True)
