@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.generic import can_return_tuple
 
 from .card import model_card
@@ -32,7 +32,7 @@ from .configuration import (
     MultitaskConfig,
     PerTaskBertConfig,
 )
-from .encoder import MinBertModel, MinBertPreTrainedModel, is_encoder_weight
+from .encoder import MinBertModel, MinBertPreTrainedModel, check_stored_types, is_encoder_weight
 from .errors import InputError
 from .heads import HEADS, HeadLinear, find_head
 from .kinds import find_entry
@@ -41,6 +41,9 @@ from .stock import check_embeddings, has_pooler, new_encoder, run_encoder
 from .tasks import Task, load_task, load_tasks
 
 logger = logging.get_logger(__name__)
+
+
+PLACES = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies", "subfolder")
 
 
 def head_meaning(task: Task, layout: Mapping[str, Any]) -> dict[str, object]:
@@ -501,16 +504,25 @@ class MultitaskModel(MultitaskBertModel):
         self.supports_gradient_checkpointing = self.encoder(next(iter(self.tasks))).supports_gradient_checkpointing
 
     @classmethod
-    def begin(cls, folder_or_id: str, *, output_loading_info: bool, **kwargs: Any) -> tuple[Self, dict]:
+    def begin(
+        cls, folder_or_id: str, *, output_loading_info: bool, dtype: torch.dtype | str | None = None, **kwargs: Any
+    ) -> tuple[Self, dict]:
         """A stock checkpoint's encoder with new heads, and Transformers' report.
 
         Raises:
-            InputError: it is no bidirectional encoder of texts, or it lacks weights of one.
+            InputError: it is no bidirectional encoder of texts, it lacks weights of one, or stores them as integers.
         """
         kwargs.pop("config", None)
+        places = {name: kwargs[name] for name in PLACES if name in kwargs}  # which the configuration's reader takes out
         config, kwargs = MultitaskConfig.around(folder_or_id, return_unused_kwargs=True, **kwargs)
+        weights = cached_file(folder_or_id, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **places)
+        check_stored_types([weights] if weights else [])
         encoder, info = AutoModel.from_pretrained(
-            folder_or_id, config=config.text_config, output_loading_info=output_loading_info, **kwargs
+            folder_or_id,
+            config=config.text_config,
+            output_loading_info=output_loading_info,
+            dtype=dtype,
+            **places | kwargs,
         )
         info["missing_keys"] = {f"{cls.base_model_prefix}.{key}" for key in info["missing_keys"]}
         if missing := sorted(filter(is_encoder_weight, info["missing_keys"])):
