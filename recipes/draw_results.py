@@ -1,13 +1,14 @@
 """Draw the tables and pictures of README.md and docs/ from docs/results/results.json.
 
-    python recipes/draw_results.py        # rewrites what stands between <!-- draw: NAME --> and <!-- end -->, and the SVGs
+    python recipes/draw_results.py        # rewrites the text between <!-- draw: NAME --> and <!-- end -->, and the SVGs
 
-`runs` holds groups of rows that share a command, data and seeds, unless a row has its own. A score is a list with the
-number of each seed; several become mean ± sd. A row with `encoders` is in the overview: how many encoders answer
-all three questions. `tables` are shown as they are.
+In that file, `runs` holds groups of rows that share a command, data and seeds, unless a row has its own. A score is a
+list with the number of each seed; several become mean ± sd. A row with `encoders`, the number of encoders that answer
+all three questions, is in the overview too. `tables` are shown as they are.
 """
 
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "results.json"
 PICTURES = ROOT / "docs" / "pictures"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+WIDTH, CODE_WIDTH = 118, 92  # letters of a line of prose, and of code that fits a page of the site
 SHAPES = {"bert-base": (12, 768), "6-layer MiniLM": (6, 384)}  # layers, width
 # Of the paper's systems, the best of each architecture and the ensemble, whose members are three of either: the label
 # in Table 5, how many encoders answer, and the name beside the point.
@@ -32,7 +34,6 @@ PAPER = (
     ("3-BERT + TPE + SMART + DF (0)", 3, "3 BERTs (paper)"),
     ("Ensemble", 3 * 3 + 3, "ensemble of 6 (paper)"),
 )
-PAPER_DATA = "the course's files, 283,010 Quora pairs; dev rows"
 THEMES = {
     "light": {"ink": "#1f2328", "soft": "#59636e", "line": "#d1d9e0", "box": "#f6f8fa", "accent": "#0969da"},
     "dark": {"ink": "#f0f6fc", "soft": "#9198a1", "line": "#3d444d", "box": "#151b23", "accent": "#4493f8"},
@@ -52,10 +53,10 @@ def overview(results: Mapping) -> list[dict]:
     for label, encoders, name in PAPER:
         row = next(row for row in TABLES["table5"].rows if row.label == label)
         scores = {column: [number] for column, number in row.paper.items()}
-        more = {"system": f"the paper's {label}", "label": name, "data": PAPER_DATA, "model": "bert-base"}
-        systems.append(scores | more | {"encoders": encoders, "seeds": None, "command": "its Table 5", "group": "paper"})
-    for name, group in results["runs"].items():
-        systems += [group | row | {"group": name} for row in group["rows"] if "encoders" in row]
+        more = {"system": f"the paper's {label}", "label": name, "model": "bert-base", "pairs": "283,010"}
+        systems.append(scores | more | {"encoders": encoders, "title": None})
+    for group in results["runs"].values():
+        systems += [group | row for row in group["rows"] if "encoders" in row]
     for system in systems:
         system["cost"] = system["encoders"] * million_weights(system["model"])
     return sorted(systems, key=lambda system: (system["cost"], -np.mean(system["overall"])))
@@ -63,13 +64,14 @@ def overview(results: Mapping) -> list[dict]:
 
 def overview_table(results: Mapping) -> Table:
     """The overview as a table."""
-    columns = ["system", "encoder", "cost", "overall", "SST", "Quora", "STS", "data", "from"]
+    columns = ["system", "encoder", "Quora pairs", "cost", *COLUMNS.values(), "from"]
     lines = []
     for system in overview(results):
         scores = [cell(system[column]) for column in COLUMNS]
         cost = f"{system['encoders']} × {million_weights(system['model']):.1f} M"
-        source = {"paper": "[paper](reproduce.md)"}.get(system["group"], f"[{system['group']}](#{system['group']})")
-        lines.append([system["system"], system["model"], cost, *scores, system["data"], source])
+        title = system["title"]
+        source = f"[{title}](#{title.lower().replace(' ', '-')})" if title else "its Table 5"
+        lines.append([system["system"], system["model"], system["pairs"], cost, *scores, source])
     return Table(columns, lines)
 
 
@@ -120,9 +122,11 @@ def drawn(results: Mapping, name: str) -> str:
     if name not in results["runs"]:
         raise InputError(f"<!-- draw: {name} -->: {RESULTS.name} has no runs and no table of that name")
     group = results["runs"][name]
-    below = f"{group['model']}; {group['data']}."
-    command = f"```sh\n{fold(group['command'])}\n```" if "--" in group["command"] else f"{group['command']}."
-    return f"{markdown(run_table(group))}\n\n{below}\n\n{command}"
+    is_command = "--" in group["command"]
+    about = f"{group['model']}; {group['data']}." + ("" if is_command else f" {group['command']}.")
+    below = "\n".join(textwrap.wrap(about, WIDTH))
+    command = f"\n\n```sh\n{fold(group['command'])}\n```" if is_command else ""
+    return f"{markdown(run_table(group))}\n\n{below}{command}"
 
 
 def markdown(table: Table) -> str:
@@ -131,12 +135,12 @@ def markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def fold(command: str, width: int = 92) -> str:
-    """A command on lines of at most `width` letters, broken before its flags."""
+def fold(command: str) -> str:
+    """A command on lines of at most CODE_WIDTH letters, broken before its flags."""
     lines = [""]
     for number, part in enumerate(command.split(" --")):
         part = part if not number else f" --{part}"
-        if len(lines[-1] + part) > width - 2:
+        if len(lines[-1] + part) > CODE_WIDTH - 2:
             lines.append("   ")
         lines[-1] += part
     return " \\\n".join(lines)
@@ -156,12 +160,14 @@ def score_picture(results: Mapping, colours: Mapping[str, str]) -> Figure:
     """Overall score against cost: what was trained on which data has the same mark."""
     systems = overview(results)
     ours = [system for system in systems if system["model"] != "bert-base"]
+    paper = [system for system in systems if not system["title"]]
+    others = [system for system in systems if system not in ours + paper]
     figure = Figure(figsize=(8, 4), layout="constrained")
     axis = figure.subplots()
     marks = (
         (ours, "s", colours["accent"], "6-layer MiniLM, 14,000 Quora pairs"),
-        ([system for system in systems if system["group"] == "paper"], "o", colours["ink"], "bert-base, the paper"),
-        ([system for system in systems if system["group"] == "peers"], "^", colours["soft"], "bert-base, other reports"),
+        (paper, "o", colours["ink"], "bert-base, the paper"),
+        (others, "^", colours["soft"], "bert-base, other reports"),
     )
     for group, mark, colour, label in marks:
         points = np.array([[system["cost"], np.mean(system["overall"])] for system in group])

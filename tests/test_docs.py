@@ -8,7 +8,9 @@ from conftest import ROOT
 
 import bert_multitask
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").rglob("*.md")
+)
 pytest.importorskip("mkdocstrings_handlers.python", reason="the site needs the extra `docs`, which `test` includes")
 
 

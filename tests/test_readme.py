@@ -119,7 +119,10 @@ def test_the_notebook_runs_from_top_to_bottom(monkeypatch, tmp_path, tiny_bert):
     assert not any(cell["outputs"] for cell in cells)
     names = {}
     for cell in cells:
-        exec("".join(cell["source"]).replace(MINILM, tiny_bert).replace("make(240), make(60)", "make(20), make(9)"), names)
+        exec(
+            "".join(cell["source"]).replace(MINILM, tiny_bert).replace("make(240), make(60)", "make(20), make(9)"),
+            names,
+        )
     assert sorted(names["answers"]) == ["mood", "names", "topic"] and (tmp_path / "runs" / "first_steps").is_dir()
 
 

@@ -139,7 +139,9 @@ class Results:
         if element in TABLES:
             table = TABLES[element]
             heading = f"Table {number}: {table.caption} (budget {self.options.budget:.4g})"
-            document.add(heading, beside_the_paper(table, self.score), *(self.intervals() if element == "table5" else []))
+            document.add(
+                heading, beside_the_paper(table, self.score), *(self.intervals() if element == "table5" else [])
+            )
         else:
             heading = f"Figure {number}: {FIGURES[element]} (budget {self.options.budget:.4g})"
             document.add(heading, *(self.figure(element) or [f"{ABSENT} its runs are not finished."]))
