@@ -57,7 +57,7 @@ def reference(site) -> Page:
 
 
 def test_every_public_name_has_its_entry(reference):
-    """All of its arguments on one of the pages docs/reference/*.md, and an example in docs/reference.md, before them."""
+    """Its arguments on one of the pages docs/reference/*.md, and before them an example in docs/reference.md."""
     entries = (ROOT / "docs" / "reference.md").read_text().split("\n### ")[1:]
     examples = {entry.split("\n")[0]: re.search(r"```python\n(.*?)```", entry, re.DOTALL)[1] for entry in entries}
     assert set(examples) == set(bert_multitask.__all__)
