@@ -137,8 +137,11 @@ def now() -> float:
 
 def cost_keys(job: Job) -> dict[str, tuple]:
     """{task: what decides the seconds of one of its steps}."""
-    layout = job.run.encoder_sharing, job.run.pair_encoding
-    return {task.name: (*layout, task.name, task.smart_weight > 0) for task in job.run.load_tasks()}
+    run = job.run
+    return {
+        task.name: (run.encoder_sharing, task.pair_encoding or run.pair_encoding, task.name, task.smart_weight > 0)
+        for task in run.load_tasks()
+    }
 
 
 def measure(job: Job, argv: list[str]) -> dict[tuple, float]:

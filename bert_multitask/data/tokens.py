@@ -97,7 +97,7 @@ def tokenise(
         tokenizer: a fast tokenizer; its truncation and padding are switched off afterwards, as a saved tokenizer's
             should be.
         max_length: tokens a sequence may have, special tokens included.
-        pair_encoding: "joint" or "separate", as the model's.
+        pair_encoding: "joint" or "separate", as the model's; of a task that does not say it itself.
 
     Returns:
         Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool). The tokens of
@@ -108,7 +108,7 @@ def tokenise(
         InputError: the rows are not clean.
     """
     check_clean(task, rows)
-    separate = task.text_pair is not None and pair_encoding == "separate"
+    separate = task.text_pair is not None and (task.pair_encoding or pair_encoding) == "separate"
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()

@@ -51,7 +51,7 @@ def export_classifier(
     kind = KINDS[spec.kind]
     one_segment = spec.text_pair is not None and model.config.type_vocab_size == 1  # stock models fail on such pairs
     reads_tokens = getattr(head, "reads_tokens", False)
-    mean = model.config.pooling == "mean" and not reads_tokens
+    mean = model.pooling(task) == "mean" and not reads_tokens
     if model.is_separate(spec) or mean or one_segment or not hasattr(head, "linear"):
         return export_with_code(model, task)
     labels = spec.label_names or (spec.name,)
@@ -66,7 +66,7 @@ def export_classifier(
     stock.bert.load_state_dict(model.encoder(task).state_dict(), strict=not reads_tokens)  # it has no pooler
     weight, bias = kind.stock_layer(spec, *head.linear(), squashed)
     with torch.no_grad():
-        if model.config.pooling == "cls" and not reads_tokens:
+        if model.pooling(task) == "cls" and not reads_tokens:
             torch.nn.init.eye_(stock.bert.pooler.dense.weight).mul_(TANH_SCALE)
             stock.bert.pooler.dense.bias.zero_()
             weight = weight / TANH_SCALE

@@ -159,7 +159,8 @@ class SplitTables:
             if (rows := self.read_rows(place, run.name)) is None:
                 continue
             # The rows by their identity: `self.read` keeps them.
-            settings = (tokenizer.backend_tokenizer.to_str(), run.max_length, run.config.pair_encoding)
+            encoding = place.task.pair_encoding or run.config.pair_encoding
+            settings = (tokenizer.backend_tokenizer.to_str(), run.max_length, encoding)
             key = repr((name, id(rows), *settings))
             if key not in self.read:
                 self.read[key] = tokenise(place.task, rows, tokenizer, run.max_length, run.config.pair_encoding)

@@ -140,19 +140,26 @@ def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_
         "One BERT encoder for all tasks" if config.encoder_sharing == "shared" else "A BERT encoder for each task"
     )
     start = f", fine-tuned from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
-    pairs = " as one sequence" if config.pair_encoding == "joint" else " each on its own"
     size = f"{config.num_hidden_layers} layers, {config.hidden_size} wide"
     rows = [
         (
             name,
             task.kind,
-            "two texts" if task.text_pair else "one text",
+            describe_input(task, config),
             KINDS[task.kind].describe_output(task),
         )
         for name, task in tasks.items()
     ]
-    text = f"{encoders} ({size}){start}, with a head for each task; the texts of a pair are encoded{pairs}."
+    text = f"{encoders} ({size}){start}, with a head for each task."
     return f"{text}\n\n{table(('task', 'kind', 'input', 'output'), rows)}"
+
+
+def describe_input(task: Task, config: MultitaskBertConfig) -> str:
+    """What a row of a task is, and how the encoder reads it."""
+    if not task.text_pair:
+        return "one text"
+    joint = (task.pair_encoding or config.pair_encoding) == "joint"
+    return "two texts as one sequence" if joint else "two texts, each on its own"
 
 
 def describe_use(tasks: Mapping[str, Task], config: MultitaskBertConfig, name: str) -> str:
@@ -197,7 +204,7 @@ def plain_lines(task: Task, config: MultitaskBertConfig) -> str:
     inputs = f'tokenizer({texts}, return_tensors="pt")'
     if kind.words:
         inputs = f'tokenizer({texts}.split(), is_split_into_words=True, return_tensors="pt")'
-    if task.text_pair and config.pair_encoding == "separate":
+    if task.text_pair and (task.pair_encoding or config.pair_encoding) == "separate":
         pair = f'tokenizer([{texts}], padding=True, return_tensors="pt")'
         inputs = f"{{key: value[None] for key, value in {pair}.items()}}"
     names = f'names = model.tasks["{task.name}"].label_names\n' if task.label_names else ""

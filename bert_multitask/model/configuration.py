@@ -29,9 +29,10 @@ class MultitaskBertConfig(BertConfig):
         tasks: the fields of each `Task`, as plain data, one dictionary a task. None, the default, is an encoder
             without heads.
         pair_encoding: "joint", a pair's texts as one sequence (TPE, section 4.3), or "separate", each on its own
-            (section 4.1).
+            (section 4.1); of the tasks that do not say it themselves.
         pooling: what embeds a sequence: "cls", the last hidden state of [CLS] (section 4.1); "pooler", BERT's
-            pre-trained tanh(linear([CLS])); "mean", over the tokens that are not padding (section 7).
+            pre-trained tanh(linear([CLS])); "mean", over the tokens that are not padding (section 7); of the tasks that
+            do not say it themselves.
     """
 
     tasks: list | None = None  # a list, because JSON configurations sort the keys of dictionaries

@@ -1,5 +1,6 @@
 """The heads: embeddings of one or two sequences → the logits of a task (paper, sections 4.1 and 4.3)."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -87,6 +88,35 @@ class CosineHead(nn.Module):
         return self.low + (self.high - self.low) * (functional.cosine_similarity(first, second) + 1) / 2
 
 
+class ScaledCosineHead(nn.Module):
+    """Dropout and the cosine of both texts, without a layer of its own: the logit is scale * cosine + shift, both
+    learned; of scores it is the logit of the place in the score range. For encoders whose cosine says something before
+    training, such as those of sentence embeddings."""
+
+    texts = (2,)
+
+    def __init__(self, hidden_size: int, task: Task, texts: int = 2):
+        super().__init__()
+        self.dropout = nn.Dropout(task.dropout)
+        self.scale, self.shift = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
+        self.score_range = task.score_range
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Begin where a cosine of .57 is the middle of the range, as sentence encoders have it."""
+        nn.init.constant_(self.scale, 6.0)
+        nn.init.constant_(self.shift, -3.4)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Embeddings (B, 2, H) -> logits (B,), or with a score range scores within it."""
+        first, second = self.dropout(embedding).unbind(1)
+        logits = self.scale * functional.cosine_similarity(first, second) + self.shift
+        if self.score_range is None:
+            return logits
+        low, high = self.score_range
+        return low + (high - low) * logits.sigmoid()
+
+
 class TokenHead(LinearHead):
     """Dropout and one linear layer on every token, H x C, as in stock token classifiers."""
 
@@ -105,6 +135,7 @@ HEADS: dict[str, type[nn.Module]] = {
     "two_layer": TwoLayerHead,
     "sigmoid": SigmoidHead,
     "cosine": CosineHead,
+    "scaled_cosine": ScaledCosineHead,
     "token_linear": TokenHead,
 }
 """The heads, by name. A head is made of the width of an embedding, its task, and the number of sequences of a row. Its
@@ -114,6 +145,7 @@ class may say more:
 `ranged`: whether it needs the task's `score_range`.
 `reads_tokens`: whether it takes the embedding of every token, (B, L, H), and not of each sequence.
 `kinds`: the kinds of tasks that it is for, where no kind names it (see `kinds.choices`).
+`reset_parameters()`: how parameters begin that belong to no layer of the head's, but to the head itself.
 `linear()`: the weight and bias of a head that is one linear layer, or one up to a sigmoid, which `squashed` says; what
 has none is exported with its code.
 """

@@ -41,7 +41,6 @@ class Kind:
             with the mark of a missing label; lists of float are of one length.
         words: whether a text is words, set apart by white space, and the label of a row has a class for each of them.
         decision: the column of a prediction table that is scored.
-        loss_unit: of the loss, for a plot.
         shares: whether `errors` are 1 or 0 a row, and not distances.
         picture: key of the report's picture of the errors in `plots.PICTURES`; None, there is none.
         decoded: Python that decodes the `logits` of one row, with the task's label `names`, for the model card.
@@ -58,7 +57,6 @@ class Kind:
     nested = False
     words = False
     decision = "label"
-    loss_unit = "nats"
     shares = True
     picture: str | None = None
     decoded = "logits.tolist()"
@@ -410,7 +408,7 @@ class Binary(Classification):
     """Yes or no. Logits are those of "yes", (B,); labels 0 or 1, (B,)."""
 
     keys = {
-        "head": ("two_layer", "linear"),
+        "head": ("two_layer", "linear", "scaled_cosine"),
         "loss": ("binary_cross_entropy",),
         "divergence": ("binary_symmetric_kl",),
         "metric": {"accuracy": "accuracy", "f1": "f1", "macro_f1": "macro_f1", "matthews": "matthews"},
@@ -452,8 +450,8 @@ class Regression(Kind):
     """A score: within a range, or any finite number. Logits and labels are scores (B,)."""
 
     keys = {
-        "head": ("sigmoid", "cosine", "linear", "two_layer"),
-        "loss": ("mean_squared_error",),
+        "head": ("sigmoid", "cosine", "scaled_cosine", "linear", "two_layer"),
+        "loss": ("mean_squared_error", "score_cross_entropy"),
         "divergence": ("squared_error",),
         "metric": {name: name for name in ("pearson", "spearman", "rmse", "mae")},
     }
@@ -462,7 +460,6 @@ class Regression(Kind):
     ranged = True
     dtype = "float32"
     decision = "score"
-    loss_unit = "squared score"
     shares = False
     picture = "scatter"
     decoded = "logits.item()"

@@ -35,9 +35,10 @@ def head_meaning(task: Task, layout: Mapping[str, Any]) -> dict[str, object]:
         layout: fields of the model's configuration; `pooling` and `pair_encoding` count.
     """
     meaning = {name: getattr(task, name) for name in ("kind", "label_names", "score_range")}
-    separate = task.text_pair is not None and layout.get("pair_encoding", "joint") == "separate"
-    meaning |= {"texts a row": 2 if task.text_pair else 1, "pooling": layout.get("pooling", "cls")}
-    meaning |= {"pair_encoding": layout.get("pair_encoding", "joint")} if task.text_pair else {}
+    pair_encoding = task.pair_encoding or layout.get("pair_encoding", "joint")
+    separate = task.text_pair is not None and pair_encoding == "separate"
+    meaning |= {"texts a row": 2 if task.text_pair else 1, "pooling": task.pooling or layout.get("pooling", "cls")}
+    meaning |= {"pair_encoding": pair_encoding} if task.text_pair else {}
     return meaning | {"head": find_head(task, 1 + separate)}
 
 
@@ -88,15 +89,31 @@ def check_whole(name: str | os.PathLike, missing: Iterable[str], unexpected: Ite
 
 
 def check_loss_options(task: Task) -> None:
-    """Refuse class weights or label smoothing of a task whose loss does not take them.
+    """Refuse class weights or label smoothing of a task whose loss does not take them, and a loss of bounded scores
+    for others.
 
     Raises:
         InputError: names the field.
     """
     taken = inspect.signature(LOSSES[task.loss]).parameters
+    if "score_range" in taken and task.score_range is None:
+        raise InputError(f"task {task.name!r}: loss {task.loss!r} needs a score_range: [lowest, highest]")
     for field in ("class_weights", "label_smoothing"):
         if getattr(task, field) and field not in taken:
             raise InputError(f"task {task.name!r}: loss {task.loss!r} takes no {field}; leave it out")
+
+
+def check_layout(config: MultitaskBertConfig, tasks: Mapping[str, Task]) -> None:
+    """Refuse a pair encoding or pooling that there is not, of the model or of a task.
+
+    Raises:
+        InputError: names the field and its choices.
+    """
+    for field, choices in (("pair_encoding", PAIR_ENCODING), ("pooling", POOLING)):
+        for where, owner in [("", config), *((f"task {name!r}: ", task) for name, task in tasks.items())]:
+            value = getattr(owner, field)
+            if value not in choices and not (value is None and where):
+                raise InputError(f"{where}{field} is {value!r}; choose one of {', '.join(choices)}")
 
 
 class MultitaskBertModel(MinBertPreTrainedModel):
@@ -117,9 +134,6 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         super().__init__(config)
         if not config.tasks:
             raise InputError("a MultitaskBertModel needs tasks, for example tasks=['sst', 'quora', 'sts']")
-        for field, choices in (("pair_encoding", PAIR_ENCODING), ("pooling", POOLING)):
-            if (value := getattr(config, field)) not in choices:
-                raise InputError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
         # Values that make stock classes raise instead of starting from random weights: the dropout and the number of
         # labels for classifiers, which would find no head here; cross-attention for BertModel, where it would find no
         # encoder.
@@ -127,6 +141,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         config.num_labels = 0
         config.add_cross_attention = config.encoder_sharing == "per_task"
         self.tasks = load_tasks(config.tasks)
+        check_layout(config, self.tasks)
         for task in self.tasks.values():
             find_entry(task, "loss", LOSSES)
             check_loss_options(task)
@@ -143,7 +158,11 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     def is_separate(self, task: Task) -> bool:
         """Whether a row of the task is two sequences, each encoded on its own."""
-        return task.text_pair is not None and self.config.pair_encoding == "separate"
+        return task.text_pair is not None and (task.pair_encoding or self.config.pair_encoding) == "separate"
+
+    def pooling(self, task: str) -> str:
+        """What embeds a sequence of the task (see `MultitaskBertConfig`)."""
+        return self.tasks[task].pooling or self.config.pooling
 
     def check_task(self, task: str) -> None:
         """Raise InputError for a task that the model does not have."""
@@ -177,7 +196,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """New heads begin as `HeadLinear` says, everything else as in BERT; Transformers calls it by this name."""
-        if isinstance(module, HeadLinear):
+        if isinstance(module, HeadLinear) or (type(module) in HEADS.values() and hasattr(module, "reset_parameters")):
             module.reset_parameters()  # leaves loaded weights alone: Transformers guards torch's initialisers
         else:
             super()._init_weights(module)
@@ -224,7 +243,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         missing = sorted(info["missing_keys"])
         if tasks is None:
             check_whole(name, missing, info["unexpected_keys"])
-        if model.config.pooling == "pooler" and (gone := [key for key in missing if ".pooler." in key]):
+        pooled = any(model.pooling(task) == "pooler" for task in model.tasks)
+        if pooled and (gone := [key for key in missing if ".pooler." in key]):
             raise InputError(f"{name} lacks {gone[0]}, which pooling='pooler' needs; choose 'cls' or 'mean'")
         if encoder_sharing == "shared" != model.config.encoder_sharing:
             raise InputError(f"{name} has an encoder for each task; they cannot become one shared encoder")
@@ -353,8 +373,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     def reads_first_tokens(self, tasks: Sequence[str]) -> bool:
         """Whether no head of these tasks reads other tokens than the first."""
-        return self.config.pooling != "mean" and not any(
-            getattr(self.heads[task], "reads_tokens", False) for task in tasks
+        return not any(
+            self.pooling(task) == "mean" or getattr(self.heads[task], "reads_tokens", False) for task in tasks
         )
 
     def read_encoded(
@@ -363,7 +383,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         """What the encoder returned, and the mask (B, L) -> the logits of a task."""
         head = self.heads[task]
         reads_tokens = getattr(head, "reads_tokens", False)
-        embedding = encoded.last_hidden_state if reads_tokens else self.pool(encoded, attention_mask)
+        embedding = encoded.last_hidden_state if reads_tokens else self.pool(task, encoded, attention_mask)
         if self.is_separate(self.tasks[task]):
             embedding = embedding.unflatten(0, (-1, 2))
         # In full precision: bfloat16 has steps of 1/32 near a score of 5, and SMART's perturbations move it less.
@@ -374,12 +394,14 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         """A task's rows through its encoder; the arguments are those of `MinBertModel.forward`."""
         return self.encoder(task)(*inputs, **options)
 
-    def pool(self, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None) -> Tensor:
+    def pool(
+        self, task: str, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None
+    ) -> Tensor:
         """What the encoder returned, and the mask (B, L) -> the embedding of each sequence (B, H)."""
-        hidden = encoded.last_hidden_state
-        if self.config.pooling == "pooler":
+        hidden, pooling = encoded.last_hidden_state, self.pooling(task)
+        if pooling == "pooler":
             return encoded.pooler_output
-        if self.config.pooling == "cls":
+        if pooling == "cls":
             return hidden[:, 0]
         if attention_mask is None:
             return hidden.mean(1)

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from inspect import signature
 
 from torch import nn
 
 from .errors import InputError
 from .fields import check_fields, read_fields
 from .kinds import ALIASES, KINDS
+from .losses import LOSSES
 
 QUOTING = ("standard", "none")
 # The fields that say where rows come from, which a model does not need.
@@ -74,6 +76,8 @@ class Task:
         ordered: whether label_names go from the lowest to the highest, as grades do, so that a prediction can be nearly
             right; reports then say how far off it is. For classification into three or more.
         score_range: lowest and highest score, for regression; None, any finite number is a score.
+        pair_encoding: "joint" or "separate"; None, as the model's (see `MultitaskBertConfig`). For a pair of texts.
+        pooling: "cls", "pooler" or "mean"; None, as the model's.
         head: key of `heads.HEADS`; by default the first of the kind's that fits.
         loss: key of `losses.LOSSES`; by default the kind's.
         divergence: key of `losses.DIVERGENCES`, by which SMART compares two predictions; by default the kind's.
@@ -108,6 +112,8 @@ class Task:
     label_names: tuple[str, ...] | None = None
     ordered: bool = False
     score_range: tuple[float, float] | None = None
+    pair_encoding: str | None = None
+    pooling: str | None = None
     head: str | None = None
     loss: str | None = None
     divergence: str | None = None
@@ -136,6 +142,8 @@ class Task:
             raise InputError(f"{where}: kind is {self.kind!r}; choose one of {', '.join(KINDS)}")
         self.check_labels(where)
         self.check_ranges(where)
+        if self.pair_encoding is not None and self.text_pair is None:
+            raise InputError(f"{where}: pair_encoding is {self.pair_encoding!r}, but a row has one text; leave it out")
         if self.files is not None:
             check_splits(self.files, f"{where}: files")
         if self.quoting not in QUOTING:
@@ -188,8 +196,8 @@ class Task:
 
     @property
     def loss_options(self) -> dict:
-        """What the task's loss takes besides logits and labels: `class_weights`, in the order of the classes, and
-        `label_smoothing`, where the task has them.
+        """What the task's loss takes besides logits and labels, as far as the task has it: `class_weights`, in the
+        order of the classes, `label_smoothing` and `score_range`.
 
         Raises:
             InputError: the weights are "balanced", and no labels have been counted yet.
@@ -204,6 +212,8 @@ class Task:
             options["class_weights"] = tuple(self.class_weights.values())
         if self.label_smoothing:
             options["label_smoothing"] = self.label_smoothing
+        if self.score_range and "score_range" in signature(LOSSES[self.loss]).parameters:
+            options["score_range"] = self.score_range
         return options
 
     def balance(self, labels: Iterable[int]) -> "Task":
@@ -263,6 +273,9 @@ def check_class_weights(task: Task) -> dict | str | None:
 def load_task(spec: "str | dict | Task") -> Task:
     """Make a task of a preset's name, of a dictionary of `Task` fields (from YAML or a checkpoint), or of itself.
 
+    A dictionary with the key "preset" has that preset's fields but for those that it gives: `{"preset": "sts",
+    "pooling": "mean"}`.
+
     Raises:
         InputError: the name is no preset, or a field is unknown, missing or out of range.
     """
@@ -274,6 +287,8 @@ def load_task(spec: "str | dict | Task") -> Task:
         return TASKS[spec]
     if not isinstance(spec, dict):
         raise InputError(f"a task is {spec!r}; expected a name or the fields of a Task")
+    if "preset" in spec:
+        spec = vars(load_task(str(spec["preset"]))) | {key: value for key, value in spec.items() if key != "preset"}
     if missing := sorted({"name", "kind"} - set(spec)):
         raise InputError(f"a task in tasks has no field {missing[0]!r}: {spec}; tasks is a list, each with its fields")
     return read_fields(Task, spec, f"task {spec['name']!r}")

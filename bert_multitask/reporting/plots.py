@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.metrics import find_metric, span_counts
-from ..model.kinds import KINDS
+from ..model.losses import LOSSES
 from ..model.tasks import Task
 from .analysis import LabelledPredictions, class_scores, confusion, error_by_length
 from .probabilities import Calibration
@@ -52,6 +52,12 @@ def to_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+def loss_label(task: Task) -> str:
+    """The name of an axis of a task's loss, with its unit where that is known."""
+    unit = getattr(LOSSES[task.loss], "unit", None)
+    return f"loss ({unit})" if unit else "loss"
+
+
 @rc_context(STYLE)
 def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Figure:
     """Loss and metric of training and dev rows over the steps; a row a task, and one overall (Figure 2).
@@ -67,7 +73,7 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
         draw_dev(left, history, f"eval_{name}_loss")
         draw_train(right, history, f"{task.metric}_{name}")
         draw_dev(right, history, f"eval_{name}_{task.metric}")
-        left.set(title=fold(f"{name}: loss"), ylabel=f"loss ({KINDS[task.kind].loss_unit})")
+        left.set(title=fold(f"{name}: loss"), ylabel=loss_label(task))
         metric = find_metric(task)
         right.set(title=fold(f"{name}: {task.metric}") + best_dev(right, metric.greater_is_better), ylabel=metric.unit)
     left, right = axes[-1]
@@ -156,7 +162,7 @@ def compared_curves(histories: Mapping[str, Sequence[Mapping]], tasks: Mapping[s
             for axis, key in ((left, keys[0]), (right, keys[1])):
                 draw_curve(axis, history, key, label=run, color=(TRAIN, DEV)[number], marker="os"[number], markersize=4)
     for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
-        left.set(title=fold(f"{name}: dev loss"), ylabel=f"loss ({KINDS[task.kind].loss_unit})")
+        left.set(title=fold(f"{name}: dev loss"), ylabel=loss_label(task))
         right.set(title=fold(f"{name}: dev {task.metric}"), ylabel=find_metric(task).unit)
     axes[-1][0].axis("off")
     axes[-2][0].tick_params(labelbottom=True)

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in named if match and path.is_dir()))
 
 
-def find_checkpoint(folder: Path, name: str) -> Path | None:
+def find_checkpoint(folder: Path, name: str, best: bool = False) -> Path | None:
     """The checkpoint to resume from; None, with a warning, where the run was stopped before its first.
 
     Without `trainer_state.json`, which is written last, a checkpoint was cut off while it was saved. One that is
@@ -47,28 +48,34 @@ def find_checkpoint(folder: Path, name: str) -> Path | None:
     Args:
         folder: of the run.
         name: "last", or the folder of one checkpoint.
+        best: whether training ends with the weights of the best checkpoint, which then must be whole, too.
 
     Raises:
-        InputError: the named checkpoint is not the run's or is damaged, or none of several is whole.
+        InputError: the named checkpoint is not the run's or is damaged, none of several is whole, or the best so far is
+            not.
     """
+    saved = [path for path in list_checkpoints(folder).values() if (path / TRAINER_STATE_NAME).is_file()]
+    # All checkpoints of a run hold the same files. Their code and card are not read to go on.
+    files = {file.name for path in saved for file in path.iterdir() if file.is_file()}
+    files = {file for file in files if not file.endswith((".py", ".md"))}
     if name != "last":
         if not Path(name, TRAINER_STATE_NAME).is_file():
             raise InputError(f"--resume_from_checkpoint {name}: no checkpoint; expected a folder checkpoint-N")
         if Path(name).resolve().parent != folder.resolve():
             raise InputError(f"--resume_from_checkpoint {name}: not a checkpoint of the run in {folder}")
-        check_checkpoint(Path(name))
+        check_checkpoint(Path(name), files)
+        check_best(Path(name), best)
         return Path(name)
     damage = []
-    for checkpoint in reversed(list_checkpoints(folder).values()):
-        if not (checkpoint / TRAINER_STATE_NAME).is_file():
-            continue
+    for checkpoint in reversed(saved):
         try:
-            check_checkpoint(checkpoint)
+            check_checkpoint(checkpoint, files)
         except InputError as error:
             damage.append(error)
             continue
         if damage:
             logger.warning(f"{damage[0]}; training goes on from {checkpoint}, the last that is whole")
+        check_best(checkpoint, best)
         return checkpoint
     if damage:
         raise damage[0]
@@ -76,9 +83,24 @@ def find_checkpoint(folder: Path, name: str) -> Path | None:
     return None
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_best(checkpoint: Path, best: bool) -> None:
+    """Refuse to go on from a checkpoint if the best one so far, with whose weights training may end, is damaged.
+
+    Raises:
+        InputError: names the file.
+    """
+    step = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes()).get("best_global_step")
+    if best and step and (folder := checkpoint.with_name(f"checkpoint-{step}")) != checkpoint:
+        check_checkpoint(folder)
+
+
+def check_checkpoint(folder: Path, files: Iterable[str] = ()) -> None:
     """Refuse a checkpoint with a file that is cut off, or that holds more than tensors and plain data: unpickling
     anything else could run code; and one that lacks what is NEEDED, which would begin anew.
+
+    Args:
+        folder: the checkpoint.
+        files: names of other files that it must have.
 
     Raises:
         InputError: names the file.
@@ -89,6 +111,11 @@ def check_checkpoint(folder: Path) -> None:
                 f"--resume_from_checkpoint {folder}: the {what} ({patterns[0]}) is not there; name another checkpoint "
                 "of the run (--save_only_model leaves none to resume from)"
             )
+    if missing := [file for file in sorted(files) if not (folder / file).exists()]:
+        raise InputError(
+            f"--resume_from_checkpoint {folder}: {missing[0]} is not there, which the run's other checkpoints have; "
+            "name another checkpoint of the run"
+        )
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             check_file(file)

@@ -99,7 +99,8 @@ class RunFolder:
                 stack.enter_context(FolderLock(self.path))
             self.check()
             if self.args.resume_from_checkpoint:
-                checkpoint = find_checkpoint(self.path, self.args.resume_from_checkpoint)
+                best = self.args.load_best_model_at_end
+                checkpoint = find_checkpoint(self.path, self.args.resume_from_checkpoint, best)
                 self.checkpoint = None if checkpoint is None else str(checkpoint)
             self.held = stack.pop_all()
         return self

@@ -94,7 +94,7 @@ def paper_run(path: Path, lengths: Mapping, config: BertConfig, constants: np.nd
 
     def seconds(task: Task, kind: str, size: int) -> float:
         """Of a step of so many rows, on average."""
-        tokens = lengths[task.name, run.pair_encoding]
+        tokens = lengths[task.name, task.pair_encoding or run.pair_encoding]
         starts = range(0, max(1, len(tokens) - size + 1), size)
         batches = [tokens[start : start + size].flatten() for start in starts]
         return float(np.mean([count_work(batch, config, kind) for batch in batches], axis=0) @ constants)

@@ -1,5 +1,8 @@
 """The losses against formulas in float64, and the scaling that makes shares of a batch add up."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,17 +16,24 @@ LOGITS = {
     "cross_entropy": generator.normal(size=(6, 4)),
     "binary_cross_entropy": generator.normal(size=6),
     "mean_squared_error": generator.uniform(0, 5, size=6),
+    "score_cross_entropy": generator.uniform(0.1, 4.9, size=6),
 }
 LABELS = {
     "cross_entropy": np.array([0, 3, UNLABELLED, 1, 2, 2]),
     "binary_cross_entropy": np.array([0, 1, UNLABELLED, 1, 0, 0]),
     "mean_squared_error": np.array([-100.0, 5.0, np.nan, 1.6, 2.2, 2.0]),
+    "score_cross_entropy": np.array([0.0, 5.0, np.nan, 1.6, 2.2, 2.0]),
 }
+
+
+def loss(name: str) -> Callable:
+    """The loss, of scores from 0 to 5 where it asks."""
+    return partial(LOSSES[name], score_range=(0, 5)) if name == "score_cross_entropy" else LOSSES[name]
 
 
 def reference(name: str, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The loss of each labelled row, from the formulas."""
-    labelled = ~np.isnan(labels) if name == "mean_squared_error" else labels != -100
+    labelled = labels != -100 if labels.dtype.kind == "i" else ~np.isnan(labels)
     logits, labels = logits[labelled], labels[labelled]
     if name == "cross_entropy":
         probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -31,28 +41,29 @@ def reference(name: str, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if name == "binary_cross_entropy":
         yes = 1 / (1 + np.exp(-logits))
         return -(labels * np.log(yes) + (1 - labels) * np.log(1 - yes))
+    if name == "score_cross_entropy":
+        yes, labels = logits / 5, labels / 5
+        return -(labels * np.log(yes) + (1 - labels) * np.log(1 - yes))
     return (logits - labels) ** 2
 
 
 def tensors(name: str) -> tuple:
     labels = torch.tensor(LABELS[name])
-    return torch.tensor(LOGITS[name], dtype=torch.float32), labels.float() if name == "mean_squared_error" else labels
+    return torch.tensor(LOGITS[name], dtype=torch.float32), labels.float() if labels.is_floating_point() else labels
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_mean_over_labelled_rows(name):
     logits, labels = tensors(name)
     expected = reference(name, LOGITS[name], LABELS[name]).mean()
-    assert LOSSES[name](logits=logits, labels=labels).item() == pytest.approx(expected, rel=1e-6)
+    assert loss(name)(logits=logits, labels=labels).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_shares_add_up_to_the_whole(name):
     logits, labels = tensors(name)
-    shares = [
-        LOSSES[name](logits=logits[part], labels=labels[part], num_items=5) for part in (slice(0, 3), slice(3, 6))
-    ]
-    assert sum(shares).item() == pytest.approx(LOSSES[name](logits=logits, labels=labels).item(), rel=1e-6)
+    shares = [loss(name)(logits=logits[part], labels=labels[part], num_items=5) for part in (slice(0, 3), slice(3, 6))]
+    assert sum(shares).item() == pytest.approx(loss(name)(logits=logits, labels=labels).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -60,16 +71,23 @@ def test_a_share_without_labels_adds_nothing(name):
     logits, labels = tensors(name)
     logits = logits[2:3].requires_grad_()
     for num_items in (None, 7, 0):
-        loss = LOSSES[name](logits=logits, labels=labels[2:3], num_items=num_items)
-        assert loss.item() == 0
-        (gradient,) = torch.autograd.grad(loss, logits)
+        value = loss(name)(logits=logits, labels=labels[2:3], num_items=num_items)
+        assert value.item() == 0
+        (gradient,) = torch.autograd.grad(value, logits)
         assert not gradient.any()
+
+
+def test_certain_scores_have_a_finite_loss_also_under_autocast():
+    """As torch's own loss has, whose logarithms end at -100."""
+    scores, labels = torch.tensor([0.0, 5.0]), torch.tensor([0.0, 0.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss("score_cross_entropy")(logits=scores, labels=labels).item() == 50
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_half_precision_logits_give_a_full_precision_loss(name):
     logits, labels = tensors(name)
-    assert LOSSES[name](logits=logits.bfloat16(), labels=labels).dtype == torch.float32
+    assert loss(name)(logits=logits.bfloat16(), labels=labels).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

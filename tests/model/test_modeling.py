@@ -299,6 +299,59 @@ def test_classes_of_separately_encoded_pairs(tiny_bert):
     assert model("nli", **PAIRS).logits.shape == (2, 3)
 
 
+SEPARATE_STS = {
+    "name": "sts",
+    "kind": "regression",
+    "text_pair": "b",
+    "score_range": [0, 5],
+    "pair_encoding": "separate",
+    "pooling": "mean",
+    "head": "scaled_cosine",
+    "loss": "score_cross_entropy",
+}
+
+
+@torch.inference_mode()
+def test_tasks_with_a_layout_of_their_own(tiny_bert, tmp_path):
+    """Against models that have each task's layout throughout, of the same weights; also after saving, with the
+    package's code and with the checkpoint's."""
+    model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=["sst", "quora", SEPARATE_STS]).eval()
+    model.save_pretrained(tmp_path)
+    remote = AutoModel.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    means = MultitaskBertModel.from_pretrained(
+        tiny_bert, tasks=[SEPARATE_STS], pair_encoding="separate", pooling="mean"
+    ).eval()
+    score = model("sts", **PAIRS).logits
+    assert torch.equal(score, means("sts", **PAIRS).logits)
+    assert torch.equal(score, remote("sts", **PAIRS).logits)
+    plain = MultitaskBertModel.from_pretrained(tiny_bert, tasks=["sst", "quora"]).eval()
+    plain.heads.load_state_dict({k: v for k, v in model.heads.state_dict().items() if not k.startswith("sts")})
+    for task in ("sst", "quora"):
+        assert torch.equal(model(task, **BATCH).logits, plain(task, **BATCH).logits)
+    hidden = BertModel.from_pretrained(tiny_bert).eval()(**{k: v.flatten(0, 1) for k, v in PAIRS.items()})
+    mask = PAIRS["attention_mask"].flatten(0, 1).unsqueeze(-1)
+    means = (hidden.last_hidden_state * mask).sum(1) / mask.sum(1)
+    a, b = means.double().unflatten(0, (-1, 2)).unbind(1)
+    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    torch.testing.assert_close(score.double(), 5 / (1 + (3.4 - 6 * cosine).exp()), atol=1e-4, rtol=0)
+
+
+def test_the_layout_of_a_trained_head_is_kept(tiny_bert, tmp_path):
+    MultitaskBertModel.from_pretrained(tiny_bert, tasks=[SEPARATE_STS]).save_pretrained(tmp_path)
+    for field, value in (("pooling", "cls"), ("pair_encoding", "joint"), ("head", "cosine")):
+        with pytest.raises(InputError, match=f"'sts' .* {field} "):
+            MultitaskBertModel.from_pretrained(
+                tmp_path, tasks=[SEPARATE_STS | {"head": None, "loss": None} | {field: value}]
+            )
+    for fields, message in [
+        ({"pooling": "max"}, "task 'sts': pooling is 'max'; choose one of cls, pooler, mean"),
+        ({"pair_encoding": "tpe"}, "task 'sts': pair_encoding is 'tpe'; choose one of joint, separate"),
+        ({"score_range": None, "head": "linear"}, "task 'sts': loss 'score_cross_entropy' needs a score_range"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            MultitaskBertModel.from_pretrained(tiny_bert, tasks=[SEPARATE_STS | {"head": None} | fields])
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("pooling", ["cls", "pooler", "mean"])
 def test_pooling(tiny_bert, pooling):

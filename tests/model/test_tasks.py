@@ -24,6 +24,15 @@ hub: {path: nyu-mll/glue, name: mnli, text: premise, text_pair: hypothesis}
 """
 
 
+def test_a_preset_with_other_fields():
+    changed = load_task({"preset": "sts", "pooling": "mean", "epochs": 2})
+    assert changed == dataclasses.replace(TASKS["sts"], pooling="mean", epochs=2)
+    with pytest.raises(InputError, match="unknown task 'stsb'"):
+        load_task({"preset": "stsb"})
+    with pytest.raises(InputError, match="unknown field 'poling'"):
+        load_task({"preset": "sts", "poling": "mean"})
+
+
 def test_presets_hold_the_papers_values():
     assert [len(TASKS[name].label_names or ()) for name in ("sst", "quora", "sts", "cfimdb")] == [5, 2, 0, 2]
     assert TASKS["sts"].score_range == (0, 5)

@@ -329,6 +329,37 @@ def test_a_newest_checkpoint_that_lacks_a_file_falls_back(unfinished, propagated
     assert "checkpoint-4" in caplog.text and "is not there" in caplog.text
 
 
+@pytest.mark.parametrize("missing", ["momentum_teacher.safetensors", "tokenizer.json"])
+def test_checkpoints_of_a_run_hold_the_same_files(unfinished, propagated_logs, caplog, missing):
+    """Such as what a regulariser keeps; but not their code, which another version may write anew."""
+    older, newer = unfinished / "checkpoint-2", unfinished / "checkpoint-4"
+    shutil.copy(older / "model.safetensors", older / "momentum_teacher.safetensors")
+    (older / "new.py").write_text("")
+    if missing == "tokenizer.json":
+        shutil.copy(older / "momentum_teacher.safetensors", newer)
+        (newer / missing).unlink()
+    assert find_checkpoint(unfinished, "last") == unfinished / "checkpoint-2"
+    assert f"checkpoint-4: {missing} is not there" in caplog.text
+    with pytest.raises(InputError, match=f"{missing} is not there"):
+        find_checkpoint(unfinished, str(unfinished / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("name", ["last", "checkpoint-4"])
+def test_training_does_not_go_on_towards_damaged_best_weights(unfinished, name):
+    """Trainer would fail at the end, or with a warning keep the last weights."""
+    state = unfinished / "checkpoint-4/trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"best_global_step": 2}))
+    name = name if name == "last" else str(unfinished / name)
+    assert find_checkpoint(unfinished, name, best=True) == unfinished / "checkpoint-4"
+    (unfinished / "checkpoint-2/model.safetensors").write_bytes(b"")
+    assert find_checkpoint(unfinished, name) == unfinished / "checkpoint-4"
+    with pytest.raises(InputError, match="checkpoint-2: model.safetensors is damaged"):
+        find_checkpoint(unfinished, name, best=True)
+    shutil.rmtree(unfinished / "checkpoint-2")
+    with pytest.raises(InputError, match="checkpoint-2: the weights .* not there"):
+        find_checkpoint(unfinished, name, best=True)
+
+
 def test_a_torn_newest_checkpoint_leads_to_the_same_weights(monkeypatch, unfinished, config):
     whole = load_file(unfinished / "model.safetensors")
     (unfinished / "checkpoint-4" / "optimizer.pt").write_bytes(b"PK")

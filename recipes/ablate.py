@@ -1,0 +1,223 @@
+"""Train variants of one configuration over seeds, and say what each change gives.
+
+    python recipes/ablate.py recipes/studies/levers.yaml --data_dir DATA --output_dir OUT
+    python recipes/ablate.py recipes/studies/levers.yaml --data_dir DATA --output_dir OUT --only best --jobs 2
+
+A study is a YAML file: `base`, flags of every run; `reference`, the variant that the others are compared with; `seeds`;
+and `variants`, {name: the flags that it changes}. There `tasks: {sts: {head: linear}}` changes fields of the base's
+tasks. Stopped anywhere, the same command goes on. It leaves OUT/NAME-seedN, the runs, and OUT/study.json and
+OUT/study.md, written anew after each run: dev scores as mean ± sd over seeds, on all rows and on each half of them
+(choose on one, report the other), and the differences from the reference with 95 % intervals of the paired bootstrap.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import yaml
+
+from bert_multitask.commands.command_line import CommandParser, local_path
+from bert_multitask.data.records import to_json, write_text
+from bert_multitask.data.rows import HANDOUT
+from bert_multitask.evaluation.intervals import Scores, estimate
+from bert_multitask.evaluation.tables import read_decisions
+from bert_multitask.inference.split_tables import SplitTables
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.losses import labelled_rows
+from bert_multitask.training.run import run_recipe
+from bert_multitask.training.yaml_file import load_yaml
+
+PARTS = ("all", "half A", "half B")  # of the dev rows
+RUNNING: list[subprocess.Popen] = []
+FIELDS = {"base", "reference", "seeds", "variants"}
+
+
+class Run(NamedTuple):
+    """A variant with a seed, and the folder of its run."""
+
+    variant: str
+    seed: int
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is complete."""
+        return (self.folder / "metrics.json").exists()
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
+    """The flags, and the study.
+
+    Raises:
+        InputError: the study has other fields than a study's, or --only names a variant that it does not have.
+    """
+    parser = CommandParser(None, __doc__)
+    parser.add_argument("study", help="YAML file of the study")
+    parser.add_argument("--data_dir", default=HANDOUT, help="rows: folder or URL in the course's layout, or hub")
+    parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the runs and the results")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the study's")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="variants to train now; by default all")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time, each with its share of the CPU's cores (unless OMP_NUM_THREADS says it)",
+    )
+    options = parser.parse_args(argv)
+    study = load_yaml(Path(options.study))
+    if not isinstance(study, dict) or study.keys() != FIELDS or study["reference"] not in study["variants"]:
+        raise InputError(
+            f"{options.study}: expected the fields {', '.join(sorted(FIELDS))}, with the reference among the variants"
+        )
+    if unknown := [name for name in options.only or () if name not in study["variants"]]:
+        raise InputError(f"--only names {unknown[0]!r}; the variants are {', '.join(study['variants'])}")
+    return options, study
+
+
+def change(base: Mapping, variant: Mapping | None) -> dict:
+    """The flags of a variant: the base's, with its own instead; of `tasks` the fields that it gives."""
+    flags = dict(base) | dict(variant or {})
+    if isinstance(flags.get("tasks"), dict):
+        fields = {task.get("name", task.get("preset")): task for task in base["tasks"]}
+        if unknown := flags["tasks"].keys() - fields.keys():
+            raise InputError(f"a variant changes the task {min(unknown)!r}; the base has {', '.join(fields)}")
+        flags["tasks"] = [task | flags["tasks"].get(name, {}) for name, task in fields.items()]
+    return flags
+
+
+def train(run: Run, flags: Mapping, data_dir: str, threads: int) -> None:
+    """Train what is left of a run, in a process of its own; its output goes to a file beside the folder.
+
+    Raises:
+        InputError: it failed.
+    """
+    config, log = run.folder.with_suffix(".yaml"), run.folder.with_suffix(".log")
+    write_text(config, yaml.safe_dump(dict(flags), sort_keys=False))
+    argv = [sys.executable, "-m", "bert_multitask", "train", config, "--output_dir", run.folder]
+    argv += ["--data_dir", data_dir, "--seed", str(run.seed)]
+    argv += ["--resume_from_checkpoint"] if (run.folder / "run.json").exists() else []
+    environ = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    with log.open("ab") as stream, subprocess.Popen(argv, stdout=stream, stderr=stream, env=environ) as process:
+        RUNNING.append(process)
+    if process.returncode:
+        raise InputError(f"{run.folder.name} failed; see {log}")
+
+
+class Results:
+    """The dev scores of the finished runs, as a whole and on each half of the rows.
+
+    Args:
+        runs: those that are finished.
+        data_dir: where the rows are.
+    """
+
+    def __init__(self, runs: Sequence[Run], data_dir: str):
+        found = SplitTables([str(run.folder) for run in runs], "dev", data_dir=data_dir)
+        self.scores: dict[tuple[str, int], dict[str, Scores]] = {}
+        for run, tables in zip(runs, found.tables, strict=True):
+            parts = {part: ({}, {}) for part in PARTS}
+            for number, (name, labels) in enumerate(found.labels.items()):
+                predicted = read_decisions(found.tasks[name], tables[name].table)
+                order = np.random.default_rng(number).permutation(np.flatnonzero(labelled_rows(labels)))
+                halves = np.array_split(order, 2)
+                for part, rows in zip(PARTS, (np.sort(order), *halves), strict=True):
+                    parts[part][0][name], parts[part][1][name] = predicted[rows], labels[rows]
+            tasks = {name: found.tasks[name] for name in found.labels}
+            self.scores[run[:2]] = {part: Scores(tasks, *pair) for part, pair in parts.items()}
+        self.columns = [*found.labels, "overall"]
+
+    def describe(self, variant: str, reference: str, part: str) -> dict:
+        """Of each column the mean, the sd, and the difference from the reference over the seeds that both have, with
+        the bounds of its interval."""
+        seeds = [seed for name, seed in self.scores if name == variant]
+        both = [seed for seed in seeds if (reference, seed) in self.scores and variant != reference]
+        found = {}
+        for column in self.columns:
+            values = [self.scores[variant, seed][part].values[column] for seed in seeds]
+            found[column] = {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "values": values}
+            if both:
+                pairs = [(self.scores[variant, seed][part], self.scores[reference, seed][part]) for seed in both]
+                value = mean(own.values[column] - other.values[column] for own, other in pairs)
+                drawn = np.mean([own.resamples[column] - other.resamples[column] for own, other in pairs], axis=0)
+                found[column]["difference"] = estimate(value, drawn)._asdict()
+        return {"seeds": seeds, **found}
+
+
+def write_results(options: argparse.Namespace, study: Mapping, runs: Sequence[Run]) -> str:
+    """Write study.json and study.md of the runs that are finished; returns the table."""
+    done = [run for run in runs if run.finished]
+    if not done:
+        return "no run is finished yet"
+    results, reference = Results(done, options.data_dir), study["reference"]
+    names = list(dict.fromkeys(run.variant for run in done))
+    found = {name: {part: results.describe(name, reference, part) for part in PARTS} for name in names}
+    minutes = {name: [run_minutes(run) for run in done if run.variant == name] for name in names}
+    record = {"study": dict(study), "command": f"python recipes/ablate.py {options.study}", "minutes": minutes}
+    write_text(options.output_dir / "study.json", to_json(record | {"results": found}))
+    tables = [table(found, results.columns, part, reference) for part in PARTS]
+    text = "\n\n".join(tables)
+    write_text(options.output_dir / "study.md", text + "\n")
+    return text
+
+
+def run_minutes(run: Run) -> float:
+    """How long a run trained, by its log; other work on the machine counts."""
+    history = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
+    return sum(entry.get("train_runtime", 0.0) for entry in history) / 60
+
+
+def table(found: Mapping, columns: Sequence[str], part: str, reference: str) -> str:
+    """One part's scores as a Markdown table."""
+    lines = [f"| dev rows: {part} | seeds | {' | '.join(columns)} | overall less {reference} |"]
+    lines.append("|---" * (len(columns) + 3) + "|")
+    for name, parts in found.items():
+        row = parts[part]
+        cells = [
+            f"{row[c]['mean']:.4f}" + (f" ± {row[c]['sd']:.4f}" if row[c]["sd"] is not None else "") for c in columns
+        ]
+        change = row["overall"].get("difference")
+        shown = f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]" if change else ""
+        lines.append(f"| {name} | {len(row['seeds'])} | {' | '.join(cells)} | {shown} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Train what is not finished, and write the results after each run."""
+    options, study = parse(argv)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    seeds = options.seeds or study["seeds"]
+    flags = {name: change(study["base"], variant) for name, variant in study["variants"].items()}
+    runs = [Run(name, seed, options.output_dir / f"{name}-seed{seed}") for seed in seeds for name in flags]
+    chosen = [run for run in runs if not run.finished and run.variant in (options.only or flags)]
+    threads, writing = max(1, (os.cpu_count() or 1) // options.jobs), Lock()
+
+    def finish(run: Run) -> None:
+        train(run, flags[run.variant], options.data_dir, threads)
+        with writing:
+            write_results(options, study, runs)
+            print(f"{run.folder.name} is finished; {options.output_dir / 'study.md'} has the scores", flush=True)
+
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        try:
+            list(pool.map(finish, chosen))
+        except BaseException:  # one failed, or we are to stop; a run that is told to stop saves a checkpoint
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in RUNNING:
+                process.terminate()
+            raise
+    print(write_results(options, study, runs))
+
+
+if __name__ == "__main__":
+    run_recipe(main)

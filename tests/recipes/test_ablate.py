@@ -1,0 +1,106 @@
+"""Studies: what a variant changes, what goes on after a stop, and the scores of halves and seeds."""
+
+import json
+import subprocess
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import mean, stdev
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import ROOT, run_here, write_course
+
+ABLATE = ROOT / "recipes/ablate.py"
+
+
+@pytest.fixture
+def study(tmp_path, tiny_bert) -> list:
+    """A study of two variants and two seeds, and the flags that run it."""
+    content = {
+        "base": {
+            "model_name_or_path": tiny_bert,
+            "tasks": [{"preset": "sst", "epochs": 1}, {"preset": "sts", "epochs": 1}],
+            **{"max_steps": 2, "eval_strategy": "no", "save_strategy": "no", "report_to": "none", "max_length": 32},
+        },
+        "reference": "plain",
+        "seeds": [0, 1],
+        "variants": {"plain": {}, "mean": {"learning_rate": 1e-4, "tasks": {"sts": {"pooling": "mean"}}}},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return [path, "--data_dir", write_course(tmp_path / "data"), "--output_dir", tmp_path / "out"]
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[str]:
+    """The names of the runs that are trained, which is done in this process."""
+    names = []
+
+    def train(argv, **kwargs):
+        names.append(Path(argv[5]).name)
+        with pytest.MonkeyPatch.context() as patch:
+            return SimpleNamespace(returncode=run_here(patch, *argv[4:], recipe="train"))
+
+    monkeypatch.setattr(subprocess, "run", train)
+    return names
+
+
+def test_a_study(monkeypatch, study, trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run_here(monkeypatch, *study, "--only", "plain", recipe=ABLATE) == 0
+    assert run_here(monkeypatch, *study, recipe=ABLATE) == 0
+    assert trained == ["plain-seed0", "plain-seed1", "mean-seed0", "mean-seed1"], "each once"
+    tasks = {name: json.loads((out / f"{name}-seed1/config.json").read_text())["tasks"] for name in ("plain", "mean")}
+    assert [task["pooling"] for task in tasks["plain"]] == [None, None]
+    assert [task["pooling"] for task in tasks["mean"]] == [None, "mean"]
+    runs = {
+        (name, seed): json.loads((out / f"{name}-seed{seed}" / "run.json").read_text())["training"]
+        for name in ("plain", "mean")
+        for seed in (0, 1)
+    }
+    assert {key: (run["learning_rate"], run["seed"]) for key, run in runs.items()} == {
+        ("plain", 0): (1e-5, 0),
+        ("plain", 1): (1e-5, 1),
+        ("mean", 0): (1e-4, 0),
+        ("mean", 1): (1e-4, 1),
+    }
+    results = json.loads((out / "study.json").read_text())["results"]
+    for column, key in {"sst": "eval_sst_accuracy", "sts": "eval_sts_pearson", "overall": "eval_overall"}.items():
+        scores = {
+            name: [json.loads((out / f"{name}-seed{seed}/metrics.json").read_text())[key] for seed in (0, 1)]
+            for name in results
+        }
+        for name, values in scores.items():
+            found = results[name]["all"][column]
+            assert (found["mean"], found["sd"]) == pytest.approx((mean(values), stdev(values)), abs=1e-6)
+        change = results["mean"]["all"][column]["difference"]
+        assert change["value"] == pytest.approx(mean(scores["mean"]) - mean(scores["plain"]), abs=1e-6)
+        assert change["low"] <= change["value"] <= change["high"]
+        assert "difference" not in results["plain"]["all"][column]
+    halves = [results["plain"][part]["sst"]["mean"] for part in ("half A", "half B")]
+    assert mean(halves) == pytest.approx(results["plain"]["all"]["sst"]["mean"]), "of 6 rows 3 and 3"
+    assert "| mean | 2 |" in (out / "study.md").read_text() and "| mean | 2 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "message"),
+    [
+        ({"reference": "none"}, [], "study.yaml: expected the fields"),
+        ({"runs": 3}, [], "study.yaml: expected the fields"),
+        ({"variants": {"plain": {"tasks": {"quora": {}}}}}, [], "changes the task 'quora'; the base has sst, sts"),
+        ({}, ["--only", "best"], "--only names 'best'; the variants are plain, mean"),
+    ],
+    ids=["reference", "field", "task", "only"],
+)
+def test_what_is_no_study(monkeypatch, study, trained, capsys, change, flags, message):
+    study[0].write_text(yaml.safe_dump(yaml.safe_load(study[0].read_text()) | change))
+    assert run_here(monkeypatch, *study, *flags, recipe=ABLATE) == 2
+    assert message in capsys.readouterr().err and not trained
+
+
+def test_a_run_that_fails_names_its_log(monkeypatch, study, capsys):
+    failed = SimpleNamespace(returncode=1, terminate=lambda: None)
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: nullcontext(failed))
+    assert run_here(monkeypatch, *study, recipe=ABLATE) == 2
+    assert "plain-seed0 failed; see" in capsys.readouterr().err
