@@ -4,7 +4,8 @@
 
 In that file, `runs` holds groups of rows that share a command, data and seeds, unless a row has its own. A score is a
 list with the number of each seed; several become mean ± sd. A row with `encoders`, the number of encoders that answer
-all three questions, is in the overview too. `tables` are shown as they are.
+all three questions, is in the overview too. `tables` are shown as they are. A study.json of recipes/ablate.py beside it
+is a group of runs, too, by its file's name: docs/results/levers.json is drawn by <!-- draw: levers -->.
 """
 
 import json
@@ -44,6 +45,26 @@ def million_weights(model: str) -> float:
     """The weights of an encoder's layers, which every token passes, in millions."""
     layers, width = SHAPES[model]
     return layers * (12 * width**2 + 13 * width) / 1e6
+
+
+def read_results(folder: Path) -> dict:
+    """results.json of a folder, with the studies beside it among its runs."""
+    results = json.loads((folder / RESULTS.name).read_text(encoding="utf-8"))
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "study" in record:
+            results["runs"][path.stem] = study_runs(record)
+    return results
+
+
+def study_runs(record: Mapping) -> dict:
+    """A study of recipes/ablate.py as a group of runs: each variant's scores on all dev rows."""
+    rows = []
+    for variant, parts in record["results"].items():
+        scores = {column: found["values"] for column, found in parts["all"].items() if column in COLUMNS}
+        rows.append(scores | {"system": variant, "seeds": parts["all"]["seeds"]})
+    model = record["study"]["base"].get("model_name_or_path", "bert-base")
+    return {"command": record["command"], "data": "dev rows", "model": model, "seeds": None, "rows": rows}
 
 
 def overview(results: Mapping) -> list[dict]:
@@ -122,7 +143,7 @@ def drawn(results: Mapping, name: str) -> str:
     if name not in results["runs"]:
         raise InputError(f"<!-- draw: {name} -->: {RESULTS.name} has no runs and no table of that name")
     group = results["runs"][name]
-    is_command = "--" in group["command"]
+    is_command = group["command"].startswith(("python", "bert-multitask"))
     about = f"{group['model']}; {group['data']}." + ("" if is_command else f" {group['command']}.")
     below = "\n".join(textwrap.wrap(about, WIDTH))
     command = f"\n\n```sh\n{fold(group['command'])}\n```" if is_command else ""
@@ -233,7 +254,7 @@ def idea_picture(colours: Mapping[str, str]) -> str:
 
 def main() -> None:
     """Rewrite the pages and the pictures."""
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    results = read_results(RESULTS.parent)
     for page in PAGES:
         page.write_text(rewrite(page.read_text(encoding="utf-8"), results), encoding="utf-8")
     PICTURES.mkdir(exist_ok=True)

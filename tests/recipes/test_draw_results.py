@@ -20,7 +20,7 @@ def draw(monkeypatch):
 
 @pytest.fixture
 def results(draw) -> dict:
-    return json.loads(draw.RESULTS.read_text(encoding="utf-8"))
+    return draw.read_results(draw.RESULTS.parent)
 
 
 def test_the_pages_are_drawn_anew_as_they_are(draw, results):
@@ -36,6 +36,18 @@ def test_a_changed_number_changes_its_table_and_the_overview(draw, results):
     assert all("0.600 ± 0.100" in text for text in after) and not any("0.600 ± 0.100" in text for text in before)
     with pytest.raises(InputError, match="nothing.*no runs and no table"):
         draw.drawn(results, "nothing")
+
+
+def test_a_study_beside_it_is_a_group_of_runs(draw, tmp_path):
+    scores = {column: {"mean": 0.5, "sd": 0.1, "values": [0.4, 0.5, 0.6]} for column in draw.COLUMNS}
+    parts = {"all": {"seeds": [0, 1, 2], **scores}, "half A": {}, "half B": {}}
+    study = {"study": {"base": {}}, "command": "python recipes/ablate.py s.yaml", "results": {"rate": parts}}
+    (tmp_path / "results.json").write_text('{"runs": {}, "tables": {}}')
+    (tmp_path / "levers.json").write_text(json.dumps(study))
+    shown = draw.drawn(draw.read_results(tmp_path), "levers")
+    assert (
+        "| rate | 0.500 ± 0.100 (0.400, 0.500, 0.600) |" in shown and "```sh\npython recipes/ablate.py s.yaml" in shown
+    )
 
 
 def test_overall_scores_follow_from_the_tasks(draw, results):
