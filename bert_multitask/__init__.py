@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and editors; `as` says that a name is handed on
     from .data.rows import clean_rows as clean_rows
     from .data.rows import load_rows as load_rows
+    from .data.rows import with_label_names as with_label_names
     from .data.tokens import load_tokenizer as load_tokenizer
     from .data.tokens import tokenise_splits as tokenise_splits
     from .inference.export import export_classifier as export_classifier
@@ -47,6 +48,7 @@ _MODULES = {
     "load_task": "model.tasks",
     "load_rows": "data.rows",
     "clean_rows": "data.rows",
+    "with_label_names": "data.rows",
     "load_tokenizer": "data.tokens",
     "tokenise_splits": "data.tokens",
     "MultitaskTrainingArguments": "training.arguments",

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "init": "write the configuration that trains on a table of yours",
     "train": "train one BERT on several tasks",
     "tune": "search hyperparameters",
     "predict": "predict every row of a file or a split",

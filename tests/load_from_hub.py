@@ -3,6 +3,7 @@
 Tests serve `DATASETS` and a checkpoint "someone/bert" with `hub_server.py` and run this file in a fresh process.
 """
 
+import io
 import json
 
 
@@ -10,14 +11,47 @@ def lines(*rows: dict) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def card(name: str) -> bytes:
+def card(name: str, suffix: str = "") -> bytes:
     """A dataset card that lists one configuration's files, as GLUE's does."""
-    files = "".join(
-        f"  - split: {split}\n    path: {name}/{split}.jsonl\n" for split in ("train", "validation", "test")
-    )
+    splits = "train", f"validation{suffix}", f"test{suffix}"
+    files = "".join(f"  - split: {split}\n    path: {name}/{split}.parquet\n" for split in splits)
     return f"- config_name: {name}\n  data_files:\n{files}".encode()
 
 
+# The text columns and the classes of GLUE's other configurations, in the order of their numbers.
+GLUE = {
+    "cola": (["sentence"], ["unacceptable", "acceptable"], ""),
+    "sst2": (["sentence"], ["negative", "positive"], ""),
+    "mrpc": (["sentence1", "sentence2"], ["not_equivalent", "equivalent"], ""),
+    "mnli": (["premise", "hypothesis"], ["entailment", "neutral", "contradiction"], "_matched"),
+    "qnli": (["question", "sentence"], ["entailment", "not_entailment"], ""),
+    "rte": (["sentence1", "sentence2"], ["entailment", "not_entailment"], ""),
+    "wnli": (["sentence1", "sentence2"], ["not_entailment", "entailment"], ""),
+}
+
+
+def parquet(rows: list[dict], classes: list[str] | None = None) -> bytes:
+    """A Parquet file of GLUE's form: labels are a `ClassLabel`, or scores."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    types = {name: Value("string") for name in rows[0]} | {"idx": Value("int32")}
+    types["label"] = ClassLabel(names=classes) if classes else Value("float32")
+    Dataset.from_list(rows, Features(types)).to_parquet(buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+def glue_files() -> dict[str, bytes]:
+    """A row of each class to train on and to score, and hidden labels (-1) in test."""
+    files = {}
+    for name, (texts, classes, suffix) in GLUE.items():
+        for split in ("train", f"validation{suffix}", f"test{suffix}"):
+            labels = [-1] if split.startswith("test") else range(len(classes))
+            rows = [{text: f"{text} {label}" for text in texts} | {"label": label, "idx": label} for label in labels]
+            files[f"{name}/{split}.parquet"] = parquet(rows, classes)
+    return files
+
+
+PARAPHRASE = ["not_duplicate", "duplicate"]
 DATASETS = {
     "SetFit/sst5": {
         "train.jsonl": lines(
@@ -28,13 +62,16 @@ DATASETS = {
         "test.jsonl": lines({"text": "x", "label": 0, "label_text": "very negative"}),
     },
     "nyu-mll/glue": {
-        "README.md": b"---\nconfigs:\n" + card("qqp") + card("stsb") + b"---\n",
-        "qqp/train.jsonl": lines({"question1": "a ?", "question2": "b ?", "label": 0, "idx": 9}),
-        "qqp/validation.jsonl": lines({"question1": "a ?", "question2": "b ?", "label": 1, "idx": 7}),
-        "qqp/test.jsonl": lines({"question1": "c ?", "question2": "d ?", "label": -1, "idx": 3}),
-        "stsb/train.jsonl": lines({"sentence1": "a", "sentence2": "b", "label": 2.5, "idx": 5}),
-        "stsb/validation.jsonl": lines({"sentence1": "a", "sentence2": "b", "label": 0.0, "idx": 5}),
-        "stsb/test.jsonl": lines({"sentence1": "a", "sentence2": "b", "label": -1.0, "idx": 5}),
+        "README.md": b"---\nconfigs:\n"
+        + b"".join([card("qqp"), card("stsb"), *(card(name, GLUE[name][2]) for name in GLUE)])
+        + b"---\n",
+        **glue_files(),
+        "qqp/train.parquet": parquet([{"question1": "a ?", "question2": "b ?", "label": 0, "idx": 9}], PARAPHRASE),
+        "qqp/validation.parquet": parquet([{"question1": "a ?", "question2": "b ?", "label": 1, "idx": 7}], PARAPHRASE),
+        "qqp/test.parquet": parquet([{"question1": "c ?", "question2": "d ?", "label": -1, "idx": 3}], PARAPHRASE),
+        "stsb/train.parquet": parquet([{"sentence1": "a", "sentence2": "b", "label": 2.5, "idx": 5}]),
+        "stsb/validation.parquet": parquet([{"sentence1": "a", "sentence2": "b", "label": 0.0, "idx": 5}]),
+        "stsb/test.parquet": parquet([{"sentence1": "a", "sentence2": "b", "label": -1.0, "idx": 5}]),
     },
     "tasksource/counterfactually-augmented-imdb": {
         "train.tsv": b"Sentiment\tText\nPositive\tlong\nNegative\tshort\n",
@@ -62,7 +99,7 @@ def load_everything() -> dict:
         name: {split: [list(row.values()) for row in rows] for split, rows in load_rows(task, "hub").items()}
         for name, task in TASKS.items()
     }
-    columns = {"text": "question1", "text_pair": "question2"}
+    columns = {"text": "question1", "text_pair": "question2", "label_names": PARAPHRASE}
     sources = {
         "slices": ("sst", HubSource("SetFit/sst5", splits={"train": "train[:50%]", "dev": "train[50%:]+validation"})),
         "revision": ("sst", HubSource("SetFit/sst5", splits={"train": "train", "dev": "train"}, revision="old")),

@@ -16,9 +16,18 @@ from bert_multitask.training.search_space import TuneArguments
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FEW = 'max_steps=2, logging_steps=1, eval_strategy="no", save_strategy="no", report_to="none"'
-HUB = {
-    "dair-ai/emotion": ({"text": ["I love it", "It hurts"]}, ["sadness", "joy", "love", "anger", "fear", "surprise"]),
-    "nyu-mll/glue": ({"sentence1": ["a", "b"], "sentence2": ["a", "c"]}, ["not_equivalent", "equivalent"]),
+HUB = {  # columns, the labels' column, their names
+    "dair-ai/emotion": ({"text": ["Love it", "It hurts"], "label": [1, 0]}, "label", ["sadness", "joy", "anger"]),
+    "unimelb-nlp/wikiann": (
+        {"tokens": [["Anna", "left"], ["No"]], "ner_tags": [[1, 0], [0]]},
+        "ner_tags",
+        ["O", "B-PER"],
+    ),
+    "nyu-mll/glue": (
+        {"sentence1": ["a", "b"], "sentence2": ["a", "c"], "label": [1, 0]},
+        "label",
+        ["not_equivalent", "equivalent"],
+    ),
 }
 
 
@@ -30,9 +39,10 @@ def examples(page: str, language: str = "python") -> list[str]:
 
 def load_dataset(path: str, name: str | None = None) -> datasets.DatasetDict:
     """A few rows with the columns and labels of the data sets that the README loads."""
-    columns, names = HUB[path]
-    rows = datasets.Dataset.from_dict(columns | {"label": [1, 0]})
-    rows = rows.cast_column("label", datasets.ClassLabel(names=names))
+    columns, label, names = HUB[path]
+    kind = datasets.ClassLabel(names=names)
+    rows = datasets.Dataset.from_dict(columns)
+    rows = rows.cast_column(label, datasets.List(kind) if isinstance(columns[label][0], list) else kind)
     return datasets.DatasetDict(train=rows, validation=rows)
 
 
@@ -60,16 +70,17 @@ def test_the_readme_from_datasets_to_a_push_and_its_answers(monkeypatch, tmp_pat
     assert pushed == [("runs/desk", "me/desk")]
     exec(predict.replace("me/desk", "runs/desk"), {})
     answers = capsys.readouterr().out
-    assert answers.count("'probabilities'") == 3 and "'surprise'" in answers and "'equivalent'" in answers
+    assert answers.count("'probabilities'") == 5 and "'B-PER'" in answers and "'equivalent'" in answers
 
 
-def test_the_readmes_yaml_is_its_python(tmp_path):
+def test_the_readmes_yaml_is_its_python():
     tasks = [load_task(task) for task in yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])["tasks"]]
-    for task, epochs in zip(tasks, (2, 10), strict=True):
-        columns, names = HUB[task.hub.path]
-        assert list(task.label_names) == names and task.epochs == epochs
-        assert {task.hub.text, task.hub.text_pair} - {None} == set(columns)
-        assert f'Task("{task.name}", "{task.kind}"' in README
+    assert [task.name for task in tasks] == ["feeling", "names", "same"]
+    for task in tasks:
+        columns, label, _ = HUB[task.hub.path]
+        assert {task.hub.text, task.hub.text_pair, task.hub.label} - {None} == set(columns) and task.hub.label == label
+        (line,) = re.findall(rf'    Task\("{task.name}", "{task.kind}".*', README)
+        assert f"epochs={task.epochs}" in line and f'text="{task.hub.text}"' in line
 
 
 def test_the_reference_runs(monkeypatch, tmp_path, tiny_bert, quickstart, capsys):

@@ -19,10 +19,21 @@ FLAGS = {
     "what is trained": "model_name_or_path tasks data_dir max_length max_train_samples",
     "the model": "encoder_sharing pair_encoding pooling head_dropout freeze_encoder",
     "the plan": "task_epochs schedule budget max_steps per_device_train_batch_size gradient_accumulation_steps",
-    "training": "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm class_weights bf16 seed",
-    "SMART": "smart_weight smart_projection",
+    "training": "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm class_weights smart_weight "
+    "smart_projection bf16 seed",
     "evaluation and logs": "eval_steps logging_steps early_stopping_patience report_to",
     "the run folder": "output_dir resume_from_checkpoint overwrite push_to_hub",
+}
+# Plain words for what Transformers' own help takes several lines to say.
+HELP = {
+    "gradient_accumulation_steps": "micro-batches of a step",
+    "warmup_steps": "steps of a rising rate, or share of the plan",
+    "weight_decay": "of AdamW",
+    "max_grad_norm": "to which gradients are clipped; 0: not",
+    "bf16": "compute in bfloat16 where it is safe",
+    "seed": "of new heads, dropout and the rows' order",
+    "output_dir": "folder to write the run to",
+    "push_to_hub": "push the finished run to the Hub",
 }
 
 
@@ -48,24 +59,30 @@ def as_typed(value: object) -> str:
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, the description as it is written, and of a flag's spellings the first.
+    """Shows defaults where the words do not, the description as it is written, and of a flag's spellings the first.
 
     It overrides two of argparse's private methods: there is no public way to choose what is shown of a flag.
     """
 
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=34)
+        super().__init__(prog, max_help_position=33)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         spellings = action.option_strings
         if not spellings:
             return super()._format_action_invocation(action)
-        few = action.choices and len(action.choices) <= 4
-        choices = " {" + ",".join(map(str, action.choices)) + "}" if few else ""
-        return ", ".join(spellings[: 1 + (spellings[0] == "-h")]) + choices
+        return ", ".join(spellings[: 1 + (spellings[0] == "-h")])
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        default = action.default
+        if isinstance(default, list):
+            default = " ".join(default)
+        if default is False or default == argparse.SUPPRESS or "default" in action.help:
+            default = None
+        if action.choices and len(action.choices) <= 4:
+            words = [f"{word} (default)" if word == default else str(word) for word in action.choices]
+            return f"{action.help}: {', '.join(words)}"
+        return action.help if default is None else f"{action.help} (default: {default})"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -119,10 +136,12 @@ class RecipeParser(HfArgumentParser):
             allow_abbrev=False,
             add_help=False,
         )
-        config_help = "YAML file of flags, or the name of one that the package ships"
+        config_help = "YAML file of flags, or the name of a shipped one"
         self.add_argument("config", nargs="?", default=default_config, help=config_help)
-        self.add_argument("-h", "--help", action="help", help="show the flags that are set most often")
+        self.add_argument("-h", "--help", action="help", help="show the flags that people set")
         self.add_argument("--help-all", action=ShowAll, nargs=0, help="show every flag")
+        for action in self._actions:
+            action.help = HELP.get(action.dest, action.help)
         common = {name for names in FLAGS.values() for name in names.split()}
         self.special = [
             name

@@ -1,12 +1,10 @@
-"""Train one BERT on several tasks, or one for each, as one YAML file and the flags after it say.
+"""Train one BERT on several tasks, or one for each: a YAML file, and the flags after it.
 
     bert-multitask train CONFIG.yaml --data_dir DATA --output_dir RUN
-    accelerate launch --num_processes 4 -m bert_multitask train CONFIG.yaml --data_dir DATA --output_dir RUN
+    accelerate launch --num_processes 4 -m bert_multitask train CONFIG.yaml …
 
-CONFIG.yaml may be one that the package ships: quickstart, rr_tpe (the default), paper/baseline … In a checkout,
-accelerate launch recipes/train_multitask.py is the same. Leaves in RUN the model and tokenizer, metrics.json,
-history.jsonl, predictions/ and run.json (docs/architecture.md).
-Exit code 2 and one line of explanation for whatever is wrong with the input.
+CONFIG.yaml may be one that the package ships: quickstart, rr_tpe, paper/baseline …
+RUN gets the model, its predictions and scores (docs/architecture.md).
 """
 
 from ..training.arguments import MultitaskTrainingArguments, RunArguments

@@ -57,7 +57,9 @@ class LabelReader:
             self.hides = -1 not in self.classes
         else:
             self.hides = dataset and self.kind.number(task, -1) is None
-        self.expected = self.kind.describe_labels(task, names, numbered or not are_numbers)
+        self.expected = "a label"  # of a task that does not know its own yet
+        if not task.is_open:
+            self.expected = self.kind.describe_labels(task, names, numbered or not are_numbers)
         self.read_once = lru_cache(maxsize=4096, typed=True)(self.read_value)
 
     def read(self, raw: object) -> Any:
@@ -95,6 +97,8 @@ class LabelReader:
         Raises:
             InputError: shows both.
         """
+        if self.task.is_open:  # they will be the task's
+            return
         found = [self.read_one(name) for name in names]
         if None in found or (self.classes and sorted(found) != sorted(set(self.classes.values()))):
             raise InputError(f"{where} has the classes {', '.join(names)}; expected {self.expected}, in any order")
@@ -116,12 +120,10 @@ def name_labels(
     Raises:
         InputError: the column's names are not the task's, or a number has no name.
     """
-    feature = features.get(column)
-    feature = getattr(feature, "feature", feature)  # of a list, that of what it holds
-    if not isinstance(feature, ClassLabel):
+    names = feature_names(features.get(column))
+    if names is None:
         yield from rows
         return
-    names = feature.names
     reader.check_names(names, f"{where}: column {column!r}")
     for number, row in enumerate(rows, start=1):
         codes = row[column] if isinstance(row[column], list) else [row[column]]
@@ -133,6 +135,42 @@ def name_labels(
                 )
         found = [None if gap else names[int(code)] for code, gap in zip(codes, missing, strict=True)]
         yield row | {column: found if isinstance(row[column], list) else found[0]}
+
+
+def feature_names(feature: object) -> list[str] | None:
+    """The names of a `ClassLabel`, or of a list of them; None of another feature."""
+    feature = getattr(feature, "feature", feature)
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ...]:
+    """The label names of a task that has none: the different labels of its training rows, sorted, numbers by size.
+
+    Args:
+        task: whose kind says what a label is made of.
+        labels: as their source gives them.
+        where: the source, for messages.
+
+    Raises:
+        InputError: these are no names, or too many; or which is "yes" cannot be seen. The message says what to do.
+    """
+    kind, found, count = KINDS[task.kind], {}, 0
+    advice = f"give task {task.name!r} label_names, or another kind or label"
+    for number, raw in enumerate(labels, start=1):
+        for part in kind.parts(raw):
+            if part is None or part != part or (key := label_key(part)) in MISSING:
+                continue
+            whole = not isinstance(key, Decimal) or (key == key.to_integral_value() and key >= 0)
+            if not isinstance(part, (str, Number)) or not whole:
+                shown = str(part)[:40]
+                raise InputError(f"{where}, row {number}: {task.label} has {shown!r}, which may be no class; {advice}")
+            plain = str(int(key)) if isinstance(key, Decimal) else str(part).strip()
+            found.setdefault(key, plain.lower() if isinstance(part, bool) else plain)
+            count += 1
+    if len(found) > max(20, count / 2):
+        raise InputError(f"{where}: {task.label} has {len(found):,} different values in {count:,} labels; {advice}")
+    names = [found[key] for key in sorted(found, key=lambda key: (isinstance(key, str), key))]
+    return tuple(kind.order_names(names, f"{where}: {task.label}"))
 
 
 def even_labels(labels: Sequence) -> Sequence:

@@ -9,7 +9,7 @@ import itertools
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO
@@ -23,8 +23,8 @@ from transformers.utils import logging
 
 from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS, Kind
-from ..model.tasks import HubSource, Task
-from .labels import LabelReader, name_labels
+from ..model.tasks import HubSource, Task, text_parts
+from .labels import LabelReader, feature_names, name_labels
 
 logger = logging.get_logger(__name__)
 
@@ -146,8 +146,8 @@ def parquet_tables(file: BinaryIO, path: str, size: int) -> Iterator[pyarrow.Tab
 def needed_columns(columns: HubSource | Task, labelled: bool) -> list[str]:
     """The columns that every row must have; that of labels is among them where rows must be `labelled`, and that of ids
     where the task names it."""
-    names = (columns.text, columns.text_pair, columns.label if labelled else None, getattr(columns, "id", None))
-    return [name for name in names if name]
+    names = (columns.label if labelled else None, getattr(columns, "id", None))
+    return [*text_parts(columns.text), *text_parts(columns.text_pair), *filter(None, names)]
 
 
 def rename_columns(
@@ -165,10 +165,25 @@ def rename_columns(
     """
     return {
         "id": as_id(row.get(ids), path, number),
-        "text": as_text(kind.text(row[columns.text]), path, number),
-        "text_pair": as_text(row[columns.text_pair], path, number) if columns.text_pair else None,
+        "text": as_text(kind.text(read_text(row, columns.text, path, number)), path, number),
+        "text_pair": as_text(read_text(row, columns.text_pair, path, number), path, number)
+        if columns.text_pair
+        else None,
         "label": row.get(columns.label),
     }
+
+
+def read_text(row: Mapping, columns: str | Sequence[str], path: str, number: int) -> object:
+    """The value of a column of texts; of several columns, one text with a line `column: value` for each that is not
+    empty.
+
+    Raises:
+        InputError: as `as_text`, of several columns.
+    """
+    if isinstance(columns, str):
+        return row[columns]
+    values = {column: as_text(row[column], path, number) for column in columns}
+    return "\n".join(f"{column}: {value}" for column, value in values.items() if value.strip())
 
 
 def file_form(path: str, task: Task) -> tuple[Callable, str, Callable]:
@@ -381,6 +396,15 @@ def read_parquet(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
         rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
         features = column_features(table.schema_arrow, task.label, path)
         yield from name_labels(rows, features, task.label, LabelReader(task), path)
+
+
+def class_names(path: str, task: Task) -> list[str] | None:
+    """The names of a Parquet file's column of labels, where that is a `ClassLabel`, in its order."""
+    read, form, decompress = file_form(path, task)
+    if read is not read_parquet:
+        return None
+    with reading(path, form), decompress(fetch(path, task), "rb") as file, parquet.ParquetFile(file) as table:
+        return feature_names(column_features(table.schema_arrow, task.label, path).get(task.label))
 
 
 def column_features(schema: pyarrow.Schema, column: str, path: str) -> Features:

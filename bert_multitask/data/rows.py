@@ -8,11 +8,14 @@ of them; what is left out of training or scoring, and why, is said by `usable_ro
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets.table import InMemoryTable
 from transformers.utils import logging
@@ -21,14 +24,32 @@ from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
-from ..model.tasks import SPLITS, HubSource, Task, label_key
-from .labels import LabelReader, even_labels, label_numbers, name_labels, uneven_rows
-from .readers import claim_id, column_features, is_url, needed_columns, read_file, rename_columns
+from ..model.tasks import SPLITS, HubSource, Task, label_key, load_task, text_parts
+from .dev_share import draw_dev_rows
+from .labels import (
+    LabelReader,
+    even_labels,
+    feature_names,
+    infer_label_names,
+    label_numbers,
+    name_labels,
+    uneven_rows,
+)
+from .readers import (
+    claim_id,
+    class_names,
+    column_features,
+    is_url,
+    needed_columns,
+    read_file,
+    rename_columns,
+)
 
 logger = logging.get_logger(__name__)
 
 USES = {"train": "train on", "dev": "score"}
 SHOWN_GAPS = 10  # rows with gaps that are named one by one
+SHOWN_NAMES = 12  # of labels that were found
 SAMPLE = "package:bert_multitask/sample"
 CLEAN = "bert_multitask"  # what clean rows have as the name of their builder, so that they are not read again
 HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-Student-Handout/main/data"
@@ -56,24 +77,128 @@ def load_rows(
     Raises:
         InputError: a file, column or dataset is missing, or a label is out of range; the message names the place.
     """
+    task.check_named()
+    if task.extra_train and "train" in splits:
+        return add_extra_rows(task, data_dir, splits, labelled)
+    wanted = set(splits)
+    if task.dev_share and "dev" in splits:
+        wanted, labelled = wanted | {"train"}, {*labelled, "train"}
     if is_from_hub(task, data_dir):
-        return DatasetDict(drop_empty(task, read_hub(task, splits, labelled)))
-    folder = "." if data_dir == "hub" else resolve_folder(data_dir).rstrip("/")
+        rows = read_hub(task, wanted, labelled)
+    else:
+        rows = read_files(task, data_dir, wanted, labelled)
+    if task.dev_share and "train" in rows:
+        chosen = draw_dev_rows(task, rows["train"])
+        rows["dev"], rows["train"] = (take(rows["train"], np.flatnonzero(side)) for side in (chosen, ~chosen))
+    return DatasetDict(drop_empty(task, {split: part for split, part in rows.items() if split in splits}))
+
+
+def read_files(task: Task, data_dir: str, splits: Collection[str], labelled: Collection[str]) -> dict[str, Dataset]:
+    """Read a task's files: {split: clean rows}."""
     rows = {}
     for split, name in task.files.items():
         if split not in splits:
             continue
-        path = os.path.expanduser(name)
-        if not is_url(path) and not os.path.isabs(path):
-            path = f"{folder}/{name}"
-            if not is_url(folder) and not os.path.isdir(folder):
-                raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {name}")
+        path = find_file(name, data_dir)
         if split == "test" and not is_url(path) and not os.path.exists(path):
             logger.warning(f"{path}: no such file; task {task.name!r} has no test rows to predict")
         else:
             raw = read_file(path, task, labelled=split in labelled)
             rows[split] = clean(task, raw, name, LabelReader(task))
-    return DatasetDict(drop_empty(task, rows))
+    return rows
+
+
+def find_file(name: str, data_dir: str) -> str:
+    """The path of a task's file, which may be relative to the folder.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    path = os.path.expanduser(name)
+    if is_url(path) or os.path.isabs(path):
+        return path
+    folder = "." if data_dir == "hub" else resolve_folder(data_dir).rstrip("/")
+    if not is_url(folder) and not os.path.isdir(folder):
+        raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {name}")
+    return f"{folder}/{name}"
+
+
+def with_label_names(
+    task: str | dict | Task, data_dir: str = HANDOUT, rows: Dataset | Iterable[Mapping] | None = None
+) -> Task:
+    """The task with the label names of its training rows, where it leaves them out; else as it is.
+
+    They are the names of a `ClassLabel` column, in its order, and otherwise the different labels, sorted. Of a binary
+    task the last is "yes".
+
+    Args:
+        task: a task, the fields of one, or a preset's name.
+        data_dir: where its training rows are (see `load_rows`).
+        rows: training rows in memory instead, with the task's own columns.
+
+    Raises:
+        InputError: the rows cannot be read, or have no labels that are names; the message says what to do.
+    """
+    task = load_task(task, named=False)
+    if not task.is_open:
+        return task
+    where, names, labels = training_labels(task, data_dir, rows)
+    return replace(task, label_names=tuple(names or infer_label_names(task, labels, where)))
+
+
+def describe_label_names(task: Task) -> str:
+    """A line with the label names that a task found in its training rows, of many the first."""
+    names = task.label_names
+    more = f", … ({len(names)} in all)" if len(names) > SHOWN_NAMES else ""
+    return f"{task.name:12} label_names from its training rows: {', '.join(names[:SHOWN_NAMES])}{more}"
+
+
+def training_labels(
+    task: Task, data_dir: str, rows: Dataset | Iterable[Mapping] | None
+) -> tuple[str, list[str] | None, Iterable]:
+    """Where a task's training rows are (for messages), the names of their labels where these are a `ClassLabel`, and
+    the labels as they are. The arguments are those of `with_label_names`."""
+    if rows is None and not is_from_hub(task, data_dir):
+        name = task.files["train"]
+        path = find_file(name, data_dir)
+        return name, class_names(path, task), (row["label"] for row in read_file(path, task, labelled=True))
+    source, where = task, "rows"
+    if rows is None:
+        rows, where, source = load_hub(task, ["train"])["train"], hub_place(task, "train"), task.hub
+    if not isinstance(rows, Dataset):
+        return where, None, (row["label"] for row in read_mappings(rows, task, where, labelled=True))
+    check_has_columns(rows, source, True, where)
+    return where, feature_names(rows.features[source.label]), rows.with_format(None)[source.label]
+
+
+def add_extra_rows(task: Task, data_dir: str, splits: Collection[str], labelled: Collection[str]) -> DatasetDict:
+    """`load_rows` of a task with `extra_train`: its own training rows, and after them those of the other sources, whose
+    ids begin with the source's name. All splits are read, since a row may be left out that dev or test rows have."""
+    own = load_rows(replace(task, extra_train=None), data_dir, SPLITS, labelled)
+    scored = {text_key(row) for split in own.keys() - {"train"} for row in own[split].to_list()}
+    tables = [own["train"].with_format("arrow")[:]]
+    for source in task.extra_train:
+        name = source.file or source.hub.path
+        rows = load_rows(source.as_task(task), data_dir, ["train"], labelled)["train"]
+        rows = usable_rows(task, rows, "train")
+        shared = np.array([text_key(row) in scored for row in rows.to_list()], bool)
+        if shared.any():
+            fate = "they are left out" if source.drop_shared else "drop_shared: true leaves them out"
+            logger.warning(f"{name}: {shared.sum():,} of {len(rows):,} rows have the texts of dev or test rows; {fate}")
+        kept = np.flatnonzero(~shared) if source.drop_shared else np.arange(len(rows))
+        if source.max_samples is not None and len(kept) > source.max_samples:
+            kept = np.sort(np.random.default_rng(0).permutation(kept)[: source.max_samples])
+        table = take(rows, kept).with_format("arrow")[:]
+        ids = pc.binary_join_element_wise(os.path.basename(name), pc.cast(table["id"], pa.string()), ":")
+        tables.append(table.set_column(table.column_names.index("id"), "id", ids).cast(tables[0].schema))
+    train = Dataset(InMemoryTable(pa.concat_tables(tables).combine_chunks()), info=own["train"].info)
+    return DatasetDict({split: train if split == "train" else own[split] for split in splits if split in own})
+
+
+def text_key(row: Mapping) -> tuple[str, ...]:
+    """What the texts of a clean row have in common with those that differ by case, punctuation or order alone."""
+    texts = [row["text"], row["text_pair"]] if "text_pair" in row else [row["text"]]
+    return tuple(sorted(" ".join(re.findall(r"\w+", text.casefold())) for text in texts))
 
 
 def is_from_hub(task: Task, data_dir: str | None) -> bool:
@@ -97,25 +222,35 @@ def drop_empty(task: Task, rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
 
 def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> dict[str, Dataset]:
     """Download a task's datasets from the Hub: {split: clean rows}."""
+    remote, source = load_hub(task, splits), task.hub
+    reader = LabelReader(task, source.label_names, dataset=True)
+    rows = {}
+    for split, part in remote.items():
+        where = hub_place(task, split)
+        raw = read_dataset(part, source, reader, where, split in labelled, hub_ids(part, where))
+        rows[split] = clean(task, raw, where, reader)
+    return rows
+
+
+def load_hub(task: Task, splits: Collection[str]) -> dict[str, Dataset]:
+    """A task's datasets on the Hub as they are: {split: rows}."""
     source = task.hub
     if source is None:
         raise InputError(f"task {task.name!r} says nowhere where its rows are; add files or hub to the task")
     wanted = {split: name for split, name in source.splits.items() if split in splits}
     try:
         # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".
-        remote = datasets.load_dataset(source.path, source.name, revision=source.revision, split=wanted)
+        return datasets.load_dataset(source.path, source.name, revision=source.revision, split=wanted)
     except Exception as error:  # the Hub client and the dataset builders share no base class
         raise InputError(
             f"{source.path}: cannot be loaded from the Hub ({one_line(error)}); check the path, name, revision and "
             "splits in the task's hub, or name a local folder with --data_dir"
         ) from error
-    reader = LabelReader(task, source.label_names, dataset=True)
-    rows = {}
-    for split, name in wanted.items():
-        where = "/".join(filter(None, (source.path, source.name, name)))
-        raw = read_dataset(remote[split], source, reader, where, split in labelled, hub_ids(remote[split], where))
-        rows[split] = clean(task, raw, where, reader)
-    return rows
+
+
+def hub_place(task: Task, split: str) -> str:
+    """What a split of a task's Hub dataset is called in messages."""
+    return "/".join(filter(None, (task.hub.path, task.hub.name, task.hub.splits[split])))
 
 
 def hub_ids(remote: Dataset, where: str) -> str | None:
@@ -142,12 +277,17 @@ def read_dataset(
         labelled: whether it must have a column of labels.
         ids: its column of ids, which may be missing.
     """
-    for column in needed_columns(source, labelled):
-        if column not in remote.column_names:
-            raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
+    check_has_columns(remote, source, labelled, where)
     rows = name_labels(remote, remote.features, source.label, reader, where)
     for number, row in enumerate(rows, start=1):
         yield rename_columns(row, source, reader.kind, where, number, ids)
+
+
+def check_has_columns(remote: Dataset, source: HubSource | Task, labelled: bool, where: str) -> None:
+    """Refuse a dataset without a column that `read_dataset` needs."""
+    for column in needed_columns(source, labelled):
+        if column not in remote.column_names:
+            raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
 
 
 def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
@@ -205,7 +345,8 @@ def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
     Raises:
         InputError: a text or label cannot be read; the message names the row.
     """
-    names = [name for name in (task.text, task.text_pair, task.label) if name in table.column_names]
+    columns = *text_parts(task.text), *text_parts(task.text_pair), task.label
+    names = [name for name in dict.fromkeys(columns) if name in table.column_names]
     reader = LabelReader(task)
     features = column_features(table.schema, task.label, path)
     rows = name_labels(table.select(names).to_pylist(), features, task.label, reader, path)
@@ -227,6 +368,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, fir
         InputError: a label is none of the task's, a text is no valid Unicode, or two rows have one id; the message
             names the row. Or -1, which is no label, seems to be a class.
     """
+    task.check_named()
     features = dict.fromkeys(["id", *text_columns(task)], Value("string"))
     kind = KINDS[task.kind]
     features["label"] = datasets.List(Value(kind.dtype)) if kind.nested else Value(kind.dtype)
@@ -330,7 +472,9 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
         if empty or (unlabelled[index] and not none_labelled):
             gap = " and ".join(["an empty text"] * empty + ["no label"] * unlabelled[index])
             fate = "left out of training" if split == "train" else "predicted" + ", not scored" * unlabelled[index]
-            gaps.append(f"{source}: row {index + 1} has {gap}; it is {fate}")
+            # A part of a file has other numbers than the file.
+            named = f"the row with id {rows['id'][index]!r}" if task.dev_share else f"row {index + 1}"
+            gaps.append(f"{source}: {named} has {gap}; it is {fate}")
         if not empty and not unlabelled[index]:
             kept.append(index)
     for gap in gaps[:SHOWN_GAPS]:
@@ -366,7 +510,7 @@ def describe_rows(tasks: Sequence[Task], rows: Mapping[str, DatasetDict]) -> str
         counts = {split: len(part) for split, part in rows[task.name].items()}
         line = f"{task.name:12}" + "".join(f"{counts.get(split, 0):9,}" for split in SPLITS)
         if task.course_rows and counts != task.course_rows:
-            line += "   the course has " + " / ".join(f"{task.course_rows[split]:,}" for split in SPLITS)
+            line += "  course: " + " / ".join(f"{task.course_rows[split]:,}" for split in SPLITS)
         lines.append(line)
     return "\n".join(lines)
 

@@ -187,10 +187,15 @@ def is_numeric(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
+def count_labelled(rows: Dataset) -> int:
+    """How many of a task's rows have a label."""
+    return int(labelled_rows(np.asarray(even_labels(rows["labels"][:]))).sum())
+
+
 def check_labelled(rows: Mapping[str, Dataset], argument: str) -> None:
     """Refuse a task of which no row has a label: there would be nothing to learn, or to score."""
     for name, part in rows.items():
-        if not labelled_rows(np.asarray(even_labels(part["labels"][:]))).any():
+        if not count_labelled(part):
             raise InputError(f"{argument}[{name!r}]: no row has a label")
 
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..data.readers import as_text, check_columns
+from ..data.readers import as_text, check_columns, read_text
 from ..data.rows import is_unicode, text_columns
 from ..data.tokens import check_tokenizer, encode
 from ..evaluation.metrics import check_finite
@@ -23,7 +23,7 @@ from ..evaluation.predict import predict_tasks
 from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
-from ..model.tasks import Task
+from ..model.tasks import Task, text_parts
 from .trained_run import TrainedRun
 
 logger = logging.get_logger(__name__)
@@ -179,10 +179,15 @@ class MultitaskPipeline:
         texts = {}
         for name in names:
             columns = find_columns(self.tasks[name], frame.columns, "the frame")
+            part = frame[list({part: None for column in columns for part in text_parts(column)})].astype(object)
             # None for every mark of a missing value that pandas has
-            values = [frame[column].astype(object).where(frame[column].notna(), None).tolist() for column in columns]
+            rows = part.where(part.notna(), None).to_dict("records")
             kind = KINDS[self.tasks[name].kind]
-            texts[name] = read_texts([list(map(kind.text, column)) for column in values], "rows")
+            values = [
+                [kind.text(read_text(row, column, "rows", number)) for number, row in enumerate(rows, start=1)]
+                for column in columns
+            ]
+            texts[name] = read_texts(values, "rows")
         return frame.assign(**self.shown_columns(texts, frame.columns))
 
     def shown_columns(
@@ -280,19 +285,20 @@ def is_column(value: Any) -> bool:
 
 def own_columns(task: Task) -> list[str]:
     """The columns of a task's texts."""
-    return [task.text, task.text_pair] if task.text_pair else [task.text]
+    return [*text_parts(task.text), *text_parts(task.text_pair)]
 
 
-def find_columns(task: Task, columns: Iterable[str], where: str | None) -> list[str]:
-    """Which columns have a task's texts: its own, else `text` (and `text_pair`).
+def find_columns(task: Task, columns: Iterable[str], where: str | None) -> list[str | tuple[str, ...]]:
+    """Which columns have a task's texts, for each of them one or several: its own, else `text` (and `text_pair`).
 
     Raises:
         InputError: neither are there; without `where`, what has the columns, none are returned instead.
     """
     own, columns = own_columns(task), list(columns)
-    for names in (own, text_columns(task)):
-        if {*names} <= {*columns}:
-            return names
+    if {*own} <= {*columns}:
+        return [task.text, task.text_pair] if task.text_pair else [task.text]
+    if {*text_columns(task)} <= {*columns}:
+        return text_columns(task)
     if where is None:
         return []
     raise InputError(
@@ -307,14 +313,14 @@ def plain_texts(task: Task, rows: Sequence) -> Texts:
         InputError: one is not what the task takes.
     """
     own = own_columns(task)
-    texts: Texts = [[] for _ in own]
+    texts: Texts = [[] for _ in text_columns(task)]
     for number, row in enumerate(rows):
         if isinstance(row, Mapping):
-            found = [row[name] for name in find_columns(task, row, None)]
+            found = [read_text(row, columns, "rows", number + 1) for columns in find_columns(task, row, None)]
         else:
             found = row if task.text_pair and isinstance(row, (tuple, list)) else [row]
         found = [KINDS[task.kind].text(text) for text in found]
-        if len(found) != len(own) or not all(isinstance(text, str) and is_unicode(text) for text in found):
+        if len(found) != len(texts) or not all(isinstance(text, str) and is_unicode(text) for text in found):
             expected = "a pair of texts" if task.text_pair else "a text"
             raise InputError(
                 f"rows[{number}] is {one_line(reprlib.repr(row))}; task {task.name!r} takes {expected}, or a "

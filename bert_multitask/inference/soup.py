@@ -9,7 +9,7 @@ from .trained_run import TrainedRun
 # What runs may differ in: how they were trained, not what their weights mean.
 FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "transformers_version", "dtype", "tasks"}
 FREE_OF_TASK = {"epochs", "dropout", "loss", "divergence", "metric", "smart_weight", "bregman_weight"}
-FREE_OF_TASK |= {"class_weights", "label_smoothing"}
+FREE_OF_TASK |= {"rdrop_weight", "loss_weight", "class_weights", "label_smoothing"}
 
 
 def average_weights(runs: Sequence[TrainedRun]) -> MultitaskBertModel:

@@ -27,7 +27,7 @@ from ..training.run_folder import read_run
 from .trained_run import TrainedRun
 
 # What says where a task's rows are and how they are read, which a checkpoint's config.json does not.
-SOURCE = ("text", "text_pair", "label", "id", "files", "quoting", "hub")
+SOURCE = ("text", "text_pair", "label", "id", "files", "dev_share", "quoting", "hub", "extra_train")
 
 
 class Place(NamedTuple):
@@ -126,7 +126,9 @@ class SplitTables:
         preset = Place(TASKS.get(task.name), next(iter(known[0].values())).data_dir if known else None)
         source, data_dir, record = next((places[task.name] for places in known if task.name in places), preset)
         fields = {key: getattr(source, key) for key in SOURCE} if source else {}
-        located = load_task(task.to_config() | fields | self.given.get(task.name, {}))
+        given = self.given.get(task.name, {})
+        own_dev = {"dev_share": None} if "dev" in given.get("files", ()) else {}
+        located = load_task(task.to_config() | fields | own_dev | given)
         return Place(located, self.data_dir or data_dir, record)
 
     def read_rows(self, place: Place, name: str) -> Dataset | None:

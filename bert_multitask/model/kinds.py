@@ -89,6 +89,8 @@ class Kind:
             raise InputError(
                 f"{where}: label_smoothing is {task.label_smoothing}; {a_task} {self.unweighted}, so leave it out"
             )
+        if task.is_open:
+            return
         if self.classes is None:
             if task.label_names is not None:
                 raise InputError(f"{where}: {a_task} has no label_names; it may have score_range: [lowest, highest]")
@@ -124,6 +126,18 @@ class Kind:
                 one; None where it is none of these (see `labels.LabelReader`).
         """
         return read_one(raw)
+
+    def parts(self, raw: object) -> Sequence:
+        """The names or numbers of classes in a label as its source gives it."""
+        return [raw]
+
+    def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
+        """The names that labels have, sorted, in the order of classes; `where` says whose they are.
+
+        Raises:
+            InputError: the order cannot be seen.
+        """
+        return names
 
     def number(self, task: "Task", value: float) -> float | None:
         """The label that a number is which names no class; None where it is none."""
@@ -414,8 +428,19 @@ class Binary(Classification):
         "metric": {"accuracy": "accuracy", "f1": "f1", "macro_f1": "macro_f1", "matthews": "matthews"},
     }
     classes = (2, 2)
+    no = ("0", "no", "n", "false", "f", "negative", "neg", "off")
     decoded = "names[int(logits > 0)], {names[1]: logits.sigmoid().item()}"
     orderable = False
+
+    def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
+        """ "Yes" is the last: the larger number, or the other one beside a plain no."""
+        plain = [name for name in names if name.casefold() in self.no]
+        if len(names) == 2 and not plain and not all(as_number(name) is not None for name in names):
+            raise InputError(
+                f"{where}: the labels are {names[0]!r} and {names[1]!r}, and which one is yes cannot be seen; give the "
+                "task label_names: [no, yes], yes last"
+            )
+        return plain + [name for name in names if name not in plain]
 
     def outputs(self, task: "Task") -> int:
         """One: the logit of "yes"."""
@@ -572,7 +597,7 @@ class Multilabel(Kind):
         """As `Kind.check_task`. A name cannot have the character that separates names in a table, and the course's
         form of predictions holds one value a row."""
         super().check_task(task, where)
-        if divided := [name for name in task.label_names if SEPARATOR in name]:
+        if divided := [name for name in task.label_names or () if SEPARATOR in name]:
             raise InputError(
                 f"{where}: label_names has {divided[0]!r}; {SEPARATOR} separates the names in a field, so a name of a "
                 f"{task.kind} task cannot have it"
@@ -583,16 +608,17 @@ class Multilabel(Kind):
                 "so leave it out"
             )
 
+    def parts(self, raw: object) -> Sequence:
+        """Those of a list, or of a field."""
+        if isinstance(raw, str):
+            return [] if raw.strip() == SEPARATOR else raw.split(SEPARATOR)
+        return raw if isinstance(raw, (list, tuple, np.ndarray)) else [raw]
+
     def read(self, task: "Task", raw: object, read_one: Callable) -> list[int] | None:
         """A list of names or numbers, each once; or one field, names with `SEPARATOR` between them, and `SEPARATOR`
         alone where no label applies. A field without any is no label."""
-        is_list = isinstance(raw, (list, tuple, np.ndarray))
-        if isinstance(raw, str):
-            parts = [] if raw.strip() == SEPARATOR else raw.split(SEPARATOR)
-        else:
-            parts = raw if is_list else [raw]
-        found = [read_one(part) for part in parts]
-        if found == [self.missing] and not is_list:
+        found = [read_one(part) for part in self.parts(raw)]
+        if found == [self.missing] and not isinstance(raw, (list, tuple, np.ndarray)):
             return found * len(task.label_names)
         if {None, self.missing} & set(found) or len(set(found)) < len(found):
             return None
@@ -762,9 +788,10 @@ class TokenClassification(Classification):
         for field in ("text_pair", "prediction_column"):
             if getattr(task, field) is not None:
                 raise InputError(f"{where}: a {task.kind} task has no {field}; leave it out")
-        if spaced := [name for name in task.label_names if len(name.split()) != 1]:
+        names = task.label_names or ()
+        if spaced := [name for name in names if len(name.split()) != 1]:
             raise InputError(f"{where}: label_names has {spaced[0]!r}; files set tags apart by white space")
-        others = [name for name in task.label_names if name != "O" and name[:2] not in ("B-", "I-", "E-", "S-")]
+        others = [name for name in names if name != "O" and name[:2] not in ("B-", "I-", "E-", "S-")]
         if others and task.metric in (None, "entity_f1"):
             raise InputError(
                 f"{where}: metric entity_f1 is of the tags O, B-…, I-…, E-… and S-…, and label_names has "
@@ -778,6 +805,11 @@ class TokenClassification(Classification):
         if not isinstance(value, (list, tuple)) or any(isinstance(word, (list, tuple, dict, bytes)) for word in value):
             return value
         return " ".join("_".join(str("" if word is None else word).split()) or "_" for word in value)
+
+    def parts(self, raw: object) -> Sequence:
+        """The tags of a list, or of a text."""
+        raw = raw.split() if isinstance(raw, str) else raw
+        return raw if isinstance(raw, (list, tuple, np.ndarray)) else [raw]
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> list | None:
         """A list of tags, or a text of tags that white space sets apart; an empty list for a row without tags."""

@@ -7,7 +7,8 @@ tokens (B, 2, L), embeddings (B, 2, H).
 
 import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -15,6 +16,7 @@ from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .card import model_card
@@ -25,6 +27,8 @@ from .heads import HEADS, HeadLinear, find_head
 from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
 from .tasks import Task, load_task, load_tasks
+
+logger = logging.get_logger(__name__)
 
 
 def head_meaning(task: Task, layout: Mapping[str, Any]) -> dict[str, object]:
@@ -69,6 +73,38 @@ def check_heads(name: str | os.PathLike, stored: Mapping[str, Any], wanted: Mapp
                     f"{name} has a head for task {task.name!r} that was trained with {field} {before.get(field)!r}, "
                     f"not {value!r}; give the task another name to begin a new head, or use the run's {field}"
                 )
+
+
+@contextmanager
+def no_load_report() -> Iterator[None]:
+    """Keep Transformers from logging its table of missing and unexpected weights; `describe_loading` is our line."""
+    log = logging.get_logger("transformers.modeling_utils")
+
+    def keep(record) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
+
+
+def describe_loading(tasks: Iterable[str], info: Mapping[str, Iterable[str]]) -> str:
+    """What a checkpoint lacked and what it had too much, in one line; empty where it fits the model.
+
+    Args:
+        tasks: of the model.
+        info: Transformers' missing and unexpected keys.
+    """
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    new = [task for task in tasks if any(key.startswith(f"heads.{task}.") for key in missing)]
+    others = [key for key in missing if not key.startswith("heads.")]
+    parts = [f"{len(new)} new head{'s' * (len(new) > 1)}: {', '.join(new)}"] if new else []
+    for what, keys in (("missing and start at random", others), ("not used", unexpected)):
+        if keys:
+            parts.append(f"{len(keys)} weights are {what}: {keys[0]}" + ", …" * (len(keys) > 1))
+    return "; ".join(parts)
 
 
 def check_whole(name: str | os.PathLike, missing: Iterable[str], unexpected: Iterable[str]) -> None:
@@ -221,7 +257,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                 can take no other tasks.
             encoder_sharing: "shared" or "per_task"; by default as in the checkpoint. With "per_task" a checkpoint's one
                 encoder is copied for each task.
-            output_loading_info: also return Transformers' report of missing and unexpected weights.
+            output_loading_info: also return the names of missing and unexpected weights, instead of a warning that
+                names the new heads.
             **kwargs: fields of the configuration, `pair_encoding` and `pooling` among them, and what
                 `PreTrainedModel.from_pretrained` takes.
 
@@ -239,7 +276,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             stored = MultitaskBertConfig.stored_fields(name, **kwargs)
             given = kwargs["config"].to_dict() if hasattr(kwargs.get("config"), "to_dict") else {}
             check_heads(name, stored, stored | given | kwargs)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        with no_load_report():
+            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"])
         if tasks is None:
             check_whole(name, missing, info["unexpected_keys"])
@@ -250,6 +288,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             raise InputError(f"{name} has an encoder for each task; they cannot become one shared encoder")
         if encoder_sharing == "per_task" != model.config.encoder_sharing:
             model = model.split()
+        if not output_loading_info and (loaded := describe_loading(model.tasks, info)):
+            logger.warning(f"{name}: {loaded}")
         return (model, info) if output_loading_info else model
 
     def push_to_hub(

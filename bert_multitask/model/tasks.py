@@ -1,4 +1,4 @@
-"""What a task is, and the paper's four: the one place that knows a task by name."""
+"""What a task is, and the presets, the paper's and GLUE's: the one place that knows a task by name."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ from .losses import LOSSES
 
 QUOTING = ("standard", "none")
 # The fields that say where rows come from, which a model does not need.
-ROW_SOURCE = ("id", "files", "quoting", "hub", "course_rows")
+ROW_SOURCE = ("id", "files", "dev_share", "quoting", "hub", "extra_train", "course_rows")
 SPLITS = ("train", "dev", "test")
 # A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
 # torch module that holds the heads by name.
@@ -34,8 +34,8 @@ class HubSource:
         path: dataset id on the Hub.
         name: its configuration, where it has several.
         revision: branch, tag or commit of the dataset; None is its main branch.
-        text: its column of texts.
-        text_pair: its column of second texts; None where a row has one.
+        text: its column of texts, or several (see `Task`).
+        text_pair: the same of second texts; None where a row has one text.
         label: its column of labels.
         splits: {our split: its split, or a slice of one such as "train[:80%]"}.
         label_names: what its labels are called, in the order of the task's label_names; by default as those.
@@ -43,8 +43,8 @@ class HubSource:
 
     path: str
     name: str | None = None
-    text: str = "text"
-    text_pair: str | None = None
+    text: str | tuple[str, ...] = "text"
+    text_pair: str | tuple[str, ...] | None = None
     label: str = "label"
     splits: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"}
@@ -56,7 +56,50 @@ class HubSource:
         if isinstance(self.label_names, (list, tuple)):
             object.__setattr__(self, "label_names", check_label_names(self.label_names, "hub: label_names"))
         check_fields(self, "hub")
-        check_splits(self.splits, "hub: splits")
+        read_text_columns(self, "hub")
+
+
+@dataclass(frozen=True)
+class ExtraRows:
+    """More training rows of a task, from a file or a Hub dataset.
+
+    Args:
+        file: as one of the task's `files`.
+        hub: a dataset, whose train split is taken.
+        text: the file's column of texts; by default as in the task's own.
+        text_pair: the same of second texts.
+        label: the same of labels.
+        quoting: how the file quotes; by default as the task's own.
+        max_samples: take at most so many rows, drawn at random, in every run the same; None, all.
+        drop_shared: leave out rows whose texts are those of a dev or test row, but for case, punctuation and the order
+            of a pair; False, a warning counts them.
+    """
+
+    file: str | None = None
+    hub: HubSource | None = None
+    text: str | tuple[str, ...] | None = None
+    text_pair: str | tuple[str, ...] | None = None
+    label: str | None = None
+    quoting: str | None = None
+    max_samples: int | None = None
+    drop_shared: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.hub, dict):
+            object.__setattr__(self, "hub", read_fields(HubSource, self.hub, "extra_train: hub"))
+        check_fields(self, "extra_train")
+        read_text_columns(self, "extra_train")
+        if (self.file is None) == (self.hub is None):
+            raise InputError("extra_train: a source has a file or a hub, and not both")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise InputError(f"extra_train: max_samples is {self.max_samples}; expected a whole number of at least 1")
+
+    def as_task(self, task: "Task") -> "Task":
+        """The task with these rows as its own."""
+        same = {key: getattr(task, key) for key in ("name", "kind", "label_names", "score_range")}
+        columns = {key: getattr(self, key) or getattr(task, key) for key in ("text", "text_pair", "label", "quoting")}
+        files = self.file and {"train": self.file, "dev": self.file}
+        return Task(**same, **columns, files=files, hub=self.hub)
 
 
 @dataclass(frozen=True)
@@ -68,11 +111,13 @@ class Task:
         kind: "classification" (one of several labels), "binary" (yes or no), "regression" (a score; "similarity" is
             another name for it), "multilabel" (any number of labels), "token_classification" (a tag for each word), or
             another key of `kinds.KINDS`.
-        text: the column of texts in its files.
-        text_pair: the column of second texts; None, one text a row.
+        text: the column of texts in its files. Of several columns, in the order given, a text has a line
+            `column: value` for each that is not empty.
+        text_pair: the same of second texts; None, one text a row.
         label: the column of labels.
         label_names: what the labels 0, 1, … mean; for all kinds but regression. No two may be the same label: case
-            and white space around them do not count, and "1.0" is "1".
+            and white space around them do not count, and "1.0" is "1". None, they are read from the training rows
+            before there is a model (see `data.rows.with_label_names`).
         ordered: whether label_names go from the lowest to the highest, as grades do, so that a prediction can be nearly
             right; reports then say how far off it is. For classification into three or more.
         score_range: lowest and highest score, for regression; None, any finite number is a score.
@@ -91,14 +136,20 @@ class Task:
         epochs: how often training sees each row (paper, section 4.2.2).
         max_train_samples: train on at most so many rows, drawn at random; None, on all.
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
+        loss_weight: factor of all that the task adds to a step's gradient, its regularisers too; above 0.
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
+        rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021; half of
+            its α where the divergence is a symmetric KL, which is halved there); 0 is off.
         id: the column of ids, in files and in memory; None, `id`, where there is one.
         files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
             (tabs or commas), .jsonl, .parquet, or .conll, whose columns are called "0", "1", … and "-1", the last.
+        dev_share: the share of the training rows that are the dev split, above 0 and up to 1/2, where files or hub have
+            none. The same rows whatever the seed (see `data.dev_share`).
         quoting: how tables quote: "standard", a field that begins with a double quote is quoted whole, with inner
             quotes doubled; "none", quotes are plain characters, as in GLUE's own files.
         hub: the same rows on the Hub.
+        extra_train: more training rows, from other sources.
         course_rows: {split: rows} of the course's own files (the paper's section 5.1), said where a run has others.
         prediction_column: header of the predictions in the course's file form; by default they are written as a plain
             table with the labels' names.
@@ -106,8 +157,8 @@ class Task:
 
     name: str
     kind: str
-    text: str = "sentence"
-    text_pair: str | None = None
+    text: str | tuple[str, ...] = "sentence"
+    text_pair: str | tuple[str, ...] | None = None
     label: str = "label"
     label_names: tuple[str, ...] | None = None
     ordered: bool = False
@@ -123,12 +174,16 @@ class Task:
     epochs: int = 10
     max_train_samples: int | None = None
     dropout: float = 0.3
+    loss_weight: float = 1.0
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
+    rdrop_weight: float = 0.0
     id: str | None = None
     files: dict[str, str] | None = None
+    dev_share: float | None = None
     quoting: str = "standard"
     hub: HubSource | None = None
+    extra_train: tuple[ExtraRows, ...] | None = None
     course_rows: dict[str, int] | None = None
     prediction_column: str | None = None
 
@@ -142,10 +197,12 @@ class Task:
             raise InputError(f"{where}: kind is {self.kind!r}; choose one of {', '.join(KINDS)}")
         self.check_labels(where)
         self.check_ranges(where)
+        self.check_columns(where)
+        for source, splits in {"files": self.files, "hub: splits": self.hub and self.hub.splits}.items():
+            if splits is not None:
+                check_splits(splits, f"{where}: {source}", self.dev_share)
         if self.pair_encoding is not None and self.text_pair is None:
             raise InputError(f"{where}: pair_encoding is {self.pair_encoding!r}, but a row has one text; leave it out")
-        if self.files is not None:
-            check_splits(self.files, f"{where}: files")
         if self.quoting not in QUOTING:
             raise InputError(f"{where}: quoting is {self.quoting!r}; choose one of {', '.join(QUOTING)}")
         if self.course_rows is not None and self.course_rows.keys() != set(SPLITS):
@@ -161,11 +218,14 @@ class Task:
             plain["label_names"] = check_label_names(self.label_names, f"{where}: label_names")
         if isinstance(self.score_range, list):
             plain["score_range"] = tuple(self.score_range)
-        if isinstance(self.hub, dict):
-            try:
+        try:
+            if isinstance(self.hub, dict):
                 plain["hub"] = read_fields(HubSource, self.hub, "hub")
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
+            if isinstance(self.extra_train, (list, tuple)):
+                sources = (vars(one) if isinstance(one, ExtraRows) else one for one in self.extra_train)
+                plain["extra_train"] = tuple(read_fields(ExtraRows, one, "extra_train") for one in sources)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         for key, value in plain.items():
             object.__setattr__(self, key, value)
 
@@ -181,15 +241,27 @@ class Task:
                 "same labels in the same order"
             )
 
+    def check_columns(self, where: str) -> None:
+        """Refuse columns of texts that are none, or that the kind of task cannot join."""
+        read_text_columns(self, where)
+        if KINDS[self.kind].words and not isinstance(self.text, str):
+            raise InputError(
+                f"{where}: text is {list(self.text)}; a {self.kind} task has a tag for each word of one column"
+            )
+
     def check_ranges(self, where: str) -> None:
         """Refuse numbers that are out of range."""
+        if self.dev_share is not None and not 0 < self.dev_share <= 0.5:
+            raise InputError(f"{where}: dev_share is {self.dev_share}; expected a share above 0 and up to 0.5")
         if not 0 <= self.dropout < 1:
             raise InputError(f"{where}: dropout is {self.dropout}; expected a probability in [0, 1)")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"{where}: label_smoothing is {self.label_smoothing}; expected a share in [0, 1)")
-        for key in ("smart_weight", "bregman_weight"):
+        for key in ("smart_weight", "bregman_weight", "rdrop_weight"):
             if getattr(self, key) < 0:
                 raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
+        if self.loss_weight <= 0:
+            raise InputError(f"{where}: loss_weight is {self.loss_weight}; expected a factor above 0")
         for key in ("epochs", "max_train_samples"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise InputError(f"{where}: {key} is {value}; expected a whole number of at least 1")
@@ -237,8 +309,30 @@ class Task:
         total = sum(rows.values())
         return replace(self, class_weights={name: total / (len(rows) * count) for name, count in rows.items()})
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it still needs label names, which the training rows will say."""
+        return self.label_names is None and KINDS[self.kind].classes is not None
+
+    def check_named(self) -> None:
+        """Refuse a task whose label names are not known yet.
+
+        Raises:
+            InputError: says what to do.
+        """
+        if self.is_open:
+            raise InputError(
+                f"task {self.name!r}: a {self.kind} task needs label_names here; give them, or read them from the "
+                "training rows with bert_multitask.with_label_names"
+            )
+
     def to_config(self) -> dict:
-        """The fields a model needs, as plain data for `config.json`: all but where the rows come from."""
+        """The fields a model needs, as plain data for `config.json`: all but where the rows come from.
+
+        Raises:
+            InputError: the label names are not known yet.
+        """
+        self.check_named()
         fields = {key: value for key, value in vars(self).items() if key not in ROW_SOURCE}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
@@ -254,7 +348,7 @@ def check_class_weights(task: Task) -> dict | str | None:
         return None
     if reason := KINDS[task.kind].unweighted:
         raise InputError(f"{where} is {weights!r}; a {task.kind} task {reason}, so leave it out")
-    if weights == "balanced":
+    if weights == "balanced" or task.is_open:
         return weights
     names = ", ".join(task.label_names)
     if not isinstance(weights, dict):
@@ -270,32 +364,41 @@ def check_class_weights(task: Task) -> dict | str | None:
     return {name: float(weights[name]) for name in task.label_names}
 
 
-def load_task(spec: "str | dict | Task") -> Task:
+def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
     """Make a task of a preset's name, of a dictionary of `Task` fields (from YAML or a checkpoint), or of itself.
 
     A dictionary with the key "preset" has that preset's fields but for those that it gives: `{"preset": "sts",
     "pooling": "mean"}`.
 
+    Args:
+        spec: one of these.
+        named: whether it must have label names, where its kind has any.
+
     Raises:
         InputError: the name is no preset, or a field is unknown, missing or out of range.
     """
-    if isinstance(spec, Task):
-        return spec
     if isinstance(spec, str):
         if spec not in TASKS:
             raise InputError(f"unknown task {spec!r}; choose from {', '.join(TASKS)}, or define it in the YAML")
         return TASKS[spec]
-    if not isinstance(spec, dict):
+    if not isinstance(spec, (dict, Task)):
         raise InputError(f"a task is {spec!r}; expected a name or the fields of a Task")
-    if "preset" in spec:
+    if isinstance(spec, dict) and "preset" in spec:
         spec = vars(load_task(str(spec["preset"]))) | {key: value for key, value in spec.items() if key != "preset"}
-    if missing := sorted({"name", "kind"} - set(spec)):
+    if isinstance(spec, dict) and (missing := sorted({"name", "kind"} - set(spec))):
         raise InputError(f"a task in tasks has no field {missing[0]!r}: {spec}; tasks is a list, each with its fields")
-    return read_fields(Task, spec, f"task {spec['name']!r}")
+    task = spec if isinstance(spec, Task) else read_fields(Task, spec, f"task {spec['name']!r}")
+    if named:
+        task.check_named()
+    return task
 
 
-def load_tasks(specs: "Iterable[str | dict | Task]") -> dict[str, Task]:
+def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> dict[str, Task]:
     """Make the tasks of one run or model: {name: task}, in the order given.
+
+    Args:
+        specs: see `load_task`.
+        named: whether they must have label names, where their kinds have any.
 
     Raises:
         InputError: as `load_task`; or two tasks would share files, which some file systems find whatever the case.
@@ -304,7 +407,7 @@ def load_tasks(specs: "Iterable[str | dict | Task]") -> dict[str, Task]:
         raise InputError(f"tasks is {specs!r}; expected a list of tasks")
     tasks: dict[str, Task] = {}
     keys: dict[str, str] = {}  # of an evaluation's scores
-    for task in map(load_task, specs):
+    for task in (load_task(spec, named=named) for spec in specs):
         for other in tasks:
             if same_file_name(other) == same_file_name(task.name):
                 twice = "twice" if other == task.name else f"and {task.name!r}, which would share files"
@@ -333,10 +436,37 @@ def check_name(name: str) -> None:
         raise InputError(f"task {name!r}: this name is reserved for scores, log entries or PyTorch; choose another")
 
 
-def check_splits(splits: dict[str, str], where: str) -> None:
-    """Refuse splits without train and dev, or with others than test beside them."""
-    if not {"train", "dev"} <= splits.keys() <= set(SPLITS):
-        raise InputError(f"{where} has {', '.join(splits) or 'none'}; expected train, dev and perhaps test")
+def check_splits(splits: dict[str, str], where: str, dev_share: float | None = None) -> None:
+    """Refuse splits without train and dev, or with others than test beside them. With a `dev_share` of the training
+    rows there is no other dev split."""
+    if dev_share is None:
+        needed, expected = (
+            {"train", "dev"},
+            "train, dev and perhaps test; without dev rows give the task dev_share: 0.1",
+        )
+    else:
+        needed, expected = {"train"}, "train and perhaps test, since dev_share takes the dev rows from train"
+    if not needed <= splits.keys() <= needed | {"test"}:
+        raise InputError(f"{where} has {', '.join(splits) or 'none'}; expected {expected}")
+
+
+def text_parts(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The columns that a text is made of: one, several, or none."""
+    return (columns,) if isinstance(columns, str) else tuple(columns or ())
+
+
+def read_text_columns(spec: Task | HubSource | ExtraRows, where: str) -> None:
+    """Make the columns of texts tuples where there are several.
+
+    Raises:
+        InputError: a list of them is empty, or names a column twice.
+    """
+    for field in ("text", "text_pair"):
+        columns = getattr(spec, field)
+        if isinstance(columns, (list, tuple)):
+            if not columns or len(set(columns)) < len(columns):
+                raise InputError(f"{where}: {field} is {list(columns)}; expected a column, or a list of different ones")
+            object.__setattr__(spec, field, tuple(columns))
 
 
 def label_key(label: str | int | float) -> str | Decimal:
@@ -373,6 +503,56 @@ def course_files(stem: str) -> dict:
     return {"train": f"{stem}-train.csv", "dev": f"{stem}-dev.csv", "test": f"{stem}-test-student.csv"}
 
 
+def glue(
+    name: str,
+    kind: str,
+    text: str,
+    text_pair: str | None = None,
+    label_names: tuple[str, ...] | None = None,
+    metric: str = "accuracy",
+    suffix: str = "",
+) -> Task:
+    """A task of GLUE (Wang et al., 2019, table 1), by the columns and labels of the Hub's dataset, with the epochs and
+    the dropout that BERT's authors use. Of GLUE's two metrics of a task it has one.
+
+    Args:
+        name: of the dataset's configuration.
+        kind: of task.
+        text: its column of texts.
+        text_pair: its column of second texts.
+        label_names: as the dataset has them; of a binary task "yes" is the last.
+        metric: key of `metrics.METRICS`.
+        suffix: of the names of its dev and test splits. The labels of the test splits are hidden (-1).
+    """
+    splits = {"train": "train", "dev": f"validation{suffix}", "test": f"test{suffix}"}
+    return Task(
+        name=name,
+        kind=kind,
+        text=text,
+        text_pair=text_pair,
+        label_names=label_names,
+        score_range=None if label_names else (0.0, 5.0),
+        metric=metric,
+        epochs=3,
+        dropout=0.1,
+        hub=HubSource("nyu-mll/glue", name, text=text, text_pair=text_pair, splits=splits),
+    )
+
+
+GLUE = (
+    glue("cola", "binary", "sentence", None, ("unacceptable", "acceptable"), "matthews"),
+    glue("sst2", "binary", "sentence", None, ("negative", "positive")),
+    glue("mrpc", "binary", "sentence1", "sentence2", ("not_equivalent", "equivalent"), "f1"),
+    glue("qqp", "binary", "question1", "question2", ("not_duplicate", "duplicate"), "f1"),
+    glue("stsb", "regression", "sentence1", "sentence2", None, "pearson"),
+    glue(
+        *("mnli", "classification", "premise", "hypothesis"),
+        *(("entailment", "neutral", "contradiction"), "accuracy", "_matched"),
+    ),
+    glue("qnli", "classification", "question", "sentence", ("entailment", "not_entailment")),
+    glue("rte", "classification", "sentence1", "sentence2", ("entailment", "not_entailment")),
+    glue("wnli", "binary", "sentence1", "sentence2", ("not_entailment", "entailment")),
+)
 TASKS = {
     task.name: task
     for task in (
@@ -430,5 +610,5 @@ TASKS = {
             prediction_column="Predicted_Sentiment",
         ),
     )
-}
-"""The presets, by name: sst, quora, sts (the paper's three) and cfimdb."""
+} | {f"glue/{task.name}": task for task in GLUE}
+"""The presets, by name: sst, quora, sts (the paper's three), cfimdb, and GLUE's, as glue/mrpc, whose task is mrpc."""

@@ -9,7 +9,7 @@ import io
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from itertools import combinations_with_replacement, groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -78,8 +78,8 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
         right.set(title=fold(f"{name}: {task.metric}") + best_dev(right, metric.greater_is_better), ylabel=metric.unit)
     left, right = axes[-1]
     draw_train(left, history, "loss")
-    smart = any(key.startswith(("smart_", "bregman_")) for entry in history for key in entry)
-    left.set(title=f"all tasks: loss{', with its SMART terms' * smart}", ylabel="loss (mixed units)", xlabel="step")
+    more = any(key.startswith(("smart_", "bregman_", "rdrop_")) for entry in history for key in entry)
+    left.set(title=f"all tasks: loss{', with regularisers' * more}", ylabel="loss (mixed units)", xlabel="step")
     draw_dev(right, history, "eval_overall")
     right.set(title=f"overall score{best_dev(right)}", ylabel="score (0 to 1)", xlabel="step")
     count_steps(right)
@@ -393,6 +393,25 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
     for axis in axes[count:]:
         axis.remove()
     return figure, axes[:count]
+
+
+@rc_context(STYLE)
+def gradient_cosines(history: Sequence[Mapping], tasks: Sequence[str]) -> Figure:
+    """The cosines between the tasks' gradients over the steps; dashed, between two batches of one task.
+
+    Args:
+        history: the entries of `history.jsonl`.
+        tasks: their names, in the order of the run.
+    """
+    figure = Figure(figsize=(WIDTH, 3.2))
+    axes = figure.subplots()
+    for number, (first, second) in enumerate(combinations_with_replacement(tasks, 2)):
+        style = {"linestyle": "--" if first == second else "-", "color": COLOURS[number % len(COLOURS)]}
+        draw_curve(axes, history, f"cosine_{first}_{second}", label=f"{first}, {second}", **style)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set(xlabel="step", ylabel="cosine (-1 to 1)", title="gradients on the shared encoder")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
 @rc_context(STYLE)

@@ -16,7 +16,7 @@ from ..training.run_folder import installed_version
 from .analysis import LabelledPredictions, baseline_score
 from .document import Document, Picture, Table
 from .error_sections import add_errors, digits, picture
-from .plots import compared_curves, task_order, training_curves
+from .plots import compared_curves, gradient_cosines, task_order, training_curves
 from .subject import Source, open_dev, open_sources
 
 
@@ -183,6 +183,13 @@ def add_training(document: Document, source: Source) -> None:
         f"{best}A point of a training curve is of the task's rows since the last log entry, as predicted in training, "
         "with dropout: while a model learns fast that is worse than the weights at the end of them would do.",
     )
+    if any(key.startswith("cosine_") for entry in history for key in entry):
+        document.add(
+            "Gradients of the tasks",
+            picture("gradient-cosines", gradient_cosines(history, list(tasks)), "Cosines between the tasks' gradients"),
+            "Below 0 a step of one task undoes part of the other's. A dashed line is of two batches of one task: where "
+            "it is near 0 itself, the gradients of so few rows are mostly noise.",
+        )
 
 
 def add_task_order(document: Document, source: Source) -> None:
@@ -210,7 +217,7 @@ def add_settings(document: Document, source: Source) -> None:
     plain |= {"data_dir": record["run"]["data_dir"], "processes": record["processes"], "commit": record["commit"]}
     plain |= record["versions"]
     fields = ["kind", "loss", "metric", "epochs", "dropout", "smart_weight", "bregman_weight"]
-    fields += ["class_weights", "label_smoothing"]
+    fields += ["rdrop_weight", "loss_weight", "class_weights", "label_smoothing"]
     splits = ["train", "dev", "test"]
     lines = [
         [name, *(setting_text(decides[f"task {name}"].get(key)) for key in fields)]

@@ -19,7 +19,7 @@ from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
 from ..model.errors import InputError
 from ..model.tasks import TASKS, Task, load_task, load_tasks
 from .flags import check_devices, check_resolved, check_values
-from .schedule import SCHEDULES, count_batches
+from .schedule import SCHEDULES, count_batches, flatten_sizes
 from .smart import PROJECTIONS
 
 logger = logging.get_logger(__name__)
@@ -33,6 +33,8 @@ TASK_FIELDS = {
     "label_smoothing": "label_smoothing",
     "smart_weight": "smart_weight",
     "bregman_weight": "bregman_weight",
+    "loss_weight": "loss_weight",
+    "rdrop_weight": "rdrop_weight",
 }
 EXAMPLE = '0.1 or {"sst": 0.2}'  # of such a flag
 EXAMPLES = {
@@ -53,67 +55,72 @@ class RunArguments:
 
     model_name_or_path: str = field(
         default="google-bert/bert-base-uncased",
-        metadata={"help": "BERT checkpoint to start from: Hub id, folder, or package:NAME/PATH in a Python package"},
+        metadata={"help": "BERT: Hub id, folder or package:NAME/PATH"},
     )
     tasks: list[str] = field(
         default_factory=lambda: ["sst", "quora", "sts"],
-        metadata={"help": "tasks, in the order of a sequential schedule: sst, quora, sts, cfimdb, or JSON of a Task"},
+        metadata={"help": "sst, quora, sts, cfimdb, glue/mrpc …, or JSON of a task"},
     )
     data_dir: str = field(
         default=HANDOUT,
-        metadata={"help": f"rows: folder or URL in the course's layout, 'hub', or {SAMPLE} (the shipped sample)"},
+        metadata={"help": f"folder, URL, 'hub' or {SAMPLE}; by default the course's data"},
     )
-    max_length: int = field(default=512, metadata={"help": "tokens a row may have; longer rows are cut"})
+    max_length: int = field(default=512, metadata={"help": "tokens of a row; longer ones are cut"})
     max_train_samples: dict | str | int | None = field(
         default=None,
-        metadata={
-            "help": "train on at most so many rows of a task, drawn at random: one number, or JSON by task: "
-            "'{\"quora\": 14151}'; by default all"
-        },
+        metadata={"help": "training rows, one number or JSON by task; by default all"},
     )
     task_epochs: dict | str | None = field(
-        default=None, metadata={"help": "epochs by task, as JSON: '{\"sst\": 3}'; by default the task's own"}
+        default=None, metadata={"help": "epochs of each task, JSON: '{\"sst\": 3}'; by default the task's own"}
     )
     head_dropout: dict | str | float | None = field(
         default=None,
-        metadata={"help": "dropout before the heads, one probability or JSON by task; by default the task's own"},
+        metadata={"help": "dropout before the heads, one number or JSON by task; by default the task's own"},
     )
     class_weights: dict | str | None = field(
         default=None,
-        metadata={
-            "help": "how much the rows of each class count in the loss: balanced (as if all classes had as many rows), "
-            'or JSON by task: \'{"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}\'; by default '
-            "the task's own, all alike"
-        },
+        metadata={"help": "weights of classes in the loss: balanced, or JSON by task; by default all alike"},
     )
     label_smoothing: dict | str | float | None = field(
         default=None,
         metadata={
-            "help": "share of each label that the loss spreads over all classes, one number or JSON by task: "
-            "'{\"sst\": 0.1}'; by default the task's own, 0"
+            "help": "share of a label spread over all classes, one number or JSON by task; by default the task's own"
         },
     )
     encoder_dropout: float | None = field(
-        default=None, metadata={"help": "both of BERT's dropout probabilities; by default the checkpoint's"}
+        default=None, metadata={"help": "both of BERT's dropouts; by default the checkpoint's"}
     )
     encoder_sharing: str = field(
         default="shared",
-        metadata={"help": "one encoder for all tasks, or one per task (3-BERT)", "choices": list(ENCODER_SHARING)},
+        metadata={"help": "one encoder for all tasks, or one each", "choices": list(ENCODER_SHARING)},
     )
     pair_encoding: str = field(
         default="joint",
-        metadata={"help": "a pair's texts as one sequence (TPE), or each on its own", "choices": list(PAIR_ENCODING)},
+        metadata={"help": "a pair as one sequence, or as two", "choices": list(PAIR_ENCODING)},
     )
-    pooling: str = field(
-        default="cls", metadata={"help": "what the encoder gives the heads of a sequence", "choices": list(POOLING)}
-    )
+    pooling: str = field(default="cls", metadata={"help": "what heads read of a sequence", "choices": list(POOLING)})
     freeze_encoder: bool = field(default=False, metadata={"help": "train the heads alone"})
+    freeze_layers: int | None = field(
+        default=None,
+        metadata={"help": "do not train the embeddings and so many of the lowest layers; by default all are trained"},
+    )
     smart_weight: dict | str | float | None = field(
         default=None,
-        metadata={"help": "SMART's λ, one factor or JSON by task: '{\"sst\": 1}'; by default the task's own, 0 (off)"},
+        metadata={"help": "SMART's λ, one number or JSON by task; by default the task's own, 0 (off)"},
+    )
+    loss_weight: dict | str | float | None = field(
+        default=None,
+        metadata={"help": "factor of a task's loss and its regularisers, one factor or JSON by task; by default 1"},
     )
     bregman_weight: dict | str | float | None = field(
-        default=None, metadata={"help": "the same of SMART's Bregman proximal term, its μ"}
+        default=None, metadata={"help": "the same of SMART's Bregman term, μ; by default the task's own, 0 (off)"}
+    )
+    rdrop_weight: dict | str | float | None = field(
+        default=None,
+        metadata={
+            "help": "R-Drop: factor of the divergence of two passes with different dropout, by task as smart_weight; "
+            "a step of such a task costs two"
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "replace the run in --output_dir"})
 
@@ -126,6 +133,8 @@ class RunArguments:
             if value not in for_all and not isinstance(value, (dict, NoneType, *numbers)):
                 raise InputError(f"--{name} is {value!r}; expected, for example, {EXAMPLES.get(name, EXAMPLE)}")
             setattr(self, name, value)
+        if self.freeze_encoder and self.freeze_layers is not None:
+            raise InputError("--freeze_encoder freezes all layers; leave out --freeze_layers")
         if self.max_length < 8:
             raise InputError(f"--max_length is {self.max_length}; expected at least 8 tokens")
         if self.encoder_dropout is not None and not 0 <= self.encoder_dropout < 1:
@@ -139,17 +148,18 @@ class RunArguments:
                 metric cannot score its task.
         """
         specs = [parse_json("--tasks", spec) if str(spec).startswith("{") else spec for spec in self.tasks]
-        tasks = load_tasks(specs)
+        tasks = load_tasks(specs, named=False)
+        presets = {task.name for task in TASKS.values()}
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)
             if values is not None and not isinstance(values, dict):
                 values = dict.fromkeys(tasks, values)
             for name, value in (values or {}).items():
-                if name in TASKS and name not in tasks:
+                if name in presets and name not in tasks:
                     continue  # a setting of the YAML for a preset that --tasks left out
                 if name not in tasks:
                     raise InputError(f"--{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
-                tasks[name] = load_task(vars(tasks[name]) | {key: value})
+                tasks[name] = load_task(vars(tasks[name]) | {key: value}, named=False)
         for task in tasks.values():
             find_metric(task)
         return list(tasks.values())
@@ -160,7 +170,7 @@ class MultitaskTrainingArguments(TrainingArguments):
     """`TrainingArguments` with a schedule over tasks. `num_train_epochs` is not used: epochs belong to tasks.
 
     These defaults differ from Transformers': batches of 32 and a constant learning rate of 1e-5, as in the paper
-    (section 5.3); a log entry every hundredth of the plan, evaluation and a checkpoint every tenth; the
+    (section 5.3); about twenty log entries, of a long plan more; evaluation and a checkpoint every tenth of it; the
     best checkpoint by `eval_overall` is kept and loaded at the end; predictions are written; TensorBoard is used where
     it is installed; without an accelerator the CPU is used without further flags.
     """
@@ -168,14 +178,14 @@ class MultitaskTrainingArguments(TrainingArguments):
     _argument_group_name = "training"
 
     schedule: str = field(default="round_robin", metadata={"help": "which task comes next", "choices": SCHEDULES})
-    budget: float = field(
-        default=1.0, metadata={"help": "share of each task's batches to train on, in (0, 1]; small for smoke runs"}
+    budget: float = field(default=1.0, metadata={"help": "share of the plan to train, in (0, 1]"})
+    sampling_temperature: float = field(
+        default=1.0, metadata={"help": "T: tasks share the steps by size^(1/T); above 1 small tasks get more"}
     )
     smart_projection: str = field(
         default="ball",
         metadata={
-            "help": "how SMART bounds its perturbation: ball, each component within smart_radius (the formula); unit, "
-            "each token's largest component near 1 (what smart-pytorch does)",
+            "help": "the formula's bound on SMART's perturbation, or smart-pytorch's",
             "choices": PROJECTIONS,
         },
     )
@@ -189,13 +199,21 @@ class MultitaskTrainingArguments(TrainingArguments):
     bregman_momentum: float = field(
         default=0.99, metadata={"help": "β of the running mean of weights that --bregman_weight compares with"}
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "evaluate and save a running mean of the weights, which keeps this share of itself at each step, "
+            "such as 0.995; by default the weights"
+        },
+    )
+    ema_start: float = field(default=0.3, metadata={"help": "share of the plan before --ema_decay begins"})
     paper_optimizer: bool = field(
         default=False, metadata={"help": "Adam exactly as in the paper, slower, instead of --optim"}
     )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "go on with the unfinished run in --output_dir from its last checkpoint, or from the one named",
+            "help": "go on from the last checkpoint, or the one named",
             "nargs": "?",
             "const": "last",
         },
@@ -203,37 +221,53 @@ class MultitaskTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "rows of a micro-batch on one process"})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "rows of an evaluation batch on one process"})
     learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate of AdamW"})
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "the same of the heads; by default --learning_rate"}
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "each layer's learning rate as a share of the one above; the highest has --learning_rate, the "
+            "embeddings the least"
+        },
+    )
     lr_scheduler_type: SchedulerType | str = field(
         default="constant", metadata={"help": "shape of the learning rate over the plan"}
     )
     num_train_epochs: float = field(default=1.0, metadata={"help": "1, the plan; see --task_epochs"})
-    max_steps: int = field(default=-1, metadata={"help": "train only the first so many steps of the plan; -1 for all"})
-    logging_steps: float = field(default=0.01, metadata={"help": "log every so many steps, or share of the plan"})
-    eval_strategy: str = field(default="steps", metadata={"help": "evaluate by steps or not at all (no)"})
-    eval_steps: float | None = field(
-        default=0.1, metadata={"help": "evaluate every so many steps, or share of the plan"}
+    max_steps: int = field(default=-1, metadata={"help": "train only so many steps; by default all"})
+    logging_steps: float = field(
+        default=-1,
+        metadata={"help": "steps between log entries, or share of the plan; by default about twenty entries"},
     )
-    save_steps: float = field(default=0.1, metadata={"help": "save every so many steps, or share of the plan"})
+    gradient_cosine_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "log the cosines between the tasks' gradients on the shared encoder, measured every so many steps; "
+            "by default never"
+        },
+    )
+    eval_strategy: str = field(default="steps", metadata={"help": "evaluate by steps or not at all (no)"})
+    eval_steps: float | None = field(default=0.1, metadata={"help": "steps between evaluations, or share of the plan"})
+    save_steps: float = field(default=0.1, metadata={"help": "steps between checkpoints, or share of the plan"})
     save_total_limit: int | None = field(
-        default=2, metadata={"help": "checkpoints kept; from 2 on the best and the last are among them"}
+        default=2, metadata={"help": "checkpoints kept; from 2 on the best and the last"}
     )
     early_stopping_patience: int | None = field(
         default=None,
-        metadata={
-            "help": "stop after so many evaluations in which --metric_for_best_model did not rise; by default never"
-        },
+        metadata={"help": "stop after so many evaluations without a rise; by default never"},
     )
     early_stopping_threshold: float = field(
         default=0.0,
-        metadata={"help": "a rise of --metric_for_best_model counts for --early_stopping_patience above this"},
+        metadata={"help": "by how much --metric_for_best_model must rise for --early_stopping_patience"},
     )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "end with the best checkpoint"})
     metric_for_best_model: str | None = field(default="eval_overall", metadata={"help": "what the best has most of"})
-    do_predict: bool = field(default=True, metadata={"help": "write predictions for every dev and test row at the end"})
+    do_predict: bool = field(default=True, metadata={"help": "write predictions of all dev and test rows at the end"})
     hub_strategy: str = field(default="end", metadata={"help": "end: --push_to_hub pushes the finished run"})
     report_to: None | str | list[str] = field(
         default=None,
-        metadata={"help": "where logs go: tensorboard, wandb, none …; by default TensorBoard if installed"},
+        metadata={"help": "tensorboard, wandb, none …; by default TensorBoard if installed"},
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "False; a loss that is not a finite number stops the run"}
@@ -280,6 +314,11 @@ class MultitaskTrainingArguments(TrainingArguments):
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
+    def has_own_rates(self) -> bool:
+        """Whether heads or layers have learning rates of their own."""
+        return self.head_learning_rate is not None or self.layer_decay != 1
+
+    @property
     def evaluates_epoch_ends(self) -> bool:
         """Whether the schedule also evaluates and saves where a task ends an epoch, by its attribute `epoch_ends`."""
         return getattr(SCHEDULES[self.schedule], "epoch_ends", False)
@@ -295,6 +334,7 @@ class MultitaskTrainingArguments(TrainingArguments):
             {task: its batches}, and the task of each step.
         """
         batches = count_batches(rows, epochs, self.total_train_batch_size, self.budget)
+        batches = flatten_sizes(batches, self.sampling_temperature)
         return batches, SCHEDULES[self.schedule](batches, self.plan_seed)
 
 

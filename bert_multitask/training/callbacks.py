@@ -2,6 +2,7 @@
 and the history file."""
 
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,15 +12,13 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback
-from transformers.utils import logging
 
 from ..data.records import to_json, write_text, writing
 from ..evaluation.metrics import signed
 from ..model.errors import InputError
 from ..model.modeling import MultitaskBertModel
 from .checkpoints import list_checkpoints
-
-logger = logging.get_logger(__name__)
+from .terminal import say
 
 
 class EpochEnds(TrainerCallback):
@@ -49,6 +48,7 @@ class BestOfEachTask(TrainerCallback):
 
     def __init__(self):
         self.best: dict[str, float] = {}  # of the tasks in training, `signed`
+        self.kept: dict[str, int] = {}  # {task: the step that training ended with}
 
     def on_train_begin(self, args, state, control, model: MultitaskBertModel, **kwargs):
         for name, task in model.tasks.items():
@@ -90,10 +90,9 @@ class BestOfEachTask(TrainerCallback):
             if files := self.files(args, name):
                 step, file = max(files.items())
                 with safe_open(file, "pt") as weights:
-                    score = float(weights.metadata()["score"])
                     for key, weight in task_weights(model, name).items():
                         weight.copy_(weights.get_tensor(key))
-                logger.info(f"{name}: weights of step {step}, dev score {score:.4f}")
+                self.kept[name] = step
         self.best = {}
 
     def files(self, args, task: str) -> dict[int, Path]:
@@ -141,7 +140,7 @@ class StopAtBadStep(TrainerCallback):
 
 
 class TimeEstimate(TrainerCallback):
-    """Says after the first steps how long the rest will take, evaluation not counted."""
+    """Says after the first steps how long the rest will take, evaluation not counted, where no progress bar does."""
 
     first, last = 3, 13  # the first steps warm up
 
@@ -155,11 +154,12 @@ class TimeEstimate(TrainerCallback):
         if len(self.seconds) == self.last:
             return
         self.seconds.append(time.perf_counter() - self.start)
-        if len(self.seconds) == self.last and state.is_world_process_zero:
+        has_bar = sys.stderr.isatty() and not args.disable_tqdm
+        if len(self.seconds) == self.last and state.is_world_process_zero and not has_bar:
             step = mean(self.seconds[self.first :])
             left = step * (state.max_steps - state.global_step)
             amount = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
-            logger.warning(f"{step:.2f} s a step: about {amount} for the steps left, evaluation not counted")
+            say(f"({step:.2g} s a step: about {amount} for the steps left, evaluation not counted)")
 
 
 class HistoryFile(TrainerCallback):

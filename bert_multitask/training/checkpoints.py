@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
 from ..model.errors import InputError
+from .folder_lock import remove
 
 logger = logging.get_logger(__name__)
 
@@ -92,6 +93,14 @@ def check_best(checkpoint: Path, best: bool) -> None:
     step = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes()).get("best_global_step")
     if best and step and (folder := checkpoint.with_name(f"checkpoint-{step}")) != checkpoint:
         check_checkpoint(folder)
+
+
+def remove_state(folder: Path) -> None:
+    """Remove what only a run that goes on needs of a checkpoint, whose weights can still be loaded. DeepSpeed's folders
+    stay, as they hold weights too."""
+    weights = ("momentum_teacher.safetensors", "weights_in_training.safetensors")
+    for pattern in ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", *weights):
+        remove(folder.glob(pattern))
 
 
 def check_checkpoint(folder: Path, files: Iterable[str] = ()) -> None:

@@ -23,6 +23,7 @@ from ..model.errors import InputError
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments
+from .optim import encoder_depths
 
 logger = logging.get_logger(__name__)
 
@@ -176,6 +177,8 @@ def check_optimizers(
         raise InputError(f"{names[0]} and {names[1]} exclude each other: each names the optimizer")
     if not names:
         check_optim(args, model)
+    if args.has_own_rates:
+        check_rates(model, args, optimizer)
     if optimizer is not None:
         own = {id(parameter) for parameter in model.parameters()}
         if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
@@ -191,6 +194,19 @@ def check_optimizers(
             )
         except (TypeError, ValueError) as error:
             raise InputError(f"--lr_scheduler_type {args.lr_scheduler_type.value} with its kwargs: {error}") from error
+
+
+def check_rates(model: MultitaskBertModel, args: MultitaskTrainingArguments, optimizer: Optimizer | None) -> None:
+    """Refuse learning rates of heads and layers where they cannot be given."""
+    if optimizer is not None:
+        raise InputError(
+            "--head_learning_rate and --layer_decay do nothing with optimizers[0]; give its groups their rates"
+        )
+    if args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise InputError("--head_learning_rate and --layer_decay do not work with DeepSpeed, which makes the optimizer")
+    if args.layer_decay != 1:
+        for name in model.tasks:
+            encoder_depths(model.encoder(name))
 
 
 def check_optim(args: MultitaskTrainingArguments, model: nn.Module) -> None:
@@ -229,6 +245,9 @@ def check_training(
     """
     check_metrics(model.tasks, args, compute_metrics)
     check_smart(model.tasks, args)
+    check_rdrop(model, args)
+    if args.gradient_cosine_steps and (model.config.encoder_sharing == "per_task" or len(model.tasks) == 1):
+        raise InputError("--gradient_cosine_steps needs several tasks with a shared encoder; leave it out")
     check_sharding(model, args)
     check_weights(model, plan)
     check_loader(args)
@@ -269,10 +288,24 @@ def check_smart(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> 
         )
 
 
+def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
+    """Refuse R-Drop of a pass that SMART's passes cannot repeat; point it out where no dropout makes passes differ."""
+    for name, task in model.tasks.items():
+        if task.rdrop_weight and task.smart_weight and args.smart_share_dropout:
+            raise InputError(f"task {name!r} has a rdrop_weight, so it has no one dropout for --smart_share_dropout")
+        parts = [*model.encoder(name).modules(), *model.heads[name].modules()]
+        if task.rdrop_weight and not any(isinstance(part, nn.Dropout) and part.p for part in parts):
+            logger.warning(f"task {name!r}: rdrop_weight does little: the encoder and the head have no dropout")
+
+
 def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
     """Refuse what would go wrong, mostly without an error, where processes share one model's weights or gradients."""
     per_task = model.config.encoder_sharing == "per_task"
-    if per_task and (args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")):
+    deepspeed = args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    for name in ("ema_decay", "gradient_cosine_steps"):
+        if getattr(args, name) and deepspeed:
+            raise InputError(f"--{name} does not work with DeepSpeed, which keeps the weights elsewhere; leave it out")
+    if per_task and deepspeed:
         raise InputError(
             "--encoder_sharing per_task does not work with DeepSpeed: it gives idle encoders gradients of zeros, by "
             "which Adam would still move them; use recipes/accelerate/multi_gpu.yaml"
@@ -282,6 +315,8 @@ def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) 
     refused = {
         "--smart_weight": any(task.smart_weight for task in model.tasks.values()),  # calls parts of the model by hand
         "--bregman_weight": any(task.bregman_weight for task in model.tasks.values()),  # averages whole weights
+        "--gradient_cosine_steps": args.gradient_cosine_steps is not None,
+        "--ema_decay": args.ema_decay is not None,
         "--encoder_sharing per_task with --load_best_model_at_end": per_task and args.load_best_model_at_end,
         "a CPU, where Accelerate would leave the model whole,": args.device.type == "cpu",
     }

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 
+import torch
 from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.integrations import integration_utils, is_deepspeed_available
@@ -63,22 +64,29 @@ def at_least(low: float) -> tuple:
 POSITIVE = ("above 0", lambda value: 0 < value < float("inf"))
 NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < float("inf"))
 SEED = ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)
+SHARE = ("a share in (0, 1]", lambda value: 0 < value <= 1)
 BELOW_ONE = ("from 0 to below 1", lambda value: 0 <= value < 1)
 
 # Number fields -> what is expected, and the test. None is no value, and passes.
 RANGES = {
-    "budget": ("a share in (0, 1]", lambda value: 0 < value <= 1),
+    "budget": SHARE,
+    "sampling_temperature": POSITIVE,
     "max_steps": ("at least 1, or -1 for the whole plan", lambda value: value == -1 or value >= 1),
     "per_device_train_batch_size": at_least(1),
     "per_device_eval_batch_size": at_least(1),
     "gradient_accumulation_steps": at_least(1),
+    "eval_accumulation_steps": at_least(1),
+    "logging_steps": ("above 0, or -1 for about twenty entries", lambda value: value == -1 or value > 0),
     "learning_rate": NOT_NEGATIVE,
+    "head_learning_rate": NOT_NEGATIVE,
+    "layer_decay": SHARE,
     "weight_decay": NOT_NEGATIVE,
     "max_grad_norm": ("0 (no clipping) or more", NOT_NEGATIVE[1]),
     "adam_epsilon": POSITIVE,
     "seed": SEED,
     "data_seed": SEED,
     "save_total_limit": at_least(1),
+    "gradient_cosine_steps": at_least(1),
     "early_stopping_patience": at_least(1),
     "early_stopping_threshold": NOT_NEGATIVE,
     "smart_radius": POSITIVE,
@@ -86,6 +94,8 @@ RANGES = {
     "smart_noise_std": POSITIVE,
     "smart_steps": at_least(1),
     "bregman_momentum": BELOW_ONE,
+    "ema_decay": ("between 0 and 1", lambda value: 0 < value < 1),
+    "ema_start": BELOW_ONE,
     "adam_beta1": BELOW_ONE,
     "adam_beta2": BELOW_ONE,
 }
@@ -122,6 +132,8 @@ def check_values(args: TrainingArguments, choices: Mapping[str, object]) -> None
         raise InputError("--output_dir is missing: name the folder to write the run to")
     if args.early_stopping_patience is None and args.early_stopping_threshold:
         raise InputError("--early_stopping_threshold does nothing without --early_stopping_patience")
+    if args.ema_decay is None and args.ema_start != type(args).ema_start:
+        raise InputError("--ema_start does nothing without --ema_decay")
     if args.early_stopping_patience and (str(args.eval_strategy) == "no" or not args.metric_for_best_model):
         raise InputError("--early_stopping_patience needs --eval_strategy steps and a --metric_for_best_model")
 
@@ -151,6 +163,9 @@ def check_resolved(args: TrainingArguments) -> None:
         raise InputError(
             f"--torch_compile_backend is {args.torch_compile_backend!r}; choose one of {', '.join(backends)}"
         )
+    modes = torch._inductor.list_mode_options()
+    if args.torch_compile and args.torch_compile_mode not in (None, *modes):
+        raise InputError(f"--torch_compile_mode is {args.torch_compile_mode!r}; choose one of {', '.join(modes)}")
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     if args.torch_compile and args.torch_compile_backend == "inductor" and not any(map(shutil.which, compilers)):
         raise InputError("--torch_compile needs a C++ compiler: install g++, or name one in the variable CXX")

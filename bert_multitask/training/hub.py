@@ -20,6 +20,9 @@ CARD_SETTINGS = (
     "seed schedule budget learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm bf16 fp16"
 ).split()
 
+# The same, where they are not as they are by default.
+CARD_LEVERS = ("head_learning_rate", "layer_decay", "ema_decay", "ema_start", "sampling_temperature")
+
 
 def open_repo(repo_id: str, token: str | None = None, private: bool | None = None, space: bool = False) -> str:
     """Make the repository of a model, or a Space, if it is not there; returns its full id.
@@ -145,7 +148,10 @@ def card_settings(args: MultitaskTrainingArguments, tasks: Mapping[str, Task], b
     if smart:
         settings["smart_weight"] = ", ".join(f"{name} {weight:g}" for name, weight in smart.items())
         settings |= {name: getattr(args, name) for name in ("smart_projection", "smart_radius", "smart_steps")}
-    for field in ("class_weights", "label_smoothing"):
+    levers = {name: getattr(args, name) for name in CARD_LEVERS}
+    settings |= {name: value for name, value in levers.items() if value != getattr(type(args), name)}
+    settings |= {f"loss_weight of {name}": task.loss_weight for name, task in tasks.items() if task.loss_weight != 1}
+    for field in ("rdrop_weight", "class_weights", "label_smoothing"):
         values = {name: getattr(task, field) for name, task in tasks.items()}
         settings |= {f"{field} of {name}": value for name, value in values.items() if value}
     return settings

@@ -1,10 +1,82 @@
-"""The paper's optimizer, written out."""
+"""The paper's optimizer, written out; and which parameters are trained at which rate, whatever the optimizer."""
 
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from ..model.errors import InputError
+from ..model.modeling import MultitaskBertModel
+
+
+def encoder_depths(encoder: nn.Module) -> dict[nn.Parameter, int]:
+    """{parameter: its depth} of an encoder with `num_hidden_layers` layers: 0 of the embeddings, 1 of the lowest layer,
+    and of the highest, and of what comes after the layers, their number.
+
+    The layers are the first list of modules that has as many as the configuration says, and what is registered before
+    them are the embeddings; so no name of an architecture is needed.
+
+    Raises:
+        InputError: there is no such list, as where layers share their weights.
+    """
+    count = encoder.config.num_hidden_layers
+    lists = [part for part in encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+    if not lists:
+        raise InputError(f"a {type(encoder).__name__} has no list of {count} layers, so they cannot be told apart")
+    inside = {parameter: depth for depth, layer in enumerate(lists[0], start=1) for parameter in layer.parameters()}
+    depths, depth = {}, 0
+    for parameter in encoder.parameters():
+        depth = depths[parameter] = inside.get(parameter, count if depth else 0)
+    return depths
+
+
+def freeze_layers(model: MultitaskBertModel, layers: int) -> None:
+    """Do not train the embeddings and the lowest layers of a model's encoders.
+
+    Args:
+        model: of any tasks.
+        layers: how many; 0, the embeddings alone.
+
+    Raises:
+        InputError: there are not so many layers.
+    """
+    for encoder in {model.encoder(name) for name in model.tasks}:
+        if not 0 <= layers <= (count := encoder.config.num_hidden_layers):
+            raise InputError(f"--freeze_layers is {layers}; the encoder has {count} layers, so expected 0 to {count}")
+        for parameter, depth in encoder_depths(encoder).items():
+            if depth <= layers:
+                parameter.requires_grad_(False)
+
+
+def split_rates(
+    optimizer: Optimizer, model: MultitaskBertModel, rate: float, head_rate: float | None, decay: float
+) -> None:
+    """Divide an optimizer's groups so that each parameter has the learning rate of its depth (Howard & Ruder, 2018).
+
+    The encoder's highest layer has the rate, each layer below it the decay times the rate of the one above, and the
+    embeddings the least. The groups with the rate itself come first, since it is the first group's that is logged.
+
+    Args:
+        optimizer: before its first step.
+        model: whose parameters it has.
+        rate: of the highest layer.
+        head_rate: of what belongs to no encoder; by default the rate.
+        decay: factor from layer to layer, in (0, 1].
+    """
+    rates = {}
+    for encoder in {model.encoder(name) for name in model.tasks}:
+        depths = encoder_depths(encoder) if decay != 1 else dict.fromkeys(encoder.parameters(), 0)
+        top = max(depths.values())
+        rates |= {parameter: rate * decay ** (top - depth) for parameter, depth in depths.items()}
+    other = rate if head_rate is None else head_rate
+    groups = []
+    for group in optimizer.param_groups:
+        parts: dict[float, list] = {}
+        for parameter in group["params"]:
+            parts.setdefault(rates.get(parameter, other), []).append(parameter)
+        groups += [group | {"params": part, "lr": own} for own, part in sorted(parts.items(), reverse=True)]
+    optimizer.param_groups[:] = sorted(groups, key=lambda group: group["lr"] != rate)
 
 
 class PaperAdamW(Optimizer):

@@ -8,19 +8,22 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
 from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset, DatasetDict
+from huggingface_hub.utils import enable_progress_bars
 from torch.distributed import is_initialized
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
-from ..data.rows import describe_rows, is_from_hub, load_rows, sample_rows
+from ..data.rows import describe_label_names, describe_rows, is_from_hub, load_rows, sample_rows, with_label_names
+from ..data.token_rows import count_labelled
 from ..data.tokens import load_tokenizer, tokenise_splits
 from ..evaluation.intervals import Estimate, Scores
 from ..evaluation.metrics import decide
@@ -28,14 +31,17 @@ from ..evaluation.tables import prediction_table, write_predictions
 from ..model.configuration import MultitaskBertConfig
 from ..model.errors import InputError, one_line
 from ..model.losses import labelled_rows
-from ..model.modeling import MultitaskBertModel
+from ..model.modeling import MultitaskBertModel, describe_loading
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
+from .optim import freeze_layers
 from .run_folder import RunFolder
 from .stopping import STOP, StopAtStepEnd, resume_command
+from .terminal import describe_end, describe_scores, say, warnings_as_lines
 from .trainer import MultitaskTrainer
 
+logger = logging.get_logger(__name__)
 LONGEST = 2000  # characters of a message that are printed
 
 
@@ -54,23 +60,31 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     """
     logging.set_verbosity(args.get_process_log_level())  # Trainer does so too, after the model is loaded
     check_launch()
-    if args.process_index:
-        logging.disable_progress_bar()
+    quieten_bars(show_downloads=args.process_index == 0 and sys.stderr.isatty())
     with RunFolder(args, overwrite=run.overwrite) as folder, explained_failures(args):
         callbacks = [HistoryFile(folder.path / "history.jsonl"), StopAtStepEnd(STOP)]
         tasks, rows, tokens, trainer = prepare(run, args, callbacks)
         max_length = min(run.max_length, trainer.model.config.max_position_embeddings)
         folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches, max_length)
         if args.process_index == 0:
-            print(describe_rows(tasks, rows), trainer.describe_plan(), sep="\n\n", flush=True)
-        with STOP.advising(f"go on with: {resume_command(run.overwrite)}"):
+            say(f"{describe_rows(tasks, rows)}\n\n{trainer.describe_plan()}")
+        advice = f"go on with: {resume_command(run.overwrite)}"
+        with STOP.advising(advice), closing(trainer.table):  # so that no message ends a bar
             trainer.train(resume_from_checkpoint=folder.checkpoint)
             metrics, card = write_results(run, args, folder, tasks, tokens, trainer)
         if args.push_to_hub:
             url = trainer.push_to_hub(**card)
             if args.process_index == 0:
-                print(f"pushed: {url}", flush=True)
+                say(f"pushed: {url}")
     return metrics
+
+
+def quieten_bars(show_downloads: bool) -> None:
+    """Hide the libraries' own progress bars, of which each would leave a line; those of downloads may stay."""
+    logging.disable_progress_bar()  # the Hub's, too
+    datasets.disable_progress_bars()
+    if show_downloads:
+        enable_progress_bars()
 
 
 def write_results(
@@ -87,6 +101,7 @@ def write_results(
         The dev scores, and what the card says.
     """
     trainer.save_model(_internal_call=True)  # else it would push before there are scores
+    rows = {name: count_labelled(splits["dev"]) for name, splits in tokens.items()}
     if args.do_predict:
         outputs = predict_splits(trainer, tokens, folder.path / "predictions")
         metrics, scores = trainer.score(outputs), estimate_scores(trainer.model.tasks, outputs)
@@ -96,7 +111,10 @@ def write_results(
     card = {"scores": scores, "base_model": run.model_name_or_path, "data": folder.data}
     card["dataset"] = [task.hub.path for task in tasks if task.hub and is_from_hub(task, run.data_dir)]
     trainer.create_model_card(**card)
-    folder.finish(metrics, trainer.model.tasks.values())
+    folder.finish(metrics)
+    if args.process_index == 0:
+        say(f"\n{describe_scores(trainer.model.tasks, metrics, rows, scores)}\n")
+        say(describe_end(folder.path, trainer.describe_kept(), args.do_predict))
     return metrics, card
 
 
@@ -158,9 +176,14 @@ def prepare(
         InputError: something is wrong with the input.
     """
     set_seed(args.seed)
-    tasks = run.load_tasks()
+    given = run.load_tasks()
+    tasks = [with_label_names(task, run.data_dir) for task in given]
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
-    model = load_model(run, tasks)
+    tell = say if args.process_index == 0 else logger.info
+    for task, before in zip(tasks, given, strict=True):
+        if before.is_open:
+            tell(describe_label_names(task))
+    model = load_model(run, tasks, tell)
     tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
     data = trainer_data(tokenizer, tokens)
     trainer = MultitaskTrainer(model, args, **data, callbacks=list(callbacks), plan=plan)
@@ -169,20 +192,32 @@ def prepare(
     return Prepared(tasks, rows, tokens, trainer)
 
 
-def load_model(run: RunArguments, tasks: list[Task]) -> MultitaskBertModel:
-    """The checkpoint in the run's layout, with new heads for the tasks."""
+def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], object] = logger.info) -> MultitaskBertModel:
+    """The checkpoint in the run's layout, with new heads for the tasks.
+
+    Args:
+        run: which checkpoint and layout.
+        tasks: of the run.
+        tell: is called with a line on which heads are new.
+    """
     fields = {name: getattr(run, name) for name in ("encoder_sharing", "pair_encoding", "pooling")}
     if run.encoder_dropout is not None:
         fields |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), run.encoder_dropout)
     try:
-        model = MultitaskBertModel.from_pretrained(run.model_name_or_path, tasks=tasks, **fields)
+        model, info = MultitaskBertModel.from_pretrained(
+            run.model_name_or_path, tasks=tasks, output_loading_info=True, **fields
+        )
     except InputError as error:
         raise InputError(
             f"{error}; see --model_name_or_path, or try `make quickstart`, which needs no download"
         ) from error
+    if loaded := describe_loading(model.tasks, info):
+        tell(f"{loaded}\n")
     if run.freeze_encoder:
         model.requires_grad_(False)
         model.heads.requires_grad_(True)
+    if run.freeze_layers is not None:
+        freeze_layers(model, run.freeze_layers)
     return model
 
 
@@ -226,7 +261,9 @@ def trainer_data(tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, Mappin
 
 def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dict[str, PredictionOutput]:
     """Write the predictions of every dev and test row; return those of the dev rows."""
-    dev = {}
+    dev, step = {}, trainer.args.eval_batch_size * trainer.args.world_size
+    parts = [part for splits in tokens.values() for split, part in splits.items() if split != "train"]
+    trainer.table.expect(trainer.args, sum(-(-len(part) // step) for part in parts), "predicting")
     for name, splits in tokens.items():
         for split in [split for split in splits if split != "train"]:
             output = trainer.predict(splits[split])
@@ -263,7 +300,7 @@ def run_recipe(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a console may lack a character of a task's name
-    with STOP, STOP.advising(stopped):
+    with STOP, STOP.advising(stopped), warnings_as_lines():
         try:
             main(list(sys.argv[1:] if argv is None else argv))
         except InputError as error:

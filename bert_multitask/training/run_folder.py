@@ -21,7 +21,7 @@ from ..model.configuration import resolve_folder
 from ..model.errors import InputError
 from ..model.tasks import Task, load_task, load_tasks
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments
-from .checkpoints import find_checkpoint, list_checkpoints
+from .checkpoints import find_checkpoint, list_checkpoints, remove_state
 from .folder_lock import FolderLock, cannot_write, contents, remove
 from .hub import PUBLIC
 
@@ -43,6 +43,7 @@ HARMLESS = {
     *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object"),
     # Logs.
     *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node"),
+    "gradient_cosine_steps",
     *("log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id"),
     *("trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen"),
     # What is kept and pushed.
@@ -182,16 +183,15 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def finish(self, metrics: dict[str, float], tasks: Iterable[Task]) -> None:
-        """Write `metrics.json`, which marks the run as finished, and print the dev scores."""
+    def finish(self, metrics: dict[str, float]) -> None:
+        """Write `metrics.json`, which marks the run as finished, and remove what only an unfinished run needs: the best
+        weights of each task, which the model holds now, and the state of the checkpoints beside their weights."""
         if self.args.process_index != 0:
             return
         write_json(self.path / "metrics.json", metrics)
-        shutil.rmtree(self.path / "_best", ignore_errors=True)  # the model holds these weights now
-        print(f"\n{'dev score':24}")
-        for task in tasks:
-            print(f"{task.name:12} {task.metric:10} {metrics[f'eval_{task.name}_{task.metric}']:.4f}")
-        print(f"{'overall':23} {metrics['eval_overall']:.4f}\n\nrun folder: {self.path}", flush=True)
+        shutil.rmtree(self.path / "_best", ignore_errors=True)
+        for checkpoint in list_checkpoints(self.path).values():
+            remove_state(checkpoint)
 
 
 def fingerprints(rows: Mapping[str, DatasetDict]) -> dict[str, dict]:

@@ -69,6 +69,32 @@ def count_batches(rows: Mapping[str, int], epochs: Mapping[str, int], batch_size
     return {task: max(1, round(budget * epochs[task] * -(-count // batch_size))) for task, count in rows.items()}
 
 
+def flatten_sizes(batches: Mapping[str, int], temperature: float) -> dict[str, int]:
+    """Deal the steps of a plan to its tasks by size^(1 / T) (Arivazhagan et al., 2019), as a sampler with that
+    temperature would on average: above 1 small tasks get more than their epochs and large ones less.
+
+    Args:
+        batches: {task: its batches in the whole training}, which are its size.
+        temperature: T, above 0; at 1 the batches stay as they are, and towards infinity all tasks get as many.
+
+    Returns:
+        {task: batches}, with the same sum, but that each task has at least one.
+    """
+    logs = np.log(list(batches.values())) / temperature
+    weights = np.exp(logs - logs.max())
+    exact = sum(batches.values()) * weights / weights.sum()
+    counts = np.floor(exact + 1e-9).astype(int)
+    left = sum(batches.values()) - counts.sum()
+    counts[np.argsort(counts - exact, kind="stable")[:left]] += 1  # to the largest remainders
+    return {task: max(1, int(count)) for task, count in zip(batches, counts, strict=True)}
+
+
+def log_interval(steps: int) -> int:
+    """Steps from one log entry to the next: a twentieth of a plan of up to 1,000 steps, 50 steps of one of up to 5,000,
+    and a hundredth of a longer one."""
+    return max(1, round(max(min(steps / 20, 50), steps / 100)))
+
+
 def epoch_batches(rows: int, batch_size: int, seed: int, task: int) -> Iterator[np.ndarray]:
     """Yield one task's batches of row indices, epoch after epoch without end.
 
@@ -132,5 +158,6 @@ def describe(plan: list[str], rows: Mapping[str, int], epochs: Mapping[str, int]
         batches = plan.count(task)
         seen = batches / -(-count // batch_size)
         cut = "" if seen == epochs[task] else f"   of {epochs[task]} epochs"
+        cut += f"; {1 - seen:.0%} of the rows are left out" if seen < 1 else ""
         lines.append(f"{task:12} {count:9,} {seen:7.3g} {batches:8,} {batches / len(plan):7.1%}{cut}")
     return "\n".join(lines + [f"{len(plan):,} steps of up to {batch_size} rows"])

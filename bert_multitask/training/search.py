@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from transformers.utils import logging
 from ..data.rows import describe_rows
 from ..evaluation.metrics import higher_is_better
 from ..model.errors import InputError, NonFiniteError
+from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch, to_field
 from .callbacks import HistoryFile
 from .checkpoints import list_checkpoints
@@ -99,10 +100,16 @@ class Search:
         self.highest = higher_is_better(tasks, args.metric_for_best_model, args.greater_is_better)
         self.space = read_space(options.search, run, args)
         # The trainer of the flags as they are is not trained: it says the plan, and refuses what trials would refuse.
-        _, rows, tokens, trainer = prepare(run, self.args)
+        tasks, rows, tokens, trainer = prepare(run, self.args)
+        self.names = {task.name: task.label_names for task in tasks}  # those that the rows say, too
+        self.tasks = self.named(self.tasks)
         self.data = trainer_data(trainer.processing_class, tokens)
         self.heading = f"{describe_rows(self.tasks, rows)}\n\n{trainer.describe_plan()}"
         self.study = self.open_study(rows, trainer) if self.first else None
+
+    def named(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks with the label names that were found when the search began."""
+        return [replace(task, label_names=self.names[task.name]) for task in tasks]
 
     def check_folder(self) -> None:
         """Refuse a folder that holds something else."""
@@ -198,7 +205,7 @@ class Search:
         run, args = configure(self.run, self.args, settings)
         args.output_dir = str(self.folder / "trials" / str(number))
         set_seed(args.seed)
-        model = load_model(run, run.load_tasks())
+        model = load_model(run, self.named(run.load_tasks()))
         history = HistoryFile(Path(args.output_dir, "history.jsonl"))
         return MultitaskTrainer(model, args, **self.data, callbacks=[history])
 

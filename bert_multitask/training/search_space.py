@@ -11,9 +11,9 @@ from .yaml_file import find_config, load_yaml
 
 # What can be searched: what decides the weights, but neither rows, tokens nor steps, which a search's trials share.
 NUMBERS = (
-    "learning_rate weight_decay warmup_steps adam_beta1 adam_beta2 max_grad_norm head_dropout encoder_dropout "
-    "label_smoothing "
-    "smart_weight smart_radius smart_step_size smart_noise_std bregman_weight bregman_momentum"
+    "learning_rate head_learning_rate layer_decay weight_decay warmup_steps adam_beta1 adam_beta2 max_grad_norm "
+    "head_dropout encoder_dropout label_smoothing "
+    "smart_weight smart_radius smart_step_size smart_noise_std bregman_weight bregman_momentum rdrop_weight loss_weight"
 ).split()
 WORDS = "lr_scheduler_type smart_projection".split()
 RANGE = {"low", "high", "log"}
@@ -70,7 +70,7 @@ def read_space(search: str | Mapping, run: RunArguments, args: MultitaskTraining
             )
         if task and flag in entries:
             raise InputError(f"{where}: {flag} is of all tasks, and {name} of one; name the tasks one by one")
-        if task in TASKS and task not in tasks:
+        if task not in tasks and task in {preset.name for preset in TASKS.values()}:
             continue
         if task and task not in tasks:
             raise InputError(f"{where}: {name}, but the tasks of this run are {', '.join(tasks)}")

@@ -5,7 +5,7 @@ The adversarial half is `smart_penalty`, a pure function. The other half, the Br
 with `MomentumTeacher`, the running mean of its own weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -122,6 +122,14 @@ def unit(delta: Tensor, gradient: Tensor, *, radius: float, step_size: float) ->
 
 
 PROJECTIONS = {"ball": ball, "unit": unit}
+
+
+def each_row_twice(batch: Mapping[str, object]) -> dict[str, object]:
+    """A batch followed by itself, for one pass that predicts each row with two dropout masks.
+
+    Tensors (B, …) become (2B, …); what is no tensor stays. It is how R-Drop runs (Liang et al., 2021, section 3).
+    """
+    return {key: torch.cat([value, value]) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 class DropoutMasks:

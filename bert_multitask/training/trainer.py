@@ -15,8 +15,16 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
@@ -43,6 +51,7 @@ from ..model.losses import DIVERGENCES, count_items, is_labelled, labelled_rows,
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments
+from .averaging import AveragedWeights, uses_average
 from .callbacks import BestOfEachTask, EpochEnds, StopAtBadStep, TimeEstimate
 from .checkpoints import list_checkpoints
 from .checks import (
@@ -57,12 +66,14 @@ from .checks import (
     loss_functions,
     train_rows,
 )
+from .conflicts import GradientCosines
 from .finite import FirstBadStep
 from .hub import CARD, base_license, card_settings, last_scores, open_repo, push_folder
-from .optim import PaperAdamW
+from .optim import PaperAdamW, split_rates
 from .randomness import keeps_generators
-from .schedule import PlanSampler, describe, first_steps
-from .smart import DropoutMasks, MomentumTeacher, smart_penalty
+from .schedule import PlanSampler, describe, first_steps, log_interval
+from .smart import DropoutMasks, MomentumTeacher, each_row_twice, smart_penalty
+from .terminal import TrainingTable
 
 logger = logging.get_logger(__name__)
 SHOWN_ROWS = 8  # rows that a message names
@@ -146,6 +157,8 @@ class MultitaskTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self.bad = FirstBadStep(scaled=self.accelerator.mixed_precision == "fp16")
+        self.averaging = AveragedWeights(self.model, args.ema_decay, args.ema_start) if args.ema_decay else None
+        self.cosines = GradientCosines(self, args.gradient_cosine_steps) if args.gradient_cosine_steps else None
         self.teacher = None
         if any(task.bregman_weight for task in model.tasks.values()):
             self.teacher = MomentumTeacher(model, args.bregman_momentum)
@@ -177,6 +190,8 @@ class MultitaskTrainer(Trainer):
             logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
         args = copy.copy(args)  # the caller's stay as they are
         args.max_steps = len(self.plan)
+        if args.logging_steps == -1:
+            args.logging_steps = log_interval(len(self.plan))
         args.greater_is_better = higher_is_better(model.tasks, args.metric_for_best_model, args.greater_is_better)
         return args
 
@@ -188,7 +203,14 @@ class MultitaskTrainer(Trainer):
         self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
 
     def add_callbacks(self) -> None:
-        """Add what the flags, the schedule, the layout and SMART's Bregman term ask for."""
+        """Add what the flags, the schedule, the layout and SMART's Bregman term ask for; and the table that is printed,
+        instead of Trainer's dictionaries. In a notebook Trainer's own table stays."""
+        self.table = TrainingTable(self.model.tasks, self.plan)
+        for callback in self.callback_handler.callbacks:
+            if type(callback) in (PrinterCallback, ProgressCallback):
+                self.remove_callback(callback)
+                self.add_callback(self.table)
+                break
         self.add_callback(TimeEstimate())
         if self.args.early_stopping_patience:
             patience, threshold = self.args.early_stopping_patience, self.args.early_stopping_threshold
@@ -198,12 +220,30 @@ class MultitaskTrainer(Trainer):
         self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
         if self.model.config.encoder_sharing == "per_task" and self.args.load_best_model_at_end:
             self.add_callback(BestOfEachTask())
-        if self.teacher:
-            self.add_callback(self.teacher)
+        for keeper in filter(None, (self.teacher, self.averaging, self.cosines)):
+            self.add_callback(keeper)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Overridden to give heads and layers learning rates of their own."""
+        given, args = self.optimizer, self.args
+        optimizer = super().create_optimizer(model)
+        if given is None and args.has_own_rates:
+            split_rates(optimizer, self.model, args.learning_rate, args.head_learning_rate, args.layer_decay)
+        return optimizer
 
     def describe_plan(self) -> str:
         """The plan as a table: rows, epochs, batches and share of the steps by task."""
         return describe(self.plan, self.rows, self.epochs, self.batch_size)
+
+    def describe_kept(self) -> str:
+        """Which step's weights training ended with."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, BestOfEachTask) and callback.kept:
+                return "the best of each task, " + ", ".join(f"{task} of step {n}" for task, n in callback.kept.items())
+        step, last = self.state.best_global_step, self.state.global_step
+        if not step or not self.args.load_best_model_at_end:
+            return f"step {last}, the last"
+        return f"step {step} of {last}, the best by {self.args.metric_for_best_model} ({self.state.best_metric:.4f})"
 
     def get_train_dataloader(self) -> DataLoader:
         """Overridden because the sampler deals out the processes' shares itself: Accelerate, which deals whole
@@ -284,6 +324,7 @@ class MultitaskTrainer(Trainer):
             + (f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet")
         )
 
+    @uses_average
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Overridden to save nothing once a number was not finite; to leave no training_args.bin, a pickle, which is
         unsafe to read and which nothing here reads; and for the permissions of an adapter's weights.
@@ -298,6 +339,8 @@ class MultitaskTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            if self.averaging and not self.args.save_only_model:
+                self.averaging.save(folder)
             share_weights(folder)
 
     def check_finite_weights(self) -> None:
@@ -320,8 +363,8 @@ class MultitaskTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Overridden to add SMART's terms to a training step's loss, to note one that is not a finite number, without
-        waiting for the device, and to keep each task's losses and predictions for the log.
+        """Overridden to add SMART's and R-Drop's terms to a training step's loss, to note one that is not a finite
+        number, without waiting for the device, and to keep each task's losses and predictions for the log.
 
         Scaling is as Trainer's: the model divides by the labelled rows of the whole step (or by the sum of their class
         weights), all processes and accumulation steps together.
@@ -331,31 +374,38 @@ class MultitaskTrainer(Trainer):
             return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         task = self.model.tasks[inputs["task"]]
         masks = DropoutMasks(inputs["labels"]) if task.smart_weight and self.args.smart_share_dropout else None
-        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)  # it may take labels out
+        batch, counted, passes = dict(inputs), num_items_in_batch, 1  # Trainer may take the labels out of its batch
+        if task.rdrop_weight:  # with the loss of R-Drop, the mean of both passes'
+            batch, passes = each_row_twice(inputs), 2
+            counted = None if counted is None else 2 * counted
+        loss, outputs = super().compute_loss(model, batch, True, counted)
+        logits, *again = outputs["logits"].chunk(passes)
         self.keep(f"loss_{task.name}", loss)
         if self.args.logging_strategy != "no":
-            self.seen.setdefault(task.name, []).append((outputs["logits"].detach().float(), inputs["labels"]))
+            self.seen.setdefault(task.name, []).append((logits.detach().float(), inputs["labels"]))
         rows = is_labelled(inputs["labels"]).sum()
         items = self.step_rows if task.class_weights else num_items_in_batch
         share = rows if items is None else rows / items
         if self.args.average_tokens_across_devices:
             share = share * self.accelerator.num_processes  # as Trainer scales the loss: DDP takes the processes' mean
-        for name, weight, penalty in self.penalties(task, inputs, outputs["logits"], masks):
+        for name, weight, penalty in self.penalties(task, inputs, logits, masks, *again):
             self.keep(f"{name}_{task.name}", share * penalty)
             loss = loss + weight * share * penalty
+        loss = task.loss_weight * loss
         self.bad.note_loss(loss, self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
 
     def penalties(
-        self, task: Task, inputs: Mapping, logits: Tensor, masks: DropoutMasks | None
+        self, task: Task, inputs: Mapping, logits: Tensor, masks: DropoutMasks | None, *again: Tensor
     ) -> Iterator[tuple[str, float, Tensor]]:
-        """Yield (name, weight, mean over the rows) of each of SMART's terms that the task has.
+        """Yield (name, weight, mean over the rows) of each of SMART's and R-Drop's terms that the task has.
 
         Args:
             task: of the batch.
             inputs: the batch.
             logits: the clean predictions.
             masks: the dropout masks that gave them, for SMART's passes to drop the same; None to draw others.
+            again: the predictions with other dropout masks, for R-Drop.
         """
         args, divergence = self.args, DIVERGENCES[task.divergence]
         batch = {key: inputs[key] for key in ("task", "attention_mask", "token_type_ids")}
@@ -382,6 +432,8 @@ class MultitaskTrainer(Trainer):
         if task.bregman_weight:
             teacher = self.teacher.logits(input_ids=inputs["input_ids"], **batch)
             yield "bregman", task.bregman_weight, divergence(logits, teacher).mean()
+        for other in again:
+            yield "rdrop", task.rdrop_weight, divergence(other, logits).mean()
 
     def keep(self, name: str, value: Tensor) -> None:
         """Add a micro-batch's value to what the next log entry is the mean of."""
@@ -390,8 +442,8 @@ class MultitaskTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Overridden to add to training logs, as means over a task's steps since the last entry: `loss_{task}` without
-        SMART's terms, `smart_{task}` and `bregman_{task}` without their weights; and `{metric}_{task}` of the rows
-        trained on since, as predicted in training, with dropout.
+        these terms, `smart_{task}`, `bregman_{task}` and `rdrop_{task}`, all without their weights; and
+        `{metric}_{task}` of the rows trained on since, as predicted in training, with dropout.
 
         Raises:
             NonFiniteError: a step since had a loss or gradient that is not a finite number.
@@ -413,6 +465,8 @@ class MultitaskTrainer(Trainer):
                 with warnings.catch_warnings(action="ignore"):  # a few rows may well be of one class
                     found = score_decisions(task, decide(task, logits[labelled]), labels[labelled])
                 logs[f"{task.metric}_{name}"] = found[task.metric]
+            if self.cosines:
+                logs |= self.cosines.take()
             self.sums.clear()
             self.seen.clear()
             self._tr_loss.zero_()  # Trainer subtracts the sum from itself, which leaves a NaN that fp16 skipped
@@ -430,6 +484,7 @@ class MultitaskTrainer(Trainer):
         return self.accelerator.gather(values).cpu().numpy()
 
     @keeps_generators
+    @uses_average
     def evaluate(
         self,
         eval_dataset: Mapping[str, Dataset] | Dataset | None = None,
@@ -461,16 +516,19 @@ class MultitaskTrainer(Trainer):
                 raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
             check_labelled(loaders, "eval_dataset")
         steps = Counter(self.plan[: self.state.global_step])
-        # With an encoder for each task a step changes one task; the others predict what they did before.
+        # With an encoder for each task a step changes one task; the others predict what they did before. A mean of the
+        # weights changes on.
         reuse = self.is_in_train and eval_dataset is None and self.model.config.encoder_sharing == "per_task"
+        reuse = reuse and self.averaging is None
         outputs, parts = {}, []
-        for name, rows in loaders.items():
-            before, outputs[name] = self.evaluated.get(name, (None, None))
+        known = {name: output for name, (before, output) in self.evaluated.items() if reuse and before == steps[name]}
+        new = {name: self.get_eval_dataloader(rows) for name, rows in loaders.items() if name not in known}
+        self.table.expect(self.args, sum(map(len, new.values())), "evaluating")
+        for name in loaders:
             prefix = f"{metric_key_prefix}_{name}"
-            if not reuse or before != steps[name]:
-                loader = self.get_eval_dataloader(rows)
-                outputs[name] = self.evaluation_loop(loader, f"Evaluation of {name}", False, ignore_keys, prefix)
-                self.callback_handler.on_predict(self.args, self.state, self.control, {})  # ends its progress bar
+            if name in new:
+                known[name] = self.evaluation_loop(new[name], f"Evaluation of {name}", False, ignore_keys, prefix)
+            outputs[name] = known[name]
             if reuse:
                 self.evaluated[name] = (steps[name], outputs[name])
             trainers = (f"{prefix}_loss", f"{prefix}_model_preparation_time")
@@ -490,6 +548,7 @@ class MultitaskTrainer(Trainer):
             raise InputError(f"--metric_for_best_model is {best!r}, but the evaluation gives {', '.join(metrics)}")
 
     @keeps_generators
+    @uses_average
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:

@@ -22,7 +22,7 @@ from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from load_from_hub import DATASETS, OLD
+from load_from_hub import DATASETS, GLUE, OLD
 from safetensors.torch import load_file
 
 from bert_multitask.data.rows import SAMPLE, describe_rows, fingerprint, load_rows, sample_rows, usable_rows
@@ -64,7 +64,7 @@ def test_real_gaps_are_reported(real_data, caplog, propagated_logs):
     assert "quora-dev.csv: row" in caplog.text and "predicted, not scored" in caplog.text
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ["sst", "quora", "sts", "cfimdb"])
 def test_the_sample(name):
     rows = load_rows(TASKS[name], SAMPLE)
     assert [len(rows[split]) for split in SPLITS] == [600, 150, 150]
@@ -397,7 +397,7 @@ def test_long_rows_are_cut_and_counted(course_folder, tokenizer, caplog, propaga
 
 def test_both_sizes_are_said_where_they_differ_from_the_papers(course_folder):
     rows = {"sst": load_rows(TASKS["sst"], str(course_folder))}
-    assert "sst                11        6        3   the course has 8,544 / 1,101 / 2,210" in describe_rows(
+    assert "sst                11        6        3  course: 8,544 / 1,101 / 2,210" in describe_rows(
         [TASKS["sst"]], rows
     )
     task = dataclasses.replace(TASKS["sst"], course_rows={"train": 11, "dev": 6, "test": 3})
@@ -434,6 +434,12 @@ def test_the_hub(hub, tmp_path, tiny_bert):
     assert got["quora"]["dev"] == [["7", "a ?", "b ?", 1]]
     assert got["quora"]["test"] == [["3", "c ?", "d ?", UNLABELLED]]
     assert got["sts"]["train"] == [["5", "a", "b", 2.5]]
+    for name, (texts, classes, _) in GLUE.items():
+        found = got[f"glue/{name}"]
+        labelled = [[str(n), *(f"{text} {n}" for text in texts), n] for n in range(len(classes))]
+        assert found["train"] == found["dev"] == labelled, "the classes in the order of GLUE's numbers"
+        assert [row[-1] for row in found["test"]] == [UNLABELLED]
+    assert got["glue/qqp"] == got["quora"] and got["glue/stsb"] == got["sts"]
     assert got["cfimdb"]["train"] == [["0", "long", 1], ["1", "short", 0]], "labels by name"
     weights = load_file(f"{tiny_bert}/model.safetensors")["encoder.layer.0.output.dense.weight"]
     assert got["weights"] == pytest.approx(weights.double().sum().item()) and len(got["predicted"]) == 1

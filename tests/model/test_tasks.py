@@ -37,8 +37,17 @@ def test_presets_hold_the_papers_values():
     assert [len(TASKS[name].label_names or ()) for name in ("sst", "quora", "sts", "cfimdb")] == [5, 2, 0, 2]
     assert TASKS["sts"].score_range == (0, 5)
     assert [TASKS[name].epochs for name in ("sst", "quora", "sts")] == [10, 3, 10]
-    assert {task.dropout for task in TASKS.values()} == {0.3}
+    assert {TASKS[name].dropout for name in ("sst", "quora", "sts", "cfimdb")} == {0.3}
     assert TASKS["quora"].course_rows == {"train": 283_010, "dev": 40_429, "test": 80_859}
+
+
+def test_glues_presets_have_its_metrics():
+    metrics = {name.removeprefix("glue/"): task.metric for name, task in TASKS.items() if name.startswith("glue/")}
+    f1 = dict.fromkeys(("mrpc", "qqp"), "f1")
+    accuracy = dict.fromkeys(("sst2", "mnli", "qnli", "rte", "wnli"), "accuracy")
+    assert metrics == f1 | accuracy | {"cola": "matthews", "stsb": "pearson"}
+    assert TASKS["glue/stsb"].score_range == (0, 5)
+    assert load_tasks(["glue/mrpc", "glue/rte", "sst"]).keys() == {"mrpc", "rte", "sst"}
 
 
 def test_a_task_is_ten_lines_of_yaml():
@@ -68,7 +77,7 @@ def test_load_task_passes_tasks_and_names():
         ({"name": "x", "kind": "ranking"}, "kind is 'ranking'; choose one of classification, binary, regression"),
         ({"name": "a b", "kind": "binary", "label_names": ["n", "y"]}, "identifier"),
         ({"name": "x", "kind": "binary", "label_names": [False, True]}, "YAML reads a bare yes or no so"),
-        ({"name": "x", "kind": "classification"}, "two or more label_names"),
+        ({"name": "x", "kind": "classification"}, "a classification task needs label_names"),
         ({"name": "x", "kind": "binary", "label_names": ["a", "b", "c"]}, "two label_names"),
         ({"name": "x", "kind": "similarity", "score_range": [5, 0]}, "score_range"),
         ({"name": "x", "kind": "binary", "label_names": ["n", "y"], "dropout": 1.5}, "dropout is 1.5"),
@@ -148,6 +157,7 @@ def test_a_task_cannot_be_changed():
 
 
 CLASSES = {"name": "x", "kind": "classification", "label_names": ["a", "b"]}
+TAGS = {"name": "x", "kind": "token_classification", "label_names": ["O", "B-A"]}
 SCORES = {"name": "x", "kind": "similarity", "score_range": [0, 5]}
 HUB = {"path": "facebook/xnli"}
 
@@ -161,7 +171,16 @@ HUB = {"path": "facebook/xnli"}
         (CLASSES | {"files": {}}, "files"),
         (CLASSES | {"text": 3}, "text"),
         (CLASSES | {"text_pair": 0}, "text_pair"),
-        (CLASSES | {"text_pair": ["a", "b"]}, "text_pair"),
+        (CLASSES | {"text": []}, "text"),
+        (CLASSES | {"text_pair": ["a", "a"]}, "text_pair"),
+        (CLASSES | {"text": ["a", 1]}, "text"),
+        (CLASSES | {"hub": HUB | {"text": []}}, "hub: text"),
+        (TAGS | {"text": ["a", "b"]}, "text"),
+        (CLASSES | {"files": {"train": "a"}}, "files has train; .*dev_share"),
+        (CLASSES | {"files": {"train": "a", "dev": "b"}, "dev_share": 0.1}, "files has train, dev; .*dev_share"),
+        (CLASSES | {"hub": HUB, "dev_share": 0.1}, "hub: splits has train, dev, test; .*dev_share"),
+        (CLASSES | {"files": {"train": "a"}, "dev_share": 0}, "dev_share is 0"),
+        (CLASSES | {"files": {"train": "a"}, "dev_share": 0.6}, "dev_share is 0.6"),
         (CLASSES | {"label": None}, "label"),
         (CLASSES | {"hub": "facebook/xnli"}, "hub"),
         (CLASSES | {"hub": {"name": "de"}}, "hub: .*path"),

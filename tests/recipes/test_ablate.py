@@ -11,6 +11,8 @@ import pytest
 import yaml
 from conftest import ROOT, run_here, write_course
 
+from bert_multitask.commands.train import main as train
+
 ABLATE = ROOT / "recipes/ablate.py"
 
 
@@ -35,14 +37,16 @@ def study(tmp_path, tiny_bert) -> list:
 @pytest.fixture
 def trained(monkeypatch) -> list[str]:
     """The names of the runs that are trained, which is done in this process."""
-    names = []
+    names, start = [], subprocess.Popen
 
-    def train(argv, **kwargs):
-        names.append(Path(argv[5]).name)
-        with pytest.MonkeyPatch.context() as patch:
-            return SimpleNamespace(returncode=run_here(patch, *argv[4:], recipe="train"))
+    def run(argv, **kwargs):
+        if "train" not in argv:
+            return start(argv, **kwargs)  # git, for the commit in run.json
+        names.append(Path(argv[6]).name)
+        train(list(map(str, argv[4:])))
+        return nullcontext(SimpleNamespace(returncode=0, terminate=lambda: None))
 
-    monkeypatch.setattr(subprocess, "run", train)
+    monkeypatch.setattr(subprocess, "Popen", run)
     return names
 
 
@@ -89,7 +93,7 @@ def test_a_study(monkeypatch, study, trained, tmp_path, capsys):
         ({"reference": "none"}, [], "study.yaml: expected the fields"),
         ({"runs": 3}, [], "study.yaml: expected the fields"),
         ({"variants": {"plain": {"tasks": {"quora": {}}}}}, [], "changes the task 'quora'; the base has sst, sts"),
-        ({}, ["--only", "best"], "--only names 'best'; the variants are plain, mean"),
+        ({}, ["--only", "best"], "--only names 'best'; the variants are"),
     ],
     ids=["reference", "field", "task", "only"],
 )

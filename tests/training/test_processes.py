@@ -134,7 +134,11 @@ def compare_predictions(run: Path, one: Path) -> None:
 
 def check_output(printed: str, runs: int) -> None:
     """One process speaks for all, and has little to warn of."""
-    assert printed.count("LOAD REPORT") == runs and "find_unused_parameters" not in printed, printed
+    assert (
+        printed.count("3 new heads: ") == runs
+        and "LOAD REPORT" not in printed
+        and "find_unused_parameters" not in printed
+    ), printed
     warnings = [line for line in printed.splitlines() if re.search(r"warn|\[(transformers|rank)", line, re.IGNORECASE)]
     assert len(warnings) <= 3 * runs + 1, warnings  # one more where checkpoints follow each other within a second
 

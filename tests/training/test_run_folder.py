@@ -61,8 +61,8 @@ def stopped(tmp_path_factory, tiny_bert) -> Path:
     folder = tmp_path_factory.mktemp("stopped")
     config = write_config(folder, tiny_bert, write_course(folder / "data"))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "finish", lambda self, metrics: None)
         assert run_here(patch, config, *STEPS) == 0
-    (folder / "run" / "metrics.json").unlink()
     return folder / "run"
 
 
@@ -171,10 +171,18 @@ def test_a_read_only_or_full_disk_is_found_first(monkeypatch, config, capsys, nu
 
 @pytest.mark.parametrize(
     "flags",
-    [["--learning_rate", -1], ["--data_dir", "nowhere"], ["--tasks", "sentiment"], ["--max_length", 3], [RESUME]],
+    [
+        *(["--learning_rate", -1], ["--data_dir", "nowhere"], ["--tasks", "sentiment"], ["--max_length", 3], [RESUME]),
+        # Transformers' own, which would fail in training.
+        *(["--label_names", "a", "b"], ["--eval_accumulation_steps", 0], ["--torch_compile_mode", "fastest"]),
+        *(["--optim", "adamw_8bit"], ["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"lr_start": 1}']),
+        *(["--metric_for_best_model", "nli_accuracy"], ["--report_to", "nobody"], ["--include_for_metrics", "loss"]),
+        *(["--encoder_dropout", 2], ["--class_weights", '{"sst": {"negative": 1}}'], ["--hub_strategy", "checkpoint"]),
+    ],
     ids=lambda flags: flags[0],
 )
 def test_a_mistake_beside_overwrite_touches_nothing(monkeypatch, unfinished, config, flags):
+    (unfinished / "metrics.json").write_text("{}")  # as of a finished run
     before = files_of(unfinished)
     assert run_here(monkeypatch, config, *STEPS, "--overwrite", *flags) == 2
     assert files_of(unfinished) == before
@@ -276,7 +284,8 @@ def test_the_list_of_harmless_fields_is_complete():
     joins this list and `HARMLESS` after somebody has thought about it."""
     training = {field.name for field in dataclasses.fields(MultitaskTrainingArguments)}
     run = {field.name for field in dataclasses.fields(RunArguments)}
-    beside = {"id", "files", "quoting", "hub", "course_rows"}  # of Task, where the rows come from; they are compared
+    # Of Task, where the rows come from; they are compared.
+    beside = {"id", "files", "dev_share", "quoting", "hub", "extra_train", "course_rows"}
     fields = {field.name for field in dataclasses.fields(Task)}
     assert fields - set(TASKS["sst"].to_config()) == beside
     assert fields - set(deciding_fields(TASKS["sst"])) == beside | HARMLESS_TASK == beside | {"ordered"}

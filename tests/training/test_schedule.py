@@ -15,6 +15,7 @@ from bert_multitask.training.schedule import (
     count_batches,
     describe,
     first_steps,
+    flatten_sizes,
     round_robin,
     sequential,
 )
@@ -140,3 +141,32 @@ def test_description():
     assert text.splitlines()[1].split() == ["sst", "33", "2", "4", "66.7%"]
     assert text.splitlines()[-1] == "6 steps of up to 32 rows"
     assert " of 2" in describe(["sst"], {"sst": 33}, {"sst": 2}, 32), "a scaled budget shows in the epochs"
+
+
+def test_shares_by_temperature():
+    """Size^(1/T), by hand: square roots of 100, 400 and 1600 are as 1, 2 and 4."""
+    assert flatten_sizes({"a": 100, "b": 400, "c": 1600}, 2) == {"a": 300, "b": 600, "c": 1200}
+    assert flatten_sizes({"a": 900, "b": 100}, 2) == {"a": 750, "b": 250}
+    assert flatten_sizes({"a": 7, "b": 1001}, 1e9) == {"a": 504, "b": 504}
+    assert flatten_sizes({"a": 1, "b": 100_000}, 0.1) == {"a": 1, "b": 100_001}, "at least one, and no overflow"
+
+
+@given(sizes, st.floats(0.3, 20))
+def test_a_temperature_keeps_the_sum_and_the_order(counts, temperature):
+    batches = {f"task{number}": count for number, count in enumerate(counts)}
+    assert flatten_sizes(batches, 1) == batches
+    flat = flatten_sizes(batches, temperature)
+    exact = np.array(counts) ** (1 / temperature)
+    exact *= sum(counts) / exact.sum()
+    assert all(abs(got - want) < 1 or (got == 1 and want < 1) for got, want in zip(flat.values(), exact, strict=True))
+    assert 0 <= sum(flat.values()) - sum(counts) < len(counts)
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+def test_the_trainer_lays_such_a_plan(make_trainer, schedule):
+    """Of 6, 4 and 6 batches at T = 1/2, whose squares are as 36 : 16 : 36; what is left out is said."""
+    plain, flat = (make_trainer(schedule=schedule, sampling_temperature=t) for t in (1, 0.5))
+    assert Counter(plain.plan) == {"sst": 6, "quora": 4, "sts": 6}
+    assert Counter(flat.plan) == flat.batches == {"sst": 7, "quora": 3, "sts": 6}
+    text = flat.describe_plan()
+    assert "of 1 epochs; 25% of the rows are left out" in text and "of 2 epochs\n" in text

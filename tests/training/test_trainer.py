@@ -393,3 +393,22 @@ def test_only_changed_tasks_are_evaluated_again(make_trainer, monkeypatch):
     again = trainer.evaluate()
     assert len(evaluated) == 10, "after training nothing is taken from before"
     assert all(again[key] == last[key] for key in again if key not in ("eval_runtime", "epoch"))
+
+
+def test_the_weight_of_a_loss_scales_the_tasks_gradient(make_trainer):
+    """Its regularisers, too; a step of another task stays as it is."""
+    gradients = {}
+    for weight in (1.0, 0.25):
+        both = {"sts": {"loss_weight": weight, "smart_weight": 1.0}}
+        trainer = make_trainer(NO_DROPOUT, task_settings=both, smart_radius=0.1, smart_step_size=0.1)
+        trainer.model.train()
+        for name in ("sts", "quora"):
+            torch.manual_seed(1)
+            batch = next(batch for batch in trainer.get_train_dataloader() if batch["task"] == name)
+            trainer.model.zero_grad()
+            trainer.compute_loss(trainer.model, batch).backward()
+            gradients[name, weight] = trainer.model.bert.embeddings.word_embeddings.weight.grad.clone()
+    torch.testing.assert_close(gradients["sts", 0.25], 0.25 * gradients["sts", 1.0], atol=1e-8, rtol=1e-4)
+    assert torch.equal(gradients["quora", 0.25], gradients["quora", 1.0])
+    with pytest.raises(InputError, match="loss_weight is 0; expected a factor above 0"):
+        make_trainer(task_settings={"sts": {"loss_weight": 0}})

@@ -1,0 +1,137 @@
+"""Write the configuration that trains on a table: a guess of which columns are texts and labels.
+
+    bert-multitask init reviews.csv                      # writes reviews.yaml
+    bert-multitask init SetFit/sst5 --output sst5.yaml   # a dataset on the Hub
+
+The table is CSV, TSV, JSON lines, Parquet or CoNLL, or the training rows of a dataset. Each column that looks like
+labels becomes a task: a few different values, two values, numbers, lists of labels (a|b), a tag for each word. Read the
+file before you train with it: a guess may be wrong. docs/tasks.md has all that a task may say.
+"""
+
+import math
+from pathlib import Path
+
+import yaml
+
+from ..data.guess import guess_tasks, read_table_file, read_table_hub, settle_task
+from ..data.readers import READERS, is_url
+from ..data.records import write_text
+from ..data.rows import describe_rows, load_rows
+from ..model.errors import InputError
+from ..model.tasks import load_tasks, text_parts
+from .command_line import CommandParser, local_path
+
+# The fields of a task that are written, in this order, and what is to know about them.
+COMMENTS = {
+    "name": "names flags, files and scores",
+    "kind": "{why}",
+    "text": "a column, or several: [title, review]",
+    "text_pair": "the second text",
+    "label": "the column of labels",
+    "label_names": "the classes in their order; of a binary task yes is the last",
+    "score_range": "the lowest and the highest score there may be",
+    "metric": None,
+    "id": "names the rows in predictions",
+    "epochs": "how often training sees each row",
+    "dropout": "before the head",
+    "files": "add dev and test, if there are such files",
+    "quoting": "quotes are plain characters",
+    "dev_share": "this share is scored, not trained on; for dev rows of your own leave it out",
+    "hub": "on the Hub; the names of our splits first",
+}
+COLUMNS = ("text", "text_pair", "label", "id")
+DEV_SHARE = 0.1
+WIDTH = 52  # of a line before its comment; that of a longer one stands above it
+EPOCHS, DROPOUT = 3, 0.1  # which BERT's authors fine-tune with, as with the settings below
+HEADING = """\
+# Written by `bert-multitask init {table}`: a guess, to be read and corrected. Then:
+#   bert-multitask train {config}
+# and for a first try, a hundredth of it: bert-multitask train {config} --budget 0.01
+model_name_or_path: google-bert/bert-base-uncased    # the BERT to start from; another language needs another one
+output_dir: {output}
+learning_rate: 2e-5
+lr_scheduler_type: linear
+warmup_steps: 0.1                                    # of all steps
+per_device_train_batch_size: 32
+max_length: 256                                      # tokens; longer texts are cut, shorter ones cost less
+seed: 0
+tasks:
+"""
+
+
+def main(argv: list[str]) -> None:
+    """Write a configuration, as a command line says."""
+    parser = CommandParser("init", __doc__)
+    parser.add_argument("table", metavar="TABLE", help="file or address of a table, or id of a dataset on the Hub")
+    parser.add_argument("--config_name", help="configuration of the dataset on the Hub, where it has several")
+    parser.add_argument("--output", type=local_path, help="file to write; by default the table's name and .yaml, here")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file to write, where there is one")
+    options = parser.parse_args(argv)
+    table = options.table if is_url(options.table) else str(local_path(options.table))
+    name = options.config_name or Path(table).name.split(".")[0]
+    output = options.output or Path(f"{name}.yaml")
+    if output.exists() and not options.overwrite:
+        raise InputError(f"{output} exists; name another file with --output, or replace it with --overwrite")
+    columns, source = read_source(table, options.config_name)
+    guessed, why = guess_tasks(columns, name)
+    written = [settle_task(complete(fields, source)) for fields in guessed]
+    tasks = load_tasks(written)
+    rows = {name: load_rows(task) for name, task in tasks.items()}  # every row of them can be read
+    heading = HEADING.format(table=options.table, config=output, output=as_yaml(f"runs/{output.stem}"))
+    used = {"id"} | {part for fields in written for key in COLUMNS for part in text_parts(fields.get(key))}
+    unused = ", ".join(column for column in columns if column and column not in used)
+    ending = f"# Columns that no task reads: {unused}\n" if unused else ""
+    write_text(output, heading + "".join(write_task(fields, why[fields["name"]]) for fields in written) + ending)
+    print(describe_rows(list(tasks.values()), rows), end="\n\n")
+    for fields in written:
+        print(describe_guess(fields, why[fields["name"]]))
+    print(f"not read: {unused}" if unused else "")
+    print(f"wrote {output}; read it, and then: bert-multitask train {output}", flush=True)
+
+
+def read_source(table: str, config_name: str | None) -> tuple[dict[str, list], dict]:
+    """The columns of a table, {name: values}, and the fields of a task that say where its rows are.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if not (is_url(table) or Path(table).exists() or any(ending in Path(table).suffixes for ending in READERS)):
+        columns, source = read_table_hub(table, config_name)
+        return columns, source | ({} if "dev" in source["hub"]["splits"] else {"dev_share": DEV_SHARE})
+    if config_name:
+        raise InputError(f"--config_name is of a dataset on the Hub, and {table} is a file; leave it out")
+    columns, source = read_table_file(table)
+    path = table if is_url(table) else str(Path(table).absolute())
+    return columns, {"files": {"train": path}, **source, "dev_share": DEV_SHARE}
+
+
+def complete(fields: dict, source: dict) -> dict:
+    """The fields of a guessed task with where its rows are, and how long it is trained."""
+    columns = {key: fields[key] for key in ("text", "text_pair", "label") if key in fields}
+    hub = {"hub": source["hub"] | columns} if "hub" in source else {}
+    return fields | {"epochs": EPOCHS, "dropout": DROPOUT} | source | hub
+
+
+def write_task(fields: dict, why: str) -> str:
+    """The lines of a task in a configuration, with what is to know about them."""
+    lines = []
+    for key in [key for key in COMMENTS if key in fields]:
+        line = f"{'    ' if lines else '  - '}{key}: {as_yaml(fields[key])}"
+        comment = (COMMENTS[key] or "").format(why=why)
+        if comment and len(line) > WIDTH:
+            lines.append(f"    # {comment}\n{line}\n")
+        else:
+            lines.append(f"{line:{WIDTH}} # {comment}\n" if comment else f"{line}\n")
+    return "".join(lines)
+
+
+def as_yaml(value: object) -> str:
+    """A value on one line of a YAML file."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def describe_guess(fields: dict, why: str) -> str:
+    """A guessed task in a line."""
+    texts = " and ".join(" + ".join(text_parts(fields[key])) for key in ("text", "text_pair") if key in fields)
+    return f"{fields['name']:12} {fields['kind']}: {texts} -> {fields['label']} ({why})"

@@ -1,0 +1,56 @@
+"""Dev rows out of the training rows, where a task has no others (`Task.dev_share`)."""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Hashable
+
+import numpy as np
+from datasets import Dataset
+
+from ..model.errors import InputError
+from ..model.kinds import KINDS
+from ..model.tasks import Task
+
+
+def draw_dev_rows(task: Task, rows: Dataset) -> np.ndarray:
+    """Which rows are the dev split: truth values (N,).
+
+    They are a stratified sample of the different texts: these are sorted by label, and within a label by a hash of the
+    text, and every (1 / share)-th is taken. Scores are sorted, too, so that the sample has low and high ones alike.
+    Rows with the same text, or pair of texts, are on the same side. No random generator has a part: every process, run
+    and reader finds the same rows, in whatever order the file has them. A class with one text only stays in training.
+
+    Args:
+        task: with a `dev_share`.
+        rows: clean rows, all of the training rows.
+
+    Raises:
+        InputError: no row would be left on a side.
+    """
+    kind = KINDS[task.kind]
+    texts = [rows[name][:] for name in rows.column_names if name not in ("id", "label")]
+    groups: dict[tuple, Hashable] = {}  # the stratum of each different text, that of its first row
+    for text, label in zip(zip(*texts, strict=True), rows["label"][:], strict=True):
+        groups.setdefault(text, stratum(label, kind.words))
+    counts = Counter(groups.values())
+    single = kind.dtype == "int64" and not kind.nested
+    drawn = [text for text, label in groups.items() if not single or counts[label] > 1]
+    drawn.sort(key=lambda text: (groups[text], hashlib.sha256(repr(text).encode("utf-8", "surrogatepass")).digest()))
+    steps = np.floor(np.arange(len(drawn) + 1) * task.dev_share + 0.5)
+    dev = {text for text, taken in zip(drawn, np.diff(steps) > 0, strict=True) if taken}
+    chosen = np.array([text in dev for text in zip(*texts, strict=True)], bool)
+    if not chosen.any() or chosen.all():
+        raise InputError(
+            f"{rows.info.description}: dev_share {task.dev_share:g} of {len(groups):,} different texts leaves no "
+            f"row on a side; task {task.name!r} needs more rows, or dev rows of its own"
+        )
+    return chosen
+
+
+def stratum(label: int | float | list, words: bool) -> Hashable:
+    """What rows have in common that are drawn alike: the label, or of a list of tags which tags there are. A missing
+    score is the last."""
+    if isinstance(label, list):
+        return tuple(sorted(set(label))) if words else tuple(label)
+    return math.inf if label != label else label

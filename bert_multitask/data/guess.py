@@ -1,0 +1,258 @@
+"""What a table is for: a guess of the tasks whose texts and labels its columns hold."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Number
+from pathlib import Path
+
+import datasets
+
+from ..model.errors import InputError, one_line
+from ..model.tasks import NUMBER, RESERVED, Task, label_key
+from .labels import MISSING
+from .readers import READERS, is_url, read_as_written
+from .rows import with_label_names
+
+# Names that columns of labels often have.
+LABELS = re.compile(
+    r"(.*_)?(label|labels|target|class|category|categories|sentiment|intent|topic|genre|genres|emotion|emotions|stars|"
+    r"rating|score|similarity|tag|tags|gold|y|is_\w+)|-1"
+)
+PLAIN = ("label", "labels", "target", "class", "gold", "y", "-1")  # those that say nothing of what they mean
+IDS = re.compile(r"(unnamed: 0|index|idx|guid|uuid|(.*_)?id)?")
+PAIRS = [
+    *(("premise", "hypothesis"), ("question", "answer"), ("question", "sentence"), ("text", "text_pair")),
+    *(("query", "document"), ("query", "passage"), ("claim", "evidence")),
+]
+MOST_CLASSES, MOST_GRADES = 200, 10
+# What a task says otherwise, where its label names do not fit the kind that was guessed.
+OTHERWISE = {"binary": {"kind": "classification"}, "token_classification": {"metric": "accuracy"}}
+LONG = 4  # words that a text has on average, and the name of a class has not
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: of the column.
+        values: of all rows.
+    """
+
+    name: str
+    values: Sequence
+
+    @cached_property
+    def known(self) -> list:
+        """The values that are not missing."""
+        missing = (value is None or value != value for value in self.values)
+        values = [value for value, gap in zip(self.values, missing, strict=True) if not gap]
+        return [value for value in values if isinstance(value, (list, tuple)) or label_key(value) not in MISSING]
+
+    @cached_property
+    def is_lists(self) -> bool:
+        """Whether the values are lists."""
+        return bool(self.known) and all(isinstance(value, (list, tuple)) for value in self.known)
+
+    @cached_property
+    def items(self) -> list[Sequence]:
+        """The items of lists, the words of texts."""
+        return [value if isinstance(value, (list, tuple)) else str(value).split() for value in self.known]
+
+    @cached_property
+    def distinct(self) -> set:
+        """The different values, of lists those in them."""
+        values = [item for items in self.items for item in items] if self.is_lists else self.known
+        return set(map(label_key, values))
+
+    @cached_property
+    def numbers(self) -> list[float]:
+        """The values, where all are numbers; else none."""
+        are = all(isinstance(value, Number) or NUMBER.fullmatch(str(value).strip()) for value in self.known)
+        return list(map(float, self.known)) if are and not self.is_lists else []
+
+    @cached_property
+    def is_text(self) -> bool:
+        """Whether the values are texts, and no names of classes."""
+        if self.is_lists or self.numbers or not all(isinstance(value, str) for value in self.known):
+            return False
+        words = sum(map(len, self.items)) / max(1, len(self.known))
+        return words >= LONG or len(self.distinct) > max(MOST_GRADES, len(self.known) / 2)
+
+    @property
+    def is_named_label(self) -> bool:
+        """Whether it is called as labels are."""
+        return bool(LABELS.fullmatch(self.name.casefold()))
+
+    @property
+    def is_id(self) -> bool:
+        """Whether it names the rows."""
+        named = IDS.fullmatch(self.name.casefold()) and not self.is_lists
+        return bool(named) and len(set(map(str, self.known))) == len(self.values)
+
+
+def guess_tasks(columns: Mapping[str, Sequence], name: str) -> tuple[list[dict], dict[str, str]]:
+    """Guess the tasks of a table, one for each column of labels, all of the same texts.
+
+    Args:
+        columns: {name: the values of all rows}.
+        name: of the table, by which a task is called whose column of labels says nothing.
+
+    Returns:
+        The fields of each task, without those that say where its rows are and what its labels are called; and why,
+        {name of the task: what its labels look like}.
+
+    Raises:
+        InputError: there seem to be no texts or no labels.
+    """
+    found = [Column(column, values) for column, values in columns.items()]
+    ids = [column.name for column in found if column.is_id]
+    found = [column for column in found if column.name not in ids and column.known]
+    texts, labels = guess_tags(found)
+    if not labels:
+        kinds = {column.name: guess_kind(column) for column in found}
+        able = [column for column in found if kinds[column.name] and (column.is_named_label or not column.is_text)]
+        labels = [(column.name, *kinds[column.name]) for column in choose_labels(able)]
+        texts = guess_texts([column for column in found if column.name not in [label[0] for label in labels]])
+    if not texts or not labels:
+        what = "texts" if labels else "labels"
+        raise InputError(
+            f"no column looks like {what} (of {', '.join(columns)}); write the tasks yourself, as docs/tasks.md shows"
+        )
+    common = texts | ({"id": ids[0]} if any(ids[:1]) and "id" not in columns else {})
+    names = [task_name(label, name, alone=len(labels) == 1) for label, _, _ in labels]
+    tasks = [
+        {"name": task, "kind": kind["kind"], **common, "label": label} | kind
+        for task, (label, kind, _) in zip(names, labels, strict=True)
+    ]
+    return tasks, {task: why for task, (_, _, why) in zip(names, labels, strict=True)}
+
+
+def guess_tags(columns: Sequence[Column]) -> tuple[dict, list[tuple[str, dict, str]]]:
+    """The column of words and that of tags, which are as many in each row; nothing where there are none. Tags that are
+    not lists but texts have to be called as labels are."""
+    for words in sorted(columns, key=lambda column: -len({item for items in column.items for item in items})):
+        sizes = list(map(len, words.items))
+        alike = [
+            column
+            for column in columns
+            if column is not words and column.is_lists == words.is_lists and list(map(len, column.items)) == sizes
+            if column.is_lists or column.is_named_label
+        ]
+        alike = [column for column in alike if len({item for items in column.items for item in items}) <= MOST_CLASSES]
+        if alike and sum(sizes) > (0 if words.is_lists else 2 * len(sizes)):
+            tags = choose_labels(alike)[-1]
+            return {"text": words.name}, [(tags.name, {"kind": "token_classification"}, "a tag for each word")]
+    return {}, []
+
+
+def guess_kind(column: Column) -> tuple[dict, str] | None:
+    """What a task says of the labels that a column may hold, and why; None where it holds none."""
+    parts = {part.strip() for value in column.known if isinstance(value, str) for part in value.split("|")} - {""}
+    count = len(column.distinct)
+    if column.is_lists or (any("|" in str(value) for value in column.known) and len(parts) <= MOST_CLASSES):
+        shown = column.distinct if column.is_lists else parts
+        return ({"kind": "multilabel"}, f"any of {len(shown)} labels") if len(shown) <= MOST_CLASSES else None
+    if count < 2:
+        return None
+    if column.numbers and count > 2 and not are_grades(column.numbers):
+        low, high = min(column.numbers), max(column.numbers)
+        return {"kind": "regression", "score_range": [low, high]}, f"numbers from {low:g} to {high:g}"
+    if count > min(MOST_CLASSES, max(MOST_GRADES, len(column.known) / 2)):
+        return None
+    kind = "binary" if count == 2 else "classification"
+    return {"kind": kind}, f"{count} different values"
+
+
+def are_grades(numbers: Collection[float]) -> bool:
+    """Whether numbers are classes: a few whole ones from 0 or 1 up, without a gap."""
+    found = sorted(set(numbers))
+    return len(found) <= MOST_GRADES and found[0] in (0, 1) and found == list(range(int(found[0]), int(found[-1]) + 1))
+
+
+def choose_labels(columns: Sequence[Column]) -> list[Column]:
+    """Those that are called as labels are; else the last."""
+    return [column for column in columns if column.is_named_label] or list(columns[-1:])
+
+
+def guess_texts(columns: Sequence[Column]) -> dict[str, object]:
+    """`text` and `text_pair` of the columns that hold no labels: a pair where two are called so, else all texts, in
+    their order; without any the column with the most different values."""
+    words = [column for column in columns if not column.is_lists and not column.numbers]
+    texts = [column for column in words if column.is_text] or sorted(words, key=lambda c: len(c.distinct))[-1:]
+    names = [column.name for column in texts]
+    for first in names:
+        for second in names:
+            if (first, second) in PAIRS or re.sub("[1a]$", "", first) == re.sub("[2b]$", "", second) != first != second:
+                return {"text": first, "text_pair": second}
+    return {"text": names[0] if len(names) == 1 else names} if names else {}
+
+
+def task_name(label: str, table: str, alone: bool) -> str:
+    """What a task is called: as its column of labels, or as the table where that says nothing."""
+    name = table if alone and label.casefold() in PLAIN else label
+    name = re.sub(r"\W+", "_", name).strip("_").casefold()
+    return name if name.isidentifier() and name not in RESERVED and not name.startswith("eval_") else f"task_{name}"
+
+
+def read_table_file(path: str) -> tuple[dict[str, list], dict]:
+    """The columns of a file, {name: values}, and what a task has to say of how the file is read.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    if not is_url(path) and not Path(path).is_file():
+        raise InputError(
+            f"{path}: no such file; expected one that ends in {', '.join(READERS)}, or the id of a dataset"
+        )
+    error = None
+    for fields in ({}, {"quoting": "none"}):
+        try:
+            rows = list(read_as_written(path, Task("table", "classification", **fields)))
+            names = dict.fromkeys(name for row in rows for name in row)
+            return {name: [row.get(name) for row in rows] for name in names}, fields
+        except InputError as refused:
+            error = error or refused
+    raise error
+
+
+def read_table_hub(path: str, name: str | None = None) -> tuple[dict[str, list], dict]:
+    """The columns of the training rows of a dataset on the Hub, and the `hub` of a task of it, without columns.
+
+    Raises:
+        InputError: it cannot be loaded, or has no training rows.
+    """
+    try:
+        dataset = datasets.load_dataset(path, name)
+    except Exception as error:  # as in `rows.load_hub`
+        raise InputError(f"{path}: no such file, and it cannot be loaded from the Hub ({one_line(error)})") from error
+    if "train" not in dataset:
+        raise InputError(f"{path}: has the splits {', '.join(dataset)}; expected train, and perhaps others")
+    # Ours by the beginning of theirs, of several the first: validation, validation_matched, dev, test …
+    first = {"train": "train$", "dev": "val|dev", "test": "test"}
+    found = {
+        ours: next((split for split in dataset if re.match(theirs, split)), None) for ours, theirs in first.items()
+    }
+    splits = {ours: split for ours, split in found.items() if split}
+    hub = {"path": path} | ({"name": name} if name else {}) | {"splits": splits}
+    rows = dataset["train"].with_format(None)
+    return {column: rows[column][:] for column in rows.column_names}, {"hub": hub}
+
+
+def settle_task(fields: dict) -> dict:
+    """The fields of a guessed task with the label names of its training rows. Where which of two labels is "yes" cannot
+    be seen, they are classes; tags that mark no entities are scored one by one.
+
+    Raises:
+        InputError: the rows cannot be read.
+    """
+    try:
+        task = with_label_names(fields)
+    except InputError:
+        if fields["kind"] not in OTHERWISE:
+            raise
+        fields = fields | OTHERWISE[fields["kind"]]
+        task = with_label_names(fields)
+    return fields | ({"label_names": list(task.label_names)} if task.label_names else {})

@@ -1,0 +1,76 @@
+"""Do the tasks' gradients agree? Their cosines on the shared encoder, measured beside training."""
+
+from collections.abc import Mapping
+from itertools import combinations_with_replacement
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from .randomness import kept_generators
+
+
+class GradientCosines(TrainerCallback):
+    """Measures, every so many steps, the cosine between the gradients of each two tasks' losses on the shared encoder.
+
+    Each task has two batches of random training rows, so that `cosine_{a}_{a}`, between a task's two batches, says how
+    alike the gradients of one task are: where it is small itself, a small cosine between tasks is no conflict. Dropout
+    and regularisers are off, and training goes on as if nothing was measured. On the first process alone.
+
+    Args:
+        trainer: whose model has one shared encoder and several tasks.
+        steps: from one measurement to the next.
+    """
+
+    def __init__(self, trainer: Trainer, steps: int):
+        self.trainer, self.steps = trainer, steps
+        self.found: dict[str, list[float]] = {}  # since the last log entry
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and state.global_step % self.steps == 0:
+            with kept_generators(args.device):
+                gradients = self.gradients(state.global_step)
+            for key, value in cosines(gradients).items():
+                self.found.setdefault(key, []).append(value)
+
+    def gradients(self, step: int) -> dict[str, list[Tensor]]:
+        """{task: the gradients of two batches of its rows, (P,) each}, drawn by the seed, the step and the task."""
+        trainer, rows = self.trainer, self.trainer.train_dataset
+        shared = trainer.model.encoder(next(iter(trainer.model.tasks)))
+        weights = [weight for weight in shared.parameters() if weight.requires_grad]
+        found, size = {}, trainer.args.per_device_train_batch_size
+        trainer.model.eval()
+        for number, (task, part) in enumerate(rows.tasks.items()):
+            generator = np.random.default_rng([trainer.data_seed, step, number])
+            drawn = generator.permutation(len(part))[: 2 * size].tolist()
+            found[task] = []
+            for half in filter(None, (drawn[::2], drawn[1::2])):
+                batch = trainer.data_collator(rows.__getitems__([(task, row) for row in half]))
+                loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+                parts = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+                found[task].append(torch.cat([part.flatten() for part in parts]))
+        trainer.model.train()
+        return found
+
+    def take(self) -> dict[str, float]:
+        """The means since they were last taken."""
+        means = {key: float(np.mean(values)) for key, values in sorted(self.found.items())}
+        self.found.clear()
+        return means
+
+
+def cosines(gradients: Mapping[str, list[Tensor]]) -> dict[str, float]:
+    """{cosine_{a}_{b}: between the first gradients of two tasks; cosine_{a}_{a}: between both of one}, in [-1, 1].
+
+    A gradient of zeros has no direction; its cosines are left out.
+
+    Args:
+        gradients: {task: one or two of them, (P,)}.
+    """
+    found = {}
+    for first, second in combinations_with_replacement(gradients, 2):
+        pair = gradients[first] if first == second else [gradients[first][0], gradients[second][0]]
+        if len(pair) == 2 and all(gradient.any() for gradient in pair):
+            found[f"cosine_{first}_{second}"] = torch.cosine_similarity(*pair, dim=0).item()
+    return found

@@ -1,0 +1,196 @@
+"""`bert-multitask init`: what it guesses of tables, and that the configuration that it writes trains."""
+
+import csv
+import json
+import random
+
+import pytest
+import yaml
+from conftest import run_here
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+WORDS = "good bad fine dull great film story scene plot cast".split()
+COUNT = 40
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Files are written where the user is."""
+    monkeypatch.chdir(tmp_path)
+    random.seed(0)
+
+
+def text(words: int = 6) -> str:
+    return " ".join(random.choices(WORDS, k=words))
+
+
+def table(path, **columns) -> str:
+    """A CSV file of columns, each a function of the row's number."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *([make(n) for make in columns.values()] for n in range(COUNT))])
+    return path.name
+
+
+def guessed(monkeypatch, *argv) -> list[dict]:
+    """The tasks in the configuration that is written."""
+    assert run_here(monkeypatch, *argv, "--output", "out.yaml", "--overwrite", recipe="init") == 0
+    with open("out.yaml", encoding="utf-8") as file:
+        assert all(len(line) <= 120 or "#" not in line for line in file)
+    return yaml.safe_load(open("out.yaml", encoding="utf-8"))["tasks"]
+
+
+def texts(n: int) -> str:
+    return f"{text()} {n}"
+
+
+TABLES = {
+    "classes": (
+        {"review": texts, "sentiment": lambda n: ["neutral", "negative", "positive"][n % 3]},
+        {"kind": "classification", "text": "review", "label_names": ["negative", "neutral", "positive"]},
+    ),
+    "yes and no": (
+        {"message": texts, "spam": lambda n: ["yes", "no"][n % 2]},
+        {"name": "spam", "kind": "binary", "text": "message", "label_names": ["no", "yes"]},
+    ),
+    "two classes": (
+        {"text": texts, "label": lambda n: ["spam", "ham"][n % 2]},
+        {"name": "table", "kind": "classification", "label_names": ["ham", "spam"]},
+    ),
+    "grades": (
+        {"text": texts, "stars": lambda n: n % 5 + 1},
+        {"name": "stars", "kind": "classification", "label_names": ["1", "2", "3", "4", "5"]},
+    ),
+    "scores": (
+        {"sentence1": texts, "sentence2": texts, "score": lambda n: n / 10},
+        {"kind": "regression", "text": "sentence1", "text_pair": "sentence2", "score_range": [0, 3.9]},
+    ),
+    "many numbers": ({"text": texts, "year": lambda n: 1990 + n}, {"kind": "regression", "score_range": [1990, 2029]}),
+    "lists": (
+        {"text": texts, "topics": lambda n: "|".join(["a", "b", "c"][: n % 3 + 1])},
+        {"kind": "multilabel", "label": "topics", "label_names": ["a", "b", "c"]},
+    ),
+    "tags": (
+        {"text": lambda n: text(3), "ner_tags": lambda n: ["O B-X I-X", "O O O"][n % 2]},
+        {"kind": "token_classification", "label_names": ["B-X", "I-X", "O"]},
+    ),
+    "parts of speech": (
+        {"text": lambda n: text(3), "tags": lambda n: ["DT NN VB", "NN NN VB"][n % 2]},
+        {"kind": "token_classification", "metric": "accuracy"},
+    ),
+    "several texts and an id": (
+        {
+            **{"message_id": lambda n: f"m{n}", "subject": texts, "body": texts},
+            **{"label": lambda n: n % 2, "sender": lambda n: ["A", "B", "C"][n % 3]},
+        },
+        {"id": "message_id", "text": ["subject", "body"], "kind": "binary", "label_names": ["0", "1"]},
+    ),
+    "premise and hypothesis": (
+        {"": lambda n: n, "gold": lambda n: "abc"[n % 3], "premise": texts, "hypothesis": texts},
+        {"text": "premise", "text_pair": "hypothesis", "label": "gold"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_guesses(tmp_path, monkeypatch, capsys, name):
+    columns, expected = TABLES[name]
+    (task,) = guessed(monkeypatch, table(tmp_path / "table.csv", **columns))
+    assert {key: task.get(key) for key in expected} == expected
+    assert task["files"] == {"train": str(tmp_path / "table.csv")} and task["dev_share"] == 0.1
+    assert set(task) <= {"name", "kind", "label", "text", "files", "dev_share", "epochs", "dropout", *expected} | {
+        "label_names"
+    }
+    printed = capsys.readouterr().out
+    assert f"{task['kind']}: " in printed and "bert-multitask train out.yaml" in printed
+    assert ("not read: sender" in printed) == ("sender" in columns)
+
+
+def test_each_column_of_labels_is_a_task(tmp_path, monkeypatch):
+    columns = {"text": texts, "topic": lambda n: "abc"[n % 3], "rating": lambda n: n % 7 / 2, "author": lambda n: "XY"}
+    tasks = guessed(monkeypatch, table(tmp_path / "table.csv", **columns))
+    assert [(task["name"], task["kind"]) for task in tasks] == [("topic", "classification"), ("rating", "regression")]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "conll"])
+def test_other_forms(tmp_path, monkeypatch, form):
+    path = tmp_path / f"table.{form}"
+    rows = [{"tokens": text().split(), "tags": [n % 2] * 6} for n in range(COUNT)]
+    names = ["O", "B-X"]
+    if form == "parquet":
+        features = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=names))})
+        Dataset.from_list(rows, features).to_parquet(path)
+    elif form == "jsonl":
+        path.write_text("".join(json.dumps(row | {"tags": [names[n] for n in row["tags"]]}) + "\n" for row in rows))
+    else:
+        lines = [[f"{word} X {names[n]}\n" for word, n in zip(*row.values(), strict=True)] for row in rows]
+        path.write_text("\n".join(map("".join, lines)))
+    (task,) = guessed(monkeypatch, path.name)
+    conll = form == "conll"
+    assert (task["text"], task["label"]) == (("0", "-1") if conll else ("tokens", "tags"))
+    assert task["kind"] == "token_classification"
+    assert task["label_names"] == (names if form == "parquet" else sorted(names))
+
+
+@pytest.mark.parametrize("dev", ["validation_matched", None])
+def test_a_dataset_of_the_hub(monkeypatch, dev):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["z", "a", "m"]), "idx": Value("int32")})
+    rows = [{"text": texts(n), "label": n % 3, "idx": n} for n in range(COUNT)]
+    parts = DatasetDict({split: Dataset.from_list(rows, features) for split in ("train", dev, "test") if split})
+
+    def load_dataset(path, name=None, revision=None, split=None):
+        assert (path, name) == ("some/rows", "de")
+        return parts if split is None else {ours: parts[theirs] for ours, theirs in split.items()}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    (task,) = guessed(monkeypatch, "some/rows", "--config_name", "de")
+    splits = {"train": "train", "test": "test"} | ({"dev": dev} if dev else {})
+    assert task["hub"] == {"path": "some/rows", "name": "de", "splits": splits, "text": "text", "label": "label"}
+    assert task["label_names"] == ["z", "a", "m"] and task.get("dev_share") == (None if dev else 0.1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["nowhere.csv"], "nowhere.csv: no such file"),
+        (["numbers.csv"], "no column looks like texts"),
+        (["table.csv", "--config_name", "de"], "table.csv is a file; leave it out"),
+        (["table.csv"], "table.yaml exists; name another file with --output, or replace it with --overwrite"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, argv, message):
+    table(tmp_path / "table.csv", text=texts, label=lambda n: n % 2)
+    table(tmp_path / "numbers.csv", a=lambda n: n % 2, b=lambda n: n % 3)
+    (tmp_path / "table.yaml").write_text("mine: 1\n")
+    before = sorted(tmp_path.iterdir())
+    if "--config_name" in argv:
+        argv += ["--output", "new.yaml"]
+    assert run_here(monkeypatch, *argv, recipe="init") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "table.yaml").read_text() == "mine: 1\n"
+
+
+def test_what_is_written_trains(tmp_path, monkeypatch, tiny_bert, capsys):
+    """One table, three tasks, from the table to scores, predictions and a resumed run."""
+    columns = {"title": texts, "body": texts, "topic": lambda n: "abc"[n % 3], "is_new": lambda n: n % 2}
+    columns |= {"score": lambda n: n % 9 / 2}
+    name = table(tmp_path / "news.csv", **columns)
+    assert run_here(monkeypatch, name, recipe="init") == 0
+    flags = ["--model_name_or_path", tiny_bert, "--report_to", "none", "--per_device_train_batch_size", 8]
+    assert run_here(monkeypatch, "news.yaml", *flags, "--max_steps", 4, recipe="train") == 0
+    run = tmp_path / "runs" / "news"
+    scores = json.loads((run / "metrics.json").read_text())
+    assert {"eval_topic_accuracy", "eval_is_new_accuracy", "eval_score_pearson"} <= scores.keys()
+    record = json.loads((run / "run.json").read_text())
+    counts = {split: found["rows"] for split, found in record["decides"]["rows of topic"].items()}
+    assert counts["train"] + counts["dev"] == COUNT and counts["dev"] == pytest.approx(0.1 * COUNT, abs=1)
+    # A reader draws the same dev rows as training did.
+    assert run_here(monkeypatch, run, "--split", "dev", "--output_dir", "again", recipe="predict") == 0
+    for task in ("topic", "is_new", "score"):
+        found = [
+            [line.split(",")[0] for line in (folder / f"{task}-dev.csv").read_text().splitlines()]
+            for folder in (run / "predictions", tmp_path / "again")
+        ]
+        assert found[0] == found[1] and len(found[0]) == 1 + record["decides"][f"rows of {task}"]["dev"]["rows"]
+    (run / "metrics.json").unlink()  # a run that was stopped before its end
+    assert run_here(monkeypatch, "news.yaml", *flags, "--max_steps", 4, "--resume_from_checkpoint", recipe="train") == 0

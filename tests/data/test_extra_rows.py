@@ -1,0 +1,112 @@
+"""More training rows from other sources: which they are, in which order, and what they share with dev and test rows."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from conftest import run_here, write_table
+from safetensors.torch import load_file
+
+from bert_multitask.data.rows import load_rows
+from bert_multitask.model.errors import InputError
+from bert_multitask.model.tasks import TASKS, load_task
+
+PHRASES = [["a fine plot", 3], ["dull", 0], ["", 1], ["the cast", "positive"], ["no label", ""]]
+
+
+@pytest.fixture
+def phrases(tmp_path):
+    path = tmp_path / "phrases.tsv"
+    write_table(path, ["sentence", "stars"], PHRASES)
+    return str(path)
+
+
+def texts(rows) -> list[tuple]:
+    return list(zip(rows["id"], rows["text"], rows["label"], strict=True))
+
+
+def test_they_follow_the_tasks_own(course_folder, phrases, caplog, propagated_logs):
+    """With the columns of their own file; rows with gaps are named by its numbers, and left out."""
+    own = load_rows(TASKS["sst"], str(course_folder))
+    task = replace(TASKS["sst"], extra_train=({"file": phrases, "label": "stars"},))
+    rows = load_rows(task, str(course_folder))
+    assert texts(rows["train"])[: len(own["train"])] == texts(own["train"])
+    assert texts(rows["train"])[len(own["train"]) :] == [
+        ("phrases.tsv:0", "a fine plot", 3),
+        ("phrases.tsv:1", "dull", 0),
+        ("phrases.tsv:3", "the cast", 4),
+    ]
+    assert all(texts(rows[split]) == texts(own[split]) for split in ("dev", "test"))
+    assert "row 3 has" in caplog.text and "row 5 has" in caplog.text and "phrases.tsv" in caplog.text
+    assert list(load_rows(task, str(course_folder), splits=["dev"])) == ["dev"]
+    assert texts(load_rows(task, str(course_folder), splits=["train"], labelled=())["train"]) == texts(rows["train"])
+
+
+def test_a_sample_is_the_same_every_time(course_folder, tmp_path):
+    path = tmp_path / "more.tsv"
+    write_table(path, ["sentence", "sentiment"], [[f"text {number}", number % 5] for number in range(50)])
+    task = replace(TASKS["sst"], extra_train=({"file": str(path), "max_samples": 7},))
+    first, again = (texts(load_rows(task, str(course_folder))["train"]) for _ in range(2))
+    assert first == again and len(first) == 11 + 7
+    numbers = [int(text.split()[1]) for _, text, _ in first[11:]]
+    assert numbers == sorted(set(numbers)) != list(range(7)), "drawn, in the file's order"
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_rows_shared_with_dev_or_test(course_folder, tmp_path, caplog, propagated_logs, drop):
+    """But for case, punctuation and which text of the pair comes first."""
+    own = load_rows(TASKS["quora"], str(course_folder))
+    dev, test = own["dev"][0], own["test"][2]
+    path = tmp_path / "pairs.tsv"
+    shared = [[dev["text_pair"].upper() + "!", dev["text"], 1], [test["text"], f"({test['text_pair']})", 0]]
+    write_table(path, ["one", "two", "same"], [*shared, ["quite", "another", 1]])
+    source = {"file": str(path), "text": "one", "text_pair": "two", "label": "same", "drop_shared": drop}
+    rows = load_rows(replace(TASKS["quora"], extra_train=(source,)), str(course_folder))["train"]
+    assert len(rows) == 14 + (1 if drop else 3) and rows["text"][-1] == "quite"
+    fate = "they are left out" if drop else "drop_shared: true leaves them out"
+    assert f"2 of 3 rows have the texts of dev or test rows; {fate}" in caplog.text
+
+
+def test_a_run_trains_on_them_and_is_resumed_with_them_alone(monkeypatch, config, phrases, capsys):
+    spec = {"preset": "sst", "extra_train": [{"file": phrases, "label": "stars"}]}
+    flags = ["--max_steps", 4, "--save_steps", 2, "--task_epochs", '{"sst": 2}', "--eval_strategy", "no"]
+    runs = {}
+    for name, task in (("with", spec), ("without", {"preset": "sst"})):
+        out = config.parent / name
+        assert run_here(monkeypatch, config, *flags, "--tasks", json.dumps(task), "--output_dir", out) == 0
+        runs[name] = load_file(out / "model.safetensors")
+        record = json.loads((out / "run.json").read_text())
+        assert record["decides"]["rows of sst"]["train"]["rows"] == (14 if name == "with" else 11)
+    assert any(not weight.equal(runs["without"][key]) for key, weight in runs["with"].items())
+    assert load_task(json.loads((config.parent / "with" / "run.json").read_text())["tasks"][0]).extra_train[0].file
+    assert "extra_train" not in (config.parent / "with" / "config.json").read_text(), "a model does not need it"
+
+    out = config.parent / "with"
+    (out / "metrics.json").unlink()
+    flags += ["--output_dir", out, "--resume_from_checkpoint", "--tasks"]
+    assert run_here(monkeypatch, config, *flags, json.dumps({"preset": "sst"})) == 2
+    assert "cannot be resumed with other settings: rows of sst" in capsys.readouterr().err
+    assert run_here(monkeypatch, config, *flags, json.dumps(spec)) == 0
+    assert all(weight.equal(runs["with"][key]) for key, weight in load_file(out / "model.safetensors").items())
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({}, "has a file or a hub, and not both"),
+        ({"file": "x", "max_samples": 0}, "max_samples is 0"),
+        ({"file": "x", "share": 0.5}, "unknown field 'share'"),
+        ({"file": "x", "hub": {"path": "y"}}, "has a file or a hub"),
+        ({"hub": {"nowhere": 1}}, "unknown field 'nowhere'"),
+        ({"file": 3}, "file is 3"),
+    ],
+)
+def test_mistakes_are_named(source, message):
+    with pytest.raises(InputError, match=f"task 'sst': .*{message}"):
+        replace(TASKS["sst"], extra_train=(source,))
+
+
+def test_a_file_that_is_not_there(course_folder):
+    task = replace(TASKS["sst"], extra_train=({"file": "nowhere.tsv"},))
+    with pytest.raises(InputError, match="nowhere.tsv"):
+        load_rows(task, str(course_folder))
