@@ -35,9 +35,10 @@ from benchmarks.prediction import ensemble, predict_rows
 from benchmarks.rig import alternate
 from benchmarks.scaling import scale
 from benchmarks.training import ablate, smart, train
+from transformers import BertConfig
 from transformers.utils import logging
 
-from bert_multitask import InputError
+from bert_multitask import InputError, MultitaskBertConfig
 from bert_multitask.data.rows import SAMPLE, load_rows
 from bert_multitask.data.tokens import load_tokenizer, tokenise_splits
 from bert_multitask.model.losses import is_labelled
@@ -147,12 +148,23 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_model(options: argparse.Namespace) -> None:
+    """Refuse an encoder that is no BERT: what is measured is minBERT."""
+    name = getattr(options, "model_name_or_path", None)
+    if name and not isinstance(config := MultitaskBertConfig.from_pretrained(name), BertConfig):
+        kind = config.stock().model_type
+        raise InputError(
+            f"--model_name_or_path {name} is of type {kind!r}; the benchmarks measure minBERT: give a BERT"
+        )
+
+
 def main() -> None:
     options = parse()
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     try:
+        check_model(options)
         result = COMMANDS[options.what][0](options)
     except ModuleNotFoundError as error:
         print(f'error: {error}; the peers come with: pip install "bert_multitask[benchmark]"', file=sys.stderr)

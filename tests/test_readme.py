@@ -74,7 +74,7 @@ def test_the_readme_from_datasets_to_a_push_and_its_answers(monkeypatch, tmp_pat
 
 
 def test_the_readmes_yaml_is_its_python():
-    tasks = [load_task(task) for task in yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])["tasks"]]
+    tasks = [load_task(task, named=False) for task in yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])["tasks"]]
     assert [task.name for task in tasks] == ["feeling", "names", "same"]
     for task in tasks:
         columns, label, _ = HUB[task.hub.path]
@@ -158,4 +158,4 @@ def test_flags_named_in_the_pages_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tasks_in_the_pages_are_tasks(page):
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        assert all(load_task(task).name for task in yaml.safe_load(block).get("tasks", []))
+        assert all(load_task(task, named=False).name for task in yaml.safe_load(block).get("tasks", []))

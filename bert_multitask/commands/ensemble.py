@@ -30,7 +30,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=local_path, required=True, help="folder of the ensemble's prediction files"
     )
-    parser.add_argument("--split", choices=["dev", "test", "both"], default="both", help="which tables")
+    parser.add_argument("--split", choices=["train", "dev", "test", "both"], default="both", help="which tables")
     parser.add_argument("--vote", choices=VOTES, default=VOTES[0], help="classes: most frequent, or most probable")
     parser.add_argument("--select", choices=["greedy"], help="take the members that do best on half of dev")
     add_row_flags(parser)
@@ -60,8 +60,9 @@ def main(argv: list[str]) -> None:
 def collect(options: argparse.Namespace) -> tuple[dict[str, list], dict[str, ndarray]]:
     """{split: its members' tables} of the splits that there are, and {task: labels} of dev."""
     members, labels = {}, {}
-    for split in ("dev", "test"):
-        if options.split in (split, "both") or (split == "dev" and options.select):
+    wanted = ("dev", "test") if options.split == "both" else (options.split,)
+    for split in ("train", "dev", "test"):
+        if split in wanted or (split == "dev" and options.select):
             found = SplitTables(options.members, split, tasks=options.tasks, data_dir=options.data_dir)
             check_members(found)
             if found.tasks:

@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")
     run = TrainedRun.open(options.run)
     model, tokenizer = run.load_model(), run.load_tokenizer()
-    exported = (export_encoder if options.encoder else export_classifier)(model, options.task)
+    task = options.task
+    exported = export_encoder(model, task) if options.encoder else export_classifier(model, task, tokenizer)
     exported.save_pretrained(options.output_dir)
     tokenizer.save_pretrained(options.output_dir)
     share_weights(options.output_dir)
@@ -37,8 +38,8 @@ def main(argv: list[str]) -> None:
     if options.encoder:
         print(f'AutoModel.from_pretrained("{options.output_dir}")')
     else:
-        task = model.tasks[options.task]
-        row = '{"text": "…", "text_pair": "…"}' if task.text_pair else '"…"'
-        print(f'pipeline("{KINDS[task.kind].pipeline}", "{options.output_dir}"{trust})({row})')
-        if note := KINDS[task.kind].export_note(task):
+        spec = model.tasks[task]
+        row = '{"text": "…", "text_pair": "…"}' if spec.text_pair else '"…"'
+        print(f'pipeline("{KINDS[spec.kind].pipeline}", "{options.output_dir}"{trust})({row})')
+        if note := KINDS[spec.kind].export_note(spec):
             print(note)

@@ -9,6 +9,7 @@ file before you train with it: a guess may be wrong. docs/tasks.md has all that 
 """
 
 import math
+import shlex
 from pathlib import Path
 
 import yaml
@@ -17,7 +18,7 @@ from ..data.guess import guess_tasks, read_table_file, read_table_hub, settle_ta
 from ..data.readers import READERS, is_url
 from ..data.records import write_text
 from ..data.rows import describe_rows, load_rows
-from ..model.errors import InputError
+from ..model.errors import InputError, one_line
 from ..model.tasks import load_tasks, text_parts
 from .command_line import CommandParser, local_path
 
@@ -36,7 +37,7 @@ COMMENTS = {
     "dropout": "before the head",
     "files": "add dev and test, if there are such files",
     "quoting": "quotes are plain characters",
-    "dev_share": "this share is scored, not trained on; for dev rows of your own leave it out",
+    "dev_share": "this share of the rows is scored, not trained on",
     "hub": "on the Hub; the names of our splits first",
 }
 COLUMNS = ("text", "text_pair", "label", "id")
@@ -45,8 +46,8 @@ WIDTH = 52  # of a line before its comment; that of a longer one stands above it
 EPOCHS, DROPOUT = 3, 0.1  # which BERT's authors fine-tune with, as with the settings below
 HEADING = """\
 # Written by `bert-multitask init {table}`: a guess, to be read and corrected. Then:
-#   bert-multitask train {config}
-# and for a first try, a hundredth of it: bert-multitask train {config} --budget 0.01
+#   {train}
+# and for a first try, a hundredth of it: {train} --budget 0.01
 model_name_or_path: google-bert/bert-base-uncased    # the BERT to start from; another language needs another one
 output_dir: {output}
 learning_rate: 2e-5
@@ -77,16 +78,20 @@ def main(argv: list[str]) -> None:
     written = [settle_task(complete(fields, source)) for fields in guessed]
     tasks = load_tasks(written)
     rows = {name: load_rows(task) for name, task in tasks.items()}  # every row of them can be read
-    heading = HEADING.format(table=options.table, config=output, output=as_yaml(f"runs/{output.stem}"))
+    command = shlex.join(["bert-multitask", "train", str(output)])
+    heading = HEADING.format(table=one_line(options.table), train=command, output=as_yaml(f"runs/{output.stem}"))
     used = {"id"} | {part for fields in written for key in COLUMNS for part in text_parts(fields.get(key))}
-    unused = ", ".join(column for column in columns if column and column not in used)
+    unused = ", ".join(one_line(column) for column in columns if column and column not in used)
     ending = f"# Columns that no task reads: {unused}\n" if unused else ""
-    write_text(output, heading + "".join(write_task(fields, why[fields["name"]]) for fields in written) + ending)
+    try:
+        write_text(output, heading + "".join(write_task(fields, why[fields["name"]]) for fields in written) + ending)
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be written: {error.strerror or error}") from error
     print(describe_rows(list(tasks.values()), rows), end="\n\n")
     for fields in written:
         print(describe_guess(fields, why[fields["name"]]))
     print(f"not read: {unused}" if unused else "")
-    print(f"wrote {output}; read it, and then: bert-multitask train {output}", flush=True)
+    print(f"wrote {output}; read it, and then: {command}", flush=True)
 
 
 def read_source(table: str, config_name: str | None) -> tuple[dict[str, list], dict]:

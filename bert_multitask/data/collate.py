@@ -53,8 +53,8 @@ class Collator:
         Returns:
             `task`, its name; `input_ids`, `attention_mask` and `token_type_ids`, integer (B, L), or (B, 2, L) where a
             row is two sequences; `labels` (B,), integer classes or fp32 scores, or (B, …) where a label is a list,
-            filled up with the mark of a missing one. For example rows of 3 and 2 tokens give attention_mask
-            [[1, 1, 1], [1, 1, 0]].
+            filled up with the mark of a missing one; `soft_labels` (B, …) where rows have them. For example rows of 3
+            and 2 tokens give attention_mask [[1, 1, 1], [1, 1, 0]].
 
         Raises:
             ValueError: the rows are of several tasks.
@@ -75,7 +75,8 @@ class Collator:
 
         input_ids = pad("input_ids", -1)
         real = input_ids >= 0
-        return {
+        soft = [row["soft_labels"] for row in rows if row.get("soft_labels") is not None]
+        return ({"soft_labels": torch.tensor(soft)} if soft else {}) | {
             "task": tasks.pop(),
             "input_ids": input_ids.where(real, self.pad_token_id),
             "attention_mask": real.long(),

@@ -35,7 +35,9 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
-        tokenizer("a", "\U00010348")["token_type_ids"]  # some damage shows only in use, or with an unknown character
+        tokenizer(
+            "a", "\U00010348", return_token_type_ids=True
+        )  # some damage shows only in use, or with an unknown character
     except BaseException as error:  # missing, broken and foreign files fail in different ways
         # A panic of the tokenizer's Rust code is no Exception; Ctrl-C and exits are none either.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -55,13 +57,18 @@ def check_tokenizer(name: str, tokenizer: object, vocab_size: int) -> None:
     """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(f"{name} is a {type(tokenizer).__name__}; expected the model's own fast tokenizer")
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{name}: its tokenizer, {type(tokenizer).__name__}, is a slow one, which does not say which part of a "
+            "text a token is; expected a fast one: choose a model with a tokenizer.json"
+        )
     if len(tokenizer) > vocab_size:
         raise InputError(
             f"{name}: its tokenizer knows {len(tokenizer)} tokens and its model {vocab_size}; if you added tokens, add "
             f"their embeddings and save the model again: model.resize_token_embeddings({len(tokenizer)})"
         )
     last = max(tokenizer.get_vocab().values(), default=0)
-    if not tokenizer.is_fast or len(tokenizer) < vocab_size // 2 or last >= vocab_size:
+    if len(tokenizer) < vocab_size // 2 or last >= vocab_size:
         raise InputError(
             f"{name}: its tokenizer knows {len(tokenizer)} tokens, with ids up to {last}, and its model {vocab_size}; "
             "expected the model's own fast tokenizer: is tokenizer.json (or vocab.txt) missing?"
@@ -88,8 +95,9 @@ def tokenise(
     """Turn clean rows into model inputs, once: the result is cached on disk and memory-mapped.
 
     Texts reach the tokenizer as they are. A jointly encoded pair becomes one sequence, [CLS] a [SEP] b [SEP]; a
-    separately encoded one becomes two, [CLS] a [SEP] and [CLS] b [SEP]. What is longer than `max_length` loses tokens
-    from the end of the longer text, and how many rows did is logged.
+    separately encoded one becomes two, [CLS] a [SEP] and [CLS] b [SEP]; which tokens those are the tokenizer says. What
+    is longer than `max_length` loses tokens of the longer text, which ones `task.truncation` says, and how many rows
+    did is logged.
 
     Args:
         task: whose rows.
@@ -100,9 +108,10 @@ def tokenise(
         pair_encoding: "joint" or "separate", as the model's; of a task that does not say it itself.
 
     Returns:
-        Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool). The tokens of
-        a separately encoded pair are two lists. Where each word has a label, `labels` has that of a word at its first
-        token and UNLABELLED elsewhere, and `word_starts` is as of `encode`.
+        Rows in the same order: `task`, `id`, `input_ids`, `token_type_ids`, `labels`, `truncated` (bool), and
+        `soft_labels` where the clean rows have them (see `training.distill`). The tokens of a separately encoded pair
+        are two lists. Where each word has a label, `labels` has that of a word at its first token and UNLABELLED
+        elsewhere, and `word_starts` is as of `encode`.
 
     Raises:
         InputError: the rows are not clean.
@@ -112,8 +121,9 @@ def tokenise(
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    words = KINDS[task.kind].words
-    settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, *["words"] * words, "v2")
+    words, kept = KINDS[task.kind].words, [name for name in ("id", "soft_labels") if name in rows.column_names]
+    special = [*["words"] * words, *[task.truncation] * (task.truncation != "head")]
+    settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, *special, "v2")
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
     ids, segments = datasets.List(Value("int32")), datasets.List(Value("int8"))
     features = Features(
@@ -126,12 +136,13 @@ def tokenise(
             "truncated": Value("bool"),
         }
         | ({"word_starts": datasets.List(Value("int32"))} if words else {})
+        | {name: rows.features[name] for name in kept if name != "id"}
     )
     compute = partial(
         rows.map,
         partial(tokenise_batch, task, tokenizer, max_length, separate),
         batched=True,
-        remove_columns=[name for name in rows.column_names if name != "id"],
+        remove_columns=[name for name in rows.column_names if name not in kept],
         features=features,
         new_fingerprint=key,
         desc=f"tokenising {task.name}",
@@ -149,7 +160,7 @@ def tokenise_batch(
     """A batch of clean rows as model inputs (see `tokenise`)."""
     words = KINDS[task.kind].words
     texts = [batch[column] for column in text_columns(task)]
-    encoded = encode(tokenizer, texts, max_length, separate, words)
+    encoded = encode(tokenizer, texts, max_length, separate, words, task.truncation)
     labels = token_labels(task, batch, encoded) if words else batch["label"]
     return {"task": [task.name] * len(batch["id"]), "labels": labels} | encoded
 
@@ -180,7 +191,12 @@ def token_labels(task: Task, batch: dict[str, list], encoded: dict[str, list]) -
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: list[list[str]], max_length: int, separate: bool, words: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[list[str]],
+    max_length: int,
+    separate: bool,
+    words: bool = False,
+    truncation: str = "head",
 ) -> dict[str, list]:
     """Tokenise a batch of rows.
 
@@ -190,29 +206,76 @@ def encode(
         max_length: tokens a sequence may have.
         separate: whether a pair becomes two sequences and not one.
         words: whether a text is tokenised word by word, as white space sets them apart.
+        truncation: what is kept of a row that is too long (see `kept_tokens`).
 
     Returns:
         `input_ids` and `token_type_ids`, one list a row, or two where it is two sequences; `truncated`, one bool a row;
         and with `words` a list of `word_starts` a row, the number of each word's first token, or -1 where it has none.
     """
     if separate:
-        first, second = (encode(tokenizer, [column], max_length, separate=False) for column in texts)
+        first, second = (encode(tokenizer, [column], max_length, False, False, truncation) for column in texts)
         pairs = {key: [list(pair) for pair in zip(first[key], second[key], strict=True)] for key in first}
         return pairs | {"truncated": [any(pair) for pair in pairs["truncated"]]}
     if words:
         texts = [[text.split() for text in column] for column in texts]
-    encoded = tokenizer(*texts, is_split_into_words=words, truncation="longest_first", max_length=max_length)
-    columns = {
-        "input_ids": encoded["input_ids"],
-        "token_type_ids": encoded["token_type_ids"],
-        "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
-    }
+    # The tokenizer itself leaves out the ends of texts, since that is faster.
+    options = {"truncation": "longest_first", "max_length": max_length} if truncation == "head" else {"verbose": False}
+    encoded = tokenizer(*texts, is_split_into_words=words, return_token_type_ids=True, **options)
+    columns = {name: encoded[name] for name in ("input_ids", "token_type_ids")}
+    kept = [kept_tokens(encoding.sequence_ids, max_length, truncation) for encoding in encoded.encodings]
+    for name, rows in columns.items():
+        pairs = zip(rows, kept, strict=True)
+        columns[name] = [row if places is None else [row[place] for place in places] for row, places in pairs]
+    columns["truncated"] = [
+        places is not None or bool(encoding.overflowing)
+        for places, encoding in zip(kept, encoded.encodings, strict=True)
+    ]
     if words:
         columns["word_starts"] = [
-            [min(encoded.word_to_tokens(row, word) or (-1,)) for word in range(len(text))]
+            word_starts([encoded.word_to_tokens(row, word) for word in range(len(text))], kept[row])
             for row, text in enumerate(texts[0])
         ]
     return columns
+
+
+def word_starts(spans: list, places: list[int] | None) -> list[int]:
+    """The number of each word's first token among those kept, or -1 where it is not kept or the word has none.
+
+    Args:
+        spans: of each word, the first and the last of its tokens, or None.
+        places: of the kept tokens, or None where all are.
+    """
+    starts = [-1 if span is None else span.start for span in spans]
+    if places is None:
+        return starts
+    numbers = {place: number for number, place in enumerate(places)}
+    return [numbers.get(start, -1) for start in starts]
+
+
+def kept_tokens(texts: list[int | None], max_length: int, truncation: str) -> list[int] | None:
+    """Which tokens are kept of a row that is too long: all special ones, and as many of the longer text as of the
+    shorter or more, so that the shorter one stays whole where it can.
+
+    Args:
+        texts: of each token, the number of its text, 0 or 1; None of special tokens.
+        max_length: tokens to keep.
+        truncation: what stays of a text: its "head", its "tail", or "head_tail", the first quarter of the room and the
+            last three, as in Sun et al. (2019, section 5.3.1: 128 and 382 tokens of 510).
+
+    Returns:
+        Their places, in order; None where the row is not too long.
+    """
+    if len(texts) <= max_length:
+        return None
+    parts = [[place for place, text in enumerate(texts) if text == number] for number in (0, 1)]
+    room = max(max_length - texts.count(None), 0)
+    sizes = [min(min(map(len, parts)), room // 2)]  # of the shorter text, and of the longer
+    sizes.append(room - sizes[0])
+    kept = {place for place, text in enumerate(texts) if text is None}
+    for part, size in zip(sorted(parts, key=len), sizes, strict=True):
+        first = {"head": size, "tail": 0, "head_tail": size // 4}[truncation]
+        kept.update(part[:first], part[len(part) - (size - first) :])
+    return sorted(kept)
 
 
 def cached(name: str, compute: Callable[..., Dataset], features: Features, count: int) -> Dataset:

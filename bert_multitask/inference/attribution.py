@@ -4,10 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tokenizers import Encoding
 from torch import Tensor
-from transformers import BatchEncoding
 
+from ..data.collate import Collator
+from ..data.tokens import kept_tokens
+from ..evaluation.predict import INPUTS
 from ..model.kinds import KINDS
+from ..model.losses import UNLABELLED
 from .pipeline import ONE_CALL, MultitaskPipeline, plain_texts
 
 Pieces = list[tuple[str, float | None]]  # parts of a text, which joined are the text, with their contributions
@@ -45,16 +49,14 @@ def explain(pipe: MultitaskPipeline, task: str, row: Any) -> list[Pieces] | None
     """
     spec = pipe.find(task)
     texts = [column[0] for column in plain_texts(spec, [row])]
-    options = {"truncation": "longest_first", "padding": True, "return_tensors": "pt"}
     with ONE_CALL:
         model, tokenizer = pipe.load()
         separate, kind = model.is_separate(spec), KINDS[spec.kind]
-        rows = [texts] if separate else [[text] for text in texts]
-        encoded = tokenizer(*rows, max_length=pipe.max_length, **options).to(model.device)
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    ids, mask, segments = (encoded[name].unsqueeze(0) if separate else encoded[name] for name in names)
+        tokens = pipe.encode(tokenizer, [[text] for text in texts], spec)
+        encoded = tokenizer(*([texts] if separate else [[text] for text in texts]), verbose=False).encodings
+    inputs = {name: tokens[name][0] for name in ("input_ids", "token_type_ids")}
+    batch = Collator(tokenizer.pad_token_id or 0)([inputs | {"task": task, "labels": UNLABELLED}])
+    ids, mask, segments = (batch[name].to(model.device) for name in INPUTS)
     model.eval()
     with torch.no_grad():
         if kind.evidence(spec, model(task, ids, mask, segments).logits) is None:
@@ -63,36 +65,47 @@ def explain(pipe: MultitaskPipeline, task: str, row: Any) -> list[Pieces] | None
         lambda words: kind.evidence(
             spec, model(task, inputs_embeds=words, attention_mask=mask, token_type_ids=segments).logits
         ),
-        model.encoder(task).embeddings.word_embeddings(ids),
+        model.encoder(task).get_input_embeddings()(ids),
     )
     moved = moved.view(-1, moved.shape[-1]).tolist()  # (sequences, tokens)
     return [
-        cut_words(text, encoded, moved, number if separate else 0, 0 if separate else number)
+        cut_words(
+            text,
+            encoded[number if separate else 0],
+            kept_tokens(encoded[number if separate else 0].sequence_ids, pipe.max_length, spec.truncation),
+            moved[number if separate else 0],
+            0 if separate else number,
+        )
         for number, text in enumerate(texts)
     ]
 
 
-def cut_words(text: str, encoded: BatchEncoding, moved: list[list[float]], sequence: int, part: int) -> Pieces:
+def cut_words(text: str, encoding: Encoding, places: list[int] | None, moved: list[float], part: int) -> Pieces:
     """A text as its words with their contributions.
 
     Args:
         text: the text.
-        encoded: the row's tokens.
-        moved: what each token adds, of each sequence.
-        sequence: which one has the text.
+        encoding: all tokens of its sequence.
+        places: which of them were kept; None, all.
+        moved: what each kept token adds.
         part: which of the sequence's texts it is.
     """
-    encoding = encoded.encodings[sequence]
-    sums: dict[int, float] = {}
-    starts: dict[int, int] = {}
-    end = 0
-    tokens = zip(encoding.sequence_ids, encoding.word_ids, encoding.offsets, moved[sequence], strict=True)
-    for found, word, (start, stop), value in tokens:
-        if found == part and word is not None:
-            starts.setdefault(word, start)
-            sums[word] = sums.get(word, 0.0) + value
-            end = stop
-    end = len(text) if not text[end:].split() else end
-    cuts = [0, *list(starts.values())[1:], end] if starts else [0]
-    pieces: Pieces = [(text[a:b], value) for a, b, value in zip(cuts, cuts[1:], sums.values(), strict=False)]
-    return pieces + ([(text[cuts[-1] :], None)] if text[cuts[-1] :] else [])
+    kept = range(len(encoding.ids)) if places is None else places
+    left_out = {place for place, found in enumerate(encoding.sequence_ids) if found == part} - {*kept}
+    marks: list[list] = []  # where each piece begins, and its contribution
+    end, last = 0, -1
+    for place, value in zip(kept, moved, strict=False):
+        word, (start, stop) = encoding.word_ids[place], encoding.offsets[place]
+        if encoding.sequence_ids[place] != part or word is None:
+            continue
+        is_gap = not left_out.isdisjoint(range(last + 1, place))
+        if is_gap:
+            marks.append([end, None])
+        if is_gap or not marks or word != encoding.word_ids[last]:
+            marks.append([start if marks else 0, 0.0])
+        marks[-1][1] += value
+        end, last = stop, place
+    if text[end:].split() or (text and not marks):
+        marks.append([end, None])
+    cuts = [start for start, _ in marks[1:]] + [len(text)]
+    return [(text[a:b], value) for (a, value), b in zip(marks, cuts, strict=False) if a < b]

@@ -226,9 +226,9 @@ class MultitaskPipeline:
         """
         groups: list[tuple[Texts, list[str]]] = []
         for name, given in texts.items():
-            words = KINDS[self.tasks[name].kind].words  # else they have other tokens
             alike = [names for others, names in groups if others == given]
-            together = next((names for names in alike if KINDS[self.tasks[names[0]].kind].words == words), None)
+            form = self.token_form(name)  # else they have other tokens
+            together = next((names for names in alike if self.token_form(names[0]) == form), None)
             if together is None:
                 groups.append((given, [name]))
             else:
@@ -244,6 +244,10 @@ class MultitaskPipeline:
                     found[name] = KINDS[self.tasks[name].kind].table(self.tasks[name], logits, tokens)
         return {name: found[name] for name in texts}
 
+    def token_form(self, name: str) -> tuple[bool, str]:
+        """What of a task decides which tokens a text has."""
+        return KINDS[self.tasks[name].kind].words, self.tasks[name].truncation
+
     def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Texts, task: Task) -> dict[str, list]:
         """The tokens of rows (see `tokens.encode`), made of a part of them at a time: what the tokenizer returns is
         many times as large."""
@@ -251,7 +255,7 @@ class MultitaskPipeline:
         tokens: dict[str, list] = {"input_ids": [], "token_type_ids": [], "truncated": [], "word_starts": []}
         for start in range(0, len(texts[0]), CHUNK):
             chunk = [column[start : start + CHUNK] for column in texts]
-            part = encode(tokenizer, chunk, self.max_length, separate, words)
+            part = encode(tokenizer, chunk, self.max_length, separate, words, task.truncation)
             for column, values in part.items():
                 tokens.setdefault(column, []).extend(values)
         tokenizer.backend_tokenizer.no_truncation()

@@ -7,9 +7,16 @@ from ..model.modeling import MultitaskBertModel
 from .trained_run import TrainedRun
 
 # What runs may differ in: how they were trained, not what their weights mean.
-FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "transformers_version", "dtype", "tasks"}
+FREE = {"transformers_version", "dtype", "tasks"}  # and the dropout of the encoder
 FREE_OF_TASK = {"epochs", "dropout", "loss", "divergence", "metric", "smart_weight", "bregman_weight"}
-FREE_OF_TASK |= {"rdrop_weight", "loss_weight", "class_weights", "label_smoothing"}
+FREE_OF_TASK |= {
+    "rdrop_weight",
+    "loss_weight",
+    "distill_weight",
+    "distill_temperature",
+    "class_weights",
+    "label_smoothing",
+}
 
 
 def average_weights(runs: Sequence[TrainedRun]) -> MultitaskBertModel:
@@ -54,7 +61,9 @@ def describe_start(run: TrainedRun) -> dict:
     """What must be the same in runs to be averaged."""
     if run.record is None:
         raise InputError(f"{run.name}: no run.json, so nothing says which weights it began with; expected a run folder")
-    fields = {name: value for name, value in run.config.to_dict().items() if name not in FREE}
+    stored = run.config.to_dict()
+    stored |= stored.pop("text_config", {})
+    fields = {name: value for name, value in stored.items() if name not in {*FREE, *run.config.dropout_fields}}
     for task in run.config.tasks:
         fields |= {f"{task['name']}'s {name}": value for name, value in task.items() if name not in FREE_OF_TASK}
     return fields | {

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -161,11 +162,13 @@ class SplitTables:
             if (rows := self.read_rows(place, run.name)) is None:
                 continue
             # The rows by their identity: `self.read` keeps them.
-            encoding = place.task.pair_encoding or run.config.pair_encoding
-            settings = (tokenizer.backend_tokenizer.to_str(), run.max_length, encoding)
+            own_task = run.tasks[name]  # `place.task` may be another run's
+            form = {"truncation": own_task.truncation, "pair_encoding": own_task.pair_encoding}
+            settings = (tokenizer.backend_tokenizer.to_str(), run.max_length, run.config.pair_encoding, form)
             key = repr((name, id(rows), *settings))
             if key not in self.read:
-                self.read[key] = tokenise(place.task, rows, tokenizer, run.max_length, run.config.pair_encoding)
+                task = replace(place.task, **form)
+                self.read[key] = tokenise(task, rows, tokenizer, run.max_length, run.config.pair_encoding)
             found[name] = place.task, self.read[key]
         return found
 

@@ -45,7 +45,7 @@ class TrainedRun:
         except Exception as error:  # no such folder, no such Hub id, no network
             raise InputError(f"{name}: no run folder, and it cannot be loaded from the Hub ({error})") from error
         if not config.tasks:
-            raise InputError(f"{name} is a BERT without heads; expected a trained run")
+            raise InputError(f"{name} is an encoder without heads; expected a trained run")
         try:
             tasks = load_tasks(config.tasks)
         except InputError as error:

@@ -12,12 +12,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from .configuration import MultitaskBertConfig
 from .kinds import KINDS
+from .stock import stock_class
 from .tasks import TASKS, Task
 
 SCORES = "## Scores on the dev rows"
 # Examples of rows. They are ours: the rows of a run may be private.
 TEXT, PAIR = "The plot is superb.", ("A dog sleeps.", "A hound is taking a nap.")
-TAGS = ["bert", "multi-task-learning", "bert_multitask"]
+TAGS = ["multi-task-learning", "bert_multitask"]
 # From the paper's ethics statement (section 8).
 COURSE_LIMITS = """\
 The rows that `sst`, `quora`, `sts` and `cfimdb` name are English, and so is what this model understands. They come from
@@ -26,8 +27,8 @@ Quora asks its members to be 13 or older, and its questions are those of people 
 question" are theirs; elsewhere they may be others'. More languages (a multilingual BERT) and more varied pairs, such as
 PAWS-Wiki, would help."""
 LIMITS = """\
-The model repeats what its training rows and the texts that BERT was pre-trained on contain, their prejudices included.
-Its probabilities are not calibrated. Where training kept the best of several checkpoints, it was the best on the dev
+The model repeats what its training rows and its encoder's pre-training texts contain, their prejudices included. Its
+probabilities are not calibrated. Where training kept the best of several checkpoints, it was the best on the dev
 rows, which flatters their scores a little. Do not let it decide about people on its own."""
 
 
@@ -73,7 +74,7 @@ def model_card(
         model_name=(repo_id or "multitask BERT").split("/")[-1] if results else None,
         library_name="transformers",
         base_model=base_model,
-        tags=TAGS,
+        tags=[config.stock().model_type, *TAGS],
         datasets=list(dict.fromkeys(datasets or ())) or None,
         pipeline_tag=max(types, key=types.get),  # the Hub takes one: that of most tasks
         eval_results=results,
@@ -136,9 +137,9 @@ def model_index(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -
 
 def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_model: str | None) -> str:
     """What the model is, in a sentence or two, and its tasks."""
-    encoders = (
-        "One BERT encoder for all tasks" if config.encoder_sharing == "shared" else "A BERT encoder for each task"
-    )
+    shared = config.encoder_sharing == "shared"
+    name = stock_class(config.stock()).__name__
+    encoders = f"One `{name}` for all tasks" if shared else f"A `{name}` for each task"
     start = f", fine-tuned from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
     size = f"{config.num_hidden_layers} layers, {config.hidden_size} wide"
     rows = [
@@ -165,9 +166,9 @@ def describe_input(task: Task, config: MultitaskBertConfig) -> str:
 def describe_use(tasks: Mapping[str, Task], config: MultitaskBertConfig, name: str) -> str:
     """The lines that use it, without the package and with it: of each form of task one, with decoded labels."""
     shown = list({(task.kind, task.text_pair is None): task for task in reversed(tasks.values())}.values())[::-1]
-    encoder, trust = f'AutoModel.from_pretrained("{name}")` is a stock `BertModel`', ""
-    if config.encoder_sharing == "per_task":
-        encoder, trust = f'model.encoder("{shown[0].name}")` is one', ", trust_remote_code=True"
+    encoder, trust = f'AutoModel.from_pretrained("{name}")` is a stock `{stock_class(config.stock()).__name__}`', ""
+    if config.model_type != config.stock().model_type:  # a stock model could not read it
+        encoder, trust = f'model.encoder("{shown[0].name}")`', ", trust_remote_code=True"
     plain = "\n".join(plain_lines(task, config) for task in shown)
     calls = "\n".join(
         f'print(pipe("{task.name}", [{example(task)}]))  # of each row {" and ".join(KINDS[task.kind].columns(task))}'

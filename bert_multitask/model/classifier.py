@@ -2,16 +2,16 @@
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .configuration import PerTaskBertConfig
+from .configuration import MultitaskBertConfig, MultitaskConfig
 from .errors import InputError
 from .kinds import KINDS
-from .modeling import PerTaskBertModel
+from .modeling import MultitaskModel, PerTaskBertModel
 
 
-class TaskClassifier(PerTaskBertModel):
+class OneTask:
     """A model of one task with the inputs and outputs of `BertForSequenceClassification`.
 
     It takes a pair as the tokenizer joins it also where the task encodes its texts separately. `config.id2label` has
@@ -19,15 +19,16 @@ class TaskClassifier(PerTaskBertModel):
 
     Args:
         config: of one task.
+        encoder: to take, instead of a new one.
 
     Raises:
         InputError: it has several.
     """
 
-    def __init__(self, config: PerTaskBertConfig):
-        super().__init__(config)
+    def __init__(self, config: MultitaskBertConfig | MultitaskConfig, encoder: PreTrainedModel | None = None):
+        super().__init__(config, encoder)
         if len(self.tasks) != 1:
-            raise InputError(f"a TaskClassifier has one task, not {', '.join(self.tasks)}")
+            raise InputError(f"a {type(self).__name__} has one task, not {', '.join(self.tasks)}")
         (self.task,) = self.tasks.values()
         config.id2label = dict(enumerate(self.task.label_names or [self.task.name]))
         config.label2id = {label: number for number, label in config.id2label.items()}
@@ -44,7 +45,8 @@ class TaskClassifier(PerTaskBertModel):
         Args:
             input_ids: integer (B, L), padded on the right; a pair is [CLS] a [SEP] b [SEP].
             attention_mask: 1 for real tokens, (B, L); all real by default.
-            token_type_ids: 1 from a pair's second text on, (B, L); all 0 by default.
+            token_type_ids: 1 from a pair's second text on, (B, L); by default all 0, and for a task whose texts are
+                encoded separately as the separators say.
 
         Returns:
             `logits` (B, C), whose softmax are the probabilities of the labels, or their sigmoid where a row may have
@@ -52,34 +54,49 @@ class TaskClassifier(PerTaskBertModel):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
         if self.is_separate(self.task):
             input_ids, attention_mask = split_pairs(input_ids, attention_mask, token_type_ids)
-            token_type_ids = torch.zeros_like(input_ids)
+            token_type_ids = None
         outputs = super().forward(self.task.name, input_ids, attention_mask, token_type_ids, return_dict=True)
         return SequenceClassifierOutput(logits=KINDS[self.task.kind].stock_logits(self.task, outputs.logits))
 
 
-def split_pairs(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
+def split_pairs(
+    input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Jointly encoded pairs, [CLS] a [SEP] b [SEP] -> each text on its own, [CLS] a [SEP] and [CLS] b [SEP].
 
     Args:
         input_ids: integer (B, L).
         attention_mask: of the same shape.
-        token_type_ids: of the same shape.
+        token_type_ids: of the same shape. Without them the first text ends at the first separator, which is the token
+            that a row ends with, and where there are two, as RoBERTa has them, the second text begins after the second.
 
     Returns:
         `input_ids` and `attention_mask`, (B, 2, L).
     """
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
     lengths = attention_mask.sum(1, keepdim=True)
-    first = (attention_mask * (1 - token_type_ids)).sum(1, keepdim=True)  # tokens of [CLS] a [SEP]
-    shifted = (places + first - 1).clamp(max=input_ids.shape[1] - 1).where(places > 0, 0)  # [CLS], then b [SEP]
-    masks = torch.stack([places < first, places < lengths - first + 1], dim=1)
+    if token_type_ids is None:
+        is_end = (input_ids == input_ids.gather(1, lengths - 1)) & attention_mask.bool()
+        first = is_end.int().argmax(1, keepdim=True) + 1  # tokens of [CLS] a [SEP]
+        begin = first + (is_end.gather(1, first.clamp(max=input_ids.shape[1] - 1)) & (first < lengths - 1))
+    else:
+        begin = first = (attention_mask * (1 - token_type_ids)).sum(1, keepdim=True)
+    shifted = (places + begin - 1).clamp(max=input_ids.shape[1] - 1).where(places > 0, 0)  # [CLS], then b [SEP]
+    masks = torch.stack([places < first, places < lengths - begin + 1], dim=1)
     return torch.stack([input_ids, input_ids.gather(1, shifted)], dim=1), masks.long()
 
 
-TaskClassifier.register_for_auto_class("AutoModelForSequenceClassification")
-if __package__ == "bert_multitask.model":  # as in `modeling`
-    AutoModelForSequenceClassification.register(PerTaskBertConfig, TaskClassifier)
+class TaskClassifier(OneTask, PerTaskBertModel):
+    """One task of a BERT (see `OneTask`)."""
+
+
+class EncoderClassifier(OneTask, MultitaskModel):
+    """One task of another encoder (see `OneTask`)."""
+
+
+for model_class in (TaskClassifier, EncoderClassifier):
+    model_class.register_for_auto_class("AutoModelForSequenceClassification")
+    if __package__ == "bert_multitask.model":  # as in `modeling`
+        AutoModelForSequenceClassification.register(model_class.config_class, model_class)

@@ -1,18 +1,20 @@
-"""Configuration of a multitask BERT: BERT's own settings, and the tasks as plain data.
+"""Configuration of a multitask model: its encoder's own settings, and the tasks as plain data.
 
 It is one of the model files, which import nothing else of the package, so that a checkpoint can carry them
 (docs/architecture.md).
 """
 
+import copy
 import os
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from huggingface_hub.errors import LocalEntryNotFoundError
-from transformers import BertConfig
+from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from .errors import InputError
+from .stock import check_architecture, check_type, find_max_length
 
 ENCODER_SHARING = ("shared", "per_task")
 PAIR_ENCODING = ("joint", "separate")
@@ -39,18 +41,25 @@ class MultitaskBertConfig(BertConfig):
     pair_encoding: str = "joint"
     pooling: str = "cls"
     encoder_sharing = "shared"  # no field: the model type says it
+    dropout_fields = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # the encoder's probabilities of dropout
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """Read a configuration from a folder, a Hub id or a `package:` name (see `resolve_folder`).
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> "MultitaskBertConfig | MultitaskConfig":
+        """Read a configuration from a folder, a Hub id or a `package:` name (see `resolve_folder`); that of an encoder
+        that is no BERT becomes a `MultitaskConfig`.
 
         Raises:
             InputError: as `stored_fields`.
         """
         model_type = cls.stored_fields(pretrained_model_name_or_path, **kwargs)["model_type"]
-        config_class = PerTaskBertConfig if model_type == PerTaskBertConfig.model_type else MultitaskBertConfig
         folder_or_id = resolve_checkpoint(pretrained_model_name_or_path)
-        return super(MultitaskBertConfig, config_class).from_pretrained(folder_or_id, **kwargs)
+        if model_type not in OWN_TYPES:
+            return MultitaskConfig.around(folder_or_id, **kwargs)
+        if model_type == MultitaskConfig.model_type:
+            return MultitaskConfig.from_pretrained(folder_or_id, **kwargs)
+        return super(MultitaskBertConfig, OWN_TYPES[model_type]).from_pretrained(folder_or_id, **kwargs)
 
     @classmethod
     def stored_fields(cls, name: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
@@ -62,8 +71,8 @@ class MultitaskBertConfig(BertConfig):
                 ignored.
 
         Raises:
-            InputError: there is no such folder or no configuration, it cannot be read, or it is another architecture's.
-                Transformers itself only warns of that, and would then fill the model with random weights.
+            InputError: there is no such folder or no configuration, it cannot be read, or Transformers has no code of
+                its type.
         """
         try:
             fields = cls.get_config_dict(resolve_checkpoint(name), **kwargs)[0]
@@ -72,14 +81,41 @@ class MultitaskBertConfig(BertConfig):
                 raise
             raise InputError(f"{name}: its config.json cannot be loaded ({hub_reason(error)})") from error
         if not fields:
-            raise InputError(f"{name} has no config.json; expected a BERT checkpoint's folder")
-        if fields.get("model_type") not in (MultitaskBertConfig.model_type, PerTaskBertConfig.model_type):
+            raise InputError(f"{name} has no config.json; expected an encoder's folder")
+        if fields.get("model_type") == MultitaskConfig.model_type and not isinstance(fields.get("text_config"), dict):
             raise InputError(
-                f"{name} is a checkpoint of type {fields.get('model_type')!r}, not "
-                f"{MultitaskBertConfig.model_type!r}: choose a BERT checkpoint (its config.json says "
-                '"model_type": "bert"), for example google-bert/bert-base-uncased'
+                f"{name}: its config.json is damaged: it has no text_config, which says what its encoder is"
             )
+        if fields.get("model_type") not in OWN_TYPES:
+            check_type(str(name), fields.get("model_type"))
         return fields
+
+    def refuse_stock_models(self) -> None:
+        """Take values that make stock classes raise instead of starting from random weights: the dropout and the number
+        of labels for classifiers, which would find no head here; cross-attention for BertModel, where it would find no
+        encoder."""
+        self.classifier_dropout = -1
+        self.num_labels = 0
+        self.add_cross_attention = self.encoder_sharing == "per_task"
+
+    def per_task(self) -> "PerTaskBertConfig":
+        """The same, with an encoder for each task."""
+        fields = {key: value for key, value in self.to_dict().items() if key != "model_type"}
+        config = PerTaskBertConfig(**fields)
+        config._attn_implementation = self._attn_implementation
+        return config
+
+    def stock(self) -> BertConfig:
+        """BERT's own settings, without ours."""
+        ours = {"tasks", "pair_encoding", "pooling", "auto_map", "architectures", "model_type", "id2label", "label2id"}
+        ours |= {"classifier_dropout", "add_cross_attention"}  # there to be refused
+        return BertConfig(**{key: value for key, value in self.to_dict().items() if key not in ours})
+
+    def of_task(self, task: dict) -> "PerTaskBertConfig":
+        """The configuration of one task with its encoder."""
+        fields = {key: value for key, value in self.stock().to_dict().items() if key != "model_type"}
+        layout = {"pair_encoding": self.pair_encoding, "pooling": self.pooling}
+        return PerTaskBertConfig(**fields | layout, tasks=[task])
 
 
 def hub_reason(error: Exception) -> str:
@@ -98,9 +134,127 @@ class PerTaskBertConfig(MultitaskBertConfig):
     encoder_sharing = "per_task"
 
 
+class MultitaskConfig(PreTrainedConfig):
+    """The configuration of a model with any other encoder than BERT, shared or one for each task.
+
+    What this project asks of an encoder's configuration (`hidden_size`, `vocab_size`, …) is answered by the encoder's.
+
+    Attributes:
+        text_config: the encoder's own configuration, whole.
+        tasks: as of `MultitaskBertConfig`, and so are the next two.
+        pair_encoding: "joint" or "separate".
+        pooling: "cls", "pooler" or "mean".
+        encoder_sharing: "shared" or "per_task".
+    """
+
+    model_type = "multitask"
+    sub_configs = {"text_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    tasks: list | None = None
+    pair_encoding: str = "joint"
+    pooling: str = "cls"
+    encoder_sharing: str = "shared"
+
+    def __post_init__(self, **kwargs: Any):
+        if isinstance(self.text_config, dict):
+            check_type("text_config of config.json", self.text_config.get("model_type"))
+            self.text_config = AutoConfig.for_model(**self.text_config)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MultitaskConfig | tuple":
+        """Overridden to give the encoder's configuration the fields of its that are given."""
+        found = super().from_dict(config_dict, **kwargs)
+        config, given = found if isinstance(found, tuple) else (found, kwargs)
+        for name in [name for name in given if hasattr(config.text_config, name) and not hasattr(config, name)]:
+            setattr(config.text_config, name, given.pop(name))
+        return found
+
+    @classmethod
+    def around(cls, folder_or_id: str, **kwargs: Any) -> "MultitaskConfig":
+        """The configuration of a new model with a stock checkpoint's encoder; the arguments are those of
+        `from_pretrained`, ours and the encoder's.
+
+        Raises:
+            InputError: it is no bidirectional encoder of texts.
+        """
+        asked = kwargs.pop("return_unused_kwargs", False)
+        ours = {name: kwargs.pop(name) for name in ("tasks", "pair_encoding", "pooling") if name in kwargs}
+        encoder, unused = AutoConfig.from_pretrained(
+            folder_or_id, return_unused_kwargs=True, trust_remote_code=False, **kwargs
+        )
+        try:
+            check_architecture(encoder)
+        except InputError as error:
+            raise InputError(f"{folder_or_id} {error}") from error
+        config = cls(text_config=encoder, name_or_path=folder_or_id, **ours)
+        return (config, unused) if asked else config
+
+    def refuse_stock_models(self) -> None:
+        """Nothing to do: no stock class knows the type."""
+
+    def per_task(self) -> "MultitaskConfig":
+        """The same, with an encoder for each task."""
+        return type(self)(**self.to_dict() | {"encoder_sharing": "per_task"})
+
+    def stock(self) -> PreTrainedConfig:
+        """A copy of the encoder's own configuration."""
+        return copy.deepcopy(self.text_config)
+
+    def of_task(self, task: dict) -> "MultitaskConfig":
+        """The configuration of one task with its encoder."""
+        layout = {"pair_encoding": self.pair_encoding, "pooling": self.pooling, "encoder_sharing": "per_task"}
+        return type(self)(text_config=self.stock(), tasks=[task], **layout)
+
+    @property
+    def dropout_fields(self) -> tuple[str, ...]:
+        """The encoder's fields that are probabilities of dropout."""
+        fields = self.text_config.to_dict().items()
+        return tuple(name for name, value in fields if "dropout" in name and isinstance(value, float | int))
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the encoder's last hidden states."""
+        return self.text_config.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of the encoder."""
+        return self.text_config.num_hidden_layers
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the encoder knows."""
+        return self.text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        """`resize_token_embeddings` sets it."""
+        self.text_config.vocab_size = value
+
+    @property
+    def type_vocab_size(self) -> int:
+        """Token types that the encoder knows; 1 where it takes none."""
+        return getattr(self.text_config, "type_vocab_size", 1)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Vocabulary index of padding."""
+        return self.text_config.pad_token_id
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The most tokens of a row, without positions that the encoder keeps for padding (see `find_max_length`)."""
+        return find_max_length(self.text_config)
+
+
+# The types of checkpoints with heads, and BERT's own. Every other type is an encoder that Transformers runs.
+OWN_TYPES = {config.model_type: config for config in (MultitaskBertConfig, PerTaskBertConfig, MultitaskConfig)}
+
 # A saved configuration names and carries its code, for `trust_remote_code=True`.
-MultitaskBertConfig.register_for_auto_class()
-PerTaskBertConfig.register_for_auto_class()
+for config_class in OWN_TYPES.values():
+    config_class.register_for_auto_class()
 
 
 def resolve_folder(name: str | os.PathLike) -> str:

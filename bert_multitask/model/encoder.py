@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BertConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -297,6 +297,9 @@ def check_encoder(config: MultitaskBertConfig) -> None:
     Raises:
         InputError: names the field.
     """
+    if not isinstance(config, BertConfig):
+        found = getattr(config, "text_config", config).model_type
+        raise InputError(f"is a checkpoint of type {found!r}, and minBERT runs BERTs alone; use MultitaskBertModel")
     for field, value in FIXED.items():
         found = getattr(config, field, None)
         ours = field == "add_cross_attention" and config.encoder_sharing == "per_task"
@@ -360,12 +363,11 @@ class MinBertPreTrainedModel(PreTrainedModel):
                 reported.
         """
         name = pretrained_model_name_or_path
-        folder_or_id = resolve_checkpoint(name)
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:  # the second is Transformers' old name
             kwargs["dtype"] = torch.float32
         try:
-            model, info = super().from_pretrained(
-                folder_or_id, *args, output_loading_info=True, use_safetensors=True, **kwargs
+            model, info = cls.read_checkpoint(
+                resolve_checkpoint(name), *args, output_loading_info=True, use_safetensors=True, **kwargs
             )
         except InputError as error:
             if str(pretrained_model_name_or_path) in str(error):
@@ -373,11 +375,16 @@ class MinBertPreTrainedModel(PreTrainedModel):
             raise InputError(f"{pretrained_model_name_or_path}: {error}") from error
         except Exception as error:  # a broken checkpoint fails in a dozen ways
             reason = loading_problem(name, error)
-            raise InputError(f"{name}: cannot be loaded as a BERT checkpoint ({reason})") from error
+            raise InputError(f"{name}: cannot be loaded as an encoder's checkpoint ({reason})") from error
         for key, weight in model.state_dict().items():
             if not all_finite(weight):
                 raise InputError(f"{name}: {key} has values that are not finite (NaN or infinity); the file is damaged")
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def read_checkpoint(cls, folder_or_id: str, *args: Any, **kwargs: Any) -> tuple[Self, dict]:
+        """The model and Transformers' report, by its `from_pretrained`; a class that reads others overrides this."""
+        return super().from_pretrained(folder_or_id, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As `PreTrainedModel.save_pretrained`; the weights get the same permissions as the other files."""
@@ -403,14 +410,19 @@ class MinBertPreTrainedModel(PreTrainedModel):
                 f"{name}: {key} has shape {tuple(stored)}, but its config.json or the tasks asked for describe "
                 f"{tuple(expected)}"
             )
-        missing = sorted(key for key in info.missing_keys if ".encoder." in f".{key}" or ".embeddings." in f".{key}")
+        missing = sorted(key for key in info.missing_keys if is_encoder_weight(key))
         if missing:
             raise InputError(
                 f"{name} lacks {len(missing)} encoder weights, {missing[0]} first: "
                 "its config.json or the tasks asked for do not describe its weights (a run with an encoder for each "
-                "task takes no others), or the weights are not those of a BERT"
+                f"task takes no others), or the weights are not those of such a model"
             )
         return loaded
+
+
+def is_encoder_weight(key: str) -> bool:
+    """Whether a weight is an encoder's, and no part of its pooler, which many checkpoints lack and no head reads."""
+    return not key.startswith("heads.") and ".pooler." not in f".{key}"
 
 
 def share_weights(folder: str | os.PathLike) -> None:

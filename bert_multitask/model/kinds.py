@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .losses import no_label
+from .losses import LOSSES, no_label, soft_divergence
 
 if TYPE_CHECKING:
     from .tasks import Task
@@ -46,6 +46,7 @@ class Kind:
         decoded: Python that decodes the `logits` of one row, with the task's label `names`, for the model card.
         view: key of how the demo shows an answer in `demo_page.VIEWS`; None, as JSON.
         orderable: whether a task may say that its classes are `ordered`.
+        soft: the column of a teacher's prediction table that a model can learn from; None, there is none.
         pipeline: of Transformers, that takes an exported model.
     """
 
@@ -62,6 +63,7 @@ class Kind:
     decoded = "logits.tolist()"
     view: str | None = None
     orderable = False
+    soft: str | None = None
     pipeline = "text-classification"
 
     @property
@@ -180,6 +182,11 @@ class Kind:
         """Logits -> the probability of each class, with one more axis where logits have none for it; None where a
         prediction has no probability."""
         return None
+
+    def distil(self, task: "Task", logits: Tensor, soft: Tensor) -> Tensor:
+        """How far logits (B, …) are from a teacher's predictions, the values of the column `soft`: a scalar, the mean
+        over the rows, at least fp32."""
+        raise NotImplementedError
 
     def evidence(self, task: "Task", logits: Tensor) -> Tensor | None:
         """The number of each row whose change by a word says what the word did for the answer: logits, float (B, …) ->
@@ -332,6 +339,11 @@ class Classification(Kind):
     decoded = "names[logits.argmax()], dict(zip(names, logits.softmax(-1).tolist()))"
     view = "bars"
     orderable = True
+    soft = "probabilities"
+
+    def distil(self, task: "Task", logits: Tensor, soft: Tensor) -> Tensor:
+        """`soft_divergence` of the classes."""
+        return soft_divergence(self.stock_logits(task, logits), soft, task.distill_temperature).mean()
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
         """The most likely class."""
@@ -489,6 +501,12 @@ class Regression(Kind):
     picture = "scatter"
     decoded = "logits.item()"
     view = "score"
+    soft = "score"
+
+    def distil(self, task: "Task", logits: Tensor, soft: Tensor) -> Tensor:
+        """The task's loss, of the teacher's scores as labels."""
+        labels = soft if task.score_range is None else soft.clamp(*task.score_range)
+        return LOSSES[task.loss](logits=logits, labels=labels, **task.loss_options)
 
     def number(self, task: "Task", value: float) -> float | None:
         """A score within the range; without one, a number that fp32 can hold."""
@@ -592,6 +610,13 @@ class Multilabel(Kind):
     decoded = "[name for name, logit in zip(names, logits.view(-1)) if logit > 0]"
     view = "labels"
     picture = "labels"
+    soft = "probabilities"
+
+    def distil(self, task: "Task", logits: Tensor, soft: Tensor) -> Tensor:
+        """The mean over the labels of `soft_divergence` of yes and no."""
+        logits, soft = logits.view(soft.shape), torch.stack([1 - soft, soft], dim=-1)
+        both = torch.stack([torch.zeros_like(logits), logits], dim=-1)
+        return soft_divergence(both, soft, task.distill_temperature).mean()
 
     def check_task(self, task: "Task", where: str) -> None:
         """As `Kind.check_task`. A name cannot have the character that separates names in a table, and the course's
@@ -780,6 +805,7 @@ class TokenClassification(Classification):
     decoded = "[names[tag] for tag in logits.argmax(-1)]"
     view = "tags"
     orderable = False
+    soft = None
     pipeline = "token-classification"
 
     def check_task(self, task: "Task", where: str) -> None:

@@ -222,6 +222,24 @@ def at_least_fp32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def soft_divergence(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:
+    """T² · KL(p ‖ q) of a teacher's and a model's class probabilities at a temperature, in nats (Hinton et al., 2015,
+    section 2): p ∝ teacher^(1 / T), q = softmax(logits / T). The factor keeps the gradient's size.
+
+    Args:
+        logits: of the model, float (B, C), or (…, C).
+        probabilities: the teacher's, of the same shape; each sums to 1.
+        temperature: T.
+
+    Returns:
+        One divergence a row, (B,) or (…), at least fp32.
+    """
+    student = at_least_fp32(logits).div(temperature).log_softmax(-1)
+    teacher = probabilities.to(student.dtype).clamp(min=torch.finfo(student.dtype).tiny).log()
+    teacher = teacher.div(temperature).log_softmax(-1)
+    return temperature**2 * (teacher.exp() * (teacher - student)).sum(-1)
+
+
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "symmetric_kl": symmetric_kl,
     "token_symmetric_kl": token_symmetric_kl,

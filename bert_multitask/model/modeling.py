@@ -1,31 +1,43 @@
-"""The multitask model: a shared BERT encoder, or one for each task, and a head per task.
+"""The multitask model: a shared encoder, or one for each task, and a head per task. BERTs run as minBERT, every other
+encoder as Transformers has it.
 
 The texts of a pair are encoded jointly, as one sequence (TPE, paper section 4.3), or separately, as two (section 4.1).
 A separately encoded pair has one more axis of length 2, as the choices of Hugging Face's multiple-choice models have:
 tokens (B, 2, L), embeddings (B, 2, H).
 """
 
+import copy
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
 from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .card import model_card
-from .configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING, MultitaskBertConfig, PerTaskBertConfig
-from .encoder import MinBertModel, MinBertPreTrainedModel
+from .configuration import (
+    ENCODER_SHARING,
+    OWN_TYPES,
+    PAIR_ENCODING,
+    POOLING,
+    MultitaskBertConfig,
+    MultitaskConfig,
+    PerTaskBertConfig,
+)
+from .encoder import MinBertModel, MinBertPreTrainedModel, is_encoder_weight
 from .errors import InputError
 from .heads import HEADS, HeadLinear, find_head
 from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
+from .stock import check_embeddings, has_pooler, new_encoder, run_encoder
 from .tasks import Task, load_task, load_tasks
 
 logger = logging.get_logger(__name__)
@@ -81,6 +93,7 @@ def no_load_report() -> Iterator[None]:
     log = logging.get_logger("transformers.modeling_utils")
 
     def keep(record) -> bool:
+        """All records but that table."""
         return "LOAD REPORT" not in record.getMessage()
 
     log.addFilter(keep)
@@ -153,29 +166,29 @@ def check_layout(config: MultitaskBertConfig, tasks: Mapping[str, Task]) -> None
 
 
 class MultitaskBertModel(MinBertPreTrainedModel):
-    """One BERT encoder for all tasks, or one for each, with one head per task of `config.tasks`.
+    """One encoder for all tasks, or one for each, with one head per task of `config.tasks`.
 
-    `MultitaskBertModel.from_pretrained(BERT, tasks=["sst", "quora", "sts"])` puts new heads on a BERT checkpoint;
-    `from_pretrained(RUN)` gives back a trained model with its heads.
+    `MultitaskBertModel.from_pretrained(ENCODER, tasks=["sst", "quora", "sts"])` puts new heads on the checkpoint of a
+    BERT or of another bidirectional encoder (`MultitaskModel`); `from_pretrained(RUN)` gives back a trained model with
+    its heads.
+
+    Args:
+        config: of a BERT, or of another encoder.
+        encoder: to take, instead of a new one; each task with an encoder of its own gets a copy.
     """
 
     accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so Trainer must count the step's rows
 
-    def __new__(cls, config: MultitaskBertConfig | None = None, *args, **kwargs):
+    def __new__(cls, config: MultitaskBertConfig | MultitaskConfig | None = None, *args, **kwargs):
         """The class follows the configuration; a copy is made without one."""
-        per_task = cls is MultitaskBertModel and getattr(config, "encoder_sharing", None) == "per_task"
-        return super().__new__(PerTaskBertModel if per_task else cls)
+        classes = {subclass.config_class: subclass for subclass in (PerTaskBertModel, MultitaskModel)}
+        return super().__new__(classes.get(type(config), cls) if cls is MultitaskBertModel else cls)
 
-    def __init__(self, config: MultitaskBertConfig):
+    def __init__(self, config: MultitaskBertConfig | MultitaskConfig, encoder: PreTrainedModel | None = None):
         super().__init__(config)
         if not config.tasks:
             raise InputError("a MultitaskBertModel needs tasks, for example tasks=['sst', 'quora', 'sts']")
-        # Values that make stock classes raise instead of starting from random weights: the dropout and the number of
-        # labels for classifiers, which would find no head here; cross-attention for BertModel, where it would find no
-        # encoder.
-        config.classifier_dropout = -1
-        config.num_labels = 0
-        config.add_cross_attention = config.encoder_sharing == "per_task"
+        config.refuse_stock_models()
         self.tasks = load_tasks(config.tasks)
         check_layout(config, self.tasks)
         for task in self.tasks.values():
@@ -183,14 +196,23 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             check_loss_options(task)
             find_entry(task, "divergence", DIVERGENCES)
         if config.encoder_sharing == "shared":
-            self.bert = MinBertModel(config)
+            setattr(self, self.base_model_prefix, self.new_encoder() if encoder is None else encoder)
         else:
-            self.encoders = nn.ModuleDict({name: MinBertModel(config) for name in self.tasks})
+            make = self.new_encoder if encoder is None else partial(copy.deepcopy, encoder)
+            self.encoders = nn.ModuleDict({name: make() for name in self.tasks})
         self.heads = nn.ModuleDict()
         for name, task in self.tasks.items():
             texts = 1 + self.is_separate(task)
             self.heads[name] = HEADS[find_head(task, texts)](config.hidden_size, task, texts)
+            if self.pooling(name) == "pooler" and not has_pooler(self.encoder(name)):
+                raise InputError(
+                    f"task {name!r}: pooling is 'pooler', and this encoder has none; choose 'cls' or 'mean'"
+                )
         self.post_init()
+
+    def new_encoder(self) -> PreTrainedModel:
+        """An encoder with random weights."""
+        return MinBertModel(self.config)
 
     def is_separate(self, task: Task) -> bool:
         """Whether a row of the task is two sequences, each encoded on its own."""
@@ -211,9 +233,9 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         self.tasks[task.name] = task
         self.config.tasks = [task.to_config() for task in self.tasks.values()]
 
-    def encoder(self, task: str) -> MinBertModel:
+    def encoder(self, task: str) -> PreTrainedModel:
         """The encoder that a task uses."""
-        return self.bert if self.config.encoder_sharing == "shared" else self.encoders[task]
+        return self.base_model if self.config.encoder_sharing == "shared" else self.encoders[task]
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Overridden to resize the word embeddings of every encoder; returns those of the first task's.
@@ -247,7 +269,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """Load a BERT checkpoint or a trained run (see `MinBertPreTrainedModel.from_pretrained`).
+        """Load an encoder's checkpoint or a trained run (see `MinBertPreTrainedModel.from_pretrained`).
 
         Args:
             pretrained_model_name_or_path: folder, Hub id or `package:NAME/PATH`.
@@ -292,6 +314,13 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             logger.warning(f"{name}: {loaded}")
         return (model, info) if output_loading_info else model
 
+    @classmethod
+    def read_checkpoint(cls, folder_or_id: str, *args: Any, **kwargs: Any) -> tuple[Self, dict]:
+        """Overridden to begin with the encoder of a checkpoint that is no BERT's and no run's."""
+        if MultitaskBertConfig.stored_fields(folder_or_id, **kwargs)["model_type"] in OWN_TYPES:
+            return super().read_checkpoint(folder_or_id, *args, **kwargs)
+        return MultitaskModel.begin(folder_or_id, **kwargs)
+
     def push_to_hub(
         self, repo_id: str, *, token: bool | str | None = None, private: bool | None = None, **kwargs: Any
     ) -> str:
@@ -306,10 +335,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     def split(self) -> "MultitaskBertModel":
         """A copy of a model with a shared encoder in which each task has that encoder for its own."""
-        fields = {key: value for key, value in self.config.to_dict().items() if key != "model_type"}
-        config = PerTaskBertConfig(**fields)
-        config._attn_implementation = self.config._attn_implementation
-        weights = {}
+        config, weights = self.config.per_task(), {}
         for key, value in self.state_dict().items():
             owner, _, rest = key.partition(".")
             keys = [f"encoders.{task}.{rest}" for task in self.tasks] if owner == "bert" else [key]
@@ -322,7 +348,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        task: str,
+        task: str | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
@@ -331,11 +357,12 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-    ) -> SequenceClassifierOutput:
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions | SequenceClassifierOutput:
         """Run one task on a batch of its rows.
 
         Args:
-            task: name of the task.
+            task: name of the task. Without one, as libraries call it that know no tasks, a shared encoder's own outputs
+                are returned.
             input_ids: vocabulary indices, integer (B, L); for a separately encoded pair (B, 2, L).
             attention_mask: 1 for real tokens and 0 for padding, of the same shape; all real by default.
             token_type_ids: segment indices, of the same shape; all 0 by default.
@@ -355,6 +382,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             InputError: the model has no such task, or the inputs are one sequence a row where the task takes two, or
                 the other way round.
         """
+        if task is None and self.config.encoder_sharing == "shared":
+            return self.encode(
+                next(iter(self.tasks)), input_ids, attention_mask, token_type_ids, inputs_embeds=inputs_embeds
+            )
         self.check_task(task)
         separate = self.is_separate(self.tasks[task])
         inputs = [input_ids, attention_mask, token_type_ids, inputs_embeds]
@@ -456,8 +487,55 @@ class PerTaskBertModel(MultitaskBertModel):
     config_class = PerTaskBertConfig
 
 
+class MultitaskModel(MultitaskBertModel):
+    """A `MultitaskBertModel` with any other encoder than BERT, shared or one for each task, as Transformers runs it."""
+
+    config_class = MultitaskConfig
+    base_model_prefix = "text_encoder"
+    _no_split_modules = None  # the encoder knows its own
+
+    def __init__(self, config: MultitaskConfig, encoder: PreTrainedModel | None = None):
+        if encoder is not None:
+            config.text_config = encoder.config
+        super().__init__(config, encoder)
+        self.supports_gradient_checkpointing = self.encoder(next(iter(self.tasks))).supports_gradient_checkpointing
+
+    @classmethod
+    def begin(cls, folder_or_id: str, *, output_loading_info: bool, **kwargs: Any) -> tuple[Self, dict]:
+        """A stock checkpoint's encoder with new heads, and Transformers' report.
+
+        Raises:
+            InputError: it is no bidirectional encoder of texts, or it lacks weights of one.
+        """
+        kwargs.pop("config", None)
+        config, kwargs = MultitaskConfig.around(folder_or_id, return_unused_kwargs=True, **kwargs)
+        encoder, info = AutoModel.from_pretrained(
+            folder_or_id, config=config.text_config, output_loading_info=output_loading_info, **kwargs
+        )
+        info["missing_keys"] = {f"{cls.base_model_prefix}.{key}" for key in info["missing_keys"]}
+        if missing := sorted(filter(is_encoder_weight, info["missing_keys"])):
+            raise InputError(f"{folder_or_id} lacks {len(missing)} encoder weights, {missing[0]} first")
+        check_embeddings(encoder)
+        return cls(config, encoder).to(encoder.dtype).eval(), info
+
+    def new_encoder(self) -> PreTrainedModel:
+        """An encoder with random weights."""
+        return new_encoder(self.config.text_config)
+
+    def split(self) -> "MultitaskModel":
+        """As of `MultitaskBertModel`."""
+        model = type(self)(self.config.per_task(), self.base_model).to(self.dtype)
+        model.heads.load_state_dict(self.heads.state_dict())
+        return model.train(self.training)
+
+    def encode(self, task: str, *inputs: Tensor | None, **options: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """A task's rows through its encoder (see `stock.run_encoder`)."""
+        return run_encoder(self.encoder(task), *inputs, **options)
+
+
 # With the package imported, the Auto classes know the type of our own. Not where a checkpoint brought this file along
 # as remote code: that is trusted for that checkpoint alone.
 if __package__ == "bert_multitask.model":
-    AutoConfig.register(PerTaskBertConfig.model_type, PerTaskBertConfig)
-    AutoModel.register(PerTaskBertConfig, PerTaskBertModel)
+    for model_class in (PerTaskBertModel, MultitaskModel):
+        AutoConfig.register(model_class.config_class.model_type, model_class.config_class)
+        AutoModel.register(model_class.config_class, model_class)

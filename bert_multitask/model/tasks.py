@@ -17,8 +17,9 @@ from .kinds import ALIASES, KINDS
 from .losses import LOSSES
 
 QUOTING = ("standard", "none")
+TRUNCATION = ("head", "tail", "head_tail")
 # The fields that say where rows come from, which a model does not need.
-ROW_SOURCE = ("id", "files", "dev_share", "quoting", "hub", "extra_train", "course_rows")
+ROW_SOURCE = ("id", "files", "dev_share", "quoting", "hub", "extra_train", "distill_from", "course_rows")
 SPLITS = ("train", "dev", "test")
 # A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
 # torch module that holds the heads by name.
@@ -137,10 +138,16 @@ class Task:
         max_train_samples: train on at most so many rows, drawn at random; None, on all.
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
         loss_weight: factor of all that the task adds to a step's gradient, its regularisers too; above 0.
+        truncation: what is kept of a text that is too long: "head", its beginning; "tail", its end; "head_tail", both
+            (see `tokens.kept_tokens`).
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
         rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021; half of
             its α where the divergence is a symmetric KL, which is halved there); 0 is off.
+        distill_from: folder with a teacher's prediction table of the training rows, `{name}-train.parquet`, to learn
+            from beside the labels; None, from the labels alone.
+        distill_weight: share of the teacher's predictions in the loss, in (0, 1]; the labels have the rest.
+        distill_temperature: T by which the teacher's and the model's logits are divided, for probabilities.
         id: the column of ids, in files and in memory; None, `id`, where there is one.
         files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
             (tabs or commas), .jsonl, .parquet, or .conll, whose columns are called "0", "1", … and "-1", the last.
@@ -175,9 +182,13 @@ class Task:
     max_train_samples: int | None = None
     dropout: float = 0.3
     loss_weight: float = 1.0
+    truncation: str = "head"
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
     rdrop_weight: float = 0.0
+    distill_from: str | None = None
+    distill_weight: float = 0.5
+    distill_temperature: float = 1.0
     id: str | None = None
     files: dict[str, str] | None = None
     dev_share: float | None = None
@@ -203,8 +214,9 @@ class Task:
                 check_splits(splits, f"{where}: {source}", self.dev_share)
         if self.pair_encoding is not None and self.text_pair is None:
             raise InputError(f"{where}: pair_encoding is {self.pair_encoding!r}, but a row has one text; leave it out")
-        if self.quoting not in QUOTING:
-            raise InputError(f"{where}: quoting is {self.quoting!r}; choose one of {', '.join(QUOTING)}")
+        for key, choices in (("quoting", QUOTING), ("truncation", TRUNCATION)):
+            if (value := getattr(self, key)) not in choices:
+                raise InputError(f"{where}: {key} is {value!r}; choose one of {', '.join(choices)}")
         if self.course_rows is not None and self.course_rows.keys() != set(SPLITS):
             raise InputError(f"{where}: course_rows has {', '.join(self.course_rows)}; expected {', '.join(SPLITS)}")
         for key in ("loss", "divergence", "metric"):
@@ -260,6 +272,13 @@ class Task:
         for key in ("smart_weight", "bregman_weight", "rdrop_weight"):
             if getattr(self, key) < 0:
                 raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
+        if self.distill_from is not None and KINDS[self.kind].soft is None:
+            raise InputError(f"{where}: a {self.kind} task cannot learn from a teacher; leave distill_from out")
+        if not 0 < self.distill_weight <= 1 or self.distill_temperature <= 0:
+            raise InputError(
+                f"{where}: distill_weight is {self.distill_weight} and distill_temperature {self.distill_temperature}; "
+                "expected a share in (0, 1] and a number above 0"
+            )
         if self.loss_weight <= 0:
             raise InputError(f"{where}: loss_weight is {self.loss_weight}; expected a factor above 0")
         for key in ("epochs", "max_train_samples"):

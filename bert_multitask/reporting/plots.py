@@ -78,7 +78,7 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
         right.set(title=fold(f"{name}: {task.metric}") + best_dev(right, metric.greater_is_better), ylabel=metric.unit)
     left, right = axes[-1]
     draw_train(left, history, "loss")
-    more = any(key.startswith(("smart_", "bregman_", "rdrop_")) for entry in history for key in entry)
+    more = any(key.startswith(("smart_", "bregman_", "rdrop_", "distill_")) for entry in history for key in entry)
     left.set(title=f"all tasks: loss{', with regularisers' * more}", ylabel="loss (mixed units)", xlabel="step")
     draw_dev(right, history, "eval_overall")
     right.set(title=f"overall score{best_dev(right)}", ylabel="score (0 to 1)", xlabel="step")

@@ -35,11 +35,15 @@ TASK_FIELDS = {
     "bregman_weight": "bregman_weight",
     "loss_weight": "loss_weight",
     "rdrop_weight": "rdrop_weight",
+    "distill_from": "distill_from",
+    "distill_weight": "distill_weight",
+    "distill_temperature": "distill_temperature",
 }
 EXAMPLE = '0.1 or {"sst": 0.2}'  # of such a flag
 EXAMPLES = {
     "task_epochs": '{"sst": 3}',
     "max_train_samples": '1000 or {"quora": 1000}',
+    "distill_from": '{"sst": "ENSEMBLE"}',
     "class_weights": 'balanced or {"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}',
 }
 
@@ -83,9 +87,7 @@ class RunArguments:
     )
     label_smoothing: dict | str | float | None = field(
         default=None,
-        metadata={
-            "help": "share of a label spread over all classes, one number or JSON by task; by default the task's own"
-        },
+        metadata={"help": "share of a label for all classes, one number or JSON by task; by default the task's own"},
     )
     encoder_dropout: float | None = field(
         default=None, metadata={"help": "both of BERT's dropouts; by default the checkpoint's"}
@@ -122,12 +124,27 @@ class RunArguments:
             "a step of such a task costs two"
         },
     )
+    distill_from: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "learn also from a teacher's predictions for the training rows: a folder of prediction tables, or "
+            "JSON by task"
+        },
+    )
+    distill_weight: dict | str | float | None = field(
+        default=None, metadata={"help": "share of the teacher in the loss, by task as smart_weight; by default 0.5"}
+    )
+    distill_temperature: dict | str | float | None = field(
+        default=None, metadata={"help": "temperature of the teacher's and the model's probabilities; by default 1"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the run in --output_dir"})
 
     def __post_init__(self):
         for name in TASK_FIELDS:
             value = getattr(self, name)
             for_all = ("balanced",) if name == "class_weights" else ()
+            if name == "distill_from" and not str(value).startswith("{"):
+                for_all = (value,)  # a folder
             value = value if value in for_all else parse_json(f"--{name}", value)
             numbers = () if name in ("task_epochs", "class_weights") else (int, float)
             if value not in for_all and not isinstance(value, (dict, NoneType, *numbers)):

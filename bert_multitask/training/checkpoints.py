@@ -118,7 +118,7 @@ def check_checkpoint(folder: Path, files: Iterable[str] = ()) -> None:
         if not any(file for pattern in patterns for file in folder.glob(pattern)):
             raise InputError(
                 f"--resume_from_checkpoint {folder}: the {what} ({patterns[0]}) is not there; name another checkpoint "
-                "of the run (--save_only_model leaves none to resume from)"
+                "of the run (a finished run keeps none to resume from, nor does --save_only_model)"
             )
     if missing := [file for file in sorted(files) if not (folder / file).exists()]:
         raise InputError(

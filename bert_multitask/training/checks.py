@@ -158,6 +158,8 @@ def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:
                 f"data_collator gives {found} for rows of task {name!r}; expected task (its name), input_ids, "
                 "attention_mask, token_type_ids and labels, as bert_multitask.data.collate.Collator gives them"
             )
+        if "soft_labels" in part.column_names and "soft_labels" not in batch:
+            raise InputError(f"data_collator loses the soft_labels of task {name!r}, which a teacher gave")
 
 
 def check_optimizers(
@@ -357,7 +359,8 @@ def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
         )
     for task in dict.fromkeys(plan):
         head = any(f"heads.{task}." in name for name in trained)
-        encoder = "bert." if model.config.encoder_sharing == "shared" else f"encoders.{task}."
+        shared = model.config.encoder_sharing == "shared"
+        encoder = f"{model.base_model_prefix}." if shared else f"encoders.{task}."
         if not head and not any(encoder in name for name in trained):
             raise InputError(f"task {task!r} has nothing to train: none of its weights has requires_grad")
         if not head:

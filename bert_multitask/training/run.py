@@ -35,6 +35,7 @@ from ..model.modeling import MultitaskBertModel, describe_loading
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch
 from .callbacks import HistoryFile
+from .distill import add_soft_labels
 from .optim import freeze_layers
 from .run_folder import RunFolder
 from .stopping import STOP, StopAtStepEnd, resume_command
@@ -67,7 +68,7 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
         max_length = min(run.max_length, trainer.model.config.max_position_embeddings)
         folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches, max_length)
         if args.process_index == 0:
-            say(f"{describe_rows(tasks, rows)}\n\n{trainer.describe_plan()}")
+            say(f"\n{describe_rows(tasks, rows)}\n\n{trainer.describe_plan()}")
         advice = f"go on with: {resume_command(run.overwrite)}"
         with STOP.advising(advice), closing(trainer.table):  # so that no message ends a bar
             trainer.train(resume_from_checkpoint=folder.checkpoint)
@@ -179,6 +180,8 @@ def prepare(
     given = run.load_tasks()
     tasks = [with_label_names(task, run.data_dir) for task in given]
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
+    for task in [task for task in tasks if task.distill_from]:
+        rows[task.name]["train"] = add_soft_labels(task, rows[task.name]["train"])
     tell = say if args.process_index == 0 else logger.info
     for task, before in zip(tasks, given, strict=True):
         if before.is_open:
@@ -202,7 +205,8 @@ def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], objec
     """
     fields = {name: getattr(run, name) for name in ("encoder_sharing", "pair_encoding", "pooling")}
     if run.encoder_dropout is not None:
-        fields |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), run.encoder_dropout)
+        config = MultitaskBertConfig.from_pretrained(run.model_name_or_path)
+        fields |= dict.fromkeys(config.dropout_fields, run.encoder_dropout)
     try:
         model, info = MultitaskBertModel.from_pretrained(
             run.model_name_or_path, tasks=tasks, output_loading_info=True, **fields
@@ -212,7 +216,7 @@ def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], objec
             f"{error}; see --model_name_or_path, or try `make quickstart`, which needs no download"
         ) from error
     if loaded := describe_loading(model.tasks, info):
-        tell(f"{loaded}\n")
+        tell(loaded)
     if run.freeze_encoder:
         model.requires_grad_(False)
         model.heads.requires_grad_(True)

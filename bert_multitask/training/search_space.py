@@ -13,7 +13,8 @@ from .yaml_file import find_config, load_yaml
 NUMBERS = (
     "learning_rate head_learning_rate layer_decay weight_decay warmup_steps adam_beta1 adam_beta2 max_grad_norm "
     "head_dropout encoder_dropout label_smoothing "
-    "smart_weight smart_radius smart_step_size smart_noise_std bregman_weight bregman_momentum rdrop_weight loss_weight"
+    "smart_weight smart_radius smart_step_size smart_noise_std bregman_weight bregman_momentum rdrop_weight "
+    "loss_weight distill_weight distill_temperature"
 ).split()
 WORDS = "lr_scheduler_type smart_projection".split()
 RANGE = {"low", "high", "log"}

@@ -62,7 +62,7 @@ def smart_penalty(
             inputs = {"attention_mask": mask, "token_type_ids": segments}
             smart_penalty(
                 lambda x: model("sst", inputs_embeds=x, **inputs).logits,
-                model.encoder("sst").embeddings.word_embeddings(input_ids),
+                model.encoder("sst").get_input_embeddings()(input_ids),
                 mask,
                 model("sst", input_ids, **inputs).logits,
                 DIVERGENCES["symmetric_kl"],

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from tqdm.auto import tqdm
 from transformers import ProgressCallback
@@ -21,7 +22,7 @@ CELL = 9  # columns of a number in the table
 LIBRARIES = ("transformers", "accelerate", "datasets", "huggingface_hub", "py.warnings")  # whose messages are shown
 
 
-def say(text: str = "", file=None) -> None:
+def say(text: str = "", file: TextIO | None = None) -> None:
     """Print above the progress bars, where there are any.
 
     Args:
@@ -91,14 +92,14 @@ class TrainingTable(ProgressCallback):
         self.training_bar = self.make_bar(args, state.max_steps, "training", initial=state.global_step)
         width = shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH
         self.cell = max(CELL, *(min(12, len(name)) for name in self.tasks))
-        self.steps = 2 * len(str(state.max_steps)) + 1
+        self.steps = max(len("step"), 2 * len(str(state.max_steps)) + 1)
         room = (width - self.steps - len("  score") - len("  best")) // (self.cell + 1) - 1
         self.shown = list(self.tasks)[: max(1, room)]
         say()
         say(self.row("step", "", [*self.shown, "overall"]))
         say(self.row("", "score", [self.tasks[name].metric for name in self.shown]))
         if len(self.shown) < len(self.tasks):
-            say(f"({', '.join(list(self.tasks)[len(self.shown) :])}: in the log, for want of columns)")
+            say(f"({', '.join(list(self.tasks)[len(self.shown) :])}: in the history file; more columns do not fit)")
         if state.global_step:
             say(f"going on after step {state.global_step}")
 

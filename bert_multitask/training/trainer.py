@@ -47,6 +47,7 @@ from ..evaluation.metrics import (
 from ..model.card import model_card
 from ..model.encoder import all_finite, share_weights
 from ..model.errors import InputError, NonFiniteError
+from ..model.kinds import KINDS
 from ..model.losses import DIVERGENCES, count_items, is_labelled, labelled_rows, no_label
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
@@ -140,7 +141,8 @@ class MultitaskTrainer(Trainer):
         check_training(model, args, self.plan, self.metric_functions)
         check_optimizers(model, args, optimizers, optimizer_cls_and_kwargs)
         if data_collator is not None:
-            check_collator(data_collator, train | dev)
+            for rows in (train, dev):
+                check_collator(data_collator, rows)
         if args.paper_optimizer:
             adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
             optimizer_cls_and_kwargs = (PaperAdamW, {"lr": args.learning_rate} | adam)
@@ -363,12 +365,14 @@ class MultitaskTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Overridden to add SMART's and R-Drop's terms to a training step's loss, to note one that is not a finite
-        number, without waiting for the device, and to keep each task's losses and predictions for the log.
+        """Overridden to add a teacher's, SMART's and R-Drop's terms to a training step's loss, to note one that is not
+        a finite number, without waiting for the device, and to keep each task's losses and predictions for the log.
 
         Scaling is as Trainer's: the model divides by the labelled rows of the whole step (or by the sum of their class
         weights), all processes and accumulation steps together.
         """
+        inputs = dict(inputs)
+        soft = inputs.pop("soft_labels", None)  # a teacher's; the model does not take them
         self.compute_loss_func = self.loss_functions.get(inputs["task"])
         if not model.training:
             return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
@@ -388,6 +392,10 @@ class MultitaskTrainer(Trainer):
         share = rows if items is None else rows / items
         if self.args.average_tokens_across_devices:
             share = share * self.accelerator.num_processes  # as Trainer scales the loss: DDP takes the processes' mean
+        if soft is not None:
+            distance = torch.stack([KINDS[task.kind].distil(task, each, soft) for each in (logits, *again)]).mean()
+            self.keep(f"distill_{task.name}", share * distance)
+            loss = (1 - task.distill_weight) * loss + task.distill_weight * share * distance
         for name, weight, penalty in self.penalties(task, inputs, logits, masks, *again):
             self.keep(f"{name}_{task.name}", share * penalty)
             loss = loss + weight * share * penalty
@@ -415,7 +423,7 @@ class MultitaskTrainer(Trainer):
                 """By the bare model: DistributedDataParallel allows one forward for each backward."""
                 return self.model(inputs_embeds=embeddings, **batch).logits
 
-            embeddings = self.model.encoder(task.name).embeddings.word_embeddings(inputs["input_ids"])
+            embeddings = self.model.encoder(task.name).get_input_embeddings()(inputs["input_ids"])
             penalty = smart_penalty(
                 partial(masks.replay, predict) if masks else predict,
                 embeddings,
@@ -442,7 +450,7 @@ class MultitaskTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Overridden to add to training logs, as means over a task's steps since the last entry: `loss_{task}` without
-        these terms, `smart_{task}`, `bregman_{task}` and `rdrop_{task}`, all without their weights; and
+        these terms, `distill_{task}`, `smart_{task}`, `bregman_{task}`, `rdrop_{task}`, all without their weights; and
         `{metric}_{task}` of the rows trained on since, as predicted in training, with dropout.
 
         Raises:

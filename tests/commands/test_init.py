@@ -154,6 +154,7 @@ def test_a_dataset_of_the_hub(monkeypatch, dev):
         (["nowhere.csv"], "nowhere.csv: no such file"),
         (["numbers.csv"], "no column looks like texts"),
         (["table.csv", "--config_name", "de"], "table.csv is a file; leave it out"),
+        (["table.csv", "--output", "no/such/folder.yaml"], "folder.yaml cannot be written: No such file"),
         (["table.csv"], "table.yaml exists; name another file with --output, or replace it with --overwrite"),
     ],
 )

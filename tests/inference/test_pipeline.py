@@ -250,7 +250,7 @@ def test_threads_may_share_a_tokenizer(pipe):
 
 
 def test_what_is_no_model(tiny_bert, model, tokenizer):
-    with pytest.raises(InputError, match="BERT without heads"):
+    with pytest.raises(InputError, match="encoder without heads"):
         MultitaskPipeline(tiny_bert)
     with pytest.raises(InputError, match="tokenizer is a NoneType; expected the model's own fast tokenizer"):
         MultitaskPipeline(model)

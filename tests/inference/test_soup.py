@@ -79,7 +79,7 @@ def test_what_cannot_be_averaged(monkeypatch, tmp_path, runs, make_run, tiny_ber
         ),
         (make_run("separate", pair_encoding="separate"), "pair_encoding is 'separate', and 'joint' in"),
         (make_run("tasks", tasks=("sts", "sst")), "sst's kind is 'classification', and None in|sst's dropout"),
-        (tiny_bert, "is a BERT without heads"),
+        (tiny_bert, "is an encoder without heads"),
         (str(bare), "no run.json, so nothing says which weights"),
     ]:
         with pytest.raises(InputError, match=message):

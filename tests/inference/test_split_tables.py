@@ -131,7 +131,7 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
     for name, message in [
         (misnamed, "'sentense'"),
         (misnamed, f"({misnamed / 'run.json'} names the rows and their columns)"),
-        (tiny_bert, "is a BERT without heads; expected a trained run"),
+        (tiny_bert, "is an encoder without heads; expected a trained run"),
         (tmp_path / "none", "none: no such folder"),
         (damaged, "run.json: is not the record of a run"),
     ]:

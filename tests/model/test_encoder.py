@@ -424,7 +424,7 @@ def test_another_architecture_is_refused(tmp_path):
     DistilBertModel(DistilBertConfig(vocab_size=50, dim=32, n_layers=1, n_heads=2, hidden_dim=48)).save_pretrained(
         tmp_path
     )
-    with pytest.raises(InputError, match="distilbert.*choose a BERT checkpoint"):
+    with pytest.raises(InputError, match="distilbert.*BERTs alone"):
         MinBertModel.from_pretrained(tmp_path)
 
 

@@ -1,0 +1,157 @@
+"""Encoders as Transformers runs them: which of them can carry our heads, and how each is called.
+
+Nothing here asks for an architecture by its name: what differs is read from the class, its configuration and its
+modules.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from .errors import InputError
+
+NEEDED = ("input_ids", "attention_mask", "inputs_embeds")
+UNLIMITED = 2**31 - 1  # tokens of an encoder that has no longest row
+
+
+def check_type(name: str, model_type: str | None) -> None:
+    """Refuse a type of model that Transformers does not know by itself: its code is not run.
+
+    Raises:
+        InputError: names the type.
+    """
+    if model_type not in CONFIG_MAPPING:
+        raise InputError(
+            f"{name} is a checkpoint of type {model_type!r}, which this version of Transformers has no code of; choose "
+            "an encoder that it has, for example google-bert/bert-base-uncased"
+        )
+
+
+def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class of the encoder that `AutoModel` makes of a configuration; None where it makes none."""
+    found = MODEL_MAPPING.get(type(config), None)
+    return found[0] if isinstance(found, (list, tuple)) else found
+
+
+def check_architecture(config: PreTrainedConfig) -> None:
+    """Refuse a model that is no bidirectional encoder of texts, by its configuration alone.
+
+    Raises:
+        InputError: says what it is instead.
+    """
+    model_class = stock_class(config)
+    taken = inspect.signature(model_class.forward).parameters if model_class else ()
+    missing = [name for name in NEEDED if name not in taken]
+    reason = None
+    if config.is_encoder_decoder:
+        reason = "an encoder-decoder, and the heads read an encoder"
+    elif "input_ids" not in taken:
+        reason = "no model of texts: it takes no input_ids"
+    elif getattr(config, "is_decoder", False) or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        is_decoder = getattr(config, "is_decoder", False) or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        reason = "a decoder, whose tokens see only those before them" if is_decoder else "no masked language model"
+    elif missing:
+        reason = f"an encoder that takes no {missing[0]}"
+    if reason:
+        raise InputError(
+            f"is a checkpoint of type {config.model_type!r}, {reason}; choose a bidirectional encoder, for example "
+            "google-bert/bert-base-uncased or FacebookAI/roberta-base"
+        )
+
+
+def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder with random weights.
+
+    Raises:
+        InputError: as `check_architecture`.
+    """
+    check_architecture(config)
+    return AutoModel.from_config(config, trust_remote_code=False)
+
+
+@torch.no_grad()
+def check_embeddings(encoder: PreTrainedModel) -> None:
+    """Refuse an encoder in which word embeddings do not stand for tokens: SMART and attribution start from them.
+
+    Args:
+        encoder: with its weights, in evaluation mode.
+
+    Raises:
+        InputError: its hidden states differ, or it cannot be called so.
+    """
+    ids = torch.arange(encoder.config.vocab_size - 3, encoder.config.vocab_size).unsqueeze(0)
+    try:
+        found = run_encoder(encoder, inputs_embeds=encoder.get_input_embeddings()(ids)).last_hidden_state
+        is_same = torch.allclose(found, run_encoder(encoder, ids).last_hidden_state, rtol=1e-3, atol=1e-3)
+    except Exception:  # an encoder fails in its own ways
+        is_same = False
+    if not is_same:
+        raise InputError(
+            f"its encoder, of type {encoder.config.model_type!r}, does not compute the same from inputs_embeds as from "
+            "input_ids, which this package needs; choose another, for example FacebookAI/roberta-base"
+        )
+
+
+def find_max_length(config: PreTrainedConfig) -> int:
+    """The most tokens that an encoder takes in a row: its positions, without those that RoBERTa and its kin keep for
+    padding, which their tables of positions show by a `padding_idx`."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is None:
+        return UNLIMITED
+    with torch.device("meta"):
+        encoder = new_encoder(config)
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return longest - module.padding_idx - 1
+    return longest
+
+
+def has_pooler(encoder: PreTrainedModel) -> bool:
+    """Whether an encoder has a pre-trained transformation of its first token."""
+    return getattr(encoder, "pooler", None) is not None
+
+
+def run_encoder(
+    encoder: PreTrainedModel,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    *,
+    inputs_embeds: Tensor | None = None,
+    first_token_only: bool = False,
+    **options: Any,
+) -> BaseModelOutputWithPoolingAndCrossAttentions:
+    """A stock encoder with the arguments of `MinBertModel.forward`, and hidden states that are 0 at padding as there.
+
+    Token types reach only an encoder that knows more than one. `first_token_only` has no effect.
+    """
+    tokens = input_ids if input_ids is not None else inputs_embeds
+    if attention_mask is None:
+        attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+    if (
+        getattr(encoder.config, "type_vocab_size", 0) > 1
+        and "token_type_ids" in inspect.signature(encoder.forward).parameters
+    ):
+        inputs["token_type_ids"] = token_type_ids
+    given = {name: value for name, value in (inputs | options).items() if value is not None}
+    outputs = encoder(**given)
+    hidden = outputs.last_hidden_state
+    return BaseModelOutputWithPoolingAndCrossAttentions(
+        last_hidden_state=hidden.where(attention_mask.bool().unsqueeze(-1), 0),
+        pooler_output=outputs.get("pooler_output"),
+        hidden_states=outputs.get("hidden_states"),
+        attentions=outputs.get("attentions"),
+    )

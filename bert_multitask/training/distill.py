@@ -1,0 +1,43 @@
+"""Soft labels: what a teacher, one model or an ensemble, predicted for the training rows (Hinton et al., 2015)."""
+
+import datasets
+from datasets import Dataset, Value
+
+from ..evaluation.tables import find_tables, read_columns
+from ..model.errors import InputError
+from ..model.kinds import KINDS
+from ..model.tasks import Task
+
+
+def add_soft_labels(task: Task, rows: Dataset) -> Dataset:
+    """Rows with a column `soft_labels`, fp32: each row's probabilities, or score, in the teacher's table.
+
+    Args:
+        task: whose `distill_from` names the folder with the teacher's `{task}-train.parquet`.
+        rows: clean or tokenised training rows, which are found in the table by their ids.
+
+    Raises:
+        InputError: there is no such table, it is of another task, or has no row of that id.
+    """
+    teacher = find_tables(task.distill_from, "train").get(task.name)
+    where = f"task {task.name!r}: distill_from {task.distill_from}"
+    if teacher is None:
+        raise InputError(
+            f"{where}: there is no {task.name}-train.parquet; `bert-multitask predict RUN --split train --output_dir "
+            "FOLDER` makes one, and `bert-multitask ensemble --split train` one of several"
+        )
+    for field in ("kind", "label_names", "score_range"):
+        if getattr(teacher.task, field) != getattr(task, field):
+            raise InputError(f"{where}: its {field} is {getattr(teacher.task, field)!r}, not {getattr(task, field)!r}")
+    column = KINDS[task.kind].soft
+    if column not in teacher.table.column_names:
+        raise InputError(f"{teacher.source}: has no {column} to learn from; give the Parquet file of a model")
+    places = {row_id: place for place, row_id in enumerate(teacher.table["id"][:])}
+    if missing := [row_id for row_id in rows["id"][:] if row_id not in places]:
+        raise InputError(
+            f"{teacher.source}: has no row {missing[0]!r}, which is one of {len(missing):,} training rows that are "
+            "missing; predict the same rows, those of extra_train too"
+        )
+    values = read_columns(task, teacher.table)[column][[places[row_id] for row_id in rows["id"][:]]]
+    feature = Value("float32") if values.ndim == 1 else datasets.List(Value("float32"))
+    return rows.add_column("soft_labels", values.tolist(), feature=feature)
