@@ -74,7 +74,8 @@ def test_the_readme_from_datasets_to_a_push_and_its_answers(monkeypatch, tmp_pat
 
 
 def test_the_readmes_yaml_is_its_python():
-    tasks = [load_task(task, named=False) for task in yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])["tasks"]]
+    block = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1]
+    tasks = [load_task(task, named=False) for task in yaml.safe_load(block)["tasks"]]
     assert [task.name for task in tasks] == ["feeling", "names", "same"]
     for task in tasks:
         columns, label, _ = HUB[task.hub.path]
