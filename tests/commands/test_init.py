@@ -178,7 +178,15 @@ def test_what_is_written_trains(tmp_path, monkeypatch, tiny_bert, capsys):
     name = table(tmp_path / "news.csv", **columns)
     assert run_here(monkeypatch, name, recipe="init") == 0
     flags = ["--model_name_or_path", tiny_bert, "--report_to", "none", "--per_device_train_batch_size", 8]
-    assert run_here(monkeypatch, "news.yaml", *flags, "--max_steps", 4, recipe="train") == 0
+    flags += ["--max_steps", 4]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bert_multitask.training.run.write_results", stop)
+        assert run_here(patch, "news.yaml", *flags, recipe="train") == 130
+    assert run_here(monkeypatch, "news.yaml", *flags, "--resume_from_checkpoint", recipe="train") == 0
     run = tmp_path / "runs" / "news"
     scores = json.loads((run / "metrics.json").read_text())
     assert {"eval_topic_accuracy", "eval_is_new_accuracy", "eval_score_pearson"} <= scores.keys()
@@ -193,5 +201,3 @@ def test_what_is_written_trains(tmp_path, monkeypatch, tiny_bert, capsys):
             for folder in (run / "predictions", tmp_path / "again")
         ]
         assert found[0] == found[1] and len(found[0]) == 1 + record["decides"][f"rows of {task}"]["dev"]["rows"]
-    (run / "metrics.json").unlink()  # a run that was stopped before its end
-    assert run_here(monkeypatch, "news.yaml", *flags, "--max_steps", 4, "--resume_from_checkpoint", recipe="train") == 0
