@@ -27,6 +27,7 @@ check: $(VENV)/installed-dev  ## lint and formatting, as pre-commit does
 
 docs: $(VENV)/installed-docs  ## build the documentation site, site/index.html
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo 'The site is in site/; open site/index.html in a browser.'
 
 $(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

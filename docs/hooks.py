@@ -9,7 +9,7 @@ from mkdocs.structure.files import File, Files
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.search_space import TuneArguments
 
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -19,6 +19,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, name, content=text.replace("](docs/", "](")))
     files.append(File.generated(config, "reference/flags.md", content=flags_page()))
     return files
+
+
+def on_page_markdown(markdown: str, **_) -> str:
+    """In docs/howto/, a link to a top-level page of the repository leads to the site's."""
+    return markdown.replace("](../../", "](../")
 
 
 def flags_page() -> str:

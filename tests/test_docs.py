@@ -8,6 +8,9 @@ from conftest import ROOT
 
 import bert_multitask
 
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").rglob("*.md")
+)
 pytest.importorskip("mkdocstrings_handlers.python", reason="the site needs the extra `docs`, which `test` includes")
 
 
@@ -50,14 +53,17 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(site) -> Page:
-    return Page("".join(page.read_text() for page in sorted((site / "reference").rglob("index.html"))))
+    return Page("".join(page.read_text() for page in sorted((site / "reference").glob("*.html"))))
 
 
 def test_every_public_name_has_its_entry(reference):
+    """Its arguments on one of the pages docs/reference/*.md, and before them an example in docs/reference.md."""
+    entries = (ROOT / "docs" / "reference.md").read_text().split("\n### ")[1:]
+    examples = {entry.split("\n")[0]: re.search(r"```python\n(.*?)```", entry, re.DOTALL)[1] for entry in entries}
+    assert set(examples) == set(bert_multitask.__all__)
     for name, module in bert_multitask._MODULES.items():
         assert f"bert_multitask.{module}.{name}" in reference.anchors
-    overview = (ROOT / "docs" / "reference.md").read_text()
-    assert set(re.findall(r"\[`(\w+)`\]\[", overview)) == set(bert_multitask.__all__)
+        assert examples[name].startswith(f"from bert_multitask import {name}\n")
 
 
 def test_every_module_has_its_entry(reference):
@@ -73,13 +79,32 @@ def test_arguments_have_types_and_words(reference):
     assert "radius float ε. Bound" in table and "1e-05" in table
 
 
-def test_the_readme_is_the_first_page(site):
+def test_the_first_page_has_three_doors(site):
     text = (site / "index.html").read_text()
-    assert "make quickstart" in text and 'href="performance/"' in text
+    assert re.findall(r"<h3 id=[^>]*>(.*?)<", text) == ["Use a model", "Train on my tasks", "Reproduce the paper"]
+    assert 'href="howto/export.html"' in text and (site / "howto" / "export.html").exists()
+
+
+def test_every_picture_and_notebook_is_there(site):
+    for page in site.rglob("*.html"):
+        for path in re.findall(r"<(?:img[^>]* src|a[^>]* href)=\"([^\"#]+\.(?:svg|png|ipynb))", page.read_text()):
+            assert (page.parent / path).exists(), f"{page}: {path}"
+
+
+def prose(text: str) -> list[str]:
+    """The lines of a page that are neither code, nor of a table, nor HTML."""
+    text = re.sub(r"^( *)```.*?^\1```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [line for line in text.splitlines() if not line.lstrip().startswith(("|", "<"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_prose_fits_120_columns(page):
+    long = [line for line in prose(page.read_text(encoding="utf-8")) if len(line) > 120]
+    assert not long
 
 
 def test_the_flags_are_listed(site):
-    text = (site / "reference" / "flags" / "index.html").read_text()
+    text = (site / "reference" / "flags.html").read_text()
     for flag in ("--encoder_sharing", "--smart_radius", "--learning_rate", "--n_trials"):
         assert f"<code>{flag}</code>" in text
 

@@ -1,37 +1,141 @@
-"""The README's Python, run as it stands but for the folders and the number of steps; flags and YAML of all pages."""
+"""What the pages show, run as it stands but for weights, folders and steps; the flags and tasks of all pages."""
 
+import json
 import re
 from dataclasses import fields
 
+import datasets
 import pytest
 import yaml
-from conftest import MINILM, ROOT
+from conftest import MINILM, ROOT, run_here
 
-from bert_multitask import MultitaskBertModel, MultitaskTrainingArguments, load_task
+from bert_multitask import MultitaskTrainingArguments, load_task
 from bert_multitask.training.arguments import RunArguments
 from bert_multitask.training.search_space import TuneArguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ASK, USE, TRAIN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FEW = 'max_steps=2, logging_steps=1, eval_strategy="no", save_strategy="no", report_to="none"'
+HUB = {  # columns, the labels' column, their names
+    "dair-ai/emotion": ({"text": ["Love it", "It hurts"], "label": [1, 0]}, "label", ["sadness", "joy", "anger"]),
+    "unimelb-nlp/wikiann": (
+        {"tokens": [["Anna", "left"], ["No"]], "ner_tags": [[1, 0], [0]]},
+        "ner_tags",
+        ["O", "B-PER"],
+    ),
+    "nyu-mll/glue": (
+        {"sentence1": ["a", "b"], "sentence2": ["a", "c"], "label": [1, 0]},
+        "label",
+        ["not_equivalent", "equivalent"],
+    ),
+}
 
 
-def test_using_a_trained_model(tmp_path, tokenizer, capsys):
-    model = MultitaskBertModel.from_pretrained(MINILM, tasks=["sst", "quora", "sts"])
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+def examples(page: str, language: str = "python") -> list[str]:
+    """The blocks of a page under docs/."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def load_dataset(path: str, name: str | None = None) -> datasets.DatasetDict:
+    """A few rows with the columns and labels of the data sets that the README loads."""
+    columns, label, names = HUB[path]
+    kind = datasets.ClassLabel(names=names)
+    rows = datasets.Dataset.from_dict(columns)
+    rows = rows.cast_column(label, datasets.List(kind) if isinstance(columns[label][0], list) else kind)
+    return datasets.DatasetDict(train=rows, validation=rows)
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory, tiny_bert):
+    """A run on the shipped sample, where the pages have runs/quickstart."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    few = ["--model_name_or_path", tiny_bert, "--max_steps", 1, "--report_to", "none", "--disable_tqdm", "true"]
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_here(patch, "quickstart", *few, "--output_dir", folder / "run", recipe="train") == 0
+    return folder / "run"
+
+
+def test_the_readme_from_datasets_to_a_push_and_its_answers(monkeypatch, tmp_path, tiny_bert, capsys):
+    """What the Hub gets is tested in tests/training/test_hub.py."""
+    pushed = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("bert_multitask.training.trainer.open_repo", lambda name, *_: name)
+    monkeypatch.setattr("bert_multitask.training.trainer.push_folder", lambda *given: pushed.append(given[:2]))
+    train, predict = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert "google-bert/bert-base-uncased" in train and "learning_rate=2e-5" in train
+    exec(train.replace("google-bert/bert-base-uncased", tiny_bert).replace("learning_rate=2e-5", FEW), {})
+    capsys.readouterr()
+    assert pushed == [("runs/desk", "me/desk")]
+    exec(predict.replace("me/desk", "runs/desk"), {})
+    answers = capsys.readouterr().out
+    assert answers.count("'probabilities'") == 5 and "'B-PER'" in answers and "'equivalent'" in answers
+
+
+def test_the_readmes_yaml_is_its_python():
+    block = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1]
+    tasks = [load_task(task, named=False) for task in yaml.safe_load(block)["tasks"]]
+    assert [task.name for task in tasks] == ["feeling", "names", "same"]
+    for task in tasks:
+        columns, label, _ = HUB[task.hub.path]
+        assert {task.hub.text, task.hub.text_pair, task.hub.label} - {None} == set(columns) and task.hub.label == label
+        (line,) = re.findall(rf'    Task\("{task.name}", "{task.kind}".*', README)
+        assert f"epochs={task.epochs}" in line and f'text="{task.hub.text}"' in line
+
+
+def test_the_reference_runs(monkeypatch, tmp_path, tiny_bert, quickstart, capsys):
+    """Every block, in order."""
+    monkeypatch.chdir(tmp_path)
     names = {}
-    exec(ASK.replace("runs/quickstart", str(tmp_path)), names)
-    exec(USE.replace("runs/quickstart", str(tmp_path)), names)
-    assert names["logits"].shape == (1,)
-    assert [line.count("'probabilities'") for line in capsys.readouterr().out.splitlines()] == [2, 0, 1]
+    for example in examples("reference.md"):
+        for before, after in (("runs/quickstart", str(quickstart)), (MINILM, tiny_bert), ("max_steps=20", FEW)):
+            example = example.replace(before, after)
+        exec(example, names)
+    printed = capsys.readouterr().out
+    assert "2 steps of up to 32 rows" in printed and "this model has no task 'weather'" in printed
+    assert names["penalty"] > 0 and (tmp_path / "report" / "report.html").exists()
 
 
-def test_training_from_python(tmp_path, capsys):
-    few = 'max_steps=2, eval_strategy="no", save_strategy="no", report_to="none"'
-    assert "max_steps=50" in TRAIN
-    exec(TRAIN.replace("runs/mine", str(tmp_path)).replace("max_steps=50", few), {})
-    assert "2 steps of up to 32 rows" in capsys.readouterr().out
+@pytest.mark.parametrize("page", ["add_task", "export", "memory", "metric"])
+def test_how_to(page, monkeypatch, tmp_path, tiny_bert, quickstart, capsys):
+    from bert_multitask.evaluation.metrics import METRICS
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bert_multitask.evaluation.metrics.METRICS", dict(METRICS))
+    names = {}
+    before = {name: weight.clone() for name, weight in load(quickstart).items()}
+    for example in examples(f"howto/{page}.md"):
+        example = example.replace("runs/quickstart", str(quickstart)).replace(MINILM, tiny_bert)
+        exec(example.replace("* 20", "* 2"), names)
+    if page == "add_task":
+        after = load("runs/with_topic")
+        assert all((after[name] == weight).all() for name, weight in before.items())
+        assert after.keys() - before.keys() == {"heads.topic.classifier.weight", "heads.topic.classifier.bias"}
+    else:
+        assert {"export": "'label'", "memory": "eval_spam_accuracy", "metric": "0."}[page] in capsys.readouterr().out
+
+
+def load(folder) -> dict:
+    """The weights of a run."""
+    from safetensors.torch import load_file
+
+    return load_file(f"{folder}/model.safetensors")
+
+
+def test_the_notebook_runs_from_top_to_bottom(monkeypatch, tmp_path, tiny_bert):
+    """On fewer messages and a tiny model; it is kept without outputs."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "docs" / "first_steps.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in cells)
+    names = {}
+    for cell in cells:
+        exec(
+            "".join(cell["source"]).replace(MINILM, tiny_bert).replace("make(240), make(60)", "make(20), make(9)"),
+            names,
+        )
+    assert sorted(names["answers"]) == ["mood", "names", "topic"] and (tmp_path / "runs" / "first_steps").is_dir()
 
 
 def test_nothing_is_left_to_fill_in():
@@ -55,4 +159,4 @@ def test_flags_named_in_the_pages_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tasks_in_the_pages_are_tasks(page):
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        assert all(load_task(task).name for task in yaml.safe_load(block).get("tasks", []))
+        assert all(load_task(task, named=False).name for task in yaml.safe_load(block).get("tasks", []))

@@ -3,7 +3,7 @@
 import argparse
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 
 from bert_multitask.evaluation.intervals import LEVEL, Scores
@@ -77,6 +77,23 @@ def runs_table(options: argparse.Namespace, jobs: Jobs) -> Table:
     return Table(["run", "configuration", "flags", "for", *COLUMNS.values()], lines)
 
 
+def beside_the_paper(table: PaperTable, score: Callable[[Row, str], str]) -> Table:
+    """One of the paper's tables: each of our scores with the paper's number to its right.
+
+    Args:
+        table: the paper's.
+        score: (row, column) -> our score as text.
+    """
+    columns = [column for column in COLUMNS if column in table.rows[0].paper]
+    lines = []
+    for row in table.rows:
+        line = [row.label]
+        for column in columns:
+            line += [score(row, column), f"{row.paper[column]:.3f}"]
+        lines.append(line)
+    return Table([table.heading, *(name for column in columns for name in (COLUMNS[column], "paper"))], lines)
+
+
 class Results:
     """The ensemble, and each table and figure as a section of a document.
 
@@ -122,21 +139,12 @@ class Results:
         if element in TABLES:
             table = TABLES[element]
             heading = f"Table {number}: {table.caption} (budget {self.options.budget:.4g})"
-            document.add(heading, self.table(table), *(self.intervals() if element == "table5" else []))
+            document.add(
+                heading, beside_the_paper(table, self.score), *(self.intervals() if element == "table5" else [])
+            )
         else:
             heading = f"Figure {number}: {FIGURES[element]} (budget {self.options.budget:.4g})"
             document.add(heading, *(self.figure(element) or [f"{ABSENT} its runs are not finished."]))
-
-    def table(self, table: PaperTable) -> Table:
-        """Ours beside the paper's numbers."""
-        columns = [column for column in COLUMNS if column in table.rows[0].paper]
-        lines = []
-        for row in table.rows:
-            line = [row.label]
-            for column in columns:
-                line += [self.score(row, column), f"{row.paper[column]:.3f}"]
-            lines.append(line)
-        return Table([table.heading, *(name for column in columns for name in (COLUMNS[column], "paper"))], lines)
 
     def score(self, row: Row, column: str) -> str:
         """One cell of a table."""
