@@ -470,11 +470,10 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     kept = []
     for index, row_texts in enumerate(zip(*texts, strict=True)):
         empty = not all(map(str.strip, row_texts))
-        if empty or (unlabelled[index] and not none_labelled):
+        needs_label = not (none_labelled or (split == "train" and task.group))
+        if empty or (unlabelled[index] and needs_label):
             gap = " and ".join(["an empty text"] * empty + ["no label"] * unlabelled[index])
             fate = "left out of training" if split == "train" else "predicted" + ", not scored" * unlabelled[index]
-            if split == "train" and task.group and not empty:
-                fate = f"trained on where it has another label of the group {task.group!r}"
             # A part of a file has other numbers than the file.
             named = f"the row with id {rows['id'][index]!r}" if task.dev_share else f"row {index + 1}"
             gaps.append(f"{source}: {named} has {gap}; it is {fate}")

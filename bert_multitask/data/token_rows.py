@@ -7,7 +7,7 @@ text are treated as those of files (`usable_rows`). Raw rows are cut to the toke
 joined (`join_groups`), the same but for their labels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -21,7 +21,7 @@ from ..model.errors import InputError
 from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
-from ..model.tasks import Task, units
+from ..model.tasks import Task
 from .labels import even_labels, label_numbers, uneven_rows
 from .rows import clean_rows, sample_rows, take, usable_rows
 from .tokens import check_tokenizer, load_tokenizer, tokenise
@@ -74,14 +74,31 @@ def rows_by_task(
 
 
 def open_groups(given: Mapping, model: MultitaskBertModel, argument: str) -> dict:
-    """{task: rows}, where {group: rows} may be given: the same raw rows for each task of the group."""
+    """{task: rows}, where {group: rows} may be given: raw rows, the same for each task of the group, or rows of
+    `join_groups`."""
     rows = {}
     for key, part in given.items():
-        names = [key] if key in model.tasks else units(model.tasks.values()).get(key, [key])
-        if names != [key] and is_tokenised(part := as_rows(part, f"{argument}[{key!r}]")):
-            raise InputError(f"{argument}[{key!r}] is tokenised; give {{task: rows}} of {', '.join(names)}")
-        rows |= dict.fromkeys(names, part)
+        names = [key] if key in model.tasks else model.units.get(key, [key])
+        if names == [key]:
+            rows[key] = part
+        elif is_tokenised(part := as_rows(part, f"{argument}[{key!r}]")):
+            rows |= split_group(part, names, f"{argument}[{key!r}]")
+        else:
+            rows |= dict.fromkeys(names, part)
     return rows
+
+
+def split_group(rows: Dataset, names: Sequence[str], where: str) -> dict[str, Dataset]:
+    """The rows of a group, as `join_groups` gives them, as {task: its rows}."""
+    labels = rows.with_format("arrow")[:]["labels"] if "labels" in rows.column_names else None
+    if labels is None or not pa.types.is_struct(labels.type) or {field.name for field in labels.type} != {*names}:
+        raise InputError(f"{where} is tokenised; give {{task: rows}} of {', '.join(names)}, or raw rows")
+    others = [name for name in ("labels", "soft_labels", "task") if name in rows.column_names]
+    tokens, features = rows.remove_columns(others), rows.features["labels"]
+    return {
+        name: tokens.add_column("labels", pc.struct_field(labels, name).combine_chunks(), feature=features[name])
+        for name in names
+    }
 
 
 def join_groups(
@@ -102,7 +119,7 @@ def join_groups(
         InputError: the rows of a group's tasks are not the same texts.
     """
     joined = {}
-    for unit, names in units(model.tasks.values()).items():
+    for unit, names in model.units.items():
         parts = {name: rows[name] for name in names if name in rows}
         whole = unit not in model.tasks and len(parts) == len(names)
         joined |= {unit: join_group(unit, parts, argument, split)} if whole else parts
