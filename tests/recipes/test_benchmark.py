@@ -41,7 +41,10 @@ def run_benchmark(*arguments) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-SLOW = [pytest.param(what, marks=pytest.mark.slow) for what in ("smart", "predict", "ensemble", "ablate", "tokenize")]
+SLOW = [
+    pytest.param(what, marks=pytest.mark.slow)
+    for what in ("smart", "group", "predict", "ensemble", "ablate", "tokenize")
+]
 
 
 @pytest.mark.parametrize("what", ["train", "import", *SLOW])
@@ -50,7 +53,7 @@ def test_benchmark(tiny_bert, what):
     flags = ([] if what == "tokenize" else ["--rounds", 1]) + (
         [] if what == "import" else ["--model_name_or_path", tiny_bert]
     )
-    flags += ["--steps", 3] if what in ("train", "smart", "ablate") else []
+    flags += ["--steps", 3] if what in ("train", "smart", "group", "ablate") else []
     flags += {"predict": ["--rows", 5], "tokenize": ["--pairs", 300]}.get(what, [])
     result = run_benchmark(what, *flags)
     assert all(value > 0 for key, value in result.items() if not key.startswith(("largest difference", "rise")))

@@ -456,7 +456,7 @@ def test_the_trainers_passes_see_the_whole_batch(make_trainer, monkeypatch, pair
     monkeypatch.setitem(PROJECTIONS, "ball", lambda delta, gradient, **_: delta)
     clean = by_hand(trainer, model, batch, name)
     task = model.tasks[name]
-    terms = {term: value for term, _, value in trainer.penalties(task, batch, clean, None)}
+    terms = {term: value for term, _, value in trainer.penalties(batch, {name: [clean]}, None)}
     assert terms["smart"].item() == pytest.approx(0, abs=1e-9)
     teacher = by_hand(trainer, trainer.teacher.average.module.eval(), batch, name)
     assert terms["bregman"].item() == pytest.approx(
