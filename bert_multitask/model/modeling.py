@@ -38,7 +38,7 @@ from .heads import HEADS, HeadLinear, find_head
 from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
 from .stock import check_embeddings, has_pooler, new_encoder, run_encoder
-from .tasks import Task, load_task, load_tasks
+from .tasks import Task, load_task, load_tasks, open_group, units
 
 logger = logging.get_logger(__name__)
 
@@ -156,7 +156,8 @@ def check_loss_options(task: Task) -> None:
 
 
 def check_layout(config: MultitaskBertConfig, tasks: Mapping[str, Task]) -> None:
-    """Refuse a pair encoding or pooling that there is not, of the model or of a task.
+    """Refuse a pair encoding or pooling that there is not, of the model or of a task, and a group whose tasks have an
+    encoder each.
 
     Raises:
         InputError: names the field and its choices.
@@ -166,6 +167,19 @@ def check_layout(config: MultitaskBertConfig, tasks: Mapping[str, Task]) -> None
             value = getattr(owner, field)
             if value not in choices and not (value is None and where):
                 raise InputError(f"{where}{field} is {value!r}; choose one of {', '.join(choices)}")
+    if config.encoder_sharing != "shared":
+        for group, names in units(tasks.values()).items():
+            if len(names) > 1:
+                raise InputError(
+                    f"tasks {', '.join(names)} are a group, {group!r}, of one encoder's pass; encoder_sharing "
+                    f"{config.encoder_sharing!r} gives each task its own: make them tasks without a group"
+                )
+
+
+def by_name(values: Any, task: str) -> dict[str, Any]:
+    """What there is of a batch's tasks, as {task: it}: of several tasks it has that form already; of one it is the
+    value itself, or None where there is none."""
+    return dict(values) if isinstance(values, Mapping) else {} if values is None else {task: values}
 
 
 class MultitaskBertModel(MinBertPreTrainedModel):
@@ -193,6 +207,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             raise InputError("a MultitaskBertModel needs tasks, for example tasks=['sst', 'quora', 'sts']")
         config.refuse_stock_models()
         self.tasks = load_tasks(config.tasks)
+        self.units = units(self.tasks.values())
         check_layout(config, self.tasks)
         for task in self.tasks.values():
             find_entry(task, "loss", LOSSES)
@@ -229,6 +244,12 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         """Raise InputError for a task that the model does not have."""
         if task not in self.tasks:
             raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
+
+    def members(self, name: str) -> list[str]:
+        """The tasks that a name stands for: those of a group, or the task of that name."""
+        if name not in self.units:
+            self.check_task(name)
+        return self.units.get(name, [name])
 
     def change_task(self, task: Task) -> None:
         """Give a task other settings of its training, also in what is saved; its head stays as it is."""
@@ -296,7 +317,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         if encoder_sharing not in (None, *ENCODER_SHARING):
             raise InputError(f"encoder_sharing is {encoder_sharing!r}; choose one of {', '.join(ENCODER_SHARING)}")
         if tasks is not None:
-            kwargs["tasks"] = [load_task(task).to_config() for task in tasks]
+            kwargs["tasks"] = [load_task(task).to_config() for entry in tasks for task in open_group(entry)]
         if kwargs.keys() & {"config", "tasks", "pair_encoding", "pooling"}:
             stored = MultitaskBertConfig.stored_fields(name, **kwargs)
             given = kwargs["config"].to_dict() if hasattr(kwargs.get("config"), "to_dict") else {}
@@ -351,35 +372,37 @@ class MultitaskBertModel(MinBertPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        task: str | None = None,
+        task: str | Sequence[str] | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
+        labels: Tensor | Mapping[str, Tensor] | None = None,
+        num_items_in_batch: Tensor | int | Mapping[str, Tensor | int] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | SequenceClassifierOutput:
-        """Run one task on a batch of its rows.
+        """Run one task on a batch of its rows, or several tasks by one pass of their encoder.
 
         Args:
-            task: name of the task. Without one, as libraries call it that know no tasks, a shared encoder's own outputs
-                are returned.
+            task: name of the task, of a group, or of several tasks that share an encoder. Without one, as libraries
+                call it that know no tasks, a shared encoder's own outputs are returned.
             input_ids: vocabulary indices, integer (B, L); for a separately encoded pair (B, 2, L).
             attention_mask: 1 for real tokens and 0 for padding, of the same shape; all real by default.
             token_type_ids: segment indices, of the same shape; all 0 by default.
             inputs_embeds: word embeddings in place of `input_ids`, float, with one more axis, H.
             labels: (B,); classes (integer), 0 or 1 (integer), or scores (float). A row without a
-                label has the class -100 or the score NaN. Other kinds of tasks may have more axes.
+                label has the class -100 or the score NaN. Other kinds of tasks may have more axes. Of several tasks
+                {task: labels}.
             num_items_in_batch: divisor of the summed loss where this batch is one share of a larger one; by default
-                `losses.count_items` of the labels.
+                `losses.count_items` of the labels. Of several tasks {task: divisor}.
             output_attentions: as for `MinBertModel`, and with its shapes; a separately encoded pair counts as two rows.
             output_hidden_states: the same of the hidden states.
 
         Returns:
             `logits`: (B, C) unnormalised class scores, (B,) logits of "yes", (B,) scores, or what the head of another
-            kind of task gives; `loss`, a scalar, if `labels` are given.
+            kind of task gives; of several tasks {task: logits}. `loss`, a scalar, if `labels` are given; of several
+            tasks the sum of theirs (`loss_weight` is the trainer's).
 
         Raises:
             InputError: the model has no such task, or the inputs are one sequence a row where the task takes two, or
@@ -389,22 +412,15 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             return self.encode(
                 next(iter(self.tasks)), input_ids, attention_mask, token_type_ids, inputs_embeds=inputs_embeds
             )
-        self.check_task(task)
-        separate = self.is_separate(self.tasks[task])
-        inputs = [input_ids, attention_mask, token_type_ids, inputs_embeds]
-        if separate:
-            for given, dimensions in zip(inputs, (3, 3, 3, 4), strict=True):
-                if given is not None and (given.dim() != dimensions or given.shape[1] != 2):
-                    raise InputError(
-                        f"task {task!r} encodes a pair's texts separately: expected inputs of shape (B, 2, L), not "
-                        f"{tuple(given.shape)}: of each row the first text's tokens, and the second's"
-                    )
-            inputs = [None if given is None else given.flatten(0, 1) for given in inputs]
-        elif input_ids is not None and input_ids.dim() != 2:
-            raise InputError(f"task {task!r} takes one sequence a row, (B, L), not {tuple(input_ids.shape)}")
-        input_ids, attention_mask, token_type_ids, inputs_embeds = inputs
+        names = self.members(task) if task is None or isinstance(task, str) else list(task)
+        if len(names) > 1 and self.config.encoder_sharing != "shared":
+            raise InputError(f"tasks {', '.join(names)} have an encoder each; run them one after the other")
+        given = input_ids, attention_mask, token_type_ids, inputs_embeds
+        for name in names:
+            self.check_task(name)
+            input_ids, attention_mask, token_type_ids, inputs_embeds = self.flat_inputs(name, given)
         encoded = self.encode(
-            task,
+            names[0],
             input_ids,
             attention_mask,
             token_type_ids,
@@ -412,16 +428,42 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,  # an old config.json may say otherwise
-            first_token_only=self.reads_first_tokens([task]),
+            first_token_only=self.reads_first_tokens(names),
         )
-        logits = self.read_encoded(task, encoded, attention_mask)
+        logits = {name: self.read_encoded(name, encoded, attention_mask) for name in names}
         loss = None
         if labels is not None:
-            spec = self.tasks[task]
-            loss = LOSSES[spec.loss](logits=logits, labels=labels, num_items=num_items_in_batch, **spec.loss_options)
+            labels, items = by_name(labels, task), by_name(num_items_in_batch, task)
+            loss = sum(self.task_loss(name, logits[name], labels[name], items.get(name)) for name in labels)
         return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+            loss=loss,
+            logits=logits[task] if names == [task] else logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
+
+    def flat_inputs(self, task: str, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The inputs of a task's rows as sequences, (B, L), or (2B, L) of a separately encoded pair.
+
+        Raises:
+            InputError: they are one sequence a row where the task takes two, or the other way round.
+        """
+        if not self.is_separate(self.tasks[task]):
+            if inputs[0] is not None and inputs[0].dim() != 2:
+                raise InputError(f"task {task!r} takes one sequence a row, (B, L), not {tuple(inputs[0].shape)}")
+            return list(inputs)
+        for given, dimensions in zip(inputs, (3, 3, 3, 4), strict=True):
+            if given is not None and (given.dim() != dimensions or given.shape[1] != 2):
+                raise InputError(
+                    f"task {task!r} encodes a pair's texts separately: expected inputs of shape (B, 2, L), not "
+                    f"{tuple(given.shape)}: of each row the first text's tokens, and the second's"
+                )
+        return [None if given is None else given.flatten(0, 1) for given in inputs]
+
+    def task_loss(self, task: str, logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+        """The loss of a task's logits; the arguments are those of an entry of `losses.LOSSES`."""
+        spec = self.tasks[task]
+        return LOSSES[spec.loss](logits=logits, labels=labels, num_items=num_items, **spec.loss_options)
 
     def forward_all(
         self, tasks: Sequence[str], input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
@@ -437,13 +479,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         Returns:
             {task: its logits}.
         """
-        inputs = [input_ids, attention_mask, token_type_ids]
-        if len(tasks) == 1 or self.config.encoder_sharing != "shared":
-            return {task: self(task, *inputs).logits for task in tasks}
-        if self.is_separate(self.tasks[tasks[0]]):
-            inputs = [given.flatten(0, 1) for given in inputs]
-        encoded = self.encode(tasks[0], *inputs, return_dict=True, first_token_only=self.reads_first_tokens(tasks))
-        return {task: self.read_encoded(task, encoded, inputs[1]) for task in tasks}
+        inputs = input_ids, attention_mask, token_type_ids
+        if self.config.encoder_sharing == "shared":
+            return self(list(tasks), *inputs).logits
+        return {task: self(task, *inputs).logits for task in tasks}
 
     def reads_first_tokens(self, tasks: Sequence[str]) -> bool:
         """Whether no head of these tasks reads other tokens than the first."""

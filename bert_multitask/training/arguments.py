@@ -17,7 +17,7 @@ from ..data.rows import HANDOUT, SAMPLE
 from ..evaluation.metrics import find_metric
 from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
 from ..model.errors import InputError
-from ..model.tasks import TASKS, Task, load_task, load_tasks
+from ..model.tasks import TASKS, Task, check_groups, load_task, load_tasks, units
 from .flags import check_devices, check_resolved, check_values
 from .schedule import SCHEDULES, count_batches, flatten_sizes
 from .smart import PROJECTIONS
@@ -166,7 +166,7 @@ class RunArguments:
         """
         specs = [parse_json("--tasks", spec) if str(spec).startswith("{") else spec for spec in self.tasks]
         tasks = load_tasks(specs, named=False)
-        presets = {task.name for task in TASKS.values()}
+        presets, groups = {task.name for task in TASKS.values()}, units(tasks.values())
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)
             if values is not None and not isinstance(values, dict):
@@ -174,9 +174,11 @@ class RunArguments:
             for name, value in (values or {}).items():
                 if name in presets and name not in tasks:
                     continue  # a setting of the YAML for a preset that --tasks left out
-                if name not in tasks:
+                if name not in tasks and name not in groups:
                     raise InputError(f"--{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
-                tasks[name] = load_task(vars(tasks[name]) | {key: value}, named=False)
+                for member in groups.get(name, [name]):
+                    tasks[member] = load_task(vars(tasks[member]) | {key: value}, named=False)
+        check_groups(tasks)
         for task in tasks.values():
             find_metric(task)
         return list(tasks.values())

@@ -248,8 +248,10 @@ def check_training(
     check_metrics(model.tasks, args, compute_metrics)
     check_smart(model.tasks, args)
     check_rdrop(model, args)
-    if args.gradient_cosine_steps and (model.config.encoder_sharing == "per_task" or len(model.tasks) == 1):
-        raise InputError("--gradient_cosine_steps needs several tasks with a shared encoder; leave it out")
+    if args.gradient_cosine_steps and (model.config.encoder_sharing == "per_task" or len(model.units) == 1):
+        raise InputError(
+            "--gradient_cosine_steps needs several tasks with a shared encoder, of which a group is one; leave it out"
+        )
     check_sharding(model, args)
     check_weights(model, plan)
     check_loader(args)
@@ -292,9 +294,13 @@ def check_smart(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> 
 
 def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
     """Refuse R-Drop of a pass that SMART's passes cannot repeat; point it out where no dropout makes passes differ."""
+    for unit, names in model.units.items():
+        twice, smart = (
+            any(getattr(model.tasks[name], key) for name in names) for key in ("rdrop_weight", "smart_weight")
+        )
+        if twice and smart and args.smart_share_dropout:
+            raise InputError(f"task {unit!r} has a rdrop_weight, so it has no one dropout for --smart_share_dropout")
     for name, task in model.tasks.items():
-        if task.rdrop_weight and task.smart_weight and args.smart_share_dropout:
-            raise InputError(f"task {name!r} has a rdrop_weight, so it has no one dropout for --smart_share_dropout")
         parts = [*model.encoder(name).modules(), *model.heads[name].modules()]
         if task.rdrop_weight and not any(isinstance(part, nn.Dropout) and part.p for part in parts):
             logger.warning(f"task {name!r}: rdrop_weight does little: the encoder and the head have no dropout")
@@ -357,7 +363,7 @@ def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
         raise InputError(
             "model.add_adapter leaves checkpoints without the tasks; use peft.get_peft_model(model, config) instead"
         )
-    for task in dict.fromkeys(plan):
+    for task in (name for unit in dict.fromkeys(plan) for name in model.members(unit)):
         head = any(f"heads.{task}." in name for name in trained)
         shared = model.config.encoder_sharing == "shared"
         encoder = f"{model.base_model_prefix}." if shared else f"encoders.{task}."
