@@ -421,8 +421,10 @@ class MinBertPreTrainedModel(PreTrainedModel):
 
 
 def is_encoder_weight(key: str) -> bool:
-    """Whether a weight is an encoder's, and no part of its pooler, which many checkpoints lack and no head reads."""
-    return not key.startswith("heads.") and ".pooler." not in f".{key}"
+    """Whether a weight is an encoder's, by the names that our models give encoders and their parts, and no part of its
+    pooler, which many checkpoints lack and no head reads."""
+    owners = ("bert.", "text_encoder.", "encoders.", "encoder.", "embeddings.")
+    return key.startswith(owners) and ".pooler." not in f".{key}"
 
 
 def share_weights(folder: str | os.PathLike) -> None:

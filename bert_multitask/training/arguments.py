@@ -277,7 +277,8 @@ class MultitaskTrainingArguments(TrainingArguments):
     )
     ema_start: float = field(default=0.3, metadata={"help": "share of the plan before --ema_decay begins"})
     paper_optimizer: bool = field(
-        default=False, metadata={"help": "Adam exactly as in the paper, slower, instead of --optim"}
+        default=False,
+        metadata={"help": "the paper's Adam, slower, instead of --optim; the course's ε is --adam_epsilon 1e-6"},
     )
     resume_from_checkpoint: str | None = field(
         default=None,
