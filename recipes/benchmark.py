@@ -4,6 +4,7 @@
     python recipes/benchmark.py train --data_dir DATA --bf16
     python recipes/benchmark.py ablate --data_dir DATA         # a step without each change that made it fast
     python recipes/benchmark.py smart --data_dir DATA          # against our plain step, and smart-pytorch
+    python recipes/benchmark.py layouts --data_dir DATA        # one encoder, adapters, and an encoder for each task
     python recipes/benchmark.py predict --data_dir DATA        # against CrossEncoder and the pipeline
     python recipes/benchmark.py ensemble --data_dir DATA       # six runs together against each alone
     python recipes/benchmark.py tokenize --data_dir DATA       # 283,010 pairs, anew and from the cache
@@ -29,6 +30,7 @@ import datasets
 import pandas as pd
 import torch
 from benchmarks.gpu import STAGES, gpu
+from benchmarks.layouts import layouts
 from benchmarks.memory import forget_peak, resident
 from benchmarks.pack import pack
 from benchmarks.prediction import ensemble, predict_rows
@@ -126,6 +128,7 @@ COMMANDS = {
     "train": (train, [*INPUTS, "rounds", "steps", "bf16"]),
     "ablate": (ablate, [*INPUTS, "rounds", "steps", "bf16"]),
     "smart": (smart, [*INPUTS, "rounds", "steps", "bf16"]),
+    "layouts": (layouts, [*INPUTS, "rounds", "steps", "bf16"]),
     "predict": (predict_rows, [*INPUTS, "rounds", "rows"]),
     "ensemble": (ensemble, [*INPUTS, "rounds"]),
     "tokenize": (tokenize, [*INPUTS, "pairs"]),
