@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import MINILM, ROOT
+from conftest import MINILM, ROOT, run_here
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,6 +39,21 @@ def run_benchmark(*arguments) -> dict:
     run = subprocess.run([sys.executable, RECIPE, *map(str, arguments), "--json"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_exports_are_measured(monkeypatch, tmp_path, tiny_bert):
+    pytest.importorskip("onnxruntime")
+    few = ["--model_name_or_path", tiny_bert, "--max_steps", 1, "--report_to", "none", "--disable_tqdm", "true"]
+    assert run_here(monkeypatch, "quickstart", *few, "--output_dir", tmp_path / "run", recipe="train") == 0
+    dev = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for task, metric in (("sst", "accuracy"), ("sts", "pearson")):
+        result = run_benchmark("export", "--run", tmp_path / "run", "--task", task, "--rounds", 1)
+        torch_side, onnx, int8 = result[task]
+        for side in (torch_side, onnx):
+            assert side[f"dev {metric}"] == pytest.approx(dev[f"eval_{task}_{metric}"], abs=1e-4)
+            assert side["largest difference"] < 1e-4 and side["rows/s"] > 0 and side["ms, a row alone"] > 0
+        assert int8["MB"] < 0.4 * onnx["MB"] and 1e-5 < int8["largest difference"] < 0.1
 
 
 SLOW = [pytest.param(what, marks=pytest.mark.slow) for what in ("smart", "predict", "ensemble", "ablate", "tokenize")]
