@@ -10,7 +10,7 @@ import copy
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.generic import can_return_tuple
 
+from .adapters import IN_USE, SHARED, add_adapters, lora_fields, merged_weights, train_adapters, use_adapter
 from .card import model_card
 from .configuration import (
     ENCODER_SHARING,
@@ -213,7 +214,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             find_entry(task, "loss", LOSSES)
             check_loss_options(task)
             find_entry(task, "divergence", DIVERGENCES)
-        if config.encoder_sharing == "shared":
+        if config.encoder_sharing != "per_task":
             setattr(self, self.base_model_prefix, self.new_encoder() if encoder is None else encoder)
         else:
             make = self.new_encoder if encoder is None else partial(copy.deepcopy, encoder)
@@ -227,10 +228,16 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                     f"task {name!r}: pooling is 'pooler', and this encoder has none; choose 'cls' or 'mean'"
                 )
         self.post_init()
+        if config.lora is not None:
+            add_adapters(self.base_model, config.lora, dict.fromkeys(map(self.adapter_name, self.tasks)))
 
     def new_encoder(self) -> PreTrainedModel:
         """An encoder with random weights."""
         return MinBertModel(self.config)
+
+    def adapter_name(self, task: str) -> str:
+        """The name of the adapter that a task uses, where there are any."""
+        return task if self.config.encoder_sharing == "adapters" else SHARED
 
     def is_separate(self, task: Task) -> bool:
         """Whether a row of the task is two sequences, each encoded on its own."""
@@ -258,8 +265,12 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         self.config.tasks = [task.to_config() for task in self.tasks.values()]
 
     def encoder(self, task: str) -> PreTrainedModel:
-        """The encoder that a task uses."""
-        return self.base_model if self.config.encoder_sharing == "shared" else self.encoders[task]
+        """The encoder that a task uses, with its adapter in use from now on."""
+        if self.config.encoder_sharing == "per_task":
+            return self.encoders[task]
+        if self.config.encoder_sharing == "adapters":
+            use_adapter(self.base_model, task)
+        return self.base_model
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Overridden to resize the word embeddings of every encoder; returns those of the first task's.
@@ -267,7 +278,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         The arguments are those of `PreTrainedModel.resize_token_embeddings`. Where there are new tokens, all encoders
         get the same new embeddings if they were the same before.
         """
-        if self.config.encoder_sharing == "shared":
+        if self.config.encoder_sharing != "per_task":
             return super().resize_token_embeddings(*args, **kwargs)
         state = torch.get_rng_state()
         for encoder in self.encoders.values():
@@ -290,6 +301,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         *args: Any,
         tasks: Sequence[str | dict | Task] | None = None,
         encoder_sharing: str | None = None,
+        peft_config: Any = None,
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Self:
@@ -301,8 +313,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                 whose new heads are random until trained; a trained run brings its own. A task that the run already
                 has keeps its weights, so it must mean the same (`check_heads`); a run with an encoder for each task
                 can take no other tasks.
-            encoder_sharing: "shared" or "per_task"; by default as in the checkpoint. With "per_task" a checkpoint's one
-                encoder is copied for each task.
+            encoder_sharing: "shared", "adapters" or "per_task"; by default as in the checkpoint. With "per_task" a
+                checkpoint's one encoder is copied for each task; with "adapters" each has an adapter in it.
+            peft_config: a `peft.LoraConfig`, or its fields, of new adapters: one for each task with "adapters", else
+                one for all. They and the heads alone are trained.
             output_loading_info: also return the names of missing and unexpected weights, instead of a warning that
                 names the new heads.
             **kwargs: fields of the configuration, `pair_encoding` and `pooling` among them, and what
@@ -330,10 +344,12 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         pooled = any(model.pooling(task) == "pooler" for task in model.tasks)
         if pooled and (gone := [key for key in missing if ".pooler." in key]):
             raise InputError(f"{name} lacks {gone[0]}, which pooling='pooler' needs; choose 'cls' or 'mean'")
-        if encoder_sharing == "shared" != model.config.encoder_sharing:
-            raise InputError(f"{name} has an encoder for each task; they cannot become one shared encoder")
-        if encoder_sharing == "per_task" != model.config.encoder_sharing:
-            model = model.split()
+        if model.config.lora is not None:
+            train_adapters(model.base_model)  # loading thaws all weights
+        try:
+            model = model.change_layout(encoder_sharing or model.config.encoder_sharing, peft_config)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
         if not output_loading_info and (loaded := describe_loading(model.tasks, info)):
             logger.warning(f"{name}: {loaded}")
         return (model, info) if output_loading_info else model
@@ -357,9 +373,51 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             ModelCard(model_card(self.tasks, self.config, repo_id)).push_to_hub(repo_id, token=token)
         return super().push_to_hub(repo_id, token=token, private=private, **kwargs)
 
+    def change_layout(self, encoder_sharing: str, peft_config: Any) -> "MultitaskBertModel":
+        """The model in another layout, or with new adapters (the arguments of `from_pretrained`); itself where nothing
+        changes.
+
+        Raises:
+            InputError: there is no way from the layout to the other, or peft refuses the adapters.
+        """
+        before, lora = self.config.encoder_sharing, self.config.lora
+        if peft_config is not None:
+            if encoder_sharing == "per_task":
+                raise InputError("an adapter for each task is encoder_sharing='adapters', not 'per_task'")
+            if before == "per_task" or lora is not None:
+                found = "an encoder for each task" if before == "per_task" else "adapters already"
+                raise InputError(
+                    f"it has {found}, and new adapters need one plain encoder; begin with another checkpoint"
+                )
+            config = self.config.in_layout(encoder_sharing, lora_fields(peft_config))
+            model = MultitaskBertModel(config, self.base_model)
+            model.heads = self.heads
+            return model.train(self.training)
+        if encoder_sharing == before:
+            return self
+        if encoder_sharing == "adapters":
+            raise InputError("encoder_sharing='adapters' needs a peft_config (--lora_rank)")
+        if encoder_sharing == "shared":
+            one = "adapter" if lora else "encoder"
+            raise InputError(f"it has an {one} for each task; they cannot become one shared encoder")
+        model = self.merge_adapters()
+        return model if model.config.encoder_sharing == encoder_sharing else model.split()
+
+    def merge_adapters(self) -> "MultitaskBertModel":
+        """A copy of a model with adapters that computes the same without: with one adapter, a model with a shared
+        encoder, and with one for each task, a model with an encoder for each. A model without adapters is returned."""
+        if self.config.lora is None:
+            return self
+        sharing = "per_task" if self.config.encoder_sharing == "adapters" else "shared"
+        model = MultitaskBertModel(self.config.in_layout(sharing))
+        for task in self.tasks if sharing == "per_task" else [*self.tasks][:1]:
+            model.encoder(task).load_state_dict(merged_weights(self.base_model, self.adapter_name(task)))
+        model.heads.load_state_dict(self.heads.state_dict())
+        return model.to(self.device, self.dtype).train(self.training)
+
     def split(self) -> "MultitaskBertModel":
         """A copy of a model with a shared encoder in which each task has that encoder for its own."""
-        config, weights = self.config.per_task(), {}
+        config, weights = self.config.in_layout("per_task"), {}
         for key, value in self.state_dict().items():
             owner, _, rest = key.partition(".")
             keys = [f"encoders.{task}.{rest}" for task in self.tasks] if owner == "bert" else [key]
@@ -505,7 +563,15 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     def encode(self, task: str, *inputs: Tensor | None, **options: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """A task's rows through its encoder; the arguments are those of `MinBertModel.forward`."""
-        return self.encoder(task)(*inputs, **options)
+        with IN_USE if self.config.encoder_sharing == "adapters" else nullcontext():
+            return self.run_encoder(self.encoder(task), *inputs, **options)
+
+    @staticmethod
+    def run_encoder(
+        encoder: PreTrainedModel, *inputs: Tensor | None, **options: Any
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Call an encoder."""
+        return encoder(*inputs, **options)
 
     def pool(
         self, task: str, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None
@@ -523,8 +589,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
 
 class PerTaskBertModel(MultitaskBertModel):
-    """A `MultitaskBertModel` with an encoder for each task. The Auto classes want a model class for each configuration
-    class; this is the one of `PerTaskBertConfig`."""
+    """A `MultitaskBertModel` with an encoder for each task, or with adapters. The Auto classes want a model class for
+    each configuration class; this is the one of `PerTaskBertConfig`."""
 
     config_class = PerTaskBertConfig
 
@@ -534,6 +600,7 @@ class MultitaskModel(MultitaskBertModel):
 
     config_class = MultitaskConfig
     base_model_prefix = "text_encoder"
+    run_encoder = staticmethod(run_encoder)
     _no_split_modules = None  # the encoder knows its own
 
     def __init__(self, config: MultitaskConfig, encoder: PreTrainedModel | None = None):
@@ -575,13 +642,9 @@ class MultitaskModel(MultitaskBertModel):
 
     def split(self) -> "MultitaskModel":
         """As of `MultitaskBertModel`."""
-        model = type(self)(self.config.per_task(), self.base_model).to(self.dtype)
+        model = type(self)(self.config.in_layout("per_task"), self.base_model).to(self.dtype)
         model.heads.load_state_dict(self.heads.state_dict())
         return model.train(self.training)
-
-    def encode(self, task: str, *inputs: Tensor | None, **options: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """A task's rows through its encoder (see `stock.run_encoder`)."""
-        return run_encoder(self.encoder(task), *inputs, **options)
 
 
 # With the package imported, the Auto classes know the type of our own. Not where a checkpoint brought this file along

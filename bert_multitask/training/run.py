@@ -209,7 +209,7 @@ def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], objec
         fields |= dict.fromkeys(config.dropout_fields, run.encoder_dropout)
     try:
         model, info = MultitaskBertModel.from_pretrained(
-            run.model_name_or_path, tasks=tasks, output_loading_info=True, **fields
+            run.model_name_or_path, tasks=tasks, output_loading_info=True, peft_config=run.peft_config, **fields
         )
     except InputError as error:
         raise InputError(
@@ -217,6 +217,8 @@ def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], objec
         ) from error
     if loaded := describe_loading(model.tasks, info):
         tell(loaded)
+    if run.lora_train_encoder:
+        model.requires_grad_(True)
     if run.freeze_encoder:
         model.requires_grad_(False)
         model.heads.requires_grad_(True)

@@ -52,7 +52,7 @@ from ..model.losses import DIVERGENCES, count_items, labelled_rows, no_label, ro
 from ..model.modeling import MultitaskBertModel, by_name
 from .arguments import MultitaskTrainingArguments
 from .averaging import AveragedWeights, uses_average
-from .callbacks import BestOfEachTask, EpochEnds, StopAtBadStep, TimeEstimate
+from .callbacks import BestOfEachTask, EpochEnds, StopAtBadStep, TimeEstimate, are_apart
 from .checkpoints import list_checkpoints
 from .checks import (
     balance_tasks,
@@ -221,7 +221,7 @@ class MultitaskTrainer(Trainer):
         if self.args.evaluates_epoch_ends:
             self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
         self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
-        if self.model.config.encoder_sharing == "per_task" and self.args.load_best_model_at_end:
+        if are_apart(self.model) and self.args.load_best_model_at_end:
             self.add_callback(BestOfEachTask())
         for keeper in filter(None, (self.teacher, self.averaging, self.cosines)):
             self.add_callback(keeper)
@@ -605,9 +605,9 @@ class MultitaskTrainer(Trainer):
             check_labelled(loaders, "eval_dataset")
             loaders = join_groups(loaders, self.model, "eval_dataset")
         steps = Counter(self.plan[: self.state.global_step])
-        # With an encoder for each task a step changes one task; the others predict what they did before. A mean of the
-        # weights changes on.
-        reuse = self.is_in_train and eval_dataset is None and self.model.config.encoder_sharing == "per_task"
+        # With an encoder or adapter for each task a step changes one task; the others predict what they did before. A
+        # mean of the weights changes on.
+        reuse = self.is_in_train and eval_dataset is None and are_apart(self.model)
         reuse = reuse and self.averaging is None
         outputs, parts = {}, []
         known = {name: output for name, (before, output) in self.evaluated.items() if reuse and before == steps[name]}
