@@ -2,13 +2,15 @@
 
 import copy
 import json
+from pathlib import Path
 from unittest import mock
 
+import launched
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import NO_DROPOUT, ROOT, losses, run_here, run_killed, weights
+from conftest import NO_DROPOUT, ROOT, finish, launch, losses, run_here, run_killed, weights
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch.nn import functional
@@ -129,6 +131,9 @@ def test_mistakes_are_named(entry, message):
 def test_one_encoder_for_each_task_is_refused(tiny_bert):
     with pytest.raises(InputError, match="tasks stars, topic, people are a group, 'reviews', of one encoder's pass"):
         MultitaskBertModel.from_pretrained(tiny_bert, tasks=[group()], encoder_sharing="per_task")
+    with pytest.raises(InputError, match="encoder_sharing 'adapters' gives each task its own"):
+        settings = {"encoder_sharing": "adapters", "peft_config": {"r": 2}}
+        MultitaskBertModel.from_pretrained(tiny_bert, tasks=[group()], **settings)
     alone = group(labels=group()["labels"][:1])
     assert list(MultitaskBertModel.from_pretrained(tiny_bert, tasks=[alone], encoder_sharing="per_task").encoders)
 
@@ -312,6 +317,30 @@ def test_the_documented_run(monkeypatch, capsys, tmp_path, tiny_bert, course_fol
     batch = Collator(0)([{"task": "reviews", "labels": -100, "input_ids": [1, 2, 3], "token_type_ids": [0, 0, 0]}])
     logits = [each("reviews", batch["input_ids"]).logits for each in (remote.eval(), model.eval())]
     assert all(torch.equal(logits[0][name], logits[1][name]) for name in TASKS)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path, tiny_bert, course_folder):
+    """The documented run with SMART, and its batches of 10 in ten shares, some without a row."""
+    config = write_run(tmp_path, tiny_bert, course_folder)
+    flags = [config, "--use_cpu", "--encoder_dropout", 0, "--head_dropout", 0, "--optim", "sgd", "--no_do_predict"]
+    flags += ["--learning_rate", 0.02, "--smart_radius", 0.02, "--smart_step_size", 0.02, "--smart_noise_std", 0.02]
+    flags += ["--no_load_best_model_at_end"]
+    whole = [*flags, "--per_device_train_batch_size", 10]
+    shares = [*flags, "--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 5]
+    runs = tmp_path / "runs.json"
+    runs.write_text(json.dumps({str(tmp_path / "two"): list(map(str, shares))}))
+    two = launch(runs, script=Path(launched.__file__), launcher="recipes/accelerate/cpu.yaml")
+    launched.train({str(tmp_path / "one"): list(map(str, whole))})
+    printed = finish(two)
+    assert two.returncode == 0, printed
+    for (step, loss), other in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert other == (step, pytest.approx(loss, rel=1e-4))
+    expected, got = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(got[name], weight, atol=1e-5, rtol=0, msg=name)
+    scores = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
 
 
 def test_flags_of_a_group(monkeypatch, capsys, tmp_path, tiny_bert, course_folder):
