@@ -126,6 +126,7 @@ def load_everything() -> dict:
     tokenizer = AutoTokenizer.from_pretrained("someone/bert")
     results["predicted"] = MultitaskPipeline(model, tokenizer).table("sst", ["fine"])["label"][:]
     results["weights"] = float(model.bert.encoder["layer"][0].output.dense.weight.detach().double().sum())
+    ModelCard.validate = lambda card, **options: None  # before 2.0, huggingface.co is asked whatever HF_ENDPOINT says
     model.push_to_hub("me/run")
     tokenizer.push_to_hub("me/run")
     (tables,) = SplitTables(["me/run"], "test", data_dir="hub").tables
