@@ -86,6 +86,7 @@ def load_everything() -> dict:
     """Load a checkpoint, the presets' datasets, three that fail, and a run just pushed."""
     import dataclasses
 
+    from huggingface_hub import ModelCard
     from transformers import AutoTokenizer
 
     from bert_multitask.data.rows import load_rows
