@@ -4,8 +4,10 @@
     python recipes/benchmark.py train --data_dir DATA --bf16
     python recipes/benchmark.py ablate --data_dir DATA         # a step without each change that made it fast
     python recipes/benchmark.py smart --data_dir DATA          # against our plain step, and smart-pytorch
+    python recipes/benchmark.py layouts --data_dir DATA        # one encoder, adapters, and an encoder for each task
     python recipes/benchmark.py predict --data_dir DATA        # against CrossEncoder and the pipeline
     python recipes/benchmark.py ensemble --data_dir DATA       # six runs together against each alone
+    python recipes/benchmark.py export --run RUN --task sst    # ONNX and its 8-bit weights against PyTorch: one task
     python recipes/benchmark.py tokenize --data_dir DATA       # 283,010 pairs, anew and from the cache
     python recipes/benchmark.py import                         # against a bare interpreter
     python recipes/benchmark.py scale --data_dir DATA          # speed and memory by size; the paper's runs predicted
@@ -28,7 +30,9 @@ from statistics import median
 import datasets
 import pandas as pd
 import torch
+from benchmarks.exports import exports
 from benchmarks.gpu import STAGES, gpu
+from benchmarks.layouts import layouts
 from benchmarks.memory import forget_peak, resident
 from benchmarks.pack import pack
 from benchmarks.prediction import ensemble, predict_rows
@@ -101,6 +105,8 @@ FLAGS = {
     "rounds": {"type": positive, "default": 5, "help": "rounds; the median is over them, or the least"},
     "steps": {"type": positive, "default": 20, "help": "steps timed in a round"},
     "rows": {"type": positive, "help": "rows of each task to predict; by default all of dev and test"},
+    "run": {"required": True, "help": "a trained run that knows where its dev rows are"},
+    "task": {"required": True, "help": "one of its tasks"},
     "pairs": {"type": positive, "default": TASKS["quora"].course_rows["train"], "help": "pairs of the file"},
     "bf16": {"action": "store_true", "help": "bf16 autocast in training, on both sides"},
     "settings": {
@@ -126,8 +132,10 @@ COMMANDS = {
     "train": (train, [*INPUTS, "rounds", "steps", "bf16"]),
     "ablate": (ablate, [*INPUTS, "rounds", "steps", "bf16"]),
     "smart": (smart, [*INPUTS, "rounds", "steps", "bf16"]),
+    "layouts": (layouts, [*INPUTS, "rounds", "steps", "bf16"]),
     "predict": (predict_rows, [*INPUTS, "rounds", "rows"]),
     "ensemble": (ensemble, [*INPUTS, "rounds"]),
+    "export": (exports, ["run", "task", "rounds", "json"]),
     "tokenize": (tokenize, [*INPUTS, "pairs"]),
     "import": (import_package, ["rounds", "json"]),
     "scale": (scale, [*INPUTS, "rounds", "steps", "settings", "rows_per_second"]),

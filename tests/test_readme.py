@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import MINILM, ROOT, run_here
 
-from bert_multitask import MultitaskTrainingArguments, load_task
+from bert_multitask import MultitaskPipeline, MultitaskTrainingArguments, load_task
 from bert_multitask.training.arguments import RunArguments
 from bert_multitask.training.search_space import TuneArguments
 
@@ -97,7 +97,7 @@ def test_the_reference_runs(monkeypatch, tmp_path, tiny_bert, quickstart, capsys
     assert names["penalty"] > 0 and (tmp_path / "report" / "report.html").exists()
 
 
-@pytest.mark.parametrize("page", ["add_task", "export", "memory", "metric"])
+@pytest.mark.parametrize("page", ["add_task", "export", "lora", "memory", "metric"])
 def test_how_to(page, monkeypatch, tmp_path, tiny_bert, quickstart, capsys):
     from bert_multitask.evaluation.metrics import METRICS
 
@@ -113,7 +113,26 @@ def test_how_to(page, monkeypatch, tmp_path, tiny_bert, quickstart, capsys):
         assert all((after[name] == weight).all() for name, weight in before.items())
         assert after.keys() - before.keys() == {"heads.topic.classifier.weight", "heads.topic.classifier.bias"}
     else:
-        assert {"export": "'label'", "memory": "eval_spam_accuracy", "metric": "0."}[page] in capsys.readouterr().out
+        assert {"export": "'label'", "lora": "per_task", "memory": "eval_spam_accuracy", "metric": "0."}[
+            page
+        ] in capsys.readouterr().out
+
+
+def test_the_page_of_onnx(monkeypatch, tmp_path, quickstart, capsys):
+    """The command and the lines that use what it writes; 8-bit weights move these probabilities by less than 1 %."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall("bert-multitask export (.*)", examples("howto/onnx.md", "sh")[0])
+    assert run_here(monkeypatch, *command.replace("RUN", str(quickstart)).split(), recipe="export") == 0
+    written = [tmp_path / "sst_onnx" / name for name in ("model.onnx", "model_quantized.onnx")]
+    assert written[1].stat().st_size < 0.4 * written[0].stat().st_size
+    names = {}
+    exec(examples("howto/onnx.md")[0], names)
+    best = [names["names"][str(row.argmax())] for row in names["probabilities"]]
+    assert re.findall(r"^(\w.*) 0\.\d+$", capsys.readouterr().out, re.MULTILINE) == best
+    answers = MultitaskPipeline(quickstart)("sst", ["The plot is superb.", "Dull."])
+    for row, answer in zip(names["probabilities"], answers, strict=True):
+        assert row == pytest.approx(list(answer["probabilities"].values()), abs=0.01)
 
 
 def load(folder) -> dict:

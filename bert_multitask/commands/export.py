@@ -1,16 +1,25 @@
-"""Take one task out of a trained run, as a model that Transformers knows by itself.
+"""Take one task out of a trained run, as a model that Transformers knows by itself, or as a graph.
 
     bert-multitask export RUN --task sst --output_dir OUT              # for pipeline("text-classification", OUT)
     bert-multitask export RUN --task sst --encoder --output_dir OUT    # for AutoModel.from_pretrained(OUT)
+    bert-multitask export RUN --task sst --format onnx --output_dir OUT           # model.onnx, for ONNX Runtime
+    bert-multitask export RUN --task sst --format onnx --int8 --output_dir OUT    # model_quantized.onnx beside it
+    bert-multitask export RUN --task sst --format pt2 --output_dir OUT            # model.pt2, for torch.export.load
 
 RUN is a run folder, a Hub id or package:NAME/PATH. docs/reuse.md says which way of reuse is for what.
 """
 
+import argparse
+
+from transformers import PreTrainedTokenizerBase
+
 from ..inference.export import export_classifier, export_encoder
+from ..inference.graph import WRITERS, check_packages, export_graph
 from ..inference.trained_run import TrainedRun
 from ..model.encoder import share_weights
 from ..model.errors import InputError
 from ..model.kinds import KINDS
+from ..model.modeling import MultitaskBertModel
 from .command_line import CommandParser, local_path
 
 
@@ -20,14 +29,41 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, Hub id or package:NAME/PATH")
     parser.add_argument("--task", required=True, help="one of the run's tasks")
     parser.add_argument("--encoder", action="store_true", help="its encoder alone, without the head")
+    parser.add_argument("--format", choices=("transformers", *WRITERS), default="transformers", help="what is written")
+    parser.add_argument("--int8", action="store_true", help="of ONNX also a model with weights of 8 bits")
     parser.add_argument(
         "--output_dir", type=local_path, required=True, help="folder to write; must not exist or be empty"
     )
     options = parser.parse_args(argv)
-    if options.output_dir.exists() and any(options.output_dir.iterdir()):
-        raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")
+    check_options(options)
     run = TrainedRun.open(options.run)
     model, tokenizer = run.load_model(), run.load_tokenizer()
+    if options.format == "transformers":
+        export_stock(options, model, tokenizer)
+        return
+    for path in export_graph(
+        model, options.task, tokenizer, options.output_dir, options.format, int8=options.int8, max_length=run.max_length
+    ):
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse flags that do not go together, and a folder with files.
+
+    Raises:
+        InputError: says which.
+    """
+    if options.output_dir.exists() and any(options.output_dir.iterdir()):
+        raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")
+    if options.int8 and options.format != "onnx":
+        raise InputError(f"--int8 is of --format onnx, not {options.format}")
+    if options.encoder and options.format != "transformers":
+        raise InputError(f"--encoder is of --format transformers, not {options.format}")
+    check_packages(options.format)
+
+
+def export_stock(options: argparse.Namespace, model: MultitaskBertModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a folder that Transformers loads, and print the line that does."""
     task = options.task
     exported = export_encoder(model, task) if options.encoder else export_classifier(model, task, tokenizer)
     exported.save_pretrained(options.output_dir)

@@ -52,13 +52,19 @@ class OneTask:
             `logits` (B, C), whose softmax are the probabilities of the labels, or their sigmoid where a row may have
             several; of a score (B, 1), its place in the score range, from 0 to 1, or without a range the score.
         """
+        logits = self.task_logits(input_ids, attention_mask, token_type_ids)
+        return SequenceClassifierOutput(logits=KINDS[self.task.kind].stock_logits(self.task, logits))
+
+    def task_logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """The logits as the task's head gives them; the arguments are those of `forward`."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if self.is_separate(self.task):
             input_ids, attention_mask = split_pairs(input_ids, attention_mask, token_type_ids)
             token_type_ids = None
-        outputs = super().forward(self.task.name, input_ids, attention_mask, token_type_ids, return_dict=True)
-        return SequenceClassifierOutput(logits=KINDS[self.task.kind].stock_logits(self.task, outputs.logits))
+        return super().forward(self.task.name, input_ids, attention_mask, token_type_ids, return_dict=True).logits
 
 
 def split_pairs(

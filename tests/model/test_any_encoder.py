@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     PreTrainedTokenizerFast,
     PythonBackend,
 )
@@ -23,6 +24,7 @@ from transformers import (
 from bert_multitask.data.tokens import check_tokenizer, encode, kept_tokens, load_tokenizer
 from bert_multitask.inference.attribution import explain
 from bert_multitask.inference.export import export_classifier, export_encoder
+from bert_multitask.inference.graph import export_graph
 from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.inference.soup import average_weights
 from bert_multitask.inference.trained_run import TrainedRun
@@ -552,3 +554,20 @@ def test_a_soup_and_a_pipeline_of_a_run(checkpoints, tmp_path, monkeypatch):
         torch.testing.assert_close(weight, (states[0][key] + states[1][key]) / 2)
     answers = MultitaskPipeline(str(tmp_path / "run1"))("quora", [PAIR, PAIR[::-1]])
     assert {answer["label"] for answer in answers} <= {*PRESETS["quora"].label_names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{}, {"pair_encoding": "separate", "pooling": "mean"}], ids=["joint", "separate"])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_onnx_answers_as_the_pipeline_does(checkpoints, tmp_path, kind, layout):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, tokenizer = make_model(checkpoints[kind], **layout), load_tokenizer(str(checkpoints[kind]), 20)
+    (path,) = export_graph(model, "quora", tokenizer, tmp_path)
+    rows = [PAIR, ("bad", "great story"), ("story", "film plot is it far how then")]
+    expected = MultitaskPipeline(model, tokenizer).table("quora", rows)["probabilities"]
+    session, beside = onnxruntime.InferenceSession(path), AutoTokenizer.from_pretrained(tmp_path)
+    for batch in ([0], [1, 2], [2, 0, 1]):
+        texts = zip(*(rows[number] for number in batch), strict=True)
+        inputs = beside(*map(list, texts), padding=True, truncation=True, return_tensors="np")
+        (found,) = session.run(["probabilities"], dict(inputs))
+        assert found == pytest.approx(torch.tensor(expected)[batch].numpy(), abs=1e-5)

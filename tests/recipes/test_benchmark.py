@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import MINILM, ROOT
+from conftest import MINILM, ROOT, run_here
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,6 +39,21 @@ def run_benchmark(*arguments) -> dict:
     run = subprocess.run([sys.executable, RECIPE, *map(str, arguments), "--json"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_exports_are_measured(monkeypatch, tmp_path, tiny_bert):
+    pytest.importorskip("onnxruntime")
+    few = ["--model_name_or_path", tiny_bert, "--max_steps", 1, "--report_to", "none", "--disable_tqdm", "true"]
+    assert run_here(monkeypatch, "quickstart", *few, "--output_dir", tmp_path / "run", recipe="train") == 0
+    dev = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for task, metric in (("sst", "accuracy"), ("sts", "pearson")):
+        result = run_benchmark("export", "--run", tmp_path / "run", "--task", task, "--rounds", 1)
+        torch_side, onnx, int8 = result[task]
+        for side in (torch_side, onnx):
+            assert side[f"dev {metric}"] == pytest.approx(dev[f"eval_{task}_{metric}"], abs=1e-4)
+            assert side["largest difference"] < 1e-4 and side["rows/s"] > 0 and side["ms, a row alone"] > 0
+        assert int8["MB"] < 0.4 * onnx["MB"] and 1e-5 < int8["largest difference"] < 0.1
 
 
 SLOW = [pytest.param(what, marks=pytest.mark.slow) for what in ("smart", "predict", "ensemble", "ablate", "tokenize")]
@@ -66,6 +81,23 @@ def test_benchmark(tiny_bert, what):
         assert result["rows"] == 15
     if what == "tokenize":
         assert result["pairs"] == 300
+
+
+def test_the_layouts_differ_as_they_should(scaling, tiny_bert):
+    """A head has the same parameters in each; adapters are one or three times those of one."""
+    from benchmarks.layouts import layouts
+
+    options = Namespace(model_name_or_path=tiny_bert, data_dir=SAMPLE, bf16=False, steps=1, rounds=1)
+    one, lora, adapters, three = layouts(options)["layouts"]
+    encoder = MultitaskBertModel.from_pretrained(tiny_bert, tasks=["sst"]).base_model.num_parameters() / 1e6
+    heads, adapter = one["million"] - encoder, lora["million"] - one["million"]
+    assert three["million"] == pytest.approx(heads + 3 * encoder)
+    assert adapters["million"] == pytest.approx(one["million"] + 3 * adapter)
+    assert [row["trained"] for row in (one, lora, adapters, three)] == pytest.approx(
+        [one["million"], heads + adapter, heads + 3 * adapter, three["million"]]
+    )
+    assert all(row["MB"] == pytest.approx(4 * row["million"], rel=0.1) for row in (one, lora, adapters, three))
+    assert one["step"] == 1 and min(row["step"] for row in (lora, adapters, three)) > 0
 
 
 def test_both_sides_compute_as_asked_in_each_round(scaling, tiny_bert):
