@@ -507,10 +507,11 @@ def sample_rows(task: Task, rows: Dataset, seed: int) -> Dataset:
 
 def describe_rows(tasks: Sequence[Task], rows: Mapping[str, DatasetDict]) -> str:
     """The rows of every split as a table; where a task's differ from the course's own, those stand beside them."""
-    lines = [f"{'rows':12}" + "".join(f"{split:>9}" for split in SPLITS)]
+    width = max([12, *(len(task.name) for task in tasks)])
+    lines = [f"{'rows':{width}}" + "".join(f"{split:>9}" for split in SPLITS)]
     for task in tasks:
         counts = {split: len(part) for split, part in rows[task.name].items()}
-        line = f"{task.name:12}" + "".join(f"{counts.get(split, 0):9,}" for split in SPLITS)
+        line = f"{task.name:{width}}" + "".join(f"{counts.get(split, 0):9,}" for split in SPLITS)
         if task.course_rows and counts != task.course_rows:
             line += "  course: " + " / ".join(f"{task.course_rows[split]:,}" for split in SPLITS)
         lines.append(line)
