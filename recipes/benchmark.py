@@ -4,6 +4,7 @@
     python recipes/benchmark.py train --data_dir DATA --bf16
     python recipes/benchmark.py ablate --data_dir DATA         # a step without each change that made it fast
     python recipes/benchmark.py smart --data_dir DATA          # against our plain step, and smart-pytorch
+    python recipes/benchmark.py layouts --data_dir DATA        # one encoder, adapters, and an encoder for each task
     python recipes/benchmark.py predict --data_dir DATA        # against CrossEncoder and the pipeline
     python recipes/benchmark.py ensemble --data_dir DATA       # six runs together against each alone
     python recipes/benchmark.py export --run RUN --task sst    # ONNX and its 8-bit weights against PyTorch: one task
@@ -31,6 +32,7 @@ import pandas as pd
 import torch
 from benchmarks.exports import exports
 from benchmarks.gpu import STAGES, gpu
+from benchmarks.layouts import layouts
 from benchmarks.memory import forget_peak, resident
 from benchmarks.pack import pack
 from benchmarks.prediction import ensemble, predict_rows
@@ -130,6 +132,7 @@ COMMANDS = {
     "train": (train, [*INPUTS, "rounds", "steps", "bf16"]),
     "ablate": (ablate, [*INPUTS, "rounds", "steps", "bf16"]),
     "smart": (smart, [*INPUTS, "rounds", "steps", "bf16"]),
+    "layouts": (layouts, [*INPUTS, "rounds", "steps", "bf16"]),
     "predict": (predict_rows, [*INPUTS, "rounds", "rows"]),
     "ensemble": (ensemble, [*INPUTS, "rounds"]),
     "export": (exports, ["run", "task", "rounds", "json"]),

@@ -97,7 +97,7 @@ def test_the_reference_runs(monkeypatch, tmp_path, tiny_bert, quickstart, capsys
     assert names["penalty"] > 0 and (tmp_path / "report" / "report.html").exists()
 
 
-@pytest.mark.parametrize("page", ["add_task", "export", "memory", "metric"])
+@pytest.mark.parametrize("page", ["add_task", "export", "lora", "memory", "metric"])
 def test_how_to(page, monkeypatch, tmp_path, tiny_bert, quickstart, capsys):
     from bert_multitask.evaluation.metrics import METRICS
 
@@ -113,7 +113,9 @@ def test_how_to(page, monkeypatch, tmp_path, tiny_bert, quickstart, capsys):
         assert all((after[name] == weight).all() for name, weight in before.items())
         assert after.keys() - before.keys() == {"heads.topic.classifier.weight", "heads.topic.classifier.bias"}
     else:
-        assert {"export": "'label'", "memory": "eval_spam_accuracy", "metric": "0."}[page] in capsys.readouterr().out
+        assert {"export": "'label'", "lora": "per_task", "memory": "eval_spam_accuracy", "metric": "0."}[
+            page
+        ] in capsys.readouterr().out
 
 
 def test_the_page_of_onnx(monkeypatch, tmp_path, quickstart, capsys):

@@ -17,7 +17,7 @@ from ..training.yaml_file import find_config, load_yaml
 # What --help shows of the training flags, by what they are about.
 FLAGS = {
     "what is trained": "model_name_or_path tasks data_dir max_length max_train_samples",
-    "the model": "encoder_sharing pair_encoding pooling head_dropout freeze_encoder",
+    "the model": "encoder_sharing lora_rank pair_encoding pooling head_dropout freeze_encoder",
     "the plan": "task_epochs schedule budget max_steps per_device_train_batch_size gradient_accumulation_steps",
     "training": "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm class_weights smart_weight "
     "smart_projection bf16 seed",

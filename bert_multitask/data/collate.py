@@ -1,4 +1,4 @@
-"""Rows of one task → one padded batch of tensors."""
+"""Rows of one task, or of a group of tasks → one padded batch of tensors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,10 +14,10 @@ FILLER = -1  # row index of a share that has no row: the batch is smaller than t
 
 
 class TaskRows(torch.utils.data.Dataset):
-    """The training rows of all tasks, addressed by (task, row) as `PlanSampler` yields them.
+    """The training rows of all tasks and groups, addressed by (task, row) as `PlanSampler` yields them.
 
     Args:
-        tasks: {task: tokenised rows}.
+        tasks: {task or group: tokenised rows} (see `token_rows.join_groups`).
     """
 
     def __init__(self, tasks: Mapping[str, Dataset]):
@@ -53,8 +53,8 @@ class Collator:
         Returns:
             `task`, its name; `input_ids`, `attention_mask` and `token_type_ids`, integer (B, L), or (B, 2, L) where a
             row is two sequences; `labels` (B,), integer classes or fp32 scores, or (B, …) where a label is a list,
-            filled up with the mark of a missing one; `soft_labels` (B, …) where rows have them. For example rows of 3
-            and 2 tokens give attention_mask [[1, 1, 1], [1, 1, 0]].
+            filled up with the mark of a missing one; `soft_labels` (B, …) where rows have them; of a group, both are
+            {task: such a tensor}. For example rows of 3 and 2 tokens give attention_mask [[1, 1, 1], [1, 1, 0]].
 
         Raises:
             ValueError: the rows are of several tasks.
@@ -76,13 +76,20 @@ class Collator:
         input_ids = pad("input_ids", -1)
         real = input_ids >= 0
         soft = [row["soft_labels"] for row in rows if row.get("soft_labels") is not None]
-        return ({"soft_labels": torch.tensor(soft)} if soft else {}) | {
+        return ({"soft_labels": stack_labels(soft)} if soft else {}) | {
             "task": tasks.pop(),
             "input_ids": input_ids.where(real, self.pad_token_id),
             "attention_mask": real.long(),
             "token_type_ids": pad("token_type_ids", 0),
-            "labels": torch.tensor(even_labels([row["labels"] for row in rows])),
+            "labels": stack_labels([row["labels"] for row in rows]),
         }
+
+
+def stack_labels(labels: Sequence) -> Tensor | dict[str, Tensor]:
+    """The labels of rows as a tensor, or of a group as {task: tensor} (see `Collator`)."""
+    if isinstance(labels[0], Mapping):
+        return {name: stack_labels([label[name] for label in labels]) for name in labels[0]}
+    return torch.tensor(even_labels(labels))
 
 
 def real_tokens(values: Sequence, mask: Sequence) -> list:
@@ -92,8 +99,10 @@ def real_tokens(values: Sequence, mask: Sequence) -> list:
     return [value for value, real in zip(values, mask, strict=True) if real]
 
 
-def without_label(label: float | list) -> float | list:
+def without_label(label: float | list | dict) -> float | list | dict:
     """A label of the same form that is missing."""
+    if isinstance(label, Mapping):
+        return {name: without_label(part) for name, part in label.items()}
     return [without_label(part) for part in label] if isinstance(label, list) else no_label(isinstance(label, float))
 
 

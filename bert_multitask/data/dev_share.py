@@ -18,6 +18,7 @@ def draw_dev_rows(task: Task, rows: Dataset) -> np.ndarray:
 
     They are a stratified sample of the different texts: these are sorted by label, and within a label by a hash of the
     text, and every (1 / share)-th is taken. Scores are sorted, too, so that the sample has low and high ones alike.
+    The rows of a group of tasks are no strata, so that its tasks have the same dev rows.
     Rows with the same text, or pair of texts, are on the same side. No random generator has a part: every process, run
     and reader finds the same rows, in whatever order the file has them. A class with one text only stays in training.
 
@@ -32,9 +33,9 @@ def draw_dev_rows(task: Task, rows: Dataset) -> np.ndarray:
     texts = [rows[name][:] for name in rows.column_names if name not in ("id", "label")]
     groups: dict[tuple, Hashable] = {}  # the stratum of each different text, that of its first row
     for text, label in zip(zip(*texts, strict=True), rows["label"][:], strict=True):
-        groups.setdefault(text, stratum(label, kind.words))
+        groups.setdefault(text, stratum(label, kind.words) if task.group is None else None)
     counts = Counter(groups.values())
-    single = kind.dtype == "int64" and not kind.nested
+    single = kind.dtype == "int64" and not kind.nested and task.group is None
     drawn = [text for text, label in groups.items() if not single or counts[label] > 1]
     drawn.sort(key=lambda text: (groups[text], hashlib.sha256(repr(text).encode("utf-8", "surrogatepass")).digest()))
     steps = np.floor(np.arange(len(drawn) + 1) * task.dev_share + 0.5)

@@ -22,7 +22,6 @@ from pyarrow import ArrowException, parquet
 from transformers.utils import logging
 
 from ..model.errors import InputError, one_line
-from ..model.kinds import KINDS, Kind
 from ..model.tasks import HubSource, Task, text_parts
 from .labels import LabelReader, feature_names, name_labels
 
@@ -84,7 +83,7 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
                 raise InputError(
                     f"{path}: no column {column!r} in row {number}; its columns are {', '.join(filter(None, row))}"
                 )
-        yield rename_columns(row, task, KINDS[task.kind], path, number, task.id or "id")
+        yield rename_columns(row, task, task, path, number, task.id or "id")
 
 
 def read_as_written(path: str, task: Task) -> Iterator[dict]:
@@ -151,21 +150,21 @@ def needed_columns(columns: HubSource | Task, labelled: bool) -> list[str]:
 
 
 def rename_columns(
-    row: Mapping, columns: HubSource | Task, kind: Kind, path: str, number: int, ids: str | None
+    row: Mapping, columns: HubSource | Task, task: Task, path: str, number: int, ids: str | None
 ) -> dict:
     """A row under our column names, its label as the source gives it.
 
     Args:
         row: of the source.
         columns: the source's names of its columns.
-        kind: of the task, which says what a text may be.
+        task: which says what a text may be.
         path: of the source, for messages.
         number: of the row, from 1.
         ids: the column of ids; None where there is none.
     """
     return {
         "id": as_id(row.get(ids), path, number),
-        "text": as_text(kind.text(read_text(row, columns.text, path, number)), path, number),
+        "text": as_text(task.read_text(read_text(row, columns.text, path, number)), path, number),
         "text_pair": as_text(read_text(row, columns.text_pair, path, number), path, number)
         if columns.text_pair
         else None,

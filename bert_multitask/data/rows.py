@@ -280,7 +280,7 @@ def read_dataset(
     check_has_columns(remote, source, labelled, where)
     rows = name_labels(remote, remote.features, source.label, reader, where)
     for number, row in enumerate(rows, start=1):
-        yield rename_columns(row, source, reader.kind, where, number, ids)
+        yield rename_columns(row, source, reader.task, where, number, ids)
 
 
 def check_has_columns(remote: Dataset, source: HubSource | Task, labelled: bool, where: str) -> None:
@@ -330,7 +330,7 @@ def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bo
             raise InputError(
                 f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
             )
-        yield rename_columns(row, task, KINDS[task.kind], source, number, task.id or "id")
+        yield rename_columns(row, task, task, source, number, task.id or "id")
 
 
 def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
@@ -350,7 +350,7 @@ def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
     reader = LabelReader(task)
     features = column_features(table.schema, task.label, path)
     rows = name_labels(table.select(names).to_pylist(), features, task.label, reader, path)
-    raw = (rename_columns(row, task, reader.kind, path, number, None) for number, row in enumerate(rows, first))
+    raw = (rename_columns(row, task, task, path, number, None) for number, row in enumerate(rows, first))
     return clean(task, raw, path, reader, first)
 
 
@@ -452,7 +452,8 @@ def check_clean(task: Task, rows: Dataset) -> None:
 def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     """The rows a split is used with, after saying which have gaps, by file and row number (from 1).
 
-    Training leaves out rows without a label and rows with an empty text. The other splits keep every row: one without
+    Training leaves out rows without a label and rows with an empty text; of a task of a group only these, since such a
+    row may have another label of the group (see `token_rows.join_groups`). The other splits keep every row: one without
     a label is predicted and not scored, an empty text is predicted as it is. A test split may have no labels at all.
 
     Raises:
@@ -469,13 +470,14 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     kept = []
     for index, row_texts in enumerate(zip(*texts, strict=True)):
         empty = not all(map(str.strip, row_texts))
-        if empty or (unlabelled[index] and not none_labelled):
+        needs_label = not (none_labelled or (split == "train" and task.group))
+        if empty or (unlabelled[index] and needs_label):
             gap = " and ".join(["an empty text"] * empty + ["no label"] * unlabelled[index])
             fate = "left out of training" if split == "train" else "predicted" + ", not scored" * unlabelled[index]
             # A part of a file has other numbers than the file.
             named = f"the row with id {rows['id'][index]!r}" if task.dev_share else f"row {index + 1}"
             gaps.append(f"{source}: {named} has {gap}; it is {fate}")
-        if not empty and not unlabelled[index]:
+        if not empty and (task.group or not unlabelled[index]):
             kept.append(index)
     for gap in gaps[:SHOWN_GAPS]:
         logger.warning(gap)

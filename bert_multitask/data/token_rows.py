@@ -3,10 +3,11 @@
 Rows with a column `input_ids` are tokenised already (`tokenise`). All others are raw, with the columns that the task
 names, and are read as `clean_rows` reads them: labels by name or number or as a `ClassLabel`. Rows without a label or
 text are treated as those of files (`usable_rows`). Raw rows are cut to the tokenizer's `model_max_length`, as
-`truncation=True` cuts them, and to what the model can take.
+`truncation=True` cuts them, and to what the model can take. Each task of a group has rows of its own until they are
+joined (`join_groups`), the same but for their labels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -22,7 +23,7 @@ from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .labels import even_labels, label_numbers, uneven_rows
-from .rows import clean_rows, sample_rows, usable_rows
+from .rows import clean_rows, sample_rows, take, usable_rows
 from .tokens import check_tokenizer, load_tokenizer, tokenise
 
 COLUMNS = ("input_ids", "token_type_ids", "labels")
@@ -41,7 +42,8 @@ def rows_by_task(
 
     Args:
         given: {task: rows, raw or tokenised, as a `Dataset` or a sequence of dictionaries}, or the rows of one task,
-            which their column `task` names where the model has several.
+            which their column `task` names where the model has several. The raw rows of a group may be given once,
+            {group: rows}.
         model: whose tasks they are of.
         argument: what the rows were given as, for messages.
         split: "train", "dev" or "test": how raw rows are used.
@@ -56,6 +58,7 @@ def rows_by_task(
     """
     if not isinstance(given, Mapping):
         given = {task_of(given, model, argument): given}
+    given = open_groups(given, model, argument)
     if unknown := [name for name in given if name not in model.tasks]:
         raise InputError(f"{argument} has rows of {unknown[0]!r}, but the model's tasks are {', '.join(model.tasks)}")
     rows = {}
@@ -68,6 +71,83 @@ def rows_by_task(
                 part = sample_rows(task, part, seed) if split == "train" else part
             rows[name] = check_rows(part, task, model, where)
     return rows
+
+
+def open_groups(given: Mapping, model: MultitaskBertModel, argument: str) -> dict:
+    """{task: rows}, where {group: rows} may be given: raw rows, the same for each task of the group, or rows of
+    `join_groups`."""
+    rows = {}
+    for key, part in given.items():
+        names = [key] if key in model.tasks else model.units.get(key, [key])
+        if names == [key]:
+            rows[key] = part
+        elif is_tokenised(part := as_rows(part, f"{argument}[{key!r}]")):
+            rows |= split_group(part, names, f"{argument}[{key!r}]")
+        else:
+            rows |= dict.fromkeys(names, part)
+    return rows
+
+
+def split_group(rows: Dataset, names: Sequence[str], where: str) -> dict[str, Dataset]:
+    """The rows of a group, as `join_groups` gives them, as {task: its rows}."""
+    labels = rows.with_format("arrow")[:]["labels"] if "labels" in rows.column_names else None
+    if labels is None or not pa.types.is_struct(labels.type) or {field.name for field in labels.type} != {*names}:
+        raise InputError(f"{where} is tokenised; give {{task: rows}} of {', '.join(names)}, or raw rows")
+    others = [name for name in ("labels", "soft_labels", "task") if name in rows.column_names]
+    tokens, features = rows.remove_columns(others), rows.features["labels"]
+    return {
+        name: tokens.add_column("labels", pc.struct_field(labels, name).combine_chunks(), feature=features[name])
+        for name in names
+    }
+
+
+def join_groups(
+    rows: Mapping[str, Dataset], model: MultitaskBertModel, argument: str, split: str = "dev"
+) -> dict[str, Dataset]:
+    """The rows of tasks as they are batched: those of a group as one, whose labels are {task: label}.
+
+    Args:
+        rows: {task: tokenised rows}; those of a task without the others of its group stay as they are.
+        model: whose tasks they are of.
+        argument: what the rows were given as, for messages.
+        split: of "train" a row that none of the group's tasks has a label for is left out.
+
+    Returns:
+        {task or group: rows}, in the order of the model's tasks.
+
+    Raises:
+        InputError: the rows of a group's tasks are not the same texts.
+    """
+    joined = {}
+    for unit, names in model.units.items():
+        parts = {name: rows[name] for name in names if name in rows}
+        whole = unit not in model.tasks and len(parts) == len(names)
+        joined |= {unit: join_group(unit, parts, argument, split)} if whole else parts
+    return joined
+
+
+def join_group(group: str, parts: Mapping[str, Dataset], argument: str, split: str) -> Dataset:
+    """The rows of one group, {task: its rows}, as one (see `join_groups`)."""
+    (first, rows), *others = parts.items()
+    tables = {name: part.with_format("arrow")[:] for name, part in parts.items()}
+    for name, _ in others:
+        if any(not tables[name][column].equals(tables[first][column]) for column in COLUMNS[:2]):
+            raise InputError(
+                f"{argument}: the rows of {first!r} and {name!r}, tasks of group {group!r}, are not the same texts in "
+                "the same order"
+            )
+    rows = rows.remove_columns([name for name in ("task", "labels", "soft_labels") if name in rows.column_names])
+    rows = rows.add_column("task", [group] * len(rows))
+    for column in ("labels", "soft_labels"):
+        owners = [name for name, part in parts.items() if column in part.column_names]
+        if owners:
+            values = pa.StructArray.from_arrays([tables[name][column].combine_chunks() for name in owners], owners)
+            rows = rows.add_column(column, values, feature={name: parts[name].features[column] for name in owners})
+    if split != "train":
+        return rows
+    labels = [np.asarray(even_labels(part["labels"][:])) for part in parts.values()]
+    known = np.any([labelled_rows(each) for each in labels], axis=0)
+    return rows if known.all() else take(rows, np.flatnonzero(known))
 
 
 def task_of(rows: object, model: MultitaskBertModel, argument: str) -> str:

@@ -121,7 +121,7 @@ def tokenise(
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    words, kept = KINDS[task.kind].words, [name for name in ("id", "soft_labels") if name in rows.column_names]
+    words, kept = task.by_words, [name for name in ("id", "soft_labels") if name in rows.column_names]
     special = [*["words"] * words, *[task.truncation] * (task.truncation != "head")]
     settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, *special, "v2")
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
@@ -158,10 +158,9 @@ def tokenise_batch(
     task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, separate: bool, batch: dict[str, list]
 ) -> dict[str, list]:
     """A batch of clean rows as model inputs (see `tokenise`)."""
-    words = KINDS[task.kind].words
     texts = [batch[column] for column in text_columns(task)]
-    encoded = encode(tokenizer, texts, max_length, separate, words, task.truncation)
-    labels = token_labels(task, batch, encoded) if words else batch["label"]
+    encoded = encode(tokenizer, texts, max_length, separate, task.by_words, task.truncation)
+    labels = token_labels(task, batch, encoded) if KINDS[task.kind].words else batch["label"]
     return {"task": [task.name] * len(batch["id"]), "labels": labels} | encoded
 
 

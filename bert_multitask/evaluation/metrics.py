@@ -591,6 +591,27 @@ def labelled_metrics(
     return dict(metrics)
 
 
+def task_metrics(
+    functions: Mapping[str, Callable], tasks: Mapping[str, Task], unit: str, prediction: EvalPrediction
+) -> dict[str, float]:
+    """What users' functions give for the labelled rows of a task; of a group, with the tasks' names before the keys.
+
+    Args:
+        functions: {task: the user's} of some of the tasks.
+        tasks: {name: task} of the rows.
+        unit: name of the task or the group.
+        prediction: as of `labelled_metrics`; of a group, its logits and labels are {task: …}.
+    """
+    if unit in tasks:
+        return labelled_metrics(functions[unit], tasks[unit], prediction)
+    found = {}
+    for name, function in functions.items():
+        own = {"predictions": prediction.predictions[name], "label_ids": prediction.label_ids[name]}
+        own = EvalPrediction(**own, inputs=prediction.inputs, losses=prediction.losses)
+        found |= {f"{name}_{key}": value for key, value in labelled_metrics(function, tasks[name], own).items()}
+    return found
+
+
 def join_scores(*parts: Mapping[str, float]) -> dict[str, float]:
     """Scores of several tasks as one dictionary.
 

@@ -27,6 +27,7 @@ def export_encoder(model: MultitaskBertModel, task: str) -> PreTrainedModel:
         InputError: the model has no such task.
     """
     model.check_task(task)
+    model = model.merge_adapters()
     encoder = AutoModel.from_config(model.config.stock())
     encoder.load_state_dict(model.encoder(task).state_dict())
     return encoder.eval()
@@ -57,6 +58,7 @@ def export_classifier(
         InputError: the model has no such task.
     """
     model.check_task(task)
+    model = model.merge_adapters()
     spec, head = model.tasks[task], model.heads[task]
     gives_types = tokenizer is None or "token_type_ids" in tokenizer.model_input_names
     # Stock models that know one token type fail on such pairs.

@@ -182,9 +182,9 @@ class MultitaskPipeline:
             part = frame[list({part: None for column in columns for part in text_parts(column)})].astype(object)
             # None for every mark of a missing value that pandas has
             rows = part.where(part.notna(), None).to_dict("records")
-            kind = KINDS[self.tasks[name].kind]
+            read = self.tasks[name].read_text
             values = [
-                [kind.text(read_text(row, column, "rows", number)) for number, row in enumerate(rows, start=1)]
+                [read(read_text(row, column, "rows", number)) for number, row in enumerate(rows, start=1)]
                 for column in columns
             ]
             texts[name] = read_texts(values, "rows")
@@ -244,14 +244,14 @@ class MultitaskPipeline:
                     found[name] = KINDS[self.tasks[name].kind].table(self.tasks[name], logits, tokens)
         return {name: found[name] for name in texts}
 
-    def token_form(self, name: str) -> tuple[bool, str]:
+    def token_form(self, name: str) -> tuple[bool, str, str | None]:
         """What of a task decides which tokens a text has."""
-        return KINDS[self.tasks[name].kind].words, self.tasks[name].truncation
+        return self.tasks[name].by_words, self.tasks[name].truncation, self.tasks[name].pair_encoding
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Texts, task: Task) -> dict[str, list]:
         """The tokens of rows (see `tokens.encode`), made of a part of them at a time: what the tokenizer returns is
         many times as large."""
-        separate, words = self.load()[0].is_separate(task), KINDS[task.kind].words
+        separate, words = self.load()[0].is_separate(task), task.by_words
         tokens: dict[str, list] = {"input_ids": [], "token_type_ids": [], "truncated": [], "word_starts": []}
         for start in range(0, len(texts[0]), CHUNK):
             chunk = [column[start : start + CHUNK] for column in texts]
@@ -323,7 +323,7 @@ def plain_texts(task: Task, rows: Sequence) -> Texts:
             found = [read_text(row, columns, "rows", number + 1) for columns in find_columns(task, row, None)]
         else:
             found = row if task.text_pair and isinstance(row, (tuple, list)) else [row]
-        found = [KINDS[task.kind].text(text) for text in found]
+        found = [task.read_text(text) for text in found]
         if len(found) != len(texts) or not all(isinstance(text, str) and is_unicode(text) for text in found):
             expected = "a pair of texts" if task.text_pair else "a text"
             raise InputError(

@@ -20,7 +20,8 @@ FREE_OF_TASK |= {
 
 
 def average_weights(runs: Sequence[TrainedRun]) -> MultitaskBertModel:
-    """The uniform average of the runs' weights, in fp32, with the configuration of the first.
+    """The uniform average of the runs' weights, in fp32, with the configuration of the first; adapters are merged
+    first, since the mean of products is no product of means.
 
     Args:
         runs: that began with the same weights (see `check_same_start`).
@@ -29,11 +30,11 @@ def average_weights(runs: Sequence[TrainedRun]) -> MultitaskBertModel:
         InputError: they did not, or their models differ.
     """
     check_same_start(runs)
-    model = runs[0].load_model().float()
+    model = runs[0].load_model().merge_adapters().float()
     # In double precision, so that the average of equal weights is these weights.
     sums = {name: weight.double() for name, weight in model.state_dict().items()}
     for run in runs[1:]:
-        for name, weight in run.load_model().state_dict().items():
+        for name, weight in run.load_model().merge_adapters().state_dict().items():
             sums[name] += weight
     model.load_state_dict({name: (total / len(runs)).float() for name, total in sums.items()})
     return model

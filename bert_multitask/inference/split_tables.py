@@ -17,7 +17,7 @@ from ..data.labels import even_labels
 from ..data.rows import load_rows, usable_rows
 from ..data.tokens import tokenise
 from ..evaluation.metrics import overall_score, score_decisions
-from ..evaluation.predict import predict_logits
+from ..evaluation.predict import predict_tasks
 from ..evaluation.tables import Predictions, check_alike, find_tables, prediction_table, read_decisions
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError
@@ -181,12 +181,29 @@ class SplitTables:
             inputs = {number: self.read_tokens(run, self.places[number]) for number, run in runs.items()}
         for number, run in runs.items():
             model = run.load_model().to(processes.device) if inputs[number] else None
-            for name, (task, tokens) in inputs[number].items():
+            for names in same_tokens({name: tokens for name, (_, tokens) in inputs[number].items()}):
+                tokens = inputs[number][names[0]][1]
                 share = np.array_split(np.arange(len(tokens)), processes.num_processes)[processes.process_index]
-                logits = predict_logits(model, name, tokens.select(share), self.batch_size)
-                logits = join_rows([torch.from_numpy(part) for part in gather_object([logits])], 0).numpy()
-                table = prediction_table(task, tokens["id"][:], logits, tokens)
-                self.tables[number][name] = Predictions(task, table, run.name)
+                found = predict_tasks(model, names, tokens.select(share), self.batch_size)
+                for name, (task, tokens) in ((name, inputs[number][name]) for name in names):
+                    parts = [torch.from_numpy(part) for part in gather_object([found[name]])]
+                    table = prediction_table(task, tokens["id"][:], join_rows(parts, 0).numpy(), tokens)
+                    self.tables[number][name] = Predictions(task, table, run.name)
+
+
+def same_tokens(tokens: Mapping[str, Dataset]) -> list[list[str]]:
+    """The names of {task: tokens}, those with the same tokens together, as of a group's tasks: one pass of an encoder
+    answers them."""
+    columns = {name: part.select_columns(["input_ids", "token_type_ids"]) for name, part in tokens.items()}
+    tables = {name: part.with_format("arrow")[:] for name, part in columns.items()}
+    together: list[list[str]] = []
+    for name, table in tables.items():
+        alike = next((names for names in together if tables[names[0]].equals(table)), None)
+        if alike is None:
+            together.append([name])
+        else:
+            alike.append(name)
+    return together
 
 
 def read_specs(specs: Sequence[str]) -> dict[str, dict]:

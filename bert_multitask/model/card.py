@@ -137,9 +137,8 @@ def model_index(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -
 
 def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_model: str | None) -> str:
     """What the model is, in a sentence or two, and its tasks."""
-    shared = config.encoder_sharing == "shared"
     name = stock_class(config.stock()).__name__
-    encoders = f"One `{name}` for all tasks" if shared else f"A `{name}` for each task"
+    encoders = f"A `{name}` for each task" if config.encoder_sharing == "per_task" else f"One `{name}` for all tasks"
     start = f", fine-tuned from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
     size = f"{config.num_hidden_layers} layers, {config.hidden_size} wide"
     rows = [
@@ -151,7 +150,11 @@ def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_
         )
         for name, task in tasks.items()
     ]
-    text = f"{encoders} ({size}){start}, with a head for each task."
+    each = "an adapter and a head" if config.encoder_sharing == "adapters" else "a head"
+    one = " and one adapter" if config.lora and config.encoder_sharing == "shared" else ""
+    text = f"{encoders} ({size}){one}{start}, with {each} for each task."
+    if config.lora:
+        text += " It needs `pip install peft`."
     return f"{text}\n\n{table(('task', 'kind', 'input', 'output'), rows)}"
 
 

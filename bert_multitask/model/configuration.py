@@ -16,7 +16,7 @@ from transformers import AutoConfig, BertConfig, PreTrainedConfig
 from .errors import InputError
 from .stock import check_architecture, check_type, find_max_length
 
-ENCODER_SHARING = ("shared", "per_task")
+ENCODER_SHARING = ("shared", "adapters", "per_task")
 PAIR_ENCODING = ("joint", "separate")
 POOLING = ("cls", "pooler", "mean")
 
@@ -40,7 +40,8 @@ class MultitaskBertConfig(BertConfig):
     tasks: list | None = None  # a list, because JSON configurations sort the keys of dictionaries
     pair_encoding: str = "joint"
     pooling: str = "cls"
-    encoder_sharing = "shared"  # no field: the model type says it
+    encoder_sharing = "shared"  # no fields, these two: the model type says them
+    lora = None
     dropout_fields = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # the encoder's probabilities of dropout
 
     @classmethod
@@ -96,19 +97,21 @@ class MultitaskBertConfig(BertConfig):
         encoder."""
         self.classifier_dropout = -1
         self.num_labels = 0
-        self.add_cross_attention = self.encoder_sharing == "per_task"
+        self.add_cross_attention = self.model_type == PerTaskBertConfig.model_type
 
-    def per_task(self) -> "PerTaskBertConfig":
-        """The same, with an encoder for each task."""
-        fields = {key: value for key, value in self.to_dict().items() if key != "model_type"}
-        config = PerTaskBertConfig(**fields)
+    def in_layout(self, encoder_sharing: str, lora: dict | None = None) -> "MultitaskBertConfig":
+        """The same in another layout, whose fields are those of `PerTaskBertConfig`."""
+        layout = {"encoder_sharing": encoder_sharing, "lora": lora}
+        fields = {key: value for key, value in self.to_dict().items() if key not in {"model_type", *layout}}
+        is_stock = encoder_sharing == "shared" and lora is None
+        config = MultitaskBertConfig(**fields) if is_stock else PerTaskBertConfig(**fields, **layout)
         config._attn_implementation = self._attn_implementation
         return config
 
     def stock(self) -> BertConfig:
         """BERT's own settings, without ours."""
         ours = {"tasks", "pair_encoding", "pooling", "auto_map", "architectures", "model_type", "id2label", "label2id"}
-        ours |= {"classifier_dropout", "add_cross_attention"}  # there to be refused
+        ours |= {"encoder_sharing", "lora", "classifier_dropout", "add_cross_attention"}  # the last two are refused
         return BertConfig(**{key: value for key, value in self.to_dict().items() if key not in ours})
 
     def of_task(self, task: dict) -> "PerTaskBertConfig":
@@ -126,12 +129,20 @@ def hub_reason(error: Exception) -> str:
 
 
 class PerTaskBertConfig(MultitaskBertConfig):
-    """The configuration of a model with one encoder for each task (the paper's 3-BERT, section 4.2.1). It has a model
-    type of its own, because a stock `BertModel` would find none of its weights in such a checkpoint, and begin at
-    random."""
+    """The configuration of a model with one encoder for each task (the paper's 3-BERT, section 4.2.1), or with
+    adapters. It has a model type of its own, because a stock `BertModel` would find none of its weights in such a
+    checkpoint, or not all, and begin at random.
+
+    Attributes:
+        encoder_sharing: "per_task"; "adapters", one encoder with an adapter for each task; or "shared", with one
+            adapter for all.
+        lora: the adapters' settings (`adapters.lora_fields`); None, there are none.
+    """
 
     model_type = "multitask_bert"
-    encoder_sharing = "per_task"
+
+    encoder_sharing: str = "per_task"
+    lora: dict | None = None
 
 
 class MultitaskConfig(PreTrainedConfig):
@@ -144,7 +155,8 @@ class MultitaskConfig(PreTrainedConfig):
         tasks: as of `MultitaskBertConfig`, and so are the next two.
         pair_encoding: "joint" or "separate".
         pooling: "cls", "pooler" or "mean".
-        encoder_sharing: "shared" or "per_task".
+        encoder_sharing: "shared", "adapters" or "per_task".
+        lora: as of `PerTaskBertConfig`.
     """
 
     model_type = "multitask"
@@ -155,6 +167,7 @@ class MultitaskConfig(PreTrainedConfig):
     pair_encoding: str = "joint"
     pooling: str = "cls"
     encoder_sharing: str = "shared"
+    lora: dict | None = None
 
     def __post_init__(self, **kwargs: Any):
         if isinstance(self.text_config, dict):
@@ -194,9 +207,9 @@ class MultitaskConfig(PreTrainedConfig):
     def refuse_stock_models(self) -> None:
         """Nothing to do: no stock class knows the type."""
 
-    def per_task(self) -> "MultitaskConfig":
-        """The same, with an encoder for each task."""
-        return type(self)(**self.to_dict() | {"encoder_sharing": "per_task"})
+    def in_layout(self, encoder_sharing: str, lora: dict | None = None) -> "MultitaskConfig":
+        """The same in another layout."""
+        return type(self)(**self.to_dict() | {"encoder_sharing": encoder_sharing, "lora": lora})
 
     def stock(self) -> PreTrainedConfig:
         """A copy of the encoder's own configuration."""

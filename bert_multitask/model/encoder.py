@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
-from .configuration import MultitaskBertConfig, hub_reason, resolve_checkpoint
+from .configuration import MultitaskBertConfig, PerTaskBertConfig, hub_reason, resolve_checkpoint
 from .errors import InputError
 from .packing import Bucket, Packing
 
@@ -302,7 +302,7 @@ def check_encoder(config: MultitaskBertConfig) -> None:
         raise InputError(f"is a checkpoint of type {found!r}, and minBERT runs BERTs alone; use MultitaskBertModel")
     for field, value in FIXED.items():
         found = getattr(config, field, None)
-        ours = field == "add_cross_attention" and config.encoder_sharing == "per_task"
+        ours = field == "add_cross_attention" and config.model_type == PerTaskBertConfig.model_type
         if (found or value) != value and not ours:
             raise InputError(f"config.json has {field} = {found!r}; this encoder computes {value!r} only")
     for field in SIZES:
@@ -421,8 +421,10 @@ class MinBertPreTrainedModel(PreTrainedModel):
 
 
 def is_encoder_weight(key: str) -> bool:
-    """Whether a weight is an encoder's, and no part of its pooler, which many checkpoints lack and no head reads."""
-    return not key.startswith("heads.") and ".pooler." not in f".{key}"
+    """Whether a weight is an encoder's, by the names that our models give encoders and their parts, and no part of its
+    pooler, which many checkpoints lack and no head reads."""
+    owners = ("bert.", "text_encoder.", "encoders.", "encoder.", "embeddings.")
+    return key.startswith(owners) and ".pooler." not in f".{key}"
 
 
 def share_weights(folder: str | os.PathLike) -> None:

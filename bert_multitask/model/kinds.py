@@ -825,12 +825,8 @@ class TokenClassification(Classification):
             )
 
     def text(self, value: object) -> object:
-        """A list of words as one text. White space within a word, and a word without characters, become "_", so that
-        their number stays."""
-        value = value.tolist() if isinstance(value, np.ndarray) else value
-        if not isinstance(value, (list, tuple)) or any(isinstance(word, (list, tuple, dict, bytes)) for word in value):
-            return value
-        return " ".join("_".join(str("" if word is None else word).split()) or "_" for word in value)
+        """As `join_words`."""
+        return join_words(value)
 
     def parts(self, raw: object) -> Sequence:
         """The tags of a list, or of a text."""
@@ -994,6 +990,15 @@ class TokenClassification(Classification):
         """The words that have another tag than O, each with its tag."""
         tagged = zip(text.split(), self.show(task, value).split(), strict=False)
         return " ".join(f"{word}/{tag}" for word, tag in tagged if tag != "O")
+
+
+def join_words(value: object) -> object:
+    """A list of words as one text. White space within a word, and a word without characters, become "_", so that their
+    number stays."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(value, (list, tuple)) or any(isinstance(word, (list, tuple, dict, bytes)) for word in value):
+        return value
+    return " ".join("_".join(str("" if word is None else word).split()) or "_" for word in value)
 
 
 KINDS: dict[str, Kind] = {

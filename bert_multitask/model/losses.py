@@ -8,7 +8,7 @@ may leave the options out.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -40,6 +40,11 @@ def labelled_rows(labels: Tensor | np.ndarray) -> Tensor | np.ndarray:
     """Which rows have a label, or one at least: labels (N, …) -> truth values (N,) (see `is_labelled`)."""
     labelled = is_labelled(labels)
     return labelled if labelled.ndim == 1 else labelled.any(tuple(range(1, labelled.ndim)))
+
+
+def rows_with_label(labels: Mapping[str, Tensor]) -> Tensor:
+    """Which rows have a label of one of the tasks at least: {task: labels (N, …)} -> truth values (N,)."""
+    return torch.stack(list(map(labelled_rows, labels.values()))).any(0)
 
 
 def cross_entropy(

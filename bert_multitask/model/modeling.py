@@ -10,7 +10,7 @@ import copy
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.generic import can_return_tuple
 
+from .adapters import IN_USE, SHARED, add_adapters, lora_fields, merged_weights, train_adapters, use_adapter
 from .card import model_card
 from .configuration import (
     ENCODER_SHARING,
@@ -38,7 +39,7 @@ from .heads import HEADS, HeadLinear, find_head
 from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
 from .stock import check_embeddings, has_pooler, new_encoder, run_encoder
-from .tasks import Task, load_task, load_tasks
+from .tasks import Task, load_task, load_tasks, open_group, units
 
 logger = logging.get_logger(__name__)
 
@@ -156,7 +157,8 @@ def check_loss_options(task: Task) -> None:
 
 
 def check_layout(config: MultitaskBertConfig, tasks: Mapping[str, Task]) -> None:
-    """Refuse a pair encoding or pooling that there is not, of the model or of a task.
+    """Refuse a pair encoding or pooling that there is not, of the model or of a task, and a group whose tasks have an
+    encoder each.
 
     Raises:
         InputError: names the field and its choices.
@@ -166,6 +168,19 @@ def check_layout(config: MultitaskBertConfig, tasks: Mapping[str, Task]) -> None
             value = getattr(owner, field)
             if value not in choices and not (value is None and where):
                 raise InputError(f"{where}{field} is {value!r}; choose one of {', '.join(choices)}")
+    if config.encoder_sharing != "shared":
+        for group, names in units(tasks.values()).items():
+            if len(names) > 1:
+                raise InputError(
+                    f"tasks {', '.join(names)} are a group, {group!r}, of one encoder's pass; encoder_sharing "
+                    f"{config.encoder_sharing!r} gives each task its own: make them tasks without a group"
+                )
+
+
+def by_name(values: Any, task: str) -> dict[str, Any]:
+    """What there is of a batch's tasks, as {task: it}: of several tasks it has that form already; of one it is the
+    value itself, or None where there is none."""
+    return dict(values) if isinstance(values, Mapping) else {} if values is None else {task: values}
 
 
 class MultitaskBertModel(MinBertPreTrainedModel):
@@ -193,12 +208,13 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             raise InputError("a MultitaskBertModel needs tasks, for example tasks=['sst', 'quora', 'sts']")
         config.refuse_stock_models()
         self.tasks = load_tasks(config.tasks)
+        self.units = units(self.tasks.values())
         check_layout(config, self.tasks)
         for task in self.tasks.values():
             find_entry(task, "loss", LOSSES)
             check_loss_options(task)
             find_entry(task, "divergence", DIVERGENCES)
-        if config.encoder_sharing == "shared":
+        if config.encoder_sharing != "per_task":
             setattr(self, self.base_model_prefix, self.new_encoder() if encoder is None else encoder)
         else:
             make = self.new_encoder if encoder is None else partial(copy.deepcopy, encoder)
@@ -212,10 +228,16 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                     f"task {name!r}: pooling is 'pooler', and this encoder has none; choose 'cls' or 'mean'"
                 )
         self.post_init()
+        if config.lora is not None:
+            add_adapters(self.base_model, config.lora, dict.fromkeys(map(self.adapter_name, self.tasks)))
 
     def new_encoder(self) -> PreTrainedModel:
         """An encoder with random weights."""
         return MinBertModel(self.config)
+
+    def adapter_name(self, task: str) -> str:
+        """The name of the adapter that a task uses, where there are any."""
+        return task if self.config.encoder_sharing == "adapters" else SHARED
 
     def is_separate(self, task: Task) -> bool:
         """Whether a row of the task is two sequences, each encoded on its own."""
@@ -230,6 +252,12 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         if task not in self.tasks:
             raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
 
+    def members(self, name: str) -> list[str]:
+        """The tasks that a name stands for: those of a group, or the task of that name."""
+        if name not in self.units:
+            self.check_task(name)
+        return self.units.get(name, [name])
+
     def change_task(self, task: Task) -> None:
         """Give a task other settings of its training, also in what is saved; its head stays as it is."""
         self.check_task(task.name)
@@ -237,8 +265,12 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         self.config.tasks = [task.to_config() for task in self.tasks.values()]
 
     def encoder(self, task: str) -> PreTrainedModel:
-        """The encoder that a task uses."""
-        return self.base_model if self.config.encoder_sharing == "shared" else self.encoders[task]
+        """The encoder that a task uses, with its adapter in use from now on."""
+        if self.config.encoder_sharing == "per_task":
+            return self.encoders[task]
+        if self.config.encoder_sharing == "adapters":
+            use_adapter(self.base_model, task)
+        return self.base_model
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Overridden to resize the word embeddings of every encoder; returns those of the first task's.
@@ -246,7 +278,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         The arguments are those of `PreTrainedModel.resize_token_embeddings`. Where there are new tokens, all encoders
         get the same new embeddings if they were the same before.
         """
-        if self.config.encoder_sharing == "shared":
+        if self.config.encoder_sharing != "per_task":
             return super().resize_token_embeddings(*args, **kwargs)
         state = torch.get_rng_state()
         for encoder in self.encoders.values():
@@ -269,6 +301,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         *args: Any,
         tasks: Sequence[str | dict | Task] | None = None,
         encoder_sharing: str | None = None,
+        peft_config: Any = None,
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Self:
@@ -280,8 +313,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                 whose new heads are random until trained; a trained run brings its own. A task that the run already
                 has keeps its weights, so it must mean the same (`check_heads`); a run with an encoder for each task
                 can take no other tasks.
-            encoder_sharing: "shared" or "per_task"; by default as in the checkpoint. With "per_task" a checkpoint's one
-                encoder is copied for each task.
+            encoder_sharing: "shared", "adapters" or "per_task"; by default as in the checkpoint. With "per_task" a
+                checkpoint's one encoder is copied for each task; with "adapters" each has an adapter in it.
+            peft_config: a `peft.LoraConfig`, or its fields, of new adapters: one for each task with "adapters", else
+                one for all. They and the heads alone are trained.
             output_loading_info: also return the names of missing and unexpected weights, instead of a warning that
                 names the new heads.
             **kwargs: fields of the configuration, `pair_encoding` and `pooling` among them, and what
@@ -296,7 +331,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         if encoder_sharing not in (None, *ENCODER_SHARING):
             raise InputError(f"encoder_sharing is {encoder_sharing!r}; choose one of {', '.join(ENCODER_SHARING)}")
         if tasks is not None:
-            kwargs["tasks"] = [load_task(task).to_config() for task in tasks]
+            kwargs["tasks"] = [load_task(task).to_config() for entry in tasks for task in open_group(entry)]
         if kwargs.keys() & {"config", "tasks", "pair_encoding", "pooling"}:
             stored = MultitaskBertConfig.stored_fields(name, **kwargs)
             given = kwargs["config"].to_dict() if hasattr(kwargs.get("config"), "to_dict") else {}
@@ -309,10 +344,12 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         pooled = any(model.pooling(task) == "pooler" for task in model.tasks)
         if pooled and (gone := [key for key in missing if ".pooler." in key]):
             raise InputError(f"{name} lacks {gone[0]}, which pooling='pooler' needs; choose 'cls' or 'mean'")
-        if encoder_sharing == "shared" != model.config.encoder_sharing:
-            raise InputError(f"{name} has an encoder for each task; they cannot become one shared encoder")
-        if encoder_sharing == "per_task" != model.config.encoder_sharing:
-            model = model.split()
+        if model.config.lora is not None:
+            train_adapters(model.base_model)  # loading thaws all weights
+        try:
+            model = model.change_layout(encoder_sharing or model.config.encoder_sharing, peft_config)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
         if not output_loading_info and (loaded := describe_loading(model.tasks, info)):
             logger.warning(f"{name}: {loaded}")
         return (model, info) if output_loading_info else model
@@ -336,9 +373,51 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             ModelCard(model_card(self.tasks, self.config, repo_id)).push_to_hub(repo_id, token=token)
         return super().push_to_hub(repo_id, token=token, private=private, **kwargs)
 
+    def change_layout(self, encoder_sharing: str, peft_config: Any) -> "MultitaskBertModel":
+        """The model in another layout, or with new adapters (the arguments of `from_pretrained`); itself where nothing
+        changes.
+
+        Raises:
+            InputError: there is no way from the layout to the other, or peft refuses the adapters.
+        """
+        before, lora = self.config.encoder_sharing, self.config.lora
+        if peft_config is not None:
+            if encoder_sharing == "per_task":
+                raise InputError("an adapter for each task is encoder_sharing='adapters', not 'per_task'")
+            if before == "per_task" or lora is not None:
+                found = "an encoder for each task" if before == "per_task" else "adapters already"
+                raise InputError(
+                    f"it has {found}, and new adapters need one plain encoder; begin with another checkpoint"
+                )
+            config = self.config.in_layout(encoder_sharing, lora_fields(peft_config))
+            model = MultitaskBertModel(config, self.base_model)
+            model.heads = self.heads
+            return model.train(self.training)
+        if encoder_sharing == before:
+            return self
+        if encoder_sharing == "adapters":
+            raise InputError("encoder_sharing='adapters' needs a peft_config (--lora_rank)")
+        if encoder_sharing == "shared":
+            one = "adapter" if lora else "encoder"
+            raise InputError(f"it has an {one} for each task; they cannot become one shared encoder")
+        model = self.merge_adapters()
+        return model if model.config.encoder_sharing == encoder_sharing else model.split()
+
+    def merge_adapters(self) -> "MultitaskBertModel":
+        """A copy of a model with adapters that computes the same without: with one adapter, a model with a shared
+        encoder, and with one for each task, a model with an encoder for each. A model without adapters is returned."""
+        if self.config.lora is None:
+            return self
+        sharing = "per_task" if self.config.encoder_sharing == "adapters" else "shared"
+        model = MultitaskBertModel(self.config.in_layout(sharing))
+        for task in self.tasks if sharing == "per_task" else [*self.tasks][:1]:
+            model.encoder(task).load_state_dict(merged_weights(self.base_model, self.adapter_name(task)))
+        model.heads.load_state_dict(self.heads.state_dict())
+        return model.to(self.device, self.dtype).train(self.training)
+
     def split(self) -> "MultitaskBertModel":
         """A copy of a model with a shared encoder in which each task has that encoder for its own."""
-        config, weights = self.config.per_task(), {}
+        config, weights = self.config.in_layout("per_task"), {}
         for key, value in self.state_dict().items():
             owner, _, rest = key.partition(".")
             keys = [f"encoders.{task}.{rest}" for task in self.tasks] if owner == "bert" else [key]
@@ -351,35 +430,37 @@ class MultitaskBertModel(MinBertPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        task: str | None = None,
+        task: str | Sequence[str] | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
+        labels: Tensor | Mapping[str, Tensor] | None = None,
+        num_items_in_batch: Tensor | int | Mapping[str, Tensor | int] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | SequenceClassifierOutput:
-        """Run one task on a batch of its rows.
+        """Run one task on a batch of its rows, or several tasks by one pass of their encoder.
 
         Args:
-            task: name of the task. Without one, as libraries call it that know no tasks, a shared encoder's own outputs
-                are returned.
+            task: name of the task, of a group, or of several tasks that share an encoder. Without one, as libraries
+                call it that know no tasks, a shared encoder's own outputs are returned.
             input_ids: vocabulary indices, integer (B, L); for a separately encoded pair (B, 2, L).
             attention_mask: 1 for real tokens and 0 for padding, of the same shape; all real by default.
             token_type_ids: segment indices, of the same shape; all 0 by default.
             inputs_embeds: word embeddings in place of `input_ids`, float, with one more axis, H.
             labels: (B,); classes (integer), 0 or 1 (integer), or scores (float). A row without a
-                label has the class -100 or the score NaN. Other kinds of tasks may have more axes.
+                label has the class -100 or the score NaN. Other kinds of tasks may have more axes. Of several tasks
+                {task: labels}.
             num_items_in_batch: divisor of the summed loss where this batch is one share of a larger one; by default
-                `losses.count_items` of the labels.
+                `losses.count_items` of the labels. Of several tasks {task: divisor}.
             output_attentions: as for `MinBertModel`, and with its shapes; a separately encoded pair counts as two rows.
             output_hidden_states: the same of the hidden states.
 
         Returns:
             `logits`: (B, C) unnormalised class scores, (B,) logits of "yes", (B,) scores, or what the head of another
-            kind of task gives; `loss`, a scalar, if `labels` are given.
+            kind of task gives; of several tasks {task: logits}. `loss`, a scalar, if `labels` are given; of several
+            tasks the sum of theirs (`loss_weight` is the trainer's).
 
         Raises:
             InputError: the model has no such task, or the inputs are one sequence a row where the task takes two, or
@@ -389,22 +470,15 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             return self.encode(
                 next(iter(self.tasks)), input_ids, attention_mask, token_type_ids, inputs_embeds=inputs_embeds
             )
-        self.check_task(task)
-        separate = self.is_separate(self.tasks[task])
-        inputs = [input_ids, attention_mask, token_type_ids, inputs_embeds]
-        if separate:
-            for given, dimensions in zip(inputs, (3, 3, 3, 4), strict=True):
-                if given is not None and (given.dim() != dimensions or given.shape[1] != 2):
-                    raise InputError(
-                        f"task {task!r} encodes a pair's texts separately: expected inputs of shape (B, 2, L), not "
-                        f"{tuple(given.shape)}: of each row the first text's tokens, and the second's"
-                    )
-            inputs = [None if given is None else given.flatten(0, 1) for given in inputs]
-        elif input_ids is not None and input_ids.dim() != 2:
-            raise InputError(f"task {task!r} takes one sequence a row, (B, L), not {tuple(input_ids.shape)}")
-        input_ids, attention_mask, token_type_ids, inputs_embeds = inputs
+        names = self.members(task) if task is None or isinstance(task, str) else list(task)
+        if len(names) > 1 and self.config.encoder_sharing != "shared":
+            raise InputError(f"tasks {', '.join(names)} have an encoder each; run them one after the other")
+        given = input_ids, attention_mask, token_type_ids, inputs_embeds
+        for name in names:
+            self.check_task(name)
+            input_ids, attention_mask, token_type_ids, inputs_embeds = self.flat_inputs(name, given)
         encoded = self.encode(
-            task,
+            names[0],
             input_ids,
             attention_mask,
             token_type_ids,
@@ -412,16 +486,42 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,  # an old config.json may say otherwise
-            first_token_only=self.reads_first_tokens([task]),
+            first_token_only=self.reads_first_tokens(names),
         )
-        logits = self.read_encoded(task, encoded, attention_mask)
+        logits = {name: self.read_encoded(name, encoded, attention_mask) for name in names}
         loss = None
         if labels is not None:
-            spec = self.tasks[task]
-            loss = LOSSES[spec.loss](logits=logits, labels=labels, num_items=num_items_in_batch, **spec.loss_options)
+            labels, items = by_name(labels, task), by_name(num_items_in_batch, task)
+            loss = sum(self.task_loss(name, logits[name], labels[name], items.get(name)) for name in labels)
         return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+            loss=loss,
+            logits=logits[task] if names == [task] else logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
+
+    def flat_inputs(self, task: str, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The inputs of a task's rows as sequences, (B, L), or (2B, L) of a separately encoded pair.
+
+        Raises:
+            InputError: they are one sequence a row where the task takes two, or the other way round.
+        """
+        if not self.is_separate(self.tasks[task]):
+            if inputs[0] is not None and inputs[0].dim() != 2:
+                raise InputError(f"task {task!r} takes one sequence a row, (B, L), not {tuple(inputs[0].shape)}")
+            return list(inputs)
+        for given, dimensions in zip(inputs, (3, 3, 3, 4), strict=True):
+            if given is not None and (given.dim() != dimensions or given.shape[1] != 2):
+                raise InputError(
+                    f"task {task!r} encodes a pair's texts separately: expected inputs of shape (B, 2, L), not "
+                    f"{tuple(given.shape)}: of each row the first text's tokens, and the second's"
+                )
+        return [None if given is None else given.flatten(0, 1) for given in inputs]
+
+    def task_loss(self, task: str, logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+        """The loss of a task's logits; the arguments are those of an entry of `losses.LOSSES`."""
+        spec = self.tasks[task]
+        return LOSSES[spec.loss](logits=logits, labels=labels, num_items=num_items, **spec.loss_options)
 
     def forward_all(
         self, tasks: Sequence[str], input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
@@ -437,13 +537,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         Returns:
             {task: its logits}.
         """
-        inputs = [input_ids, attention_mask, token_type_ids]
-        if len(tasks) == 1 or self.config.encoder_sharing != "shared":
-            return {task: self(task, *inputs).logits for task in tasks}
-        if self.is_separate(self.tasks[tasks[0]]):
-            inputs = [given.flatten(0, 1) for given in inputs]
-        encoded = self.encode(tasks[0], *inputs, return_dict=True, first_token_only=self.reads_first_tokens(tasks))
-        return {task: self.read_encoded(task, encoded, inputs[1]) for task in tasks}
+        inputs = input_ids, attention_mask, token_type_ids
+        if self.config.encoder_sharing == "shared":
+            return self(list(tasks), *inputs).logits
+        return {task: self(task, *inputs).logits for task in tasks}
 
     def reads_first_tokens(self, tasks: Sequence[str]) -> bool:
         """Whether no head of these tasks reads other tokens than the first."""
@@ -466,7 +563,15 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     def encode(self, task: str, *inputs: Tensor | None, **options: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """A task's rows through its encoder; the arguments are those of `MinBertModel.forward`."""
-        return self.encoder(task)(*inputs, **options)
+        with IN_USE if self.config.encoder_sharing == "adapters" else nullcontext():
+            return self.run_encoder(self.encoder(task), *inputs, **options)
+
+    @staticmethod
+    def run_encoder(
+        encoder: PreTrainedModel, *inputs: Tensor | None, **options: Any
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Call an encoder."""
+        return encoder(*inputs, **options)
 
     def pool(
         self, task: str, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None
@@ -484,8 +589,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
 
 class PerTaskBertModel(MultitaskBertModel):
-    """A `MultitaskBertModel` with an encoder for each task. The Auto classes want a model class for each configuration
-    class; this is the one of `PerTaskBertConfig`."""
+    """A `MultitaskBertModel` with an encoder for each task, or with adapters. The Auto classes want a model class for
+    each configuration class; this is the one of `PerTaskBertConfig`."""
 
     config_class = PerTaskBertConfig
 
@@ -495,6 +600,7 @@ class MultitaskModel(MultitaskBertModel):
 
     config_class = MultitaskConfig
     base_model_prefix = "text_encoder"
+    run_encoder = staticmethod(run_encoder)
     _no_split_modules = None  # the encoder knows its own
 
     def __init__(self, config: MultitaskConfig, encoder: PreTrainedModel | None = None):
@@ -536,13 +642,9 @@ class MultitaskModel(MultitaskBertModel):
 
     def split(self) -> "MultitaskModel":
         """As of `MultitaskBertModel`."""
-        model = type(self)(self.config.per_task(), self.base_model).to(self.dtype)
+        model = type(self)(self.config.in_layout("per_task"), self.base_model).to(self.dtype)
         model.heads.load_state_dict(self.heads.state_dict())
         return model.train(self.training)
-
-    def encode(self, task: str, *inputs: Tensor | None, **options: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """A task's rows through its encoder (see `stock.run_encoder`)."""
-        return run_encoder(self.encoder(task), *inputs, **options)
 
 
 # With the package imported, the Auto classes know the type of our own. Not where a checkpoint brought this file along

@@ -13,7 +13,7 @@ from torch import nn
 
 from .errors import InputError
 from .fields import check_fields, read_fields
-from .kinds import ALIASES, KINDS
+from .kinds import ALIASES, KINDS, join_words
 from .losses import LOSSES
 
 QUOTING = ("standard", "none")
@@ -21,6 +21,11 @@ TRUNCATION = ("head", "tail", "head_tail")
 # The fields that say where rows come from, which a model does not need.
 ROW_SOURCE = ("id", "files", "dev_share", "quoting", "hub", "extra_train", "distill_from", "course_rows")
 SPLITS = ("train", "dev", "test")
+# What the tasks of a group have in common: its rows, their tokens, and how often a step takes them.
+GROUP_FIELDS = (
+    *("text", "text_pair", "id", "files", "dev_share", "quoting", "hub", "extra_train", "epochs", "max_train_samples"),
+    *("truncation", "pair_encoding", "word_by_word"),
+)
 # A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
 # torch module that holds the heads by name.
 RESERVED = {"overall", "loss", "runtime", *dir(nn.ModuleDict())}
@@ -97,7 +102,8 @@ class ExtraRows:
 
     def as_task(self, task: "Task") -> "Task":
         """The task with these rows as its own."""
-        same = {key: getattr(task, key) for key in ("name", "kind", "label_names", "score_range")}
+        own = ("name", "kind", "label_names", "score_range", "group", "word_by_word")
+        same = {key: getattr(task, key) for key in own}
         columns = {key: getattr(self, key) or getattr(task, key) for key in ("text", "text_pair", "label", "quoting")}
         files = self.file and {"train": self.file, "dev": self.file}
         return Task(**same, **columns, files=files, hub=self.hub)
@@ -134,12 +140,16 @@ class Task:
             None, all classes count alike. For classification and binary.
         label_smoothing: share of a label that the loss spreads evenly over all classes, in [0, 1), as in
             `torch.nn.CrossEntropyLoss(label_smoothing=…)`; for classification and binary.
+        group: the group that it belongs to: tasks of the same rows that a step trains together, by one pass of the
+            encoder (see `open_group`). None, it is trained alone.
         epochs: how often training sees each row (paper, section 4.2.2).
         max_train_samples: train on at most so many rows, drawn at random; None, on all.
         dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
         loss_weight: factor of all that the task adds to a step's gradient, its regularisers too; above 0.
         truncation: what is kept of a text that is too long: "head", its beginning; "tail", its end; "head_tail", both
             (see `tokens.kept_tokens`).
+        word_by_word: whether a text is tokenised word by word, as white space sets them apart, and may be a list of
+            words. So it always is where each word has a label; the other tasks of such a group say it.
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
         bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
         rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021; half of
@@ -178,11 +188,13 @@ class Task:
     metric: str | None = None
     class_weights: dict | str | None = None
     label_smoothing: float = 0.0
+    group: str | None = None
     epochs: int = 10
     max_train_samples: int | None = None
     dropout: float = 0.3
     loss_weight: float = 1.0
     truncation: str = "head"
+    word_by_word: bool = False
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
     rdrop_weight: float = 0.0
@@ -202,10 +214,13 @@ class Task:
         where = f"task {self.name!r}"
         self.read_plain(where)
         check_fields(self, where)
-        check_name(self.name)
+        for name in filter(None, (self.name, self.group)):
+            check_name(name)
         object.__setattr__(self, "kind", ALIASES.get(self.kind, self.kind))
         if self.kind not in KINDS:
             raise InputError(f"{where}: kind is {self.kind!r}; choose one of {', '.join(KINDS)}")
+        if self.group and KINDS[self.kind].words:
+            object.__setattr__(self, "word_by_word", True)
         self.check_labels(where)
         self.check_ranges(where)
         self.check_columns(where)
@@ -256,10 +271,14 @@ class Task:
     def check_columns(self, where: str) -> None:
         """Refuse columns of texts that are none, or that the kind of task cannot join."""
         read_text_columns(self, where)
-        if KINDS[self.kind].words and not isinstance(self.text, str):
+        if self.by_words and not isinstance(self.text, str):
             raise InputError(
                 f"{where}: text is {list(self.text)}; a {self.kind} task has a tag for each word of one column"
+                if KINDS[self.kind].words
+                else f"{where}: text is {list(self.text)}; with word_by_word it is one column"
             )
+        if self.word_by_word and self.text_pair is not None:
+            raise InputError(f"{where}: word_by_word is for one text a row, not for a text_pair")
 
     def check_ranges(self, where: str) -> None:
         """Refuse numbers that are out of range."""
@@ -327,6 +346,20 @@ class Task:
             )
         total = sum(rows.values())
         return replace(self, class_weights={name: total / (len(rows) * count) for name, count in rows.items()})
+
+    @property
+    def unit(self) -> str:
+        """What a step of the plan trains: the task's group, or the task itself."""
+        return self.group or self.name
+
+    @property
+    def by_words(self) -> bool:
+        """Whether its texts are tokenised word by word."""
+        return self.word_by_word or KINDS[self.kind].words
+
+    def read_text(self, value: object) -> object:
+        """A text as its source gives it -> as text, where the task takes more than text."""
+        return join_words(value) if self.word_by_word else KINDS[self.kind].text(value)
 
     @property
     def is_open(self) -> bool:
@@ -404,6 +437,8 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
         raise InputError(f"a task is {spec!r}; expected a name or the fields of a Task")
     if isinstance(spec, dict) and "preset" in spec:
         spec = vars(load_task(str(spec["preset"]))) | {key: value for key, value in spec.items() if key != "preset"}
+    if isinstance(spec, dict) and "labels" in spec:
+        raise InputError(f"group {spec.get('name')!r} is several tasks; expected one")
     if isinstance(spec, dict) and (missing := sorted({"name", "kind"} - set(spec))):
         raise InputError(f"a task in tasks has no field {missing[0]!r}: {spec}; tasks is a list, each with its fields")
     task = spec if isinstance(spec, Task) else read_fields(Task, spec, f"task {spec['name']!r}")
@@ -426,7 +461,7 @@ def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> d
         raise InputError(f"tasks is {specs!r}; expected a list of tasks")
     tasks: dict[str, Task] = {}
     keys: dict[str, str] = {}  # of an evaluation's scores
-    for task in (load_task(spec, named=named) for spec in specs):
+    for task in (load_task(one, named=named) for spec in specs for one in open_group(spec)):
         for other in tasks:
             if same_file_name(other) == same_file_name(task.name):
                 twice = "twice" if other == task.name else f"and {task.name!r}, which would share files"
@@ -435,7 +470,78 @@ def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> d
             if (other := keys.setdefault(key, task.name)) != task.name:
                 raise InputError(f"tasks {other!r} and {task.name!r} would both have a score eval_{key}; rename one")
         tasks[task.name] = task
+    check_groups(tasks)
     return tasks
+
+
+def open_group(spec: "str | dict | Task") -> "list[str | dict | Task]":
+    """The tasks of a group, which is written as a task with `labels`, the fields of a task for each label of a row:
+
+        {"name": "reviews", "text": "body", "files": …, "labels": [
+            {"name": "stars", "kind": "classification", "label": "stars"},
+            {"name": "people", "kind": "token_classification", "label": "tags"}]}
+
+    A task has the fields of the group but for those that it gives itself.
+
+    Args:
+        spec: see `load_task`; what is no group is returned as it is.
+
+    Raises:
+        InputError: the group has no name, its labels are no list of fields, or it has a field that only they have.
+    """
+    if not isinstance(spec, dict) or "labels" not in spec:
+        return [spec]
+    name, labels = spec.get("name"), spec["labels"]
+    if not isinstance(name, str):
+        raise InputError(f"a group in tasks has the name {name!r}; expected a text: {spec}")
+    where = f"group {name!r}"
+    if not isinstance(labels, (list, tuple)) or not labels or not all(isinstance(label, dict) for label in labels):
+        raise InputError(f"{where}: labels is {labels!r}; expected a list with the fields of a task for each label")
+    if own := [key for key in ("kind", "label", "label_names", "preset", "group") if key in spec]:
+        raise InputError(f"{where}: {own[0]} belongs to one of its labels, or to a task without labels")
+    shared = {key: value for key, value in spec.items() if key not in ("name", "labels")}
+    kinds = [KINDS.get(ALIASES.get(label.get("kind"), label.get("kind"))) for label in labels]
+    if any(kind is not None and kind.words for kind in kinds):
+        shared["word_by_word"] = True
+    tasks = [shared | label | {"group": name} for label in labels]
+    for task in tasks:
+        if isinstance(task.get("hub"), dict):  # whose column of labels is the task's
+            task["hub"] = task["hub"] | {"label": task.get("label", "label")}
+    return tasks
+
+
+def units(tasks: Iterable[Task]) -> dict[str, list[str]]:
+    """{what a step of the plan trains: the names of its tasks}: a group, or a task by itself (see `Task.unit`)."""
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        found.setdefault(task.unit, []).append(task.name)
+    return found
+
+
+def check_groups(tasks: Mapping[str, Task]) -> None:
+    """Refuse a group that has the name of a task, or whose tasks are not of the same rows.
+
+    Raises:
+        InputError: names the tasks and the field.
+    """
+    for group, (first, *others) in units(task for task in tasks.values() if task.group).items():
+        if other := next((name for name in tasks if same_file_name(name) == same_file_name(group)), None):
+            raise InputError(f"group {group!r} and task {other!r} share a name; rename one")
+        if (extra := tasks[first].extra_train) and any(source.label or source.hub for source in extra):
+            raise InputError(f"group {group!r}: extra_train is files here, whose columns of labels are its tasks' own")
+        for other, field in ((other, field) for other in others for field in GROUP_FIELDS):
+            values = [shared_value(tasks[name], field) for name in (first, other)]
+            if values[0] != values[1]:
+                raise InputError(
+                    f"tasks {first!r} and {other!r} of group {group!r} differ in {field}, "
+                    f"{values[0]!r} and {values[1]!r}; expected the same, since one pass of the encoder is for both"
+                )
+
+
+def shared_value(task: Task, field: str) -> object:
+    """The value of one of GROUP_FIELDS, of a Hub dataset without what is of its labels."""
+    value = getattr(task, field)
+    return replace(value, label="label", label_names=None) if isinstance(value, HubSource) else value
 
 
 def same_file_name(name: str) -> str:

@@ -17,7 +17,7 @@ from .analysis import LabelledPredictions, baseline_score
 from .document import Document, Picture, Table
 from .error_sections import add_errors, digits, picture
 from .plots import compared_curves, gradient_cosines, task_order, training_curves
-from .subject import Source, open_dev, open_sources
+from .subject import Source, open_dev, open_sources, recorded_units
 
 
 def write_report(
@@ -197,12 +197,13 @@ def add_task_order(document: Document, source: Source) -> None:
     if (plan := source.plan()) is None:
         return
     decides = source.record["decides"]
-    counts = ", ".join(f"{plan.count(name):,} of {name}" for name in decides["tasks"])
+    names = recorded_units(decides)
+    counts = ", ".join(f"{plan.count(name):,} of {name}" for name in names)
     words = f"{len(plan):,} steps of up to {decides['rows of a step']} rows: {counts}"
     document.add(
         "Order of the tasks",
         f"Schedule {decides['schedule']}, {words}.",
-        picture("task-order", task_order(plan, decides["tasks"]), f"Task of each step; {words}"),
+        picture("task-order", task_order(plan, names), f"Task of each step; {words}"),
     )
 
 

@@ -1,7 +1,7 @@
 """What a report is of: a run, a folder of prediction tables or one table, with the labels of its rows."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Source:
     train: dict[str, Dataset] = field(default_factory=dict)
 
     def plan(self) -> list[str] | None:
-        """The task of each step of the run; None where there is no run, or `run.json` does not count its batches.
+        """The task or group of each step of the run; None without a run, or if `run.json` counts no batches.
 
         Raises:
             InputError: `run.json` is damaged.
@@ -53,11 +53,17 @@ class Source:
             return None
         try:
             decides = self.record["decides"]
-            batches = {name: int(self.record["batches"][name]) for name in decides["tasks"]}  # in the order of the run
+            names = recorded_units(decides)
+            batches = {name: int(self.record["batches"][name]) for name in names}  # in the order of the run
             seed = decides["seed"] if decides["data_seed"] is None else decides["data_seed"]
             return first_steps(SCHEDULES[decides["schedule"]](batches, seed), decides["max_steps"])
         except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
             raise InputError(f"{self.name}/run.json: does not describe a plan ({one_line(error)})") from error
+
+
+def recorded_units(decides: Mapping) -> list[str]:
+    """What a plan has steps of, the tasks and groups of a recorded run, in its order."""
+    return list(dict.fromkeys(decides.get(f"task {name}", {}).get("group") or name for name in decides["tasks"]))
 
 
 def open_sources(

@@ -17,7 +17,7 @@ from ..data.rows import HANDOUT, SAMPLE
 from ..evaluation.metrics import find_metric
 from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
 from ..model.errors import InputError
-from ..model.tasks import TASKS, Task, load_task, load_tasks
+from ..model.tasks import TASKS, Task, check_groups, load_task, load_tasks, units
 from .flags import check_devices, check_resolved, check_values
 from .schedule import SCHEDULES, count_batches, flatten_sizes
 from .smart import PROJECTIONS
@@ -94,7 +94,24 @@ class RunArguments:
     )
     encoder_sharing: str = field(
         default="shared",
-        metadata={"help": "one encoder for all tasks, or one each", "choices": list(ENCODER_SHARING)},
+        metadata={
+            "help": "one encoder for all tasks, one with an adapter for each, or one each",
+            "choices": list(ENCODER_SHARING),
+        },
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "LoRA: train adapters of this rank and the heads, not the encoder; needs peft"},
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "factor of what adapters add, times rank; by default twice --lora_rank"}
+    )
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "names of the linear layers that get adapters, such as query value; by default all"},
+    )
+    lora_train_encoder: bool = field(
+        default=False, metadata={"help": "with --encoder_sharing adapters: train the shared encoder, too"}
     )
     pair_encoding: str = field(
         default="joint",
@@ -152,10 +169,45 @@ class RunArguments:
             setattr(self, name, value)
         if self.freeze_encoder and self.freeze_layers is not None:
             raise InputError("--freeze_encoder freezes all layers; leave out --freeze_layers")
+        self.check_lora()
         if self.max_length < 8:
             raise InputError(f"--max_length is {self.max_length}; expected at least 8 tokens")
         if self.encoder_dropout is not None and not 0 <= self.encoder_dropout < 1:
             raise InputError(f"--encoder_dropout is {self.encoder_dropout}; expected a probability in [0, 1)")
+
+    def check_lora(self) -> None:
+        """Refuse flags of adapters that exclude each other, or where there are none."""
+        if self.lora_rank is None:
+            given = [
+                name for name in ("lora_alpha", "lora_target_modules", "lora_train_encoder") if getattr(self, name)
+            ]
+            if given or self.encoder_sharing == "adapters":
+                flag = f"--{given[0]}" if given else "--encoder_sharing adapters"
+                raise InputError(f"{flag} needs the rank of the adapters: --lora_rank 16, for example")
+            return
+        if self.lora_rank < 1 or (self.lora_alpha is not None and not self.lora_alpha > 0):
+            raise InputError(
+                f"--lora_rank is {self.lora_rank} and --lora_alpha {self.lora_alpha}; expected at least 1, and more "
+                "than 0"
+            )
+        if self.encoder_sharing == "per_task":
+            raise InputError("--lora_rank with an adapter for each task is --encoder_sharing adapters, not per_task")
+        if self.freeze_encoder or self.freeze_layers is not None:
+            flag = "--freeze_encoder" if self.freeze_encoder else "--freeze_layers"
+            raise InputError(f"--lora_rank trains adapters on a frozen encoder; leave out {flag}")
+        if self.lora_train_encoder and self.encoder_sharing == "shared":
+            raise InputError(
+                "--lora_train_encoder needs an adapter for each task: --encoder_sharing adapters; to train one shared "
+                "encoder, leave out --lora_rank"
+            )
+
+    @property
+    def peft_config(self) -> dict | None:
+        """The fields of `peft.LoraConfig` that the flags ask for; None without adapters."""
+        if self.lora_rank is None:
+            return None
+        alpha = 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+        return {"r": self.lora_rank, "lora_alpha": alpha, "target_modules": self.lora_target_modules}
 
     def load_tasks(self) -> list[Task]:
         """The run's tasks, with the run's settings, such as epochs and dropout, instead of their own.
@@ -166,7 +218,7 @@ class RunArguments:
         """
         specs = [parse_json("--tasks", spec) if str(spec).startswith("{") else spec for spec in self.tasks]
         tasks = load_tasks(specs, named=False)
-        presets = {task.name for task in TASKS.values()}
+        presets, groups = {task.name for task in TASKS.values()}, units(tasks.values())
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)
             if values is not None and not isinstance(values, dict):
@@ -174,9 +226,11 @@ class RunArguments:
             for name, value in (values or {}).items():
                 if name in presets and name not in tasks:
                     continue  # a setting of the YAML for a preset that --tasks left out
-                if name not in tasks:
+                if name not in tasks and name not in groups:
                     raise InputError(f"--{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
-                tasks[name] = load_task(vars(tasks[name]) | {key: value}, named=False)
+                for member in groups.get(name, [name]):
+                    tasks[member] = load_task(vars(tasks[member]) | {key: value}, named=False)
+        check_groups(tasks)
         for task in tasks.values():
             find_metric(task)
         return list(tasks.values())
@@ -225,7 +279,8 @@ class MultitaskTrainingArguments(TrainingArguments):
     )
     ema_start: float = field(default=0.3, metadata={"help": "share of the plan before --ema_decay begins"})
     paper_optimizer: bool = field(
-        default=False, metadata={"help": "Adam exactly as in the paper, slower, instead of --optim"}
+        default=False,
+        metadata={"help": "the paper's Adam, slower, instead of --optim; the course's ε is --adam_epsilon 1e-6"},
     )
     resume_from_checkpoint: str | None = field(
         default=None,

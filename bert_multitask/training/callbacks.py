@@ -41,9 +41,10 @@ class EpochEnds(TrainerCallback):
 class BestOfEachTask(TrainerCallback):
     """Keeps the weights of each task from the evaluation that scored it best, and ends training with those.
 
-    For a model with an encoder for each task (paper, section 4.2.1), whose tasks have no weights in common, so that the
-    best of each make one model. The weights lie in `_best/{task}-{step}.safetensors` in the output folder, a file for
-    each better score; those that no checkpoint could need are removed.
+    For a model with an encoder for each task (paper, section 4.2.1), or an adapter, whose tasks have no trained weights
+    in common (`are_apart`), so that the best of each make one model. The weights lie in
+    `_best/{task}-{step}.safetensors` in the output folder, a file for each better score; those that no checkpoint could
+    need are removed.
     """
 
     def __init__(self):
@@ -118,10 +119,18 @@ def read_score(file: Path) -> float:
 
 
 def task_weights(model: MultitaskBertModel, task: str) -> dict:
-    """The weights that one task alone uses, by name: its encoder's and its head's; they share the model's memory. In a
-    model that peft made, their names have a prefix."""
-    prefixes = tuple(f"{peft}{part}.{task}." for peft in ("", "base_model.model.") for part in ("encoders", "heads"))
-    return {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+    """The weights that one task alone uses, by name: its encoder's or adapter's and its head's; they share the model's
+    memory. In a model that peft made, their names have a prefix."""
+    own = re.compile(rf"((base_model\.model\.)?(encoders|heads)|.*\.lora_\w+)\.{re.escape(task)}(\..*)?")
+    return {key: value for key, value in model.state_dict().items() if own.fullmatch(key)}
+
+
+def are_apart(model: MultitaskBertModel) -> bool:
+    """Whether the layout leaves the tasks no trained weight in common."""
+    if model.config.encoder_sharing == "shared":
+        return False
+    own = {key for task in model.tasks for key in task_weights(model, task)}
+    return own.issuperset(name for name, weight in model.named_parameters() if weight.requires_grad)
 
 
 class StopAtBadStep(TrainerCallback):

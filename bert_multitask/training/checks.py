@@ -248,8 +248,10 @@ def check_training(
     check_metrics(model.tasks, args, compute_metrics)
     check_smart(model.tasks, args)
     check_rdrop(model, args)
-    if args.gradient_cosine_steps and (model.config.encoder_sharing == "per_task" or len(model.tasks) == 1):
-        raise InputError("--gradient_cosine_steps needs several tasks with a shared encoder; leave it out")
+    if args.gradient_cosine_steps and (model.config.encoder_sharing != "shared" or len(model.units) == 1):
+        raise InputError(
+            "--gradient_cosine_steps needs several tasks with a shared encoder, of which a group is one; leave it out"
+        )
     check_sharding(model, args)
     check_weights(model, plan)
     check_loader(args)
@@ -292,9 +294,13 @@ def check_smart(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> 
 
 def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
     """Refuse R-Drop of a pass that SMART's passes cannot repeat; point it out where no dropout makes passes differ."""
+    for unit, names in model.units.items():
+        twice, smart = (
+            any(getattr(model.tasks[name], key) for name in names) for key in ("rdrop_weight", "smart_weight")
+        )
+        if twice and smart and args.smart_share_dropout:
+            raise InputError(f"task {unit!r} has a rdrop_weight, so it has no one dropout for --smart_share_dropout")
     for name, task in model.tasks.items():
-        if task.rdrop_weight and task.smart_weight and args.smart_share_dropout:
-            raise InputError(f"task {name!r} has a rdrop_weight, so it has no one dropout for --smart_share_dropout")
         parts = [*model.encoder(name).modules(), *model.heads[name].modules()]
         if task.rdrop_weight and not any(isinstance(part, nn.Dropout) and part.p for part in parts):
             logger.warning(f"task {name!r}: rdrop_weight does little: the encoder and the head have no dropout")
@@ -302,14 +308,14 @@ def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> 
 
 def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
     """Refuse what would go wrong, mostly without an error, where processes share one model's weights or gradients."""
-    per_task = model.config.encoder_sharing == "per_task"
+    sharing = model.config.encoder_sharing
     deepspeed = args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     for name in ("ema_decay", "gradient_cosine_steps"):
         if getattr(args, name) and deepspeed:
             raise InputError(f"--{name} does not work with DeepSpeed, which keeps the weights elsewhere; leave it out")
-    if per_task and deepspeed:
+    if sharing != "shared" and deepspeed:
         raise InputError(
-            "--encoder_sharing per_task does not work with DeepSpeed: it gives idle encoders gradients of zeros, by "
+            f"--encoder_sharing {sharing} does not work with DeepSpeed: it gives idle weights gradients of zeros, by "
             "which Adam would still move them; use recipes/accelerate/multi_gpu.yaml"
         )
     if not (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
@@ -319,7 +325,8 @@ def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) 
         "--bregman_weight": any(task.bregman_weight for task in model.tasks.values()),  # averages whole weights
         "--gradient_cosine_steps": args.gradient_cosine_steps is not None,
         "--ema_decay": args.ema_decay is not None,
-        "--encoder_sharing per_task with --load_best_model_at_end": per_task and args.load_best_model_at_end,
+        "--lora_rank": model.config.lora is not None,
+        "--encoder_sharing per_task with --load_best_model_at_end": sharing != "shared" and args.load_best_model_at_end,
         "a CPU, where Accelerate would leave the model whole,": args.device.type == "cpu",
     }
     if names := [name for name, asked in refused.items() if asked]:
@@ -357,10 +364,10 @@ def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
         raise InputError(
             "model.add_adapter leaves checkpoints without the tasks; use peft.get_peft_model(model, config) instead"
         )
-    for task in dict.fromkeys(plan):
+    for task in (name for unit in dict.fromkeys(plan) for name in model.members(unit)):
         head = any(f"heads.{task}." in name for name in trained)
-        shared = model.config.encoder_sharing == "shared"
-        encoder = f"{model.base_model_prefix}." if shared else f"encoders.{task}."
+        per_task = model.config.encoder_sharing == "per_task"
+        encoder = f"encoders.{task}." if per_task else f"{model.base_model_prefix}."
         if not head and not any(encoder in name for name in trained):
             raise InputError(f"task {task!r} has nothing to train: none of its weights has requires_grad")
         if not head:

@@ -12,7 +12,8 @@ from .randomness import kept_generators
 
 
 class GradientCosines(TrainerCallback):
-    """Measures, every so many steps, the cosine between the gradients of each two tasks' losses on the shared encoder.
+    """Measures, every so many steps, the cosine between the gradients of each two tasks' losses on the shared encoder;
+    the tasks of a group are one.
 
     Each task has two batches of random training rows, so that `cosine_{a}_{a}`, between a task's two batches, says how
     alike the gradients of one task are: where it is small itself, a small cosine between tasks is no conflict. Dropout

@@ -40,7 +40,7 @@ from .optim import freeze_layers
 from .run_folder import RunFolder
 from .stopping import STOP, StopAtStepEnd, resume_command
 from .terminal import describe_end, describe_scores, say, warnings_as_lines
-from .trainer import MultitaskTrainer
+from .trainer import MultitaskTrainer, split_outputs
 
 logger = logging.get_logger(__name__)
 LONGEST = 2000  # characters of a message that are printed
@@ -209,7 +209,7 @@ def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], objec
         fields |= dict.fromkeys(config.dropout_fields, run.encoder_dropout)
     try:
         model, info = MultitaskBertModel.from_pretrained(
-            run.model_name_or_path, tasks=tasks, output_loading_info=True, **fields
+            run.model_name_or_path, tasks=tasks, output_loading_info=True, peft_config=run.peft_config, **fields
         )
     except InputError as error:
         raise InputError(
@@ -217,6 +217,8 @@ def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], objec
         ) from error
     if loaded := describe_loading(model.tasks, info):
         tell(loaded)
+    if run.lora_train_encoder:
+        model.requires_grad_(True)
     if run.freeze_encoder:
         model.requires_grad_(False)
         model.heads.requires_grad_(True)
@@ -266,17 +268,20 @@ def trainer_data(tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, Mappin
 def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dict[str, PredictionOutput]:
     """Write the predictions of every dev and test row; return those of the dev rows."""
     dev, step = {}, trainer.args.eval_batch_size * trainer.args.world_size
-    parts = [part for splits in tokens.values() for split, part in splits.items() if split != "train"]
-    trainer.table.expect(trainer.args, sum(-(-len(part) // step) for part in parts), "predicting")
-    for name, splits in tokens.items():
-        for split in [split for split in splits if split != "train"]:
-            output = trainer.predict(splits[split])
-            if split == "dev":
-                dev[name] = output
-            if trainer.is_world_process_zero():
-                task = trainer.model.tasks[name]
-                table = prediction_table(task, splits[split]["id"], output.predictions, splits[split])
-                write_predictions(task, table, folder / f"{name}-{split}")
+    parts = []  # a split of a task, or of the tasks of a group: {task: rows}
+    for names in trainer.model.units.values():
+        for split in [split for split in tokens[names[0]] if split != "train"]:
+            parts.append((split, {name: tokens[name][split] for name in names}))
+    batches = (-(-len(next(iter(rows.values()))) // step) for _, rows in parts)
+    trainer.table.expect(trainer.args, sum(batches), "predicting")
+    for split, rows in parts:
+        unit = trainer.model.tasks[next(iter(rows))].unit
+        outputs = split_outputs({unit: trainer.predict(rows)})
+        dev |= outputs if split == "dev" else {}
+        for name, output in outputs.items() if trainer.is_world_process_zero() else ():
+            task = trainer.model.tasks[name]
+            table = prediction_table(task, rows[name]["id"], output.predictions, rows[name])
+            write_predictions(task, table, folder / f"{name}-{split}")
     return dev
 
 

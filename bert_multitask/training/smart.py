@@ -14,16 +14,19 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import get_device_states, set_device_states
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import nested_detach
 
 from ..model.errors import InputError
 
+Logits = Tensor | dict[str, Tensor]
+
 
 def smart_penalty(
-    logits_fn: Callable[[Tensor], Tensor],
+    logits_fn: Callable[[Tensor], Logits],
     embeddings: Tensor,
     mask: Tensor,
-    clean_logits: Tensor,
-    divergence: Callable[[Tensor, Tensor], Tensor],
+    clean_logits: Logits,
+    divergence: Callable[[Logits, Logits], Tensor],
     *,
     radius: float = 1e-5,
     step_size: float = 1e-3,
@@ -42,8 +45,9 @@ def smart_penalty(
         logits_fn: embeddings -> logits, the model f. It is called `steps` + 1 times.
         embeddings: word embeddings x, float (B, ..., H).
         mask: 1 for real tokens and 0 for padding, (B, ...); padding is never perturbed.
-        clean_logits: f(x), (B, ...).
-        divergence: ℓ_s(perturbed, clean) -> (B,), one of `losses.DIVERGENCES`.
+        clean_logits: f(x), (B, ...); of several tasks {task: logits}.
+        divergence: ℓ_s(perturbed, clean) -> (B,), one of `losses.DIVERGENCES`; of several tasks (T, B), and the
+            perturbation raises their sum.
         radius: ε. Bound of |δ| in every component ("ball"), or the guard of a division ("unit").
         step_size: η, length of an ascent step.
         noise_std: σ, standard deviation of the noise that δ begins as.
@@ -51,7 +55,7 @@ def smart_penalty(
         projection: key of PROJECTIONS.
 
     Returns:
-        Scalar, at least fp32.
+        Scalar, or (T,), at least fp32.
 
     Raises:
         InputError: no such projection, or no step.
@@ -76,14 +80,14 @@ def smart_penalty(
         )
     project = PROJECTIONS[projection]
     real = mask.bool().unsqueeze(-1)
-    fixed, target = embeddings.detach(), clean_logits.detach()
+    fixed, target = embeddings.detach(), nested_detach(clean_logits)
     delta = noise_std * torch.randn_like(fixed).where(real, 0)
     for _ in range(steps):
         delta.requires_grad_()
         (gradient,) = torch.autograd.grad(divergence(logits_fn(fixed + delta), target).sum(), delta)
         gradient = gradient.where(real, 0)  # padding has no part in the length of a row's gradient
         delta = project(delta.detach(), gradient, radius=radius, step_size=step_size).where(real, 0)
-    return divergence(logits_fn(embeddings + delta), clean_logits).mean()
+    return divergence(logits_fn(embeddings + delta), clean_logits).mean(-1)
 
 
 def ball(delta: Tensor, gradient: Tensor, *, radius: float, step_size: float) -> Tensor:
@@ -166,7 +170,7 @@ class MomentumTeacher(TrainerCallback):
         self.average.n_averaged.fill_(1)  # at 0, PyTorch's would take the weights after the first step whole
 
     @torch.no_grad()
-    def logits(self, **inputs) -> Tensor:
+    def logits(self, **inputs) -> Logits:
         """The teacher's predictions, without dropout."""
         return self.average(**inputs).logits
 

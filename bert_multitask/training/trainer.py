@@ -31,7 +31,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils import logging
 
 from ..data.collate import Collator, TaskRows, join_rows
-from ..data.token_rows import check_labelled, find_tokenizer, rows_by_task
+from ..data.token_rows import check_labelled, find_tokenizer, join_groups, rows_by_task
 from ..evaluation.metrics import (
     decide,
     describe_metric,
@@ -39,21 +39,20 @@ from ..evaluation.metrics import (
     finite_rows,
     higher_is_better,
     join_scores,
-    labelled_metrics,
     overall_score,
     score_decisions,
+    task_metrics,
     task_scores,
 )
 from ..model.card import model_card
 from ..model.encoder import all_finite, share_weights
 from ..model.errors import InputError, NonFiniteError
 from ..model.kinds import KINDS
-from ..model.losses import DIVERGENCES, count_items, is_labelled, labelled_rows, no_label
-from ..model.modeling import MultitaskBertModel
-from ..model.tasks import Task
+from ..model.losses import DIVERGENCES, count_items, labelled_rows, no_label, rows_with_label
+from ..model.modeling import MultitaskBertModel, by_name
 from .arguments import MultitaskTrainingArguments
 from .averaging import AveragedWeights, uses_average
-from .callbacks import BestOfEachTask, EpochEnds, StopAtBadStep, TimeEstimate
+from .callbacks import BestOfEachTask, EpochEnds, StopAtBadStep, TimeEstimate, are_apart
 from .checkpoints import list_checkpoints
 from .checks import (
     balance_tasks,
@@ -81,7 +80,7 @@ SHOWN_ROWS = 8  # rows that a message names
 
 
 class MultitaskTrainer(Trainer):
-    """Trains a `MultitaskBertModel` on a plan of its tasks' batches, one task a step.
+    """Trains a `MultitaskBertModel` on a plan of its tasks' batches, one task or one group of tasks a step.
 
     Everything that `transformers.Trainer` takes is here, too, or is refused when the trainer is built (docs/trainer.md
     has the table). What Trainer takes for one task may be {task: …} here: rows and functions.
@@ -90,7 +89,8 @@ class MultitaskTrainer(Trainer):
         model: its `tasks` give each task's number of epochs; or one that `peft.get_peft_model` made of it
             (docs/reuse.md).
         args: the schedule, its budget, and everything `TrainingArguments` has.
-        train_dataset: {task: rows} of every task of the model, raw or tokenised (`data/token_rows.py` has the rule).
+        train_dataset: {task: rows} of every task of the model, raw or tokenised (`data/token_rows.py` has the rule);
+            the raw rows of a group may be given once, {group: rows}.
         eval_dataset: the same of the dev rows; needed for evaluation.
         processing_class: the tokenizer, which raw rows need; it is saved with every checkpoint. By default the one
             beside the checkpoint that the model was loaded from, where there are raw rows.
@@ -105,7 +105,7 @@ class MultitaskTrainer(Trainer):
         optimizers: an optimizer of the model's parameters, and a schedule of its learning rate; None makes ours.
         optimizer_cls_and_kwargs: an optimizer's class and settings, instead of `args.optim`.
         preprocess_logits_for_metrics: refused.
-        plan: the task of each step, instead of what `args.schedule` makes of the tasks' epochs and `args.budget`.
+        plan: the task or group of each step, instead of what `args.schedule` makes of the epochs and `args.budget`.
 
     Raises:
         InputError: something given is wrong, missing, or would be ignored; nothing is computed or written then.
@@ -135,6 +135,7 @@ class MultitaskTrainer(Trainer):
             train = train_rows(train_dataset, model, args, processing_class)
             dev = eval_rows(eval_dataset, model, args, processing_class)
         balance_tasks(model, train)
+        train, dev = join_groups(train, model, "train_dataset", "train"), join_groups(dev, model, "eval_dataset")
         args = self.plan_steps(model, args, {name: len(rows) for name, rows in train.items()}, plan)
         self.loss_functions = loss_functions(compute_loss_func, model.tasks)
         self.metric_functions = by_task(compute_metrics, model.tasks, "compute_metrics")
@@ -173,13 +174,13 @@ class MultitaskTrainer(Trainer):
         rows: dict[str, int],
         plan: Sequence[str] | None,
     ) -> MultitaskTrainingArguments:
-        """Take the plan that is given, or lay one out for {task: training rows}; returns a copy of the arguments whose
-        `max_steps` is its length.
+        """Take the plan that is given, or lay one out for {task or group: training rows}; returns a copy of the
+        arguments whose `max_steps` is its length.
 
         Trainer repeats a data loader that is shorter than max_steps; the plan is all there is.
         """
         self.rows = rows
-        self.epochs = {name: task.epochs for name, task in model.tasks.items()}
+        self.epochs = {unit: model.tasks[names[0]].epochs for unit, names in model.units.items()}
         self.batch_size, self.data_seed = args.total_train_batch_size, args.plan_seed
         if plan is None:
             self.batches, plan = args.lay_plan(self.rows, self.epochs)
@@ -199,7 +200,7 @@ class MultitaskTrainer(Trainer):
 
     def begin_record(self) -> None:
         """Start what training keeps for its log, and for the next evaluation."""
-        self.step_rows: Tensor | None = None  # labelled rows of the step
+        self.step_rows: Tensor | None = None  # rows of the step with a label
         self.sums: dict[str, tuple] = {}
         self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # task -> logits and labels since the last log entry
         self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
@@ -220,7 +221,7 @@ class MultitaskTrainer(Trainer):
         if self.args.evaluates_epoch_ends:
             self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
         self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
-        if self.model.config.encoder_sharing == "per_task" and self.args.load_best_model_at_end:
+        if are_apart(self.model) and self.args.load_best_model_at_end:
             self.add_callback(BestOfEachTask())
         for keeper in filter(None, (self.teacher, self.averaging, self.cosines)):
             self.add_callback(keeper)
@@ -272,26 +273,33 @@ class MultitaskTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | None]:
+    ) -> tuple[list, dict[str, Tensor] | None]:
         """Overridden because Trainer counts the labels of a step that are not -100, which may be a score; a missing
         score is NaN. And a task with class weights divides its loss by the sum of the step's weights, over all
         processes and accumulation steps as rows are counted, so that it is torch's weighted mean however it is cut.
+
+        Returns:
+            The step's micro-batches, and {task: what its summed loss is divided by}, of each task of a group.
         """
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        items = self.step_rows = self.sum_step(is_labelled(batch["labels"]).sum() for batch in batches)
-        options = self.model.tasks[batches[0]["task"]].loss_options
-        if "class_weights" in options:
-            weights = torch.tensor(options["class_weights"], device=device)
-            items = self.sum_step(count_items(batch["labels"].to(device), weights) for batch in batches)
+        labels = [by_name(batch["labels"], batch["task"]) for batch in batches]
+        counts = [torch.stack([rows_with_label(each).sum(), *map(count_items, each.values())]) for each in labels]
+        self.step_rows, *items = self.sum_step(counts)
+        items = dict(zip(labels[0], items, strict=True))
+        for name in items:
+            options = self.model.tasks[name].loss_options
+            if "class_weights" in options:
+                weights = torch.tensor(options["class_weights"], device=device)
+                items[name] = self.sum_step(count_items(each[name].to(device), weights) for each in labels)
         return batches, items
 
     def sum_step(self, counts: Iterable[Tensor]) -> Tensor:
         """The sum of the counts of a step's micro-batches; over all processes, unless each scales its own loss."""
         total = sum(counts).to(self.args.device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum()
+            total = self.accelerator.gather(total[None]).sum(0)
         return total
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
@@ -363,85 +371,156 @@ class MultitaskTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Mapping[str, Tensor] | Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Overridden to add a teacher's, SMART's and R-Drop's terms to a training step's loss, to note one that is not
-        a finite number, without waiting for the device, and to keep each task's losses and predictions for the log.
+        """Overridden to sum the losses of a group's tasks; to add a teacher's, SMART's and R-Drop's terms to a training
+        step's loss, to note one that is not a finite number, without waiting for the device, and to keep each task's
+        losses and predictions for the log.
 
-        Scaling is as Trainer's: the model divides by the labelled rows of the whole step (or by the sum of their class
-        weights), all processes and accumulation steps together.
+        Scaling is as Trainer's: a loss is divided by the task's labelled rows of the whole step (or by the sum of their
+        class weights), all processes and accumulation steps together.
         """
-        inputs = dict(inputs)
-        soft = inputs.pop("soft_labels", None)  # a teacher's; the model does not take them
-        self.compute_loss_func = self.loss_functions.get(inputs["task"])
-        if not model.training:
-            return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
-        task = self.model.tasks[inputs["task"]]
-        masks = DropoutMasks(inputs["labels"]) if task.smart_weight and self.args.smart_share_dropout else None
-        batch, counted, passes = dict(inputs), num_items_in_batch, 1  # Trainer may take the labels out of its batch
-        if task.rdrop_weight:  # with the loss of R-Drop, the mean of both passes'
-            batch, passes = each_row_twice(inputs), 2
-            counted = None if counted is None else 2 * counted
-        loss, outputs = super().compute_loss(model, batch, True, counted)
-        logits, *again = outputs["logits"].chunk(passes)
-        self.keep(f"loss_{task.name}", loss)
-        if self.args.logging_strategy != "no":
-            self.seen.setdefault(task.name, []).append((logits.detach().float(), inputs["labels"]))
-        rows = is_labelled(inputs["labels"]).sum()
-        items = self.step_rows if task.class_weights else num_items_in_batch
-        share = rows if items is None else rows / items
-        if self.args.average_tokens_across_devices:
-            share = share * self.accelerator.num_processes  # as Trainer scales the loss: DDP takes the processes' mean
-        if soft is not None:
-            distance = torch.stack([KINDS[task.kind].distil(task, each, soft) for each in (logits, *again)]).mean()
-            self.keep(f"distill_{task.name}", share * distance)
-            loss = (1 - task.distill_weight) * loss + task.distill_weight * share * distance
-        for name, weight, penalty in self.penalties(task, inputs, logits, masks, *again):
-            self.keep(f"{name}_{task.name}", share * penalty)
-            loss = loss + weight * share * penalty
-        loss = task.loss_weight * loss
-        self.bad.note_loss(loss, self.state.global_step + 1)
+        inputs, unit = dict(inputs), inputs["task"]
+        labels, items = by_name(inputs.pop("labels"), unit), by_name(num_items_in_batch, unit)
+        soft = by_name(inputs.pop("soft_labels", None), unit)  # a teacher's; the model does not take them
+        tasks, training = [self.model.tasks[name] for name in labels], model.training
+        passes = 1 + (training and any(task.rdrop_weight for task in tasks))
+        shared = training and self.args.smart_share_dropout and any(task.smart_weight for task in tasks)
+        masks = DropoutMasks(inputs["input_ids"]) if shared else None
+        outputs = model(**(each_row_twice(inputs) if passes == 2 else inputs))
+        # R-Drop's loss is the mean of both passes'. DistributedDataParallel takes the mean of the processes' gradients.
+        scale = self.accelerator.num_processes if items and self.args.average_tokens_across_devices else 1
+        targets = each_row_twice(labels) if passes == 2 else labels
+        losses = {
+            name: scale * self.batch_loss(name, outputs, target, passes * items[name] if name in items else None)
+            for name, target in targets.items()
+        }
+        if training:
+            logits = {name: values.chunk(passes) for name, values in by_name(outputs["logits"], unit).items()}
+            self.keep_batch(losses, logits, labels)
+            share = rows_with_label(labels).sum()
+            share = share / self.step_rows * scale if items else share
+            self.add_terms(losses, inputs, logits, soft, masks, share)
+        loss = sum((task.loss_weight if training else 1) * losses[task.name] for task in tasks)
+        if training:
+            self.bad.note_loss(loss, self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
 
-    def penalties(
-        self, task: Task, inputs: Mapping, logits: Tensor, masks: DropoutMasks | None, *again: Tensor
-    ) -> Iterator[tuple[str, float, Tensor]]:
-        """Yield (name, weight, mean over the rows) of each of SMART's and R-Drop's terms that the task has.
+    def batch_loss(self, name: str, outputs: Mapping, labels: Tensor, items: Tensor | int | None) -> Tensor:
+        """A task's loss of a batch, its own or the user's `compute_loss_func`.
 
         Args:
-            task: of the batch.
-            inputs: the batch.
-            logits: the clean predictions.
-            masks: the dropout masks that gave them, for SMART's passes to drop the same; None to draw others.
-            again: the predictions with other dropout masks, for R-Drop.
+            name: of the task.
+            outputs: of the model.
+            labels: of the task.
+            items: divisor of the summed loss; None, `count_items` of the labels.
         """
-        args, divergence = self.args, DIVERGENCES[task.divergence]
+        logits = by_name(outputs["logits"], name)[name]
+        if name not in self.loss_functions:
+            return self.model.task_loss(name, logits, labels, items)
+        own = SequenceClassifierOutput(**{**outputs, "logits": logits})
+        return self.loss_functions[name](
+            own, labels, num_items_in_batch=count_items(labels) if items is None else items
+        )
+
+    def keep_batch(self, losses: Mapping[str, Tensor], logits: Mapping[str, Sequence], labels: Mapping) -> None:
+        """Keep a micro-batch's losses, and its predictions and labels, for the log: {task: what is of it}."""
+        for name, loss in losses.items():
+            self.keep(f"loss_{name}", loss)
+            if self.args.logging_strategy != "no":
+                self.seen.setdefault(name, []).append((logits[name][0].detach().float(), labels[name]))
+
+    def add_terms(
+        self,
+        losses: dict[str, Tensor],
+        inputs: Mapping,
+        logits: Mapping[str, Sequence[Tensor]],
+        soft: Mapping[str, Tensor],
+        masks: DropoutMasks | None,
+        share: Tensor,
+    ) -> None:
+        """Add a teacher's, SMART's and R-Drop's terms to a micro-batch's losses, {task: loss}.
+
+        Args:
+            losses: are changed.
+            inputs: the batch.
+            logits: {task: its logits of each pass}.
+            soft: {task: what a teacher predicted}.
+            masks: see `penalties`.
+            share: of the micro-batch in its step's rows, since the terms are means over rows.
+        """
+        for name, predicted in soft.items():
+            task = self.model.tasks[name]
+            distance = torch.stack([KINDS[task.kind].distil(task, each, predicted) for each in logits[name]]).mean()
+            self.keep(f"distill_{name}", share * distance)
+            losses[name] = (1 - task.distill_weight) * losses[name] + task.distill_weight * share * distance
+        for term, name, penalty in self.penalties(inputs, logits, masks):
+            self.keep(f"{term}_{name}", share * penalty)
+            losses[name] = losses[name] + getattr(self.model.tasks[name], f"{term}_weight") * share * penalty
+
+    def penalties(
+        self, inputs: Mapping, logits: Mapping[str, Sequence[Tensor]], masks: DropoutMasks | None
+    ) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield (term, task, mean over the rows) of each of SMART's and R-Drop's terms that the tasks have.
+
+        Args:
+            inputs: the batch.
+            logits: {task: its clean logits, and those with other dropout masks, for R-Drop}.
+            masks: the dropout masks that gave the clean ones, for SMART's passes to drop the same; None to draw others.
+        """
         batch = {key: inputs[key] for key in ("task", "attention_mask", "token_type_ids")}
-        if task.smart_weight:
+        tasks = [self.model.tasks[name] for name in logits]
+        if smart := [task.name for task in tasks if task.smart_weight]:
+            clean = {name: logits[name][0] for name in smart}
+            for name, penalty in zip(
+                smart, self.smart_penalties(inputs["input_ids"], batch, clean, masks), strict=True
+            ):
+                yield "smart", name, penalty
+        if bregman := [task.name for task in tasks if task.bregman_weight]:
+            teacher = by_name(self.teacher.logits(input_ids=inputs["input_ids"], **batch), inputs["task"])
+            for name in bregman:
+                yield "bregman", name, self.divergence(name)(logits[name][0], teacher[name]).mean()
+        for name in [task.name for task in tasks if task.rdrop_weight]:
+            yield "rdrop", name, self.divergence(name)(logits[name][1], logits[name][0]).mean()
 
-            def predict(embeddings: Tensor) -> Tensor:
-                """By the bare model: DistributedDataParallel allows one forward for each backward."""
-                return self.model(inputs_embeds=embeddings, **batch).logits
+    def divergence(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+        """By which a task's predictions are compared."""
+        return DIVERGENCES[self.model.tasks[name].divergence]
 
-            embeddings = self.model.encoder(task.name).get_input_embeddings()(inputs["input_ids"])
-            penalty = smart_penalty(
-                partial(masks.replay, predict) if masks else predict,
-                embeddings,
-                inputs["attention_mask"],
-                logits,
-                divergence,
-                radius=args.smart_radius,
-                step_size=args.smart_step_size,
-                noise_std=args.smart_noise_std,
-                steps=args.smart_steps,
-                projection=args.smart_projection,
-            )
-            yield "smart", task.smart_weight, penalty
-        if task.bregman_weight:
-            teacher = self.teacher.logits(input_ids=inputs["input_ids"], **batch)
-            yield "bregman", task.bregman_weight, divergence(logits, teacher).mean()
-        for other in again:
-            yield "rdrop", task.rdrop_weight, divergence(other, logits).mean()
+    def smart_penalties(
+        self, input_ids: Tensor, batch: Mapping, clean: Mapping[str, Tensor], masks: DropoutMasks | None
+    ) -> Tensor:
+        """SMART's penalty of each of the tasks, (T,), for one perturbation: that which changes most the sum of their
+        divergences.
+
+        Args:
+            input_ids: of the batch.
+            batch: its other inputs.
+            clean: {task: logits}.
+            masks: as of `penalties`.
+        """
+        args = self.args
+
+        def predict(embeddings: Tensor) -> dict[str, Tensor]:
+            """By the bare model: DistributedDataParallel allows one forward for each backward."""
+            return by_name(self.model(inputs_embeds=embeddings, **batch).logits, batch["task"])
+
+        def compare(perturbed: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+            """The divergence of each task's predictions, (T, B)."""
+            return torch.stack([self.divergence(name)(perturbed[name], target[name]) for name in target])
+
+        return smart_penalty(
+            partial(masks.replay, predict) if masks else predict,
+            self.model.encoder(next(iter(clean))).get_input_embeddings()(input_ids),
+            batch["attention_mask"],
+            clean,
+            compare,
+            radius=args.smart_radius,
+            step_size=args.smart_step_size,
+            noise_std=args.smart_noise_std,
+            steps=args.smart_steps,
+            projection=args.smart_projection,
+        )
 
     def keep(self, name: str, value: Tensor) -> None:
         """Add a micro-batch's value to what the next log entry is the mean of."""
@@ -502,7 +581,8 @@ class MultitaskTrainer(Trainer):
         """Overridden because Trainer scores several datasets apart, so that no overall score could pick the best.
 
         Args:
-            eval_dataset: {task: rows}, or rows of one task, raw or tokenised; by default the trainer's.
+            eval_dataset: {task: rows}, or rows of one task, raw or tokenised; by default the trainer's. The tasks of a
+                group are evaluated together where all of them have rows.
             ignore_keys: outputs of the model to leave out of the predictions.
             metric_key_prefix: start of every key.
 
@@ -523,17 +603,18 @@ class MultitaskTrainer(Trainer):
             if not loaders:
                 raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
             check_labelled(loaders, "eval_dataset")
+            loaders = join_groups(loaders, self.model, "eval_dataset")
         steps = Counter(self.plan[: self.state.global_step])
-        # With an encoder for each task a step changes one task; the others predict what they did before. A mean of the
-        # weights changes on.
-        reuse = self.is_in_train and eval_dataset is None and self.model.config.encoder_sharing == "per_task"
+        # With an encoder or adapter for each task a step changes one task; the others predict what they did before. A
+        # mean of the weights changes on.
+        reuse = self.is_in_train and eval_dataset is None and are_apart(self.model)
         reuse = reuse and self.averaging is None
         outputs, parts = {}, []
         known = {name: output for name, (before, output) in self.evaluated.items() if reuse and before == steps[name]}
         new = {name: self.get_eval_dataloader(rows) for name, rows in loaders.items() if name not in known}
         self.table.expect(self.args, sum(map(len, new.values())), "evaluating")
         for name in loaders:
-            prefix = f"{metric_key_prefix}_{name}"
+            prefix = f"{metric_key_prefix}_{name}" if name in self.model.tasks else metric_key_prefix
             if name in new:
                 known[name] = self.evaluation_loop(new[name], f"Evaluation of {name}", False, ignore_keys, prefix)
             outputs[name] = known[name]
@@ -558,18 +639,23 @@ class MultitaskTrainer(Trainer):
     @keeps_generators
     @uses_average
     def predict(
-        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+        self,
+        test_dataset: Mapping[str, Dataset] | Dataset,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
     ) -> PredictionOutput:
         """Overridden to check the rows, of one task, as those to train on are checked (labels may be missing), and to
-        leave the random generators alone.
+        leave the random generators alone. Of the rows of a group, {task: rows} or {group: rows}, predictions and labels
+        are {task: those of it}.
 
         Raises:
             InputError: names what is wrong with the rows.
             NonFiniteError: a prediction is not a finite number.
         """
         rows = rows_by_task(test_dataset, self.model, "test_dataset", "test", self.processing_class)
+        rows = join_groups(rows, self.model, "test_dataset")
         if len(rows) != 1:
-            raise InputError(f"test_dataset has {len(rows)} tasks; predict takes the rows of one")
+            raise InputError(f"test_dataset has {len(rows)} tasks; predict takes the rows of one, or of one group")
         return super().predict(*rows.values(), ignore_keys, metric_key_prefix)
 
     def evaluation_loop(
@@ -580,30 +666,32 @@ class MultitaskTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Overridden to give `compute_metrics` the labelled rows of one task, and to refuse predictions that are not
+        """Overridden to give `compute_metrics` the labelled rows of each task, and to refuse predictions that are not
         finite numbers, which no metric would notice.
 
         Raises:
             NonFiniteError: names the task and the rows.
         """
         rows = dataloader.dataset
-        task = self.model.tasks[rows[0]["task"]]
-        function = self.metric_functions.get(task.name)
-        self.compute_metrics = partial(labelled_metrics, function, task) if function else None
+        unit = rows[0]["task"]
+        tasks = {name: self.model.tasks[name] for name in self.model.members(unit)}
+        functions = {name: self.metric_functions[name] for name in tasks if name in self.metric_functions}
+        self.compute_metrics = partial(task_metrics, functions, tasks, unit) if functions else None
         ignore_keys = ignore_keys or ["hidden_states", "attentions"]
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
-        finite = finite_rows(output.predictions)
-        if not finite.all():
-            wrong = {number: rows[number] for number in np.flatnonzero(~finite)[: SHOWN_ROWS + 1].tolist()}
-            raise NonFiniteError(
-                f"{(~finite).sum()} of {len(finite)} predictions of task {task.name!r} are not finite numbers after "
-                f"step {self.state.global_step} (rows {name_rows(wrong)}); did training diverge? lower "
-                "--learning_rate, or look for such weights"
-            )
+        for name, predictions in by_name(output.predictions, unit).items():
+            if not (finite := finite_rows(predictions)).all():
+                wrong = {number: rows[number] for number in np.flatnonzero(~finite)[: SHOWN_ROWS + 1].tolist()}
+                raise NonFiniteError(
+                    f"{(~finite).sum()} of {len(finite)} predictions of task {name!r} are not finite numbers after "
+                    f"step {self.state.global_step} (rows {name_rows(wrong)}); did training diverge? lower "
+                    "--learning_rate, or look for such weights"
+                )
         return output
 
     def score(self, outputs: Mapping, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The flat scores of {task: output of `predict`}, with the overall score of those tasks."""
+        """The flat scores of {task or group: output of `predict`}, with the overall score of those tasks."""
+        outputs = split_outputs(outputs)
         tasks = {name: self.model.tasks[name] for name in outputs}
         scores = {
             name: task_scores(task, outputs[name].predictions, outputs[name].label_ids) for name, task in tasks.items()
@@ -616,7 +704,7 @@ class MultitaskTrainer(Trainer):
     def mean_loss(self, task: str, logits: np.ndarray, labels: np.ndarray) -> float:
         """The loss of the user's `compute_loss_func` over all rows of a task together."""
         logits, labels = (torch.from_numpy(values).to(self.args.device) for values in (logits, labels))
-        items = is_labelled(labels).sum()
+        items = count_items(labels)
         return float(
             self.loss_functions[task](SequenceClassifierOutput(logits=logits), labels, num_items_in_batch=items)
         )
@@ -706,6 +794,16 @@ class MultitaskTrainer(Trainer):
         if self.is_world_process_zero():
             revision = revision or self.args.hub_revision
             return push_folder(self.args.output_dir, self.hub_model_id, revision, token, commit_message)
+
+
+def split_outputs(outputs: Mapping[str, PredictionOutput]) -> dict[str, PredictionOutput]:
+    """{task or group: output of `predict`} as {task: its output}."""
+    found = {}
+    for unit, output in outputs.items():
+        labels = by_name(output.label_ids, unit)
+        for name, predictions in by_name(output.predictions, unit).items():
+            found[name] = PredictionOutput(predictions, labels[name], output.metrics)
+    return found
 
 
 def name_rows(rows: Mapping[int, Mapping]) -> str:

@@ -140,11 +140,18 @@ class Results:
             table = TABLES[element]
             heading = f"Table {number}: {table.caption} (budget {self.options.budget:.4g})"
             document.add(
-                heading, beside_the_paper(table, self.score), *(self.intervals() if element == "table5" else [])
+                heading, beside_the_paper(table, self.score), *(self.table5_notes() if element == "table5" else [])
             )
         else:
             heading = f"Figure {number}: {FIGURES[element]} (budget {self.options.budget:.4g})"
             document.add(heading, *(self.figure(element) or [f"{ABSENT} its runs are not finished."]))
+
+    def table5_notes(self) -> list:
+        """How the members were chosen, and how sure their scores are."""
+        chosen = (
+            "The members are the runs of the first seeds: none was selected by its score, as the paper's best six were."
+        )
+        return [chosen, *self.intervals()]
 
     def score(self, row: Row, column: str) -> str:
         """One cell of a table."""

@@ -411,7 +411,7 @@ def test_layouts_are_checked(tiny_bert):
         load(tiny_bert, pair_encoding="tpe")
     with pytest.raises(InputError, match="pooling is 'max'; choose one of cls, pooler, mean"):
         load(tiny_bert, pooling="max")
-    with pytest.raises(InputError, match="encoder_sharing is 'both'; choose one of shared, per_task"):
+    with pytest.raises(InputError, match="encoder_sharing is 'both'; choose one of shared, adapters, per_task"):
         load(tiny_bert, encoder_sharing="both")
     with pytest.raises(InputError, match=r"expected inputs of shape \(B, 2, L\), not \(2, 4\): of each row"):
         load(tiny_bert, pair_encoding="separate")("sts", **BATCH)

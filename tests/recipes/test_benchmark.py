@@ -83,6 +83,23 @@ def test_benchmark(tiny_bert, what):
         assert result["pairs"] == 300
 
 
+def test_the_layouts_differ_as_they_should(scaling, tiny_bert):
+    """A head has the same parameters in each; adapters are one or three times those of one."""
+    from benchmarks.layouts import layouts
+
+    options = Namespace(model_name_or_path=tiny_bert, data_dir=SAMPLE, bf16=False, steps=1, rounds=1)
+    one, lora, adapters, three = layouts(options)["layouts"]
+    encoder = MultitaskBertModel.from_pretrained(tiny_bert, tasks=["sst"]).base_model.num_parameters() / 1e6
+    heads, adapter = one["million"] - encoder, lora["million"] - one["million"]
+    assert three["million"] == pytest.approx(heads + 3 * encoder)
+    assert adapters["million"] == pytest.approx(one["million"] + 3 * adapter)
+    assert [row["trained"] for row in (one, lora, adapters, three)] == pytest.approx(
+        [one["million"], heads + adapter, heads + 3 * adapter, three["million"]]
+    )
+    assert all(row["MB"] == pytest.approx(4 * row["million"], rel=0.1) for row in (one, lora, adapters, three))
+    assert one["step"] == 1 and min(row["step"] for row in (lora, adapters, three)) > 0
+
+
 def test_both_sides_compute_as_asked_in_each_round(scaling, tiny_bert):
     """Also in bf16 after fp32: Accelerate leaves its marks on a model, and would keep the first precision."""
     from benchmarks.rig import Rig

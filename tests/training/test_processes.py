@@ -57,6 +57,8 @@ SETTINGS = {
 SETTINGS["shared-adamw-fp32"] = ["--no_load_best_model_at_end", *SMART[:4], "--optim", "adamw_torch_fused"]
 SETTINGS["shared-adamw-fp32"] += ["--learning_rate", 1e-4]
 
+SETTINGS["adapters-smart-fp32"] = ["--encoder_sharing", "adapters", "--lora_rank", 3, *SMART]
+
 # What docs/levers.md has, in one run.
 SETTINGS["shared-levers-fp32"] = [
     *("--no_load_best_model_at_end", "--rdrop_weight", '{"sst": 1}', "--ema_decay", 0.9, "--ema_start", 0.2),

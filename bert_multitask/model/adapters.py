@@ -1,0 +1,118 @@
+"""LoRA adapters in an encoder, through the package peft: one for all tasks, or one for each (Hu et al., 2022)."""
+
+import copy
+import dataclasses
+import threading
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .errors import InputError
+
+SHARED = "default"  # name of an adapter that all tasks use; others have the names of their tasks
+# The fields of peft.LoraConfig that keep the encoder's own weights as they are and can be merged.
+FIELDS = ("r", "lora_alpha", "target_modules", "exclude_modules", "lora_dropout", "use_rslora", "use_dora")
+FIELDS += ("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern")
+
+EVERYWHERE = {"target_modules": "all-linear", "exclude_modules": r".*\bpooler\b.*"}  # by default no head reads that
+IN_USE = threading.RLock()  # threads that serve a model with several adapters take turns
+
+
+def import_peft():
+    """The package peft.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:  # in a `try`, so that a checkpoint's code without adapters does not ask for it
+        import peft
+    except ImportError as error:
+        raise InputError("adapters need peft: pip install 'bert_multitask[lora]'") from error
+    return peft
+
+
+def lora_fields(given: Any) -> dict[str, Any]:
+    """Settings of adapters as plain data: those that differ from peft's own, and EVERYWHERE where they name no layers.
+
+    Args:
+        given: a `peft.LoraConfig`, or a dictionary of its fields.
+
+    Raises:
+        InputError: it is something else, sets what is not in FIELDS, or has a value that peft refuses.
+    """
+    config_class = import_peft().LoraConfig
+    try:
+        config = config_class(**given) if isinstance(given, Mapping) else given
+    except (TypeError, ValueError) as error:
+        raise InputError(f"peft_config: {error}") from error
+    if not isinstance(config, config_class):
+        raise InputError(f"peft_config is a {type(config).__name__}; expected a peft.LoraConfig")
+    default, values = dataclasses.asdict(config_class()), dataclasses.asdict(config)
+    fields = {name: value for name, value in values.items() if value != default[name]}
+    if others := sorted(fields.keys() - set(FIELDS)):
+        raise InputError(
+            f"peft_config sets {others[0]}; leave it out: the heads always train, the encoder's own weights do not, "
+            f"and what may be set is {', '.join(FIELDS)}"
+        )
+    if fields.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        raise InputError(
+            f"peft_config has init_lora_weights {fields['init_lora_weights']!r}, which changes the encoder's own "
+            "weights; expected True or 'gaussian'"
+        )
+    fields = {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
+    return fields if "target_modules" in fields else EVERYWHERE | fields
+
+
+def add_adapters(encoder: PreTrainedModel, fields: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Put adapters into an encoder, which alone are trained.
+
+    Args:
+        encoder: is changed in place.
+        fields: as `lora_fields` gives them.
+        names: of the adapters.
+
+    Raises:
+        InputError: a layer that is named is not there, or peft refuses it.
+    """
+    peft = import_peft()
+    layers = [name for name, part in encoder.named_modules() if isinstance(part, (nn.Linear, nn.Embedding))]
+    targets = fields.get("target_modules")
+    for target in targets if isinstance(targets, list) else ():
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            known = dict.fromkeys(layer.rpartition(".")[2] for layer in layers)
+            raise InputError(f"adapters: this encoder has no layer {target!r}; it has {', '.join(known)}")
+    for name in names:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of several adapters, which are meant
+                config = peft.LoraConfig(**copy.deepcopy(dict(fields)))  # which peft changes
+                peft.inject_adapter_in_model(config, encoder, name)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"adapters: {error}") from error
+    train_adapters(encoder)
+
+
+def train_adapters(encoder: nn.Module) -> None:
+    """Train an encoder's adapters, and none of its own weights."""
+    for name, weight in encoder.named_parameters():
+        weight.requires_grad_(".lora_" in name)
+
+
+def use_adapter(encoder: nn.Module, name: str) -> None:
+    """Compute with one of an encoder's adapters from now on."""
+    for part in encoder.modules():
+        if hasattr(part, "lora_A"):
+            part._active_adapter = [name]  # peft's `set_adapter` would also freeze the others
+
+
+def merged_weights(encoder: PreTrainedModel, name: str) -> dict[str, Tensor]:
+    """The weights, by their names without adapters, of an encoder that computes by itself what it does with one of its
+    adapters; W + α/r · B A of each layer."""
+    encoder = copy.deepcopy(encoder)  # peft adds in place
+    for part in encoder.modules():
+        if hasattr(part, "lora_A"):
+            part.merge(adapter_names=[name])
+    state = encoder.state_dict().items()
+    return {key.replace(".base_layer.", "."): weight for key, weight in state if ".lora_" not in key}
