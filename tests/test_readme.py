@@ -120,9 +120,8 @@ def test_how_to(page, monkeypatch, tmp_path, tiny_bert, quickstart, capsys):
         assert all((after[name] == weight).all() for name, weight in before.items())
         assert after.keys() - before.keys() == {"heads.topic.classifier.weight", "heads.topic.classifier.bias"}
     else:
-        assert {"export": "'label'", "lora": "per_task", "memory": "eval_spam_accuracy", "metric": "0."}[
-            page
-        ] in capsys.readouterr().out
+        printed = {"export": "'label'", "lora": "per_task", "memory": "eval_spam_accuracy", "metric": "0."}
+        assert printed[page] in capsys.readouterr().out
 
 
 def test_the_page_of_onnx(monkeypatch, tmp_path, quickstart, capsys):
