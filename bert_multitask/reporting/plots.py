@@ -402,7 +402,7 @@ def gradient_cosines(history: Sequence[Mapping], tasks: Sequence[str]) -> Figure
 
     Args:
         history: the entries of `history.jsonl`.
-        tasks: their names, in the order of the run.
+        tasks: names of the tasks and groups, in the order of the run.
     """
     figure = Figure(figsize=(WIDTH, 3.2))
     axes = figure.subplots()

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..evaluation.intervals import LEVEL, RESAMPLES, Estimate, Scores, mcnemar
 from ..evaluation.metrics import describe_metric, describe_overall, find_metric
 from ..model.errors import InputError
+from ..model.tasks import units
 from ..training.run_folder import installed_version
 from .analysis import LabelledPredictions, baseline_score, digits
 from .document import Document, Picture, Table
@@ -192,7 +193,7 @@ def add_training(document: Document, source: Source) -> None:
     if any(key.startswith("cosine_") for entry in history for key in entry):
         document.add(
             "Gradients of the tasks",
-            picture("gradient-cosines", gradient_cosines(history, list(tasks)), "Cosines between the tasks' gradients"),
+            picture("gradient-cosines", gradient_cosines(history, list(units(tasks.values()))), "Cosines between the tasks' gradients"),
             "Below 0 a step of one task undoes part of the other's. A dashed line is of two batches of one task: where "
             "it is near 0 itself, the gradients of so few rows are mostly noise.",
         )
