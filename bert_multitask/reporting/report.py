@@ -193,7 +193,11 @@ def add_training(document: Document, source: Source) -> None:
     if any(key.startswith("cosine_") for entry in history for key in entry):
         document.add(
             "Gradients of the tasks",
-            picture("gradient-cosines", gradient_cosines(history, list(units(tasks.values()))), "Cosines between the tasks' gradients"),
+            picture(
+                "gradient-cosines",
+                gradient_cosines(history, list(units(tasks.values()))),
+                "Cosines between the tasks' gradients",
+            ),
             "Below 0 a step of one task undoes part of the other's. A dashed line is of two batches of one task: where "
             "it is near 0 itself, the gradients of so few rows are mostly noise.",
         )
