@@ -16,6 +16,7 @@ from bert_multitask.evaluation.tables import prediction_table, write_predictions
 from bert_multitask.inference.split_tables import read_ensemble
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import TASKS, load_task
+from bert_multitask.reporting import plots
 from bert_multitask.reporting.analysis import LabelledPredictions
 from bert_multitask.reporting.document import Document, plain
 from bert_multitask.reporting.error_sections import add_worst, digits, neighbour_table
@@ -29,7 +30,7 @@ from bert_multitask.reporting.plots import (
     to_png,
     training_curves,
 )
-from bert_multitask.reporting.report import write_report
+from bert_multitask.reporting.report import add_training, write_report
 from bert_multitask.reporting.subject import Source, open_sources
 
 REPORT = "report"
@@ -108,6 +109,22 @@ def test_a_run(monkeypatch, train, capsys):
     assert html.count('src="data:image/png;base64,') == html.count("src=") == html.count("alt=") == 8
     assert not re.search(r"https?://|<link", html) and html.count("<script>") == html.count("<script") == 1
     assert re.search(r"^Made on \d{4}-\d\d-\d\d by bert\\_multitask ", page, re.MULTILINE)
+
+
+def test_cosines_of_groups_are_drawn(monkeypatch):
+    """By the names that the log has: a group is one."""
+    tasks = {name: replace(TASKS["sst"], name=name, group=group) for name, group in zip("abc", "gg", strict=False)}
+    tasks |= {"sts": TASKS["sts"]}
+    history = [{"step": 1, "loss": 1.0, "cosine_g_g": 0.1, "cosine_g_sts": -0.5, "cosine_sts_sts": 0.2}]
+    drawn, draw = [], plots.draw_curve
+
+    def note(axes, history, key, **style):
+        drawn.append(key)
+        draw(axes, history, key, **style)
+
+    monkeypatch.setattr(plots, "draw_curve", note)
+    add_training(Document("a run"), Source("run", tasks, {}, [], None, history, None))
+    assert {key for key in drawn if key.startswith("cosine_")} == {"cosine_g_g", "cosine_g_sts", "cosine_sts_sts"}
 
 
 def test_the_plan_is_the_runs(train):
