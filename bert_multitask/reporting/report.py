@@ -191,13 +191,10 @@ def add_training(document: Document, source: Source) -> None:
         "with dropout: while a model learns fast that is worse than the weights at the end of them would do.",
     )
     if any(key.startswith("cosine_") for entry in history for key in entry):
+        drawn = gradient_cosines(history, list(units(tasks.values())))
         document.add(
             "Gradients of the tasks",
-            picture(
-                "gradient-cosines",
-                gradient_cosines(history, list(units(tasks.values()))),
-                "Cosines between the tasks' gradients",
-            ),
+            picture("gradient-cosines", drawn, "Cosines between the tasks' gradients"),
             "Below 0 a step of one task undoes part of the other's. A dashed line is of two batches of one task: where "
             "it is near 0 itself, the gradients of so few rows are mostly noise.",
         )

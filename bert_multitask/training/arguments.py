@@ -233,6 +233,9 @@ class RunArguments:
         check_groups(tasks)
         for task in tasks.values():
             find_metric(task)
+        for flag in ("distill_weight", "distill_temperature"):
+            if getattr(self, flag) is not None and not any(task.distill_from for task in tasks.values()):
+                raise InputError(f"--{flag} does nothing without --distill_from, which names the teacher")
         return list(tasks.values())
 
 

@@ -17,6 +17,7 @@ from bert_multitask.evaluation.tables import prediction_table, write_predictions
 from bert_multitask.inference.split_tables import read_ensemble
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import TASKS, load_task
+from bert_multitask.reporting import plots
 from bert_multitask.reporting.analysis import LabelledPredictions, digits
 from bert_multitask.reporting.document import Document, plain
 from bert_multitask.reporting.error_sections import add_worst, neighbour_table
@@ -30,7 +31,7 @@ from bert_multitask.reporting.plots import (
     to_png,
     training_curves,
 )
-from bert_multitask.reporting.report import titles, write_report
+from bert_multitask.reporting.report import add_training, titles, write_report
 from bert_multitask.reporting.subject import Source, open_sources
 
 REPORT = "report"
@@ -120,6 +121,22 @@ def test_titles_have_the_names_of_runs(tmp_path, monkeypatch):
     assert titles([names[0], names[2]]) == [names[0], names[2]]
     monkeypatch.chdir(names[0])
     assert titles(["."]) == ["small"]
+
+
+def test_cosines_of_groups_are_drawn(monkeypatch):
+    """By the names that the log has: a group is one."""
+    tasks = {name: replace(TASKS["sst"], name=name, group=group) for name, group in zip("abc", "gg", strict=False)}
+    tasks |= {"sts": TASKS["sts"]}
+    history = [{"step": 1, "loss": 1.0, "cosine_g_g": 0.1, "cosine_g_sts": -0.5, "cosine_sts_sts": 0.2}]
+    drawn, draw = [], plots.draw_curve
+
+    def note(axes, history, key, **style):
+        drawn.append(key)
+        draw(axes, history, key, **style)
+
+    monkeypatch.setattr(plots, "draw_curve", note)
+    add_training(Document("a run"), Source("run", tasks, {}, [], None, history, None))
+    assert {key for key in drawn if key.startswith("cosine_")} == {"cosine_g_g", "cosine_g_sts", "cosine_sts_sts"}
 
 
 def test_the_plan_is_the_runs(train):
