@@ -88,7 +88,8 @@ def change(base: Mapping, variant: Mapping | None) -> dict:
     """The flags of a variant: the base's, with its own instead; of `tasks` the fields that it gives."""
     flags = dict(base) | dict(variant or {})
     if isinstance(flags.get("tasks"), dict):
-        fields = {task.get("name", task.get("preset")): task for task in base["tasks"]}
+        tasks = [{"preset": task} if isinstance(task, str) else task for task in base.get("tasks", ())]
+        fields = {task.get("name", task.get("preset")): task for task in tasks}
         if unknown := flags["tasks"].keys() - fields.keys():
             raise InputError(f"a variant changes the task {min(unknown)!r}; the base has {', '.join(fields)}")
         flags["tasks"] = [task | flags["tasks"].get(name, {}) for name, task in fields.items()]

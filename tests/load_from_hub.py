@@ -86,6 +86,7 @@ def load_everything() -> dict:
     """Load a checkpoint, the presets' datasets, three that fail, and a run just pushed."""
     import dataclasses
 
+    from huggingface_hub import ModelCard
     from transformers import AutoTokenizer
 
     from bert_multitask.data.rows import load_rows
@@ -126,6 +127,7 @@ def load_everything() -> dict:
     tokenizer = AutoTokenizer.from_pretrained("someone/bert")
     results["predicted"] = MultitaskPipeline(model, tokenizer).table("sst", ["fine"])["label"][:]
     results["weights"] = float(model.bert.encoder["layer"][0].output.dense.weight.detach().double().sum())
+    ModelCard.validate = lambda card, **options: None  # before 2.0, huggingface.co is asked whatever HF_ENDPOINT says
     model.push_to_hub("me/run")
     tokenizer.push_to_hub("me/run")
     (tables,) = SplitTables(["me/run"], "test", data_dir="hub").tables

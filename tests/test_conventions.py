@@ -73,6 +73,12 @@ def test_type_checkers_see_the_public_names():
     assert seen == {name: (module, name) for name, module in bert_multitask._MODULES.items()}
 
 
+def test_make_types_checks_every_public_name():
+    tree = ast.parse((ROOT / "tests" / "public_names.py").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "bert_multitask"]
+    assert {alias.name for node in imports for alias in node.names} == set(bert_multitask.__all__)
+
+
 def test_the_package_ships_its_types_and_its_sample(tmp_path):
     code = f"import setuptools; setuptools.setup(script_args=['-q', 'build', '--build-base', {str(tmp_path)!r}])"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)

@@ -1,5 +1,6 @@
 """What the pages show, run as it stands but for weights, folders and steps; the flags and tasks of all pages."""
 
+import configparser
 import json
 import re
 from dataclasses import fields
@@ -54,6 +55,12 @@ def quickstart(tmp_path_factory, tiny_bert):
     with pytest.MonkeyPatch.context() as patch:
         assert run_here(patch, "quickstart", *few, "--output_dir", folder / "run", recipe="train") == 0
     return folder / "run"
+
+
+def test_the_readme_names_every_extra():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert [extra for extra in setup["options.extras_require"] if f"`{extra}`" not in README] == []
 
 
 def test_the_readme_from_datasets_to_a_push_and_its_answers(monkeypatch, tmp_path, tiny_bert, capsys):
@@ -113,9 +120,8 @@ def test_how_to(page, monkeypatch, tmp_path, tiny_bert, quickstart, capsys):
         assert all((after[name] == weight).all() for name, weight in before.items())
         assert after.keys() - before.keys() == {"heads.topic.classifier.weight", "heads.topic.classifier.bias"}
     else:
-        assert {"export": "'label'", "lora": "per_task", "memory": "eval_spam_accuracy", "metric": "0."}[
-            page
-        ] in capsys.readouterr().out
+        printed = {"export": "'label'", "lora": "per_task", "memory": "eval_spam_accuracy", "metric": "0."}
+        assert printed[page] in capsys.readouterr().out
 
 
 def test_the_page_of_onnx(monkeypatch, tmp_path, quickstart, capsys):

@@ -220,7 +220,7 @@ class RecipeParser(HfArgumentParser):
         """The flags of a YAML file, as they would be typed."""
         fields = load_yaml(path) or {}
         if not isinstance(fields, dict):
-            raise InputError(f"{path}: expected `field: value` lines")
+            raise InputError(f"{path}: expected `field: value` lines; of a table `bert-multitask init` writes them")
         known = {action.dest for action in self._actions} - {"help", "help_all", "config"}
         argv = []
         for name, value in fields.items():

@@ -1,20 +1,22 @@
-"""Write the configuration that trains on a table: a guess of which columns are texts and labels.
+"""Write the configuration that trains on one or more tables: a guess of which columns are texts and labels.
 
     bert-multitask init reviews.csv                      # writes reviews.yaml
+    bert-multitask init reviews.csv pairs.jsonl          # the tasks of both, in reviews.yaml
     bert-multitask init SetFit/sst5 --output sst5.yaml   # a dataset on the Hub
 
-The table is CSV, TSV, JSON lines, Parquet or CoNLL, or the training rows of a dataset. Each column that looks like
-labels becomes a task: a few different values, two values, numbers, lists of labels (a|b), a tag for each word. Read the
-file before you train with it: a guess may be wrong. docs/tasks.md has all that a task may say.
+A table is CSV, TSV, JSON lines, Parquet or CoNLL, or the training rows of a dataset. Each column that looks like labels
+becomes a task: a few different values, two values, numbers, lists of labels (a|b), a tag for each word. Read the file
+before you train with it: a guess may be wrong. docs/tasks.md has all that a task may say.
 """
 
 import math
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 import yaml
 
-from ..data.guess import guess_tasks, read_table_file, read_table_hub, settle_task
+from ..data.guess import guess_tasks, read_table_file, read_table_hub, settle_task, task_name
 from ..data.readers import READERS, is_url
 from ..data.records import write_text
 from ..data.rows import describe_rows, load_rows
@@ -45,7 +47,7 @@ DEV_SHARE = 0.1
 WIDTH = 52  # of a line before its comment; that of a longer one stands above it
 EPOCHS, DROPOUT = 3, 0.1  # which BERT's authors fine-tune with, as with the settings below
 HEADING = """\
-# Written by `bert-multitask init {table}`: a guess, to be read and corrected. Then:
+# Written by `bert-multitask init {tables}`: a guess, to be read and corrected. Then:
 #   {train}
 # and for a first try, a hundredth of it: {train} --budget 0.01
 model_name_or_path: google-bert/bert-base-uncased    # the BERT to start from; another language needs another one
@@ -63,35 +65,66 @@ tasks:
 def main(argv: list[str]) -> None:
     """Write a configuration, as a command line says."""
     parser = CommandParser("init", __doc__)
-    parser.add_argument("table", metavar="TABLE", help="file or address of a table, or id of a dataset on the Hub")
+    words = "files or addresses of tables, or ids of datasets on the Hub"
+    parser.add_argument("tables", metavar="TABLE", nargs="+", help=words)
     parser.add_argument("--config_name", help="configuration of the dataset on the Hub, where it has several")
-    parser.add_argument("--output", type=local_path, help="file to write; by default the table's name and .yaml, here")
+    words = "file to write; by default the first table's name and .yaml, here"
+    parser.add_argument("--output", type=local_path, help=words)
     parser.add_argument("--overwrite", action="store_true", help="replace the file to write, where there is one")
     options = parser.parse_args(argv)
-    table = options.table if is_url(options.table) else str(local_path(options.table))
-    name = options.config_name or Path(table).name.split(".")[0]
-    output = options.output or Path(f"{name}.yaml")
+    tables = [table if is_url(table) else str(local_path(table)) for table in options.tables]
+    names = [options.config_name or Path(table).name.split(".")[0] for table in tables]
+    output = options.output or Path(f"{names[0]}.yaml")
     if output.exists() and not options.overwrite:
         raise InputError(f"{output} exists; name another file with --output, or replace it with --overwrite")
-    columns, source = read_source(table, options.config_name)
-    guessed, why = guess_tasks(columns, name)
-    written = [settle_task(complete(fields, source)) for fields in guessed]
+    written, why, unused = [], {}, []
+    for table, name in zip(tables, names, strict=True):
+        guessed, reasons, unread = guess_table(table, name, options.config_name, taken=why)
+        written, why, unused = written + guessed, why | reasons, unused + unread
     tasks = load_tasks(written)
     rows = {name: load_rows(task) for name, task in tasks.items()}  # every row of them can be read
     command = shlex.join(["bert-multitask", "train", str(output)])
-    heading = HEADING.format(table=one_line(options.table), train=command, output=as_yaml(f"runs/{output.stem}"))
-    used = {"id"} | {part for fields in written for key in COLUMNS for part in text_parts(fields.get(key))}
-    unused = ", ".join(one_line(column) for column in columns if column and column not in used)
-    ending = f"# Columns that no task reads: {unused}\n" if unused else ""
+    given = one_line(" ".join(options.tables))
+    heading = HEADING.format(tables=given, train=command, output=as_yaml(f"runs/{output.stem}"))
+    ending = f"# Columns that no task reads: {', '.join(unused)}\n" if unused else ""
     try:
         write_text(output, heading + "".join(write_task(fields, why[fields["name"]]) for fields in written) + ending)
     except OSError as error:
         raise InputError(f"--output {output} cannot be written: {error.strerror or error}") from error
     print(describe_rows(list(tasks.values()), rows), end="\n\n")
+    width = max([12, *map(len, why)])
     for fields in written:
-        print(describe_guess(fields, why[fields["name"]]))
-    print(f"not read: {unused}" if unused else "")
+        print(f"{fields['name']:{width}} {describe_guess(fields, why[fields['name']])}")
+    print(f"not read: {', '.join(unused)}" if unused else "")
     print(f"wrote {output}; read it, and then: {command}", flush=True)
+
+
+def guess_table(
+    table: str, name: str, config_name: str | None, taken: Collection[str]
+) -> tuple[list[dict], dict[str, str], list[str]]:
+    """Guess the tasks of one of the tables.
+
+    Args:
+        table: file, address or id.
+        name: of the table.
+        config_name: see `read_source`.
+        taken: names of other tables' tasks; one of the same name has the table's name added.
+
+    Returns:
+        The fields of each task, why they are so, {name of the task: reason}, and the columns that no task reads.
+
+    Raises:
+        InputError: the table cannot be read, or there seem to be no texts or no labels.
+    """
+    columns, source = read_source(table, config_name)
+    guessed, why = guess_tasks(columns, name)
+    names = {old: task_name(f"{old}_{name}", name, alone=False) if old in taken else old for old in why}
+    written = [settle_task(complete(fields | {"name": names[fields["name"]]}, source)) for fields in guessed]
+    used = {"id"} | {part for fields in written for key in COLUMNS for part in text_parts(fields.get(key))}
+    # In CoNLL files the last column has two names.
+    known = [columns[column] for column in used if column in columns]
+    unused = [one_line(column) for column in columns if column not in {"", *used} and columns[column] not in known]
+    return written, {names[old]: reason for old, reason in why.items()}, unused
 
 
 def read_source(table: str, config_name: str | None) -> tuple[dict[str, list], dict]:
@@ -137,6 +170,6 @@ def as_yaml(value: object) -> str:
 
 
 def describe_guess(fields: dict, why: str) -> str:
-    """A guessed task in a line."""
+    """A guessed task in a line, without its name."""
     texts = " and ".join(" + ".join(text_parts(fields[key])) for key in ("text", "text_pair") if key in fields)
-    return f"{fields['name']:12} {fields['kind']}: {texts} -> {fields['label']} ({why})"
+    return f"{fields['kind']}: {texts} -> {fields['label']} ({why})"

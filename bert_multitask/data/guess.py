@@ -24,7 +24,7 @@ PLAIN = ("label", "labels", "target", "class", "gold", "y", "-1")  # those that 
 IDS = re.compile(r"(unnamed: 0|index|idx|guid|uuid|(.*_)?id)?")
 PAIRS = [
     *(("premise", "hypothesis"), ("question", "answer"), ("question", "sentence"), ("text", "text_pair")),
-    *(("query", "document"), ("query", "passage"), ("claim", "evidence")),
+    *(("query", "document"), ("query", "passage"), ("claim", "evidence"), ("first", "second")),
 ]
 MOST_CLASSES, MOST_GRADES = 200, 10
 # What a task says otherwise, where its label names do not fit the kind that was guessed.

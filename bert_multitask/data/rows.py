@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -176,9 +177,12 @@ def add_extra_rows(task: Task, data_dir: str, splits: Collection[str], labelled:
     ids begin with the source's name. All splits are read, since a row may be left out that dev or test rows have."""
     own = load_rows(replace(task, extra_train=None), data_dir, SPLITS, labelled)
     scored = {text_key(row) for split in own.keys() - {"train"} for row in own[split].to_list()}
-    tables = [own["train"].with_format("arrow")[:]]
+    tables, names = [own["train"].with_format("arrow")[:]], Counter()
     for source in task.extra_train:
         name = source.file or source.hub.path
+        prefix = os.path.basename(name)
+        names[prefix] += 1
+        prefix += f"-{names[prefix]}" if names[prefix] > 1 else ""  # else two rows would have one id
         rows = load_rows(source.as_task(task), data_dir, ["train"], labelled)["train"]
         rows = usable_rows(task, rows, "train")
         shared = np.array([text_key(row) in scored for row in rows.to_list()], bool)
@@ -189,7 +193,7 @@ def add_extra_rows(task: Task, data_dir: str, splits: Collection[str], labelled:
         if source.max_samples is not None and len(kept) > source.max_samples:
             kept = np.sort(np.random.default_rng(0).permutation(kept)[: source.max_samples])
         table = take(rows, kept).with_format("arrow")[:]
-        ids = pc.binary_join_element_wise(os.path.basename(name), pc.cast(table["id"], pa.string()), ":")
+        ids = pc.binary_join_element_wise(prefix, pc.cast(table["id"], pa.string()), ":")
         tables.append(table.set_column(table.column_names.index("id"), "id", ids).cast(tables[0].schema))
     train = Dataset(InMemoryTable(pa.concat_tables(tables).combine_chunks()), info=own["train"].info)
     return DatasetDict({split: train if split == "train" else own[split] for split in splits if split in own})
@@ -507,10 +511,11 @@ def sample_rows(task: Task, rows: Dataset, seed: int) -> Dataset:
 
 def describe_rows(tasks: Sequence[Task], rows: Mapping[str, DatasetDict]) -> str:
     """The rows of every split as a table; where a task's differ from the course's own, those stand beside them."""
-    lines = [f"{'rows':12}" + "".join(f"{split:>9}" for split in SPLITS)]
+    width = max([12, *(len(task.name) for task in tasks)])
+    lines = [f"{'rows':{width}}" + "".join(f"{split:>9}" for split in SPLITS)]
     for task in tasks:
         counts = {split: len(part) for split, part in rows[task.name].items()}
-        line = f"{task.name:12}" + "".join(f"{counts.get(split, 0):9,}" for split in SPLITS)
+        line = f"{task.name:{width}}" + "".join(f"{counts.get(split, 0):9,}" for split in SPLITS)
         if task.course_rows and counts != task.course_rows:
             line += "  course: " + " / ".join(f"{task.course_rows[split]:,}" for split in SPLITS)
         lines.append(line)

@@ -90,15 +90,17 @@ def open_groups(given: Mapping, model: MultitaskBertModel, argument: str) -> dic
 
 def split_group(rows: Dataset, names: Sequence[str], where: str) -> dict[str, Dataset]:
     """The rows of a group, as `join_groups` gives them, as {task: its rows}."""
-    labels = rows.with_format("arrow")[:]["labels"] if "labels" in rows.column_names else None
-    if labels is None or not pa.types.is_struct(labels.type) or {field.name for field in labels.type} != {*names}:
+    labels = rows.features.get("labels")
+    if not isinstance(labels, Mapping) or labels.keys() != {*names}:
         raise InputError(f"{where} is tokenised; give {{task: rows}} of {', '.join(names)}, or raw rows")
-    others = [name for name in ("labels", "soft_labels", "task") if name in rows.column_names]
-    tokens, features = rows.remove_columns(others), rows.features["labels"]
-    return {
-        name: tokens.add_column("labels", pc.struct_field(labels, name).combine_chunks(), feature=features[name])
-        for name in names
-    }
+    own = [column for column in ("labels", "soft_labels") if column in rows.column_names]
+    table = rows.select_columns(own).with_format("arrow")[:]
+    parts = dict.fromkeys(names, rows.remove_columns([*own, *(["task"] if "task" in rows.column_names else [])]))
+    for column in own:
+        for name, feature in rows.features[column].items():
+            values = pc.struct_field(table[column], name).combine_chunks()
+            parts[name] = parts[name].add_column(column, values, feature=feature)
+    return parts
 
 
 def join_groups(

@@ -264,5 +264,6 @@ def find_examples(pipe: MultitaskPipeline, name: str) -> list[list[str]]:
         return []
     columns = ["text", "text_pair"] if place.task.text_pair else ["text"]
     texts = [list(row) for row in zip(*(rows[column][:] for column in columns), strict=True)] if rows else []
+    texts = [list(row) for row in dict.fromkeys(map(tuple, texts))]  # each once
     short = [row for row in texts if all(row) and sum(map(len, row)) <= EXAMPLE_LENGTH]
     return short[:: max(1, len(short) // EXAMPLES)][:EXAMPLES]

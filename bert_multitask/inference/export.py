@@ -12,7 +12,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..model.classifier import OneTask
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
 
@@ -35,9 +34,9 @@ def export_encoder(model: MultitaskBertModel, task: str) -> PreTrainedModel:
 
 def export_classifier(
     model: MultitaskBertModel, task: str, tokenizer: PreTrainedTokenizerBase | None = None
-) -> PreTrainedModel | OneTask:
+) -> PreTrainedModel:
     """One task, as the stock `…ForSequenceClassification` of its encoder where its head allows it, or as the
-    `…ForTokenClassification` where that reads every token; else as a `OneTask`.
+    `…ForTokenClassification` where that reads every token; else as a model with code of its own (`model.classifier`).
 
     Stock sequence classifiers read the first token through a layer of their own and an activation. A head on BERT's
     pooler is taken over as it is. For a head on [CLS] the layer is made one that the activation leaves as it is
@@ -177,7 +176,7 @@ def agree(stock: PreTrainedModel, model: MultitaskBertModel, task: str, weight: 
     return torch.allclose(stock(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def export_with_code(model: MultitaskBertModel, task: str) -> OneTask:
+def export_with_code(model: MultitaskBertModel, task: str) -> PreTrainedModel:
     """One task with its encoder, as a model that brings its own code along."""
     alone = SEQUENCES.from_config(model.config.of_task(model.tasks[task].to_config()))
     alone.encoder(task).load_state_dict(model.encoder(task).state_dict())

@@ -82,6 +82,10 @@ class MultitaskPipeline:
             self.tasks, config, own = self.run.tasks, self.run.config, self.run.max_length
         self.max_length = min(max_length or own, config.max_position_embeddings)
 
+    def __repr__(self) -> str:
+        """What it answers."""
+        return f"{type(self).__name__}({self.run.name if self.run else 'a model'}: {', '.join(self.tasks)})"
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the weights of a run, which a copy loads by the run's name."""
         return vars(self) | ({"parts": None} if self.run else {})
@@ -103,7 +107,8 @@ class MultitaskPipeline:
             task: name of one of the model's tasks.
             rows: texts, or (text, text) pairs for a pair task; dictionaries with the task's own columns, or with `text`
                 (and `text_pair`), whatever else they have; or a `pandas.DataFrame` with such columns. A single text,
-                (text, text) or dictionary is one row. Where each word has a label a text may be a list of words.
+                (text, text) or dictionary is one row. Where each word has a label a text may be a list of words. In
+                a row a missing text (None, NaN or `pandas.NA`) is an empty one, as in files.
 
         Returns:
             A dictionary a row: `label` (a name) with `probabilities` {name: probability}, or `score`, or what else the
@@ -274,7 +279,8 @@ def as_list(rows: Any, pairs: bool = False) -> tuple[bool, list]:
     Raises:
         InputError: it is neither a row nor rows in an order.
     """
-    is_pair = pairs and isinstance(rows, tuple) and len(rows) == 2 and all(isinstance(text, str) for text in rows)
+    is_pair = pairs and isinstance(rows, tuple) and len(rows) == 2
+    is_pair = is_pair and all(isinstance(as_given(text), str) for text in rows)
     if isinstance(rows, str) or is_pair or (isinstance(rows, Mapping) and not any(map(is_column, rows.values()))):
         return True, [rows]
     if isinstance(rows, (bytes, Mapping, Set, pd.DataFrame)) or not isinstance(rows, Iterable):
@@ -323,7 +329,7 @@ def plain_texts(task: Task, rows: Sequence) -> Texts:
             found = [read_text(row, columns, "rows", number + 1) for columns in find_columns(task, row, None)]
         else:
             found = row if task.text_pair and isinstance(row, (tuple, list)) else [row]
-        found = [task.read_text(text) for text in found]
+        found = [task.read_text(as_given(text)) for text in found]
         if len(found) != len(texts) or not all(isinstance(text, str) and is_unicode(text) for text in found):
             expected = "a pair of texts" if task.text_pair else "a text"
             raise InputError(
@@ -333,6 +339,11 @@ def plain_texts(task: Task, rows: Sequence) -> Texts:
         for column, text in zip(texts, found, strict=True):
             column.append(text)
     return texts
+
+
+def as_given(text: Any) -> Any:
+    """A text of a plain row; one that is missing is empty."""
+    return "" if pd.isna(text) is True else text
 
 
 def read_texts(columns: Sequence[Sequence], where: str) -> Texts:

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from ..data.collate import join_rows
 from ..data.labels import LabelReader, even_labels
-from ..data.readers import fetch, read_tables
+from ..data.readers import fetch, is_url, read_tables
 from ..data.records import to_json, write_json
 from ..data.rows import clean_part, text_columns
 from ..evaluation.intervals import Scores
@@ -91,22 +91,23 @@ class RowFile:
         known = pipe.tasks | (load_tasks(pipe.run.record["tasks"]) if pipe.run and pipe.run.record else {})
         form = known[pipe.find(next(iter(names or known))).name]
         count, labelled, schema, tasks = 0, set(), None, {}
-        bar = show_progress("checking")
-        for table in read_tables(path, form, size):
-            if schema is None:
-                for name in names or pipe.answerable(table.column_names, path):
-                    text, *pair = find_columns(pipe.find(name), table.column_names, path)
-                    tasks[name] = dataclasses.replace(known[name], text=text, text_pair=pair[0] if pair else None)
-            schema = join_schemas(schema, table.schema, path)
-            for name, task in tasks.items():
-                rows = clean_part(task, table, path, count + 1)
-                if not count:
-                    pipe.shown_columns({name: task_texts(task, rows.select([0]))}, table.column_names)
-                if labelled_rows(np.array(even_labels(rows["label"][:]))).any():
-                    labelled.add(name)
-            count += len(table)
-            bar.update(len(table))
-        bar.close()
+        if not (is_url(path) or Path(path).is_file()):
+            raise InputError(f"{path}: no such file; expected one of rows to predict")
+        with show_progress("checking") as bar:
+            for table in read_tables(path, form, size):
+                if schema is None:
+                    for name in names or pipe.answerable(table.column_names, path):
+                        text, *pair = find_columns(pipe.find(name), table.column_names, path)
+                        tasks[name] = dataclasses.replace(known[name], text=text, text_pair=pair[0] if pair else None)
+                schema = join_schemas(schema, table.schema, path)
+                for name, task in tasks.items():
+                    rows = clean_part(task, table, path, count + 1)
+                    if not count:
+                        pipe.shown_columns({name: task_texts(task, rows.select([0]))}, table.column_names)
+                    if labelled_rows(np.array(even_labels(rows["label"][:]))).any():
+                        labelled.add(name)
+                count += len(table)
+                bar.update(len(table))
         if not count:
             raise InputError(f"{path}: has no rows")
         return cls(path, tasks, [name for name in tasks if name in labelled], count, size, schema, form)
@@ -237,24 +238,33 @@ def predict_parts(source: RowFile, pipe: MultitaskPipeline, folder: Path, proces
     missing = [number for number, path in enumerate(paths) if not is_whole(path, source.part_rows(number))]
     processes.wait_for_everyone()  # before the first new part is there, so that all have the same list
     mine = set(missing[processes.process_index :: processes.num_processes])
+    if not missing and processes.is_main_process:
+        logger.warning(f"{folder} has all predictions of this file and model already; they are kept")
     shares = f" (1 of {processes.num_processes} shares)" * (processes.num_processes > 1)
-    bar = show_progress(f"predicting{shares}", sum(map(source.part_rows, mine)))
-    for number, first, table in source if mine else ():
-        if number not in mine:
-            continue
-        rows = {name: clean_part(task, table, source.path, first) for name, task in source.tasks.items()}
-        texts = {name: task_texts(source.tasks[name], part) for name, part in rows.items()}
-        for name, values in pipe.shown_columns(texts, table.column_names, bar.update).items():
-            table = table.append_column(name, pa.array(values))
-        with writing_predictions(str(paths[number])) as draft:
-            parquet.write_table(table.replace_schema_metadata(None), draft, write_page_checksum=True)
-    bar.close()
+    if not mine:
+        return
+    with show_progress(f"predicting{shares}", sum(map(source.part_rows, mine))) as bar:
+        for number, first, table in source:
+            if number not in mine:
+                continue
+            rows = {name: clean_part(task, table, source.path, first) for name, task in source.tasks.items()}
+            texts = {name: task_texts(source.tasks[name], part) for name, part in rows.items()}
+            for name, values in pipe.shown_columns(texts, table.column_names, bar.update).items():
+                table = table.append_column(name, pa.array(values))
+            with writing_predictions(str(paths[number])) as draft:
+                parquet.write_table(table.replace_schema_metadata(None), draft, write_page_checksum=True)
 
 
 def show_progress(what: str, rows: int | None = None) -> Any:
     """A bar with the rows that are done, rows/s and, of a known number of rows, the time left; on the first process."""
     return logging.tqdm(
-        desc=what, total=rows, unit=" rows", unit_scale=True, disable=not PartialState().is_main_process
+        desc=what,
+        total=rows,
+        unit=" rows",
+        unit_scale=True,
+        delay=0.1,  # so that an error in the first rows has a line of its own
+        leave=rows is not None,
+        disable=not PartialState().is_main_process,
     )
 
 

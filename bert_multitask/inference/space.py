@@ -55,10 +55,11 @@ def space_files(name: str, title: str) -> dict[str, bytes | Path]:
     )
     model = "its weights lie in this Space" if is_local else f"[{name}](https://huggingface.co/{name})"
     card = CARD.format(metadata=metadata.to_yaml(), title=title, tasks=", ".join(run.tasks), model=model)
+    adapters = ["peft"] if run.config.lora else []
     files: dict[str, bytes | Path] = {
         "README.md": card.encode(),
         "app.py": APP.format(runs={title: MODEL if is_local else name}).encode(),
-        "requirements.txt": "".join(f"{line}\n" for line in requirements()).encode(),
+        "requirements.txt": "".join(f"{line}\n" for line in [*requirements(), *adapters]).encode(),
     }
     files |= {f"{PACKAGE.name}/{file.relative_to(PACKAGE).as_posix()}": file for file in sorted(PACKAGE.rglob("*.py"))}
     if is_local:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -161,15 +160,13 @@ class SplitTables:
         for name, place in places.items():
             if (rows := self.read_rows(place, run.name)) is None:
                 continue
+            task = place.task
+            form = (task.by_words, task.truncation, task.pair_encoding or run.config.pair_encoding)
             # The rows by their identity: `self.read` keeps them.
-            own_task = run.tasks[name]  # `place.task` may be another run's
-            form = {"truncation": own_task.truncation, "pair_encoding": own_task.pair_encoding}
-            settings = (tokenizer.backend_tokenizer.to_str(), run.max_length, run.config.pair_encoding, form)
-            key = repr((name, id(rows), *settings))
+            key = repr((name, id(rows), tokenizer.backend_tokenizer.to_str(), run.max_length, *form))
             if key not in self.read:
-                task = replace(place.task, **form)
                 self.read[key] = tokenise(task, rows, tokenizer, run.max_length, run.config.pair_encoding)
-            found[name] = place.task, self.read[key]
+            found[name] = task, self.read[key]
         return found
 
     def predict(self, runs: Mapping[int, TrainedRun]) -> None:

@@ -171,7 +171,8 @@ def describe_use(tasks: Mapping[str, Task], config: MultitaskBertConfig, name: s
     shown = list({(task.kind, task.text_pair is None): task for task in reversed(tasks.values())}.values())[::-1]
     encoder, trust = f'AutoModel.from_pretrained("{name}")` is a stock `{stock_class(config.stock()).__name__}`', ""
     if config.model_type != config.stock().model_type:  # a stock model could not read it
-        encoder, trust = f'model.encoder("{shown[0].name}")`', ", trust_remote_code=True"
+        plain_model = "model.merge_adapters()" if config.lora else "model"
+        encoder, trust = f'{plain_model}.encoder("{shown[0].name}")`', ", trust_remote_code=True"
     plain = "\n".join(plain_lines(task, config) for task in shown)
     calls = "\n".join(
         f'print(pipe("{task.name}", [{example(task)}]))  # of each row {" and ".join(KINDS[task.kind].columns(task))}'

@@ -80,7 +80,8 @@ class MultitaskBertConfig(BertConfig):
         except (OSError, ValueError, TypeError, RecursionError) as error:  # the Hub is out of reach, no Hub id, no JSON
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{name}: its config.json cannot be loaded ({hub_reason(error)})") from error
+            where = "" if os.path.isdir(name) else "no such folder here, and "
+            raise InputError(f"{name}: {where}its config.json cannot be loaded ({hub_reason(error)})") from error
         if not fields:
             raise InputError(f"{name} has no config.json; expected an encoder's folder")
         if fields.get("model_type") == MultitaskConfig.model_type and not isinstance(fields.get("text_config"), dict):

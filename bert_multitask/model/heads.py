@@ -58,7 +58,7 @@ class TwoLayerHead(nn.Module):
 class SigmoidHead(TwoLayerHead):
     """The same two layers, then a sigmoid scaled to the score range (section 4.3, STS)."""
 
-    ranged = squashed = True
+    ranged = bounded = squashed = True
 
     def __init__(self, hidden_size: int, task: Task, texts: int = 1):
         super().__init__(hidden_size, task)
@@ -74,7 +74,7 @@ class CosineHead(nn.Module):
     STS)."""
 
     texts = (2,)
-    ranged = True
+    ranged = bounded = True
 
     def __init__(self, hidden_size: int, task: Task, texts: int = 2):
         super().__init__()
@@ -94,6 +94,7 @@ class ScaledCosineHead(nn.Module):
     training, such as those of sentence embeddings."""
 
     texts = (2,)
+    bounded = True
 
     def __init__(self, hidden_size: int, task: Task, texts: int = 2):
         super().__init__()
@@ -143,6 +144,7 @@ class may say more:
 
 `texts`: how many sequences a row may have; by default 1 or 2.
 `ranged`: whether it needs the task's `score_range`.
+`bounded`: whether its scores lie within the `score_range`, where the task has one.
 `reads_tokens`: whether it takes the embedding of every token, (B, L, H), and not of each sequence.
 `kinds`: the kinds of tasks that it is for, where no kind names it (see `kinds.choices`).
 `reset_parameters()`: how parameters begin that belong to no layer of the head's, but to the head itself.

@@ -141,9 +141,13 @@ def check_whole(name: str | os.PathLike, missing: Iterable[str], unexpected: Ite
         raise InputError(f"{name}: its config.json has no task for {len(extra)} of its weights, {extra[0]} first")
 
 
-def check_loss_options(task: Task) -> None:
-    """Refuse class weights or label smoothing of a task whose loss does not take them, and a loss of bounded scores
-    for others.
+def check_loss_options(task: Task, head: str) -> None:
+    """Refuse class weights or label smoothing of a task whose loss does not take them, and a loss of scores within a
+    range for others, or with a head whose scores may lie outside, where that loss has no gradient.
+
+    Args:
+        task: whose loss.
+        head: key of the task's head.
 
     Raises:
         InputError: names the field.
@@ -151,6 +155,12 @@ def check_loss_options(task: Task) -> None:
     taken = inspect.signature(LOSSES[task.loss]).parameters
     if "score_range" in taken and task.score_range is None:
         raise InputError(f"task {task.name!r}: loss {task.loss!r} needs a score_range: [lowest, highest]")
+    if "score_range" in taken and not getattr(HEADS[head], "bounded", False):
+        bounded = ", ".join(key for key, one in HEADS.items() if getattr(one, "bounded", False))
+        raise InputError(
+            f"task {task.name!r}: loss {task.loss!r} needs scores within the score_range, and head {head!r} gives "
+            f"others; choose a head of {bounded}, or another loss"
+        )
     for field in ("class_weights", "label_smoothing"):
         if getattr(task, field) and field not in taken:
             raise InputError(f"task {task.name!r}: loss {task.loss!r} takes no {field}; leave it out")
@@ -212,7 +222,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         check_layout(config, self.tasks)
         for task in self.tasks.values():
             find_entry(task, "loss", LOSSES)
-            check_loss_options(task)
+            check_loss_options(task, find_head(task, 1 + self.is_separate(task)))
             find_entry(task, "divergence", DIVERGENCES)
         if config.encoder_sharing != "per_task":
             setattr(self, self.base_model_prefix, self.new_encoder() if encoder is None else encoder)

@@ -99,14 +99,17 @@ class ExtraRows:
             raise InputError("extra_train: a source has a file or a hub, and not both")
         if self.max_samples is not None and self.max_samples < 1:
             raise InputError(f"extra_train: max_samples is {self.max_samples}; expected a whole number of at least 1")
+        if self.hub and "train" not in self.hub.splits:
+            raise InputError(f"extra_train: hub: splits has {', '.join(self.hub.splits)}; expected train")
 
     def as_task(self, task: "Task") -> "Task":
         """The task with these rows as its own."""
         own = ("name", "kind", "label_names", "score_range", "group", "word_by_word")
         same = {key: getattr(task, key) for key in own}
         columns = {key: getattr(self, key) or getattr(task, key) for key in ("text", "text_pair", "label", "quoting")}
-        files = self.file and {"train": self.file, "dev": self.file}
-        return Task(**same, **columns, files=files, hub=self.hub)
+        files = self.file and dict.fromkeys(("train", "dev"), self.file)
+        hub = self.hub and replace(self.hub, splits=dict.fromkeys(("train", "dev"), self.hub.splits["train"]))
+        return Task(**same, **columns, files=files, hub=hub)
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,11 @@ def class_scores(predictions: LabelledPredictions) -> list[ClassScore]:
     return found
 
 
+def digits(rows: int) -> int:
+    """How many decimals of a share of so many rows mean something: with fewer than 100 rows the second is one row."""
+    return 2 if rows < 100 else 3 if rows < 10_000 else 4
+
+
 def worst(predictions: LabelledPredictions) -> np.ndarray:
     """The numbers of the wrong rows, those with the highest `losses` first."""
     order = np.argsort(-predictions.losses, kind="stable")

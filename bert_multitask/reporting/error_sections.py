@@ -9,7 +9,7 @@ from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
 from ..evaluation.metrics import score
 from ..model.losses import is_labelled
-from .analysis import LabelledPredictions, class_scores, worst
+from .analysis import LabelledPredictions, class_scores, digits, worst
 from .document import Document, Picture, Table
 from .plots import DISTANCES, PICTURES, distance_shares, length_errors, reliability, to_png
 from .probabilities import BINS, COOLEST, HOTTEST, calibration, heated, threshold_score, thresholds
@@ -22,11 +22,6 @@ DUPLICATES = 20
 SHOWN_TEXT = 300  # characters of a text
 SHOWN_CLASSES = 40  # of a task, those with the most rows
 CONFIDENT, DOUBTED = "confident error", "label may be wrong"
-
-
-def digits(rows: int) -> int:
-    """How many decimals of a share of so many rows mean something: with fewer than 100 rows the second is one row."""
-    return 2 if rows < 100 else 3 if rows < 10_000 else 4
 
 
 def percent(share: float, rows: int) -> str:

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from ..evaluation.metrics import find_metric, span_counts
 from ..model.losses import LOSSES
 from ..model.tasks import Task
-from .analysis import LabelledPredictions, class_scores, confusion, error_by_length
+from .analysis import LabelledPredictions, class_scores, confusion, digits, error_by_length
 from .probabilities import Calibration
 
 WIDTH = 8  # inches
@@ -261,7 +261,8 @@ def tag_scores(predictions: LabelledPredictions) -> Figure:
     scores = [2 * right / (predicted + true) for right, predicted, true in counts.values()]
     figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(counts)))
     axis = figure.subplots()
-    axis.bar_label(axis.barh(range(len(counts)), scores, color=TRAIN), fmt="%.3f", fontsize=9, padding=3)
+    bars = axis.barh(range(len(counts)), scores, color=TRAIN)
+    axis.bar_label(bars, fmt=f"%.{digits(len(predictions))}f", fontsize=9, padding=3)
     axis.set_yticks(range(len(counts)), [f"{name} ({true:,})" for name, (_, _, true) in counts.items()])
     axis.set(title=fold(f"{predictions.task.name}: {len(predictions):,} rows", WIDTH), xlim=(0, 1.1), xlabel="F1")
     axis.invert_yaxis()
@@ -401,7 +402,7 @@ def gradient_cosines(history: Sequence[Mapping], tasks: Sequence[str]) -> Figure
 
     Args:
         history: the entries of `history.jsonl`.
-        tasks: their names, in the order of the run.
+        tasks: names of the tasks and groups, in the order of the run.
     """
     figure = Figure(figsize=(WIDTH, 3.2))
     axes = figure.subplots()

@@ -12,10 +12,11 @@ from pathlib import Path
 from ..evaluation.intervals import LEVEL, RESAMPLES, Estimate, Scores, mcnemar
 from ..evaluation.metrics import describe_metric, describe_overall, find_metric
 from ..model.errors import InputError
+from ..model.tasks import units
 from ..training.run_folder import installed_version
-from .analysis import LabelledPredictions, baseline_score
+from .analysis import LabelledPredictions, baseline_score, digits
 from .document import Document, Picture, Table
-from .error_sections import add_errors, digits, picture
+from .error_sections import add_errors, picture
 from .plots import compared_curves, gradient_cosines, task_order, training_curves
 from .subject import Source, open_dev, open_sources, recorded_units
 
@@ -47,7 +48,7 @@ def write_report(
     fitted = open_dev(names[0], tasks, data_dir) if split != "dev" else {}
     version = installed_version("bert_multitask") or "of a checkout"
     note = f"Made on {date.today().isoformat()} by bert_multitask {version}."
-    document = Document(f"Report of {path}" + (f", compared with {other}" if other else ""), note)
+    document = Document(f"Report of {', compared with '.join(titles(names))}", note)
     add_scores(document, source, split)
     for second in compared:
         add_comparison(document, source, second)
@@ -57,6 +58,12 @@ def write_report(
     add_errors(document, source.predictions, fitted, source.train)
     add_settings(document, source)
     document.write(Path(output_dir), "report")
+
+
+def titles(names: Sequence[str]) -> list[str]:
+    """What sources are called: folders and files by their own name, without the path unless that tells them apart."""
+    short = [Path(name).resolve().name if Path(name).exists() else name for name in names]
+    return short if len(set(short)) == len(names) else list(names)
 
 
 def scores(predictions: Mapping[str, LabelledPredictions]) -> Scores:
@@ -184,9 +191,10 @@ def add_training(document: Document, source: Source) -> None:
         "with dropout: while a model learns fast that is worse than the weights at the end of them would do.",
     )
     if any(key.startswith("cosine_") for entry in history for key in entry):
+        drawn = gradient_cosines(history, list(units(tasks.values())))
         document.add(
             "Gradients of the tasks",
-            picture("gradient-cosines", gradient_cosines(history, list(tasks)), "Cosines between the tasks' gradients"),
+            picture("gradient-cosines", drawn, "Cosines between the tasks' gradients"),
             "Below 0 a step of one task undoes part of the other's. A dashed line is of two batches of one task: where "
             "it is near 0 itself, the gradients of so few rows are mostly noise.",
         )

@@ -233,6 +233,9 @@ class RunArguments:
         check_groups(tasks)
         for task in tasks.values():
             find_metric(task)
+        for flag in ("distill_weight", "distill_temperature"):
+            if getattr(self, flag) is not None and not any(task.distill_from for task in tasks.values()):
+                raise InputError(f"--{flag} does nothing without --distill_from, which names the teacher")
         return list(tasks.values())
 
 
@@ -429,8 +432,8 @@ def check_launch() -> PartialState:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if on_cpu and state.is_main_process and torch.get_num_threads() == 1 < cores // state.num_processes:
         logger.warning(
-            f"one CPU thread is used of {cores}: `accelerate launch` gives a process one unless it is called with "
-            "--num_cpu_threads_per_process N"
+            f"one CPU thread is used of {cores}: OMP_NUM_THREADS is 1, which `accelerate launch` sets unless it is "
+            "called with --num_cpu_threads_per_process N"
         )
     devices = 0 if on_cpu else torch.accelerator.device_count()
     if state.is_main_process and state.num_processes == 1 < devices:

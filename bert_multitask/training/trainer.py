@@ -221,10 +221,10 @@ class MultitaskTrainer(Trainer):
         if self.args.evaluates_epoch_ends:
             self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
         self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
-        if are_apart(self.model) and self.args.load_best_model_at_end:
-            self.add_callback(BestOfEachTask())
         for keeper in filter(None, (self.teacher, self.averaging, self.cosines)):
             self.add_callback(keeper)
+        if are_apart(self.model) and self.args.load_best_model_at_end:
+            self.add_callback(BestOfEachTask())  # last, so that training ends with its weights
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Overridden to give heads and layers learning rates of their own."""
@@ -349,7 +349,7 @@ class MultitaskTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            if self.averaging and not self.args.save_only_model:
+            if self.averaging and self.is_in_train and not self.args.save_only_model:
                 self.averaging.save(folder)
             share_weights(folder)
 

@@ -1,5 +1,6 @@
 """Reading YAML files that people write."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,11 @@ def load_yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)
     except FileNotFoundError as error:
-        shipped = ", ".join(sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")))
-        raise InputError(f"{path}: no such configuration file; the package ships {shipped}") from error
+        shipped = sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml"))
+        beside = [str(file) for file in path.parent.glob("*.y*ml")]
+        near = difflib.get_close_matches(str(path), [*beside, *shipped], n=1, cutoff=0.75)
+        hint = f"did you mean {near[0]}?" if near else f"the package ships {', '.join(shipped)}"
+        raise InputError(f"{path}: no such configuration file; {hint}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except RecursionError as error:

@@ -59,7 +59,8 @@ def in_pytorch(pipe: MultitaskPipeline, task: Task) -> Answer:
 
     def answer(texts: Texts) -> np.ndarray:
         table = pipe.table(task.name, list(zip(*texts, strict=True)) if task.text_pair else texts[0])
-        return np.array(table["probabilities" if "probabilities" in table else KINDS[task.kind].decision])
+        column = "probabilities" if "probabilities" in table.column_names else KINDS[task.kind].decision
+        return np.array(table[column][:])
 
     return answer
 

@@ -1,6 +1,7 @@
 """The layouts of several tasks on one checkpoint: one encoder, one with an adapter for each task, one encoder each."""
 
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -18,7 +19,7 @@ LAYOUTS = {
 
 
 def layouts(options) -> dict:
-    """Parameters, trained parameters, bytes on disk, and the time of a step as a multiple of the shared encoder's."""
+    """Parameters, trained ones, MB on disk, and the CPU time of a step as a multiple of the shared encoder's."""
     rig = Rig(options)
     models = {
         name: MultitaskBertModel.from_pretrained(options.model_name_or_path, tasks=list(NAMES), **settings)
@@ -26,11 +27,11 @@ def layouts(options) -> dict:
     }
 
     def timed(model: MultitaskBertModel) -> Callable[[int], float]:
-        """The seconds of a round's steps, by the seed of their plan."""
+        """The CPU seconds of a round's steps, by the seed of their plan."""
 
         def seconds(seed: int) -> float:
             rig.model = model
-            return rig.train(seed).seconds
+            return rig.train(seed, time.process_time).seconds
 
         return seconds
 

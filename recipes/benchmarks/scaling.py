@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, set_seed
 
 from bert_multitask import InputError, MultitaskBertModel, load_rows, load_tokenizer, smart_penalty, tokenise_splits
-from bert_multitask.model.configuration import ENCODER_SHARING, PAIR_ENCODING, MultitaskBertConfig, PerTaskBertConfig
+from bert_multitask.model.configuration import PAIR_ENCODING, MultitaskBertConfig, PerTaskBertConfig
 from bert_multitask.model.losses import DIVERGENCES
 from bert_multitask.model.tasks import TASKS
 from bert_multitask.training.schedule import PlanSampler, count_batches, round_robin
@@ -63,7 +63,7 @@ class Setting:
     held_out: bool = False
 
     def __post_init__(self):
-        for field, choices in (("kind", PASSES), ("encoder_sharing", ENCODER_SHARING)):
+        for field, choices in (("kind", PASSES), ("encoder_sharing", ("shared", "per_task"))):
             if (value := getattr(self, field)) not in choices:
                 raise InputError(f"--settings: {field} is {value!r}; choose one of {', '.join(choices)}")
         if self.length != "mix" and not (isinstance(self.length, int) and self.length >= 2):

@@ -102,7 +102,7 @@ def test_guesses(tmp_path, monkeypatch, capsys, name):
     }
     printed = capsys.readouterr().out
     assert f"{task['kind']}: " in printed and "bert-multitask train out.yaml" in printed
-    assert ("not read: sender" in printed) == ("sender" in columns)
+    assert ("not read: sender" in printed) == ("sender" in columns) == ("not read" in printed)
 
 
 def test_each_column_of_labels_is_a_task(tmp_path, monkeypatch):
@@ -111,8 +111,23 @@ def test_each_column_of_labels_is_a_task(tmp_path, monkeypatch):
     assert [(task["name"], task["kind"]) for task in tasks] == [("topic", "classification"), ("rating", "regression")]
 
 
+def test_several_tables_are_one_configuration(tmp_path, monkeypatch, capsys):
+    """Each task reads its own table; of two with one name the second has its table's name added."""
+    named = {"text": texts, "topic": lambda n: "abc"[n % 3], "author": lambda n: "XY"}
+    pairs = {"first": texts, "second": texts, "score": lambda n: n / 10}
+    files = [table(tmp_path / "a.csv", **named), table(tmp_path / "b.csv", **pairs), table(tmp_path / "c.csv", **named)]
+    tasks = guessed(monkeypatch, *files)
+    assert [(task["name"], task["files"]["train"]) for task in tasks] == [
+        (name, str(tmp_path / file)) for name, file in zip(["topic", "score", "topic_c"], files, strict=True)
+    ]
+    assert (tasks[1]["text"], tasks[1]["text_pair"]) == ("first", "second")
+    assert "not read: author, author" in capsys.readouterr().out
+    assert run_here(monkeypatch, files[0], recipe="train") == 2 and "`bert-multitask init`" in capsys.readouterr().err
+    assert run_here(monkeypatch, *files, recipe="init") == 0 and (tmp_path / "a.yaml").exists()
+
+
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "conll"])
-def test_other_forms(tmp_path, monkeypatch, form):
+def test_other_forms(tmp_path, monkeypatch, capsys, form):
     path = tmp_path / f"table.{form}"
     rows = [{"tokens": text().split(), "tags": [n % 2] * 6} for n in range(COUNT)]
     names = ["O", "B-X"]
@@ -126,6 +141,7 @@ def test_other_forms(tmp_path, monkeypatch, form):
         path.write_text("\n".join(map("".join, lines)))
     (task,) = guessed(monkeypatch, path.name)
     conll = form == "conll"
+    assert ("not read: 1" in capsys.readouterr().out) == conll  # the column between words and tags
     assert (task["text"], task["label"]) == (("0", "-1") if conll else ("tokens", "tags"))
     assert task["kind"] == "token_classification"
     assert task["label_names"] == (names if form == "parquet" else sorted(names))

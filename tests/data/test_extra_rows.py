@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import run_here, run_killed, write_table
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 
 from bert_multitask.data.rows import load_rows
@@ -50,6 +51,31 @@ def test_a_sample_is_the_same_every_time(course_folder, tmp_path):
     assert first == again and len(first) == 11 + 7
     numbers = [int(text.split()[1]) for _, text, _ in first[11:]]
     assert numbers == sorted(set(numbers)) != list(range(7)), "drawn, in the file's order"
+
+
+def test_sources_of_one_name_have_different_ids(course_folder, tmp_path):
+    """By which a teacher's predictions find their rows."""
+    files = [tmp_path / folder / "more.tsv" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        write_table(file, ["sentence", "sentiment"], [[f"from {file.parent.name}", 1]])
+    task = replace(TASKS["sst"], extra_train=tuple({"file": str(file)} for file in files))
+    found = texts(load_rows(task, str(course_folder))["train"])[11:]
+    assert found == [("more.tsv:0", "from a", 1), ("more.tsv-2:0", "from b", 1)]
+
+
+def test_a_part_of_a_hub_dataset(course_folder, monkeypatch):
+    """Its train split is all that is needed of it."""
+    asked = []
+
+    def load(path, name, revision, split):
+        asked.append(split)
+        return DatasetDict({"train": Dataset.from_dict({"text": ["more"], "label": [1]})})
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    hub = {"path": "someone/more", "splits": {"train": "train[:10%]"}}
+    rows = load_rows(replace(TASKS["sst"], extra_train=({"hub": hub},)), str(course_folder))["train"]
+    assert texts(rows)[11:] == [("more:0", "more", 1)] and asked == [{"train": "train[:10%]"}]
 
 
 @pytest.mark.parametrize("drop", [False, True])
@@ -100,6 +126,7 @@ def test_a_run_trains_on_them_and_is_resumed_with_them_alone(monkeypatch, config
         ({"file": "x", "hub": {"path": "y"}}, "has a file or a hub"),
         ({"hub": {"nowhere": 1}}, "unknown field 'nowhere'"),
         ({"file": 3}, "file is 3"),
+        ({"hub": {"path": "x", "splits": {"test": "test"}}}, "hub: splits has test; expected train"),
     ],
 )
 def test_mistakes_are_named(source, message):

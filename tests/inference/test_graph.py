@@ -28,8 +28,14 @@ TEXTS = ["Is it far?", "How far is it, then, if one walks all the way to the old
 LONG = "It is far, " * 9  # more tokens than LONGEST
 LONGEST = 24
 BATCHES = [[0], [3], [0, 1], [2, 0, 1, 3, 2]]  # a row, a row that is cut, and shorter rows beside longer ones
-LAYOUTS = [("sst", "joint", "cls"), ("quora", "separate", "mean")]
-SLOW = [("sst", "joint", "pooler"), ("sts", "joint", "cls"), ("sts", "separate", "cls"), ("genre", "joint", "mean")]
+LAYOUTS = [("quora", "separate", "mean")]
+SLOW = [
+    ("sst", "joint", "cls"),
+    ("sst", "joint", "pooler"),
+    ("sts", "joint", "cls"),
+    ("sts", "separate", "cls"),
+    ("genre", "joint", "mean"),
+]
 LAYOUTS += [pytest.param(*layout, marks=pytest.mark.slow) for layout in SLOW]
 
 
@@ -42,8 +48,8 @@ def make_model(folder: str, **layout) -> MultitaskBertModel:
 
 
 def make_rows(model: MultitaskBertModel, task: str) -> list:
-    """Texts or pairs, the last of which is too long; not of a pair whose texts are cut one by one in training."""
-    texts = [*TEXTS, TEXTS[0] if model.is_separate(model.tasks[task]) else LONG]
+    """Texts or pairs, the last of which is longer than LONGEST."""
+    texts = [*TEXTS, "It is far." if model.is_separate(model.tasks[task]) else LONG]
     return list(zip(texts, texts[::-1], strict=True)) if model.tasks[task].text_pair else texts
 
 
@@ -58,12 +64,13 @@ def test_onnx_answers_as_the_pipeline_does(tiny_bert, tokenizer, tmp_path, task,
     """From texts to answers: minBERT without padding and its tokens, against the graph and the tokenizer beside it."""
     onnxruntime = pytest.importorskip("onnxruntime")
     model = make_model(tiny_bert, pair_encoding=pair_encoding, pooling=pooling)
-    (path,) = export_graph(model, task, tokenizer, tmp_path, max_length=LONGEST)
+    longest = 64 if pair_encoding == "separate" else LONGEST  # where only training cuts each text
+    (path,) = export_graph(model, task, tokenizer, tmp_path, max_length=longest)
     session = onnxruntime.InferenceSession(path)
     assert [entry.shape for entry in session.get_inputs()] == [["batch", "length"]] * 3
     name = [output.name for output in session.get_outputs()][1]
     rows = make_rows(model, task)
-    expected = np.array(MultitaskPipeline(model, tokenizer, max_length=LONGEST).table(task, rows)[name])
+    expected = np.array(MultitaskPipeline(model, tokenizer, max_length=longest).table(task, rows)[name])
     for batch in BATCHES:
         logits, answers = session.run(None, tokens(tmp_path, [rows[number] for number in batch]))
         np.testing.assert_allclose(answers, expected[batch], atol=1e-5, rtol=0)

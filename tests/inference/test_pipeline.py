@@ -90,7 +90,6 @@ def test_dictionaries_are_rows(pipe):
     [
         pytest.param("sts", {"text": "a"}, id="no second text"),
         pytest.param("sts", {"first": "a", "second": "b"}, id="other keys"),
-        pytest.param("sts", {"text": "a", "text_pair": None}, id="None for a text"),
         pytest.param("sts", "ab", id="a text of two letters"),
         pytest.param("sts", ["a", "b", "c"], id="three texts"),
         pytest.param("sts", {"a", "b"}, id="a set"),
@@ -102,7 +101,6 @@ def test_dictionaries_are_rows(pipe):
         pytest.param("sst", ["a"], id="a list of a text"),
         pytest.param("sst", b"a", id="bytes"),
         pytest.param("sst", 7, id="a number"),
-        pytest.param("sst", None, id="None"),
         pytest.param("sst", "so happy \ud83d", id="half an emoji"),
     ],
 )
@@ -192,6 +190,24 @@ def test_all_single_texts_from_one_pass(monkeypatch, tiny_bert, tokenizer, shari
     done = []
     pipe.predict({"sst": [TEXTS], "topic": [TEXTS[:3]]}, done.append)
     assert sum(done) == pytest.approx(len(TEXTS) / 2 + 3 / 2), "a row is done when all its tasks are"
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA], ids=["None", "NaN", "NA"])
+def test_a_missing_text_is_an_empty_one(pipe, missing):
+    """In every form of rows, as in files."""
+    empty = pipe("sst", "")
+    assert pipe("sst", [missing, "A film"]) == pipe("sst", ["", "A film"])
+    assert pipe("sst", {"sentence": missing}) == empty
+    frame = pipe("sst", pd.DataFrame({"sentence": [missing]}, dtype=object))
+    assert frame["sst_probability"][0] == pytest.approx(max(empty["probabilities"].values()), abs=1e-6)
+    half = pipe("sts", ("A dog", ""))
+    assert pipe("sts", ("A dog", missing)) == half == pipe("sts", {"text": "A dog", "text_pair": missing})
+    with pytest.raises(InputError, match="expected a list of rows"):
+        pipe("sst", missing)
+
+
+def test_it_says_what_it_answers(pipe):
+    assert repr(pipe).startswith("MultitaskPipeline(") and "sst, quora, sts" in repr(pipe)
 
 
 def test_a_frame_keeps_its_rows_and_index(pipe):

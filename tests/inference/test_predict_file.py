@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, finish, launch, run_here
 from pyarrow import parquet as pq
 from sklearn.metrics import accuracy_score, f1_score
+from transformers.utils import logging
 
 from bert_multitask.inference import predict_file as job
 from bert_multitask.inference.pipeline import MultitaskPipeline
@@ -236,6 +237,22 @@ def test_mistakes_end_it_before_anything_is_predicted(tmp_path, pipe, name, cont
     with pytest.raises(InputError, match=message):
         predict_file(pipe, str(tmp_path / name), tmp_path / "out", rows_per_part=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_have_a_line_of_their_own(monkeypatch, tmp_path, pipe, capsys, caplog, propagated_logs):
+    """No progress bar stands before them; what is done already is said."""
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    with pytest.raises(InputError, match=r"none\.csv: no such file; expected one of rows"):
+        predict_file(pipe, str(tmp_path / "none.csv"), tmp_path / "out")
+    (tmp_path / "a.csv").write_text("title,topic\na,sports\n")
+    with pytest.raises(InputError, match="row 1: topic is 'sports'"):
+        predict_file(pipe, str(tmp_path / "a.csv"), tmp_path / "out")
+    assert "checking" not in capsys.readouterr().err
+    path = write_rows(tmp_path / "new.csv")
+    predict_file(pipe, path, tmp_path / "out")
+    assert "already" not in caplog.text
+    predict_file(pipe, path, tmp_path / "out")
+    assert "has all predictions of this file and model already" in caplog.text
 
 
 def test_many_labels_are_scored_without_intervals(monkeypatch, tmp_path, pipe, caplog, propagated_logs):

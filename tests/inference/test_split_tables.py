@@ -222,6 +222,18 @@ def test_several_runs_read_and_tokenise_once(monkeypatch, tmp_path, run):
     assert any(first[task][:] != short[task][:] for task in first)
 
 
+def test_each_run_has_its_own_tokens(monkeypatch, tmp_path, run):
+    """Of the same rows, where one run's task was tokenised word by word, as beside tags in a group."""
+    other, forms, tokenise = tmp_path / "other", [], inference.tokenise
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((other / "config.json").read_text())
+    next(task for task in config["tasks"] if task["name"] == "sst")["word_by_word"] = True
+    (other / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(inference, "tokenise", lambda task, *a: forms.append(task.word_by_word) or tokenise(task, *a))
+    SplitTables([TrainedRun.open(str(folder)) for folder in (run, other)], "dev", tasks=["sst"])
+    assert forms == [False, True]
+
+
 def test_tasks_without_test_rows(monkeypatch, tmp_path, run, files, capsys):
     """Nothing to predict is a mistake; an ensemble of dev predictions needs no others."""
     task = json.dumps({"name": "nli", "files": {"train": files["train"], "dev": files["dev"]}})

@@ -172,6 +172,7 @@ def test_a_run_resumes_bit_for_bit_and_leaves_the_encoder_alone(checkpoints, nam
     run = TrainedRun.open(str(tmp_path / "run"))
     assert (run.config.lora["r"], run.config.lora["lora_alpha"]) == (3, 6)
     card = (tmp_path / "run" / "README.md").read_text()
+    assert 'model.merge_adapters().encoder("sst")' in card
     assert ("and one adapter" if "for all" in name else "with an adapter and a head for each task") in card
 
 

@@ -346,6 +346,7 @@ def test_the_layout_of_a_trained_head_is_kept(tiny_bert, tmp_path):
     for fields, message in [
         ({"pooling": "max"}, "task 'sts': pooling is 'max'; choose one of cls, pooler, mean"),
         ({"pair_encoding": "tpe"}, "task 'sts': pair_encoding is 'tpe'; choose one of joint, separate"),
+        ({"head": "linear"}, "task 'sts': loss 'score_cross_entropy' needs scores within .* 'linear' gives others"),
         ({"score_range": None, "head": "linear"}, "task 'sts': loss 'score_cross_entropy' needs a score_range"),
     ]:
         with pytest.raises(InputError, match=message):

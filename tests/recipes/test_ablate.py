@@ -1,6 +1,7 @@
 """Studies: what a variant changes, what goes on after a stop, and the scores of halves and seeds."""
 
 import json
+import runpy
 import subprocess
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,8 +13,19 @@ import yaml
 from conftest import ROOT, run_here, write_course
 
 from bert_multitask.commands.train import main as train
+from bert_multitask.model.errors import InputError
 
 ABLATE = ROOT / "recipes/ablate.py"
+
+
+def test_a_variant_may_change_a_preset():
+    change = runpy.run_path(str(ABLATE))["change"]
+    assert change({"tasks": ["sst", "sts"]}, {"tasks": {"sts": {"head": "linear"}}})["tasks"] == [
+        {"preset": "sst"},
+        {"preset": "sts", "head": "linear"},
+    ]
+    with pytest.raises(InputError, match="a variant changes the task 'sts'"):
+        change({}, {"tasks": {"sts": {"head": "linear"}}})
 
 
 @pytest.fixture

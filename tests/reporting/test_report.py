@@ -5,6 +5,7 @@ import re
 import struct
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from bert_multitask.evaluation.tables import prediction_table, write_predictions
 from bert_multitask.inference.split_tables import read_ensemble
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import TASKS, load_task
-from bert_multitask.reporting.analysis import LabelledPredictions
+from bert_multitask.reporting import plots
+from bert_multitask.reporting.analysis import LabelledPredictions, digits
 from bert_multitask.reporting.document import Document, plain
-from bert_multitask.reporting.error_sections import add_worst, digits, neighbour_table
+from bert_multitask.reporting.error_sections import add_worst, neighbour_table
 from bert_multitask.reporting.plots import (
     compared_curves,
     confusion_matrix,
@@ -29,7 +31,7 @@ from bert_multitask.reporting.plots import (
     to_png,
     training_curves,
 )
-from bert_multitask.reporting.report import write_report
+from bert_multitask.reporting.report import add_training, titles, write_report
 from bert_multitask.reporting.subject import Source, open_sources
 
 REPORT = "report"
@@ -110,6 +112,33 @@ def test_a_run(monkeypatch, train, capsys):
     assert re.search(r"^Made on \d{4}-\d\d-\d\d by bert\\_multitask ", page, re.MULTILINE)
 
 
+def test_titles_have_the_names_of_runs(tmp_path, monkeypatch):
+    """Without their folders, unless only those tell two runs apart; a Hub id is a name as it is."""
+    names = [str(tmp_path / folder / run) for folder, run in (("a", "small"), ("a", "large"), ("b", "small"))]
+    for name in names:
+        Path(name).mkdir(parents=True)
+    assert titles(names[:2]) == ["small", "large"] and titles([names[0], "me/desk"]) == ["small", "me/desk"]
+    assert titles([names[0], names[2]]) == [names[0], names[2]]
+    monkeypatch.chdir(names[0])
+    assert titles(["."]) == ["small"]
+
+
+def test_cosines_of_groups_are_drawn(monkeypatch):
+    """By the names that the log has: a group is one."""
+    tasks = {name: replace(TASKS["sst"], name=name, group=group) for name, group in zip("abc", "gg", strict=False)}
+    tasks |= {"sts": TASKS["sts"]}
+    history = [{"step": 1, "loss": 1.0, "cosine_g_g": 0.1, "cosine_g_sts": -0.5, "cosine_sts_sts": 0.2}]
+    drawn, draw = [], plots.draw_curve
+
+    def note(axes, history, key, **style):
+        drawn.append(key)
+        draw(axes, history, key, **style)
+
+    monkeypatch.setattr(plots, "draw_curve", note)
+    add_training(Document("a run"), Source("run", tasks, {}, [], None, history, None))
+    assert {key for key in drawn if key.startswith("cosine_")} == {"cosine_g_g", "cosine_g_sts", "cosine_sts_sts"}
+
+
 def test_the_plan_is_the_runs(train):
     """Recomputed from run.json: as many steps of each task, in the order in which history has their losses."""
     run = train("run", "--budget", 0.7, "--seed", 3, "--logging_steps", 1)
@@ -127,6 +156,7 @@ def test_two_runs(train, course_folder, tmp_path):
     write_report(run, tmp_path / "out", other=folder)
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert sections(page) == [SECTIONS[0], "Comparison", *SECTIONS[1:]]
+    assert page.startswith("# Report of run, compared with tables\n")
     comparison = page.partition("## Comparison")[2].partition("\n## ")[0]
     assert re.findall(r"^\| (\w+) \|", comparison, re.MULTILINE) == ["task", "sst", "sts", "overall"]
     assert "B: Task quora is not scored: there are no predictions" in comparison

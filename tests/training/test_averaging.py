@@ -93,6 +93,25 @@ def test_a_resumed_run_goes_on_bit_for_bit(make_trainer, step):
     assert losses(straight) == losses(resumed) and scores(straight) == scores(resumed)
 
 
+def test_a_finished_model_is_saved_once(make_trainer, tmp_path):
+    trainer = make_trainer(**EVALUATES | EMA)
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "run" / "model.safetensors").exists() and not (tmp_path / "run" / FILE).exists()
+
+
+def test_training_ends_with_the_best_of_each_task(make_trainer):
+    """Also where the best step has no checkpoint, so that Trainer loads none."""
+    flags = EVALUATES | EMA | {"eval_steps": 1, "save_steps": 100, "learning_rate": 0.05, "max_steps": 9}
+    trainer = make_trainer({"encoder_sharing": "per_task"}, **flags | {"load_best_model_at_end": True})
+    trainer.train()
+    assert trainer.state.best_model_checkpoint is None, "else this tests nothing"
+    found, logs = trainer.evaluate(), [log for log in trainer.state.log_history if "eval_overall" in log]
+    for name, task in trainer.model.tasks.items():
+        key = f"eval_{name}_{task.metric}"
+        assert found[key] == pytest.approx(max(log[key] for log in logs[:9]), abs=1e-6), key
+
+
 def test_a_checkpoint_without_the_weights_in_training_is_refused(make_trainer, tmp_path):
     make_trainer(**EVALUATES | EMA).train()
     folder = tmp_path / "run" / "checkpoint-6"

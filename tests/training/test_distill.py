@@ -18,6 +18,7 @@ from bert_multitask.model.errors import InputError
 from bert_multitask.model.kinds import KINDS
 from bert_multitask.model.losses import soft_divergence
 from bert_multitask.model.tasks import TASKS, Task
+from bert_multitask.training.arguments import RunArguments
 from bert_multitask.training.distill import add_soft_labels
 
 T = 2.5
@@ -144,6 +145,13 @@ def test_rows_are_matched_by_id(teacher):
         add_soft_labels(replace(task, label_names=tuple("abcde")), rows)
     with pytest.raises(InputError, match="there is no sst-train.parquet; `bert-multitask predict RUN --split train"):
         add_soft_labels(replace(task, distill_from=folder + "-nowhere"), rows)
+
+
+@pytest.mark.parametrize("flag", ["distill_weight", "distill_temperature"])
+def test_a_flag_without_a_teacher_is_refused(flag):
+    with pytest.raises(InputError, match=f"--{flag} does nothing without --distill_from"):
+        RunArguments(**{flag: 0.7}).load_tasks()
+    assert RunArguments(**{flag: 0.7}, distill_from='{"sts": "x"}').load_tasks()
 
 
 def test_a_collator_may_not_lose_them(make_trainer, tokenizer):

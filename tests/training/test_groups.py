@@ -19,7 +19,7 @@ from transformers import AutoModel, set_seed
 from bert_multitask import MultitaskPipeline, MultitaskTrainer, MultitaskTrainingArguments
 from bert_multitask.data.collate import Collator
 from bert_multitask.data.rows import load_rows
-from bert_multitask.data.token_rows import rows_by_task
+from bert_multitask.data.token_rows import join_groups, rows_by_task
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.model.tasks import load_task, load_tasks
@@ -259,6 +259,18 @@ def test_dev_share_takes_the_same_rows(tmp_path):
     tasks = load_tasks([group(files={"train": str(tmp_path / "rows.jsonl")}, dev_share=0.2)])
     dev = [load_rows(task)["dev"]["id"][:] for task in tasks.values()]
     assert dev[0] == dev[1] == dev[2] and 4 <= len(dev[0]) <= 12
+
+
+def test_joined_rows_are_taken_again(make, tokenizer):
+    """With what a teacher predicted, as a trainer's own rows are given to another."""
+    trainer = make(rows=make_rows(13, missing=False))
+    parts = rows_by_task({"reviews": make_rows(13, missing=False)}, trainer.model, "rows", "train", tokenizer)
+    soft = np.random.default_rng(0).dirichlet(np.ones(3), len(parts["topic"])).tolist()
+    parts["topic"] = parts["topic"].add_column("soft_labels", soft)
+    joined = join_groups(parts, trainer.model, "rows", "train")
+    again = rows_by_task(joined, trainer.model, "rows", "train")
+    assert again["topic"]["soft_labels"][:] == soft and "soft_labels" not in again["stars"].column_names
+    assert all(again[name]["labels"][:] == parts[name]["labels"][:] for name in TASKS)
 
 
 def test_lists_of_words(make, tokenizer):

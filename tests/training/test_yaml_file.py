@@ -1,5 +1,7 @@
 """YAML files that cannot be read are refused in one line that names the file; none makes the reader hang."""
 
+from pathlib import Path
+
 import pytest
 
 from bert_multitask.model.errors import InputError
@@ -44,6 +46,11 @@ def test_what_cannot_be_read_is_said(tmp_path, content, message):
 def test_files_that_cannot_be_opened(tmp_path):
     with pytest.raises(InputError, match="b.yaml: no such configuration file"):
         load_yaml(tmp_path / "b.yaml")
+    (tmp_path / "reviews.yaml").touch()
+    with pytest.raises(InputError, match="revews.yml: no such configuration file; did you mean .*/reviews.yaml"):
+        load_yaml(tmp_path / "revews.yml")
+    with pytest.raises(InputError, match=r"did you mean quickstart\.yaml"):
+        load_yaml(Path("quikstart.yaml"))
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         load_yaml(tmp_path)
     (tmp_path / "a.yaml").write_bytes(b"a: \xff")
