@@ -20,13 +20,14 @@ def logged(trainer) -> list[dict]:
 
 def test_they_are_those_of_backward_passes_and_change_nothing(make_trainer):
     trainer = make_trainer(logging_steps=4, gradient_cosine_steps=4, max_steps=8)
-    calls = []
+    calls, compute = [], trainer.compute_loss
 
-    def note(module, args, inputs):
+    def note(module, inputs, **kwargs):
         if not module.training:
             calls.append((copy.deepcopy(module.state_dict()), inputs))
+        return compute(module, inputs, **kwargs)
 
-    trainer.model.register_forward_pre_hook(note, with_kwargs=True)
+    trainer.compute_loss = note
     trainer.train()
     found = logged(trainer)
     assert len(found) == 2 and len(calls) == 12, "two batches of each task, at steps 4 and 8"
