@@ -396,7 +396,7 @@ class MultitaskTrainer(Trainer):
             logits = {name: values.chunk(passes) for name, values in by_name(outputs["logits"], unit).items()}
             self.keep_batch(losses, logits, labels)
             share = rows_with_label(labels).sum()
-            share = share / self.step_rows * scale if items else share
+            share = share / self.step_rows.clamp(min=1) * scale if items else share
             self.add_terms(losses, inputs, logits, soft, masks, share)
         loss = sum((task.loss_weight if training else 1) * losses[task.name] for task in tasks)
         if training:
