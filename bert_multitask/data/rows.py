@@ -456,9 +456,10 @@ def check_clean(task: Task, rows: Dataset) -> None:
 def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     """The rows a split is used with, after saying which have gaps, by file and row number (from 1).
 
-    Training leaves out rows without a label and rows with an empty text; of a task of a group only these, since such a
-    row may have another label of the group (see `token_rows.join_groups`). The other splits keep every row: one without
-    a label is predicted and not scored, an empty text is predicted as it is. A test split may have no labels at all.
+    Training leaves out rows with an empty text, and rows without a label. A task of a group keeps rows without a label,
+    which may have another label of the group (see `token_rows.join_groups`). The other splits keep every row: one
+    without a label is predicted and not scored, an empty text is predicted as it is. A test split may have no labels
+    at all.
 
     Raises:
         InputError: no row is left to train on, a dev split has no label to score, or the rows are not clean.

@@ -8,14 +8,9 @@ from .trained_run import TrainedRun
 
 # What runs may differ in: how they were trained, not what their weights mean.
 FREE = {"transformers_version", "dtype", "tasks"}  # and the dropout of the encoder
-FREE_OF_TASK = {"epochs", "dropout", "loss", "divergence", "metric", "smart_weight", "bregman_weight"}
-FREE_OF_TASK |= {
-    "rdrop_weight",
-    "loss_weight",
-    "distill_weight",
-    "distill_temperature",
-    "class_weights",
-    "label_smoothing",
+FREE_OF_TASK = {
+    *("epochs", "dropout", "loss", "divergence", "metric", "class_weights", "label_smoothing", "loss_weight"),
+    *("smart_weight", "bregman_weight", "rdrop_weight", "distill_weight", "distill_temperature"),
 }
 
 

@@ -178,7 +178,7 @@ class MultitaskConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MultitaskConfig | tuple":
-        """Overridden to give the encoder's configuration the fields of its that are given."""
+        """Overridden to set fields of the encoder's configuration, where such are given."""
         found = super().from_dict(config_dict, **kwargs)
         config, given = found if isinstance(found, tuple) else (found, kwargs)
         for name in [name for name in given if hasattr(config.text_config, name) and not hasattr(config, name)]:

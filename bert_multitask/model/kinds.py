@@ -445,7 +445,7 @@ class Binary(Classification):
     orderable = False
 
     def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
-        """ "Yes" is the last: the larger number, or the other one beside a plain no."""
+        """Puts "yes" last: of two numbers the larger one, else the name beside one of `no`."""
         plain = [name for name in names if name.casefold() in self.no]
         if len(names) == 2 and not plain and not all(as_number(name) is not None for name in names):
             raise InputError(

@@ -629,7 +629,7 @@ class MultitaskModel(MultitaskBertModel):
             InputError: it is no bidirectional encoder of texts, it lacks weights of one, or stores them as integers.
         """
         kwargs.pop("config", None)
-        places = {name: kwargs[name] for name in PLACES if name in kwargs}  # which the configuration's reader takes out
+        places = {name: kwargs[name] for name in PLACES if name in kwargs}  # `around` uses them up
         config, kwargs = MultitaskConfig.around(folder_or_id, return_unused_kwargs=True, **kwargs)
         weights = cached_file(folder_or_id, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **places)
         check_stored_types([weights] if weights else [])

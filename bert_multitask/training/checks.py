@@ -293,13 +293,16 @@ def check_smart(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> 
 
 
 def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
-    """Refuse R-Drop of a pass that SMART's passes cannot repeat; point it out where no dropout makes passes differ."""
+    """Refuse R-Drop where SMART repeats the dropout of one pass, and warn where there is no dropout at all."""
     for unit, names in model.units.items():
         twice, smart = (
             any(getattr(model.tasks[name], key) for name in names) for key in ("rdrop_weight", "smart_weight")
         )
         if twice and smart and args.smart_share_dropout:
-            raise InputError(f"task {unit!r} has a rdrop_weight, so it has no one dropout for --smart_share_dropout")
+            raise InputError(
+                f"task {unit!r} has a rdrop_weight: its two passes drop different components, and "
+                "--smart_share_dropout repeats those of one pass; leave out one of the two"
+            )
     for name, task in model.tasks.items():
         parts = [*model.encoder(name).modules(), *model.heads[name].modules()]
         if task.rdrop_weight and not any(isinstance(part, nn.Dropout) and part.p for part in parts):

@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -285,22 +285,19 @@ class MultitaskTrainer(Trainer):
         if not batches:
             return batches, None
         labels = [by_name(batch["labels"], batch["task"]) for batch in batches]
-        counts = [torch.stack([rows_with_label(each).sum(), *map(count_items, each.values())]) for each in labels]
-        self.step_rows, *items = self.sum_step(counts)
-        items = dict(zip(labels[0], items, strict=True))
-        for name in items:
-            options = self.model.tasks[name].loss_options
-            if "class_weights" in options:
-                weights = torch.tensor(options["class_weights"], device=device)
-                items[name] = self.sum_step(count_items(each[name].to(device), weights) for each in labels)
-        return batches, items
-
-    def sum_step(self, counts: Iterable[Tensor]) -> Tensor:
-        """The sum of the counts of a step's micro-batches; over all processes, unless each scales its own loss."""
-        total = sum(counts).to(self.args.device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+        options = {name: self.model.tasks[name].loss_options for name in labels[0]}
+        weights = {
+            name: torch.tensor(of["class_weights"]) if "class_weights" in of else None for name, of in options.items()
+        }
+        counts = [
+            torch.stack([rows_with_label(each).sum(), *(count_items(each[name], weights[name]) for name in weights)])
+            for each in labels
+        ]
+        total = sum(counts).to(self.args.device)  # all at once: a copy or a gather may wait for the device
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:  # else each scales its own loss
             total = self.accelerator.gather(total[None]).sum(0)
-        return total
+        self.step_rows, *items = total
+        return batches, dict(zip(weights, items, strict=True))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         """Overridden to note a gradient norm that is not a finite number; Trainer computes it with every step, clipped
@@ -399,7 +396,7 @@ class MultitaskTrainer(Trainer):
             logits = {name: values.chunk(passes) for name, values in by_name(outputs["logits"], unit).items()}
             self.keep_batch(losses, logits, labels)
             share = rows_with_label(labels).sum()
-            share = share / self.step_rows * scale if items else share
+            share = share / self.step_rows.clamp(min=1) * scale if items else share
             self.add_terms(losses, inputs, logits, soft, masks, share)
         loss = sum((task.loss_weight if training else 1) * losses[task.name] for task in tasks)
         if training:

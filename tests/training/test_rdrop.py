@@ -67,6 +67,15 @@ def test_the_loss_is_the_formula(make_trainer, name, bf16):
     assert gradient[: len(first)].abs().sum() > 0 and gradient[len(first) :].abs().sum() > 0, "into both passes"
 
 
+def test_a_step_without_a_label_adds_nothing(make_trainer):
+    """Not 0 / 0: tokenised rows may lack labels, and a step may have such rows alone."""
+    trainer = make_trainer(task_settings={"sst": {"rdrop_weight": 3.0}})
+    batch = next(batch for batch in trainer.get_train_dataloader() if batch["task"] == "sst")
+    batch["labels"].fill_(-100)
+    _, items = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    assert trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=items).item() == 0
+
+
 def test_it_joins_the_loss_of_its_tasks_alone(make_trainer):
     trainer = make_trainer(task_settings=RDROP, logging_steps=1)
     trainer.train()
