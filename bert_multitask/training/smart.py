@@ -7,6 +7,7 @@ with `MomentumTeacher`, the running mean of its own weights.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -26,7 +27,7 @@ def smart_penalty(
     embeddings: Tensor,
     mask: Tensor,
     clean_logits: Logits,
-    divergence: Callable[[Logits, Logits], Tensor],
+    divergence: Callable[[Any, Any], Tensor],
     *,
     radius: float = 1e-5,
     step_size: float = 1e-3,
