@@ -1,4 +1,4 @@
-"""Train one BERT on several tasks: `bert-multitask train`, of a checkout.
+"""Train one encoder on several tasks: `bert-multitask train`, of a checkout.
 
 accelerate launch recipes/train_multitask.py CONFIG.yaml --data_dir DATA --output_dir RUN
 """

@@ -11,6 +11,7 @@ import yaml
 from conftest import MINILM, ROOT, run_here
 
 from bert_multitask import MultitaskPipeline, MultitaskTrainingArguments, load_task
+from bert_multitask.model.tasks import load_tasks
 from bert_multitask.training.arguments import RunArguments
 from bert_multitask.training.search_space import TuneArguments
 
@@ -184,4 +185,5 @@ def test_flags_named_in_the_pages_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tasks_in_the_pages_are_tasks(page):
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        assert all(load_task(task, named=False).name for task in yaml.safe_load(block).get("tasks", []))
+        tasks = yaml.safe_load(block).get("tasks", [])
+        assert len(load_tasks(tasks, named=False)) >= len(tasks)

@@ -1,4 +1,4 @@
-"""Train one BERT on several tasks, or one for each: a YAML file, and the flags after it.
+"""Train one encoder on several tasks, or one for each: a YAML file, and the flags after it.
 
     bert-multitask train CONFIG.yaml --data_dir DATA --output_dir RUN
     accelerate launch --num_processes 4 -m bert_multitask train CONFIG.yaml …

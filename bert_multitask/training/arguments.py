@@ -59,7 +59,7 @@ class RunArguments:
 
     model_name_or_path: str = field(
         default="google-bert/bert-base-uncased",
-        metadata={"help": "BERT: Hub id, folder or package:NAME/PATH"},
+        metadata={"help": "encoder: Hub id, folder or package:NAME/PATH"},
     )
     tasks: list[str] = field(
         default_factory=lambda: ["sst", "quora", "sts"],
@@ -95,13 +95,13 @@ class RunArguments:
     encoder_sharing: str = field(
         default="shared",
         metadata={
-            "help": "one encoder for all tasks, one with an adapter for each, or one each",
+            "help": "how the tasks share encoders",
             "choices": list(ENCODER_SHARING),
         },
     )
     lora_rank: int | None = field(
         default=None,
-        metadata={"help": "LoRA: train adapters of this rank and the heads, not the encoder; needs peft"},
+        metadata={"help": "LoRA: train adapters of this rank and the heads"},
     )
     lora_alpha: float | None = field(
         default=None, metadata={"help": "factor of what adapters add, times rank; by default twice --lora_rank"}

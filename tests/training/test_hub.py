@@ -109,7 +109,7 @@ def check_refusals(results: dict) -> None:
 def check_files(hub, run: Path) -> None:
     """What was pushed, and that the card alone differs, by its name, on a branch and in another repository."""
     files = hub.files("me/run")
-    code = "card configuration encoder errors fields heads kinds losses modeling packing tasks".split()
+    code = "adapters card configuration encoder errors fields heads kinds losses modeling packing stock tasks".split()
     others = "README.md config.json model.safetensors metrics.json tokenizer.json tokenizer_config.json".split()
     assert set(files) - {".gitattributes"} == {*others, *(f"{name}.py" for name in code)}
     second, secret = hub.files("me/run", "second"), hub.files("me/secret")
@@ -176,7 +176,7 @@ HOSTILE = [  # label names of one line; others are refused when the task is made
 def test_label_names_are_shown_as_they_are_in_a_card(text):
     task = Task(name="own", kind="binary", label_names=(text, "other"), metric="accuracy")
     card = model_card({"own": task}, MultitaskBertConfig(), "me/run", scores={"own": (0.5, None, None)})
-    assert len(ModelCard(card).data.eval_results) == 1 and ModelCard(card).data.tags == TAGS
+    assert len(ModelCard(card).data.eval_results) == 1 and ModelCard(card).data.tags == ["bert", *TAGS]
     page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(ModelCard(card).text)
     cells = re.findall(r"<td>(.*?)</td>", page)
     shown = [html.unescape(cell) for cell in cells[:4]]

@@ -285,13 +285,14 @@ def test_the_list_of_harmless_fields_is_complete():
     training = {field.name for field in dataclasses.fields(MultitaskTrainingArguments)}
     run = {field.name for field in dataclasses.fields(RunArguments)}
     # Of Task, where the rows come from; they are compared.
-    beside = {"id", "files", "dev_share", "quoting", "hub", "extra_train", "course_rows"}
+    beside = {"id", "files", "dev_share", "quoting", "hub", "extra_train", "distill_from", "course_rows"}
     fields = {field.name for field in dataclasses.fields(Task)}
     assert fields - set(TASKS["sst"].to_config()) == beside
     assert fields - set(deciding_fields(TASKS["sst"])) == beside | HARMLESS_TASK == beside | {"ordered"}
     assert HARMLESS_RUN <= run and run - HARMLESS_RUN == {
         *("model_name_or_path", "max_length", "encoder_dropout", "encoder_sharing", "pair_encoding", "pooling"),
-        "freeze_encoder",
+        *("freeze_encoder", "freeze_layers"),
+        *("lora_rank", "lora_alpha", "lora_target_modules", "lora_train_encoder"),
     }
     assert HARMLESS - {"option"} <= training
     args = MultitaskTrainingArguments(output_dir="run", report_to="none")
