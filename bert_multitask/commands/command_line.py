@@ -31,7 +31,7 @@ HELP = {
     "weight_decay": "of AdamW",
     "max_grad_norm": "to which gradients are clipped; 0: not",
     "bf16": "compute in bfloat16 where it is safe",
-    "seed": "of new heads, dropout and the rows' order",
+    "seed": "of heads, dropout and row order",
     "output_dir": "folder to write the run to",
     "push_to_hub": "push the finished run to the Hub",
 }

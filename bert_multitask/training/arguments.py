@@ -101,7 +101,7 @@ class RunArguments:
     )
     lora_rank: int | None = field(
         default=None,
-        metadata={"help": "LoRA: train adapters of this rank and the heads"},
+        metadata={"help": "train LoRA adapters of this rank and the heads"},
     )
     lora_alpha: float | None = field(
         default=None, metadata={"help": "factor of what adapters add, times rank; by default twice --lora_rank"}
