@@ -163,7 +163,11 @@ def write_results(options: argparse.Namespace, study: Mapping, runs: Sequence[Ru
     names = list(dict.fromkeys(run.variant for run in done))
     found = {name: {part: results.describe(name, reference, part) for part in PARTS} for name in names}
     minutes = {name: [run_minutes(run) for run in done if run.variant == name] for name in names}
-    record = {"study": dict(study), "command": f"python recipes/ablate.py {options.study}", "minutes": minutes}
+    record = {
+        "study": dict(study),
+        "command": f"python recipes/ablate.py {options.study} --data_dir DATA --output_dir OUT",
+        "minutes": minutes,
+    }
     write_text(options.output_dir / "study.json", to_json(record | {"results": found}))
     tables = [table(found, results.columns, part, reference) for part in PARTS]
     text = "\n\n".join(tables)
