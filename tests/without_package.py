@@ -65,7 +65,12 @@ def main(shared: str, per_task: str, exports: str) -> dict:
     whole.save_pretrained(Path(exports, "again"))
     again = AutoModel.from_pretrained(Path(exports, "again"), trust_remote_code=True)
     results["again"] = again("sts", **inputs).logits[0].tolist()
+    return results | use_exports(exports, inputs)
 
+
+def use_exports(exports: str, inputs: dict) -> dict:
+    """The answers of exported classifiers and of an exported encoder."""
+    results = {}
     for folder in sorted(Path(exports).glob("*-*")):
         text = PAIR[0] if folder.name.startswith("sst") else {"text": PAIR[0], "text_pair": PAIR[1]}
         with_code = Path(folder, "classifier.py").exists()

@@ -147,7 +147,7 @@ def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ..
     """The label names of a task that has none: the different labels of its training rows, sorted, numbers by size.
 
     Args:
-        task: whose kind says what a label is made of.
+        task: without label names. Its kind splits a label of several names, such as "war|love", into these.
         labels: as their source gives them.
         where: the source, for messages.
 

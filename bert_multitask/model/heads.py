@@ -89,9 +89,10 @@ class CosineHead(nn.Module):
 
 
 class ScaledCosineHead(nn.Module):
-    """Dropout and the cosine of both texts, without a layer of its own: the logit is scale * cosine + shift, both
-    learned; of scores it is the logit of the place in the score range. For encoders whose cosine says something before
-    training, such as those of sentence embeddings."""
+    """Dropout, then the cosine of the two texts' embeddings, with no layer of its own: logit = scale * cosine + shift.
+    Scale and shift are learned. With a score range, the score is lowest + (highest - lowest) * sigmoid(logit).
+
+    It suits encoders that were trained to give similar texts a high cosine, such as those of sentence embeddings."""
 
     texts = (2,)
     bounded = True

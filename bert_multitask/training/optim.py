@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers import TrainingArguments
 
 from ..model.errors import InputError
 from ..model.modeling import MultitaskBertModel
@@ -146,3 +147,9 @@ class PaperAdamW(Optimizer):
         size = lr * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
         parameter.addcdiv_(state["mean"], state["square"].sqrt().add_(eps), value=-size)
         parameter.mul_(1 - lr * weight_decay)
+
+
+def paper_optimizer(args: TrainingArguments) -> tuple[type[PaperAdamW], dict]:
+    """`PaperAdamW` and its settings, as Trainer's `optimizer_cls_and_kwargs`."""
+    adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    return PaperAdamW, {"lr": args.learning_rate} | adam

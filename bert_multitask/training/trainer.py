@@ -69,7 +69,7 @@ from .checks import (
 from .conflicts import GradientCosines
 from .finite import FirstBadStep
 from .hub import CARD, base_license, card_settings, last_scores, open_repo, push_folder
-from .optim import PaperAdamW, split_rates
+from .optim import paper_optimizer, split_rates
 from .randomness import keeps_generators
 from .schedule import PlanSampler, describe, first_steps, log_interval
 from .smart import DropoutMasks, MomentumTeacher, each_row_twice, smart_penalty
@@ -145,8 +145,7 @@ class MultitaskTrainer(Trainer):
             for rows in (train, dev):
                 check_collator(data_collator, rows)
         if args.paper_optimizer:
-            adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-            optimizer_cls_and_kwargs = (PaperAdamW, {"lr": args.learning_rate} | adam)
+            optimizer_cls_and_kwargs = paper_optimizer(args)
         self.begin_record()
         super().__init__(
             model=model,
@@ -159,12 +158,7 @@ class MultitaskTrainer(Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        self.bad = FirstBadStep(scaled=self.accelerator.mixed_precision == "fp16")
-        self.averaging = AveragedWeights(self.model, args.ema_decay, args.ema_start) if args.ema_decay else None
-        self.cosines = GradientCosines(self, args.gradient_cosine_steps) if args.gradient_cosine_steps else None
-        self.teacher = None
-        if any(task.bregman_weight for task in model.tasks.values()):
-            self.teacher = MomentumTeacher(model, args.bregman_momentum)
+        self.add_keepers()
         self.add_callbacks()
 
     def plan_steps(
@@ -204,6 +198,16 @@ class MultitaskTrainer(Trainer):
         self.sums: dict[str, tuple] = {}
         self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # task -> logits and labels since the last log entry
         self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
+
+    def add_keepers(self) -> None:
+        """Make what is kept from step to step beside the model: the first bad step, and what the flags and SMART's
+        Bregman term ask for."""
+        model, args = self.model, self.args
+        self.bad = FirstBadStep(scaled=self.accelerator.mixed_precision == "fp16")
+        self.averaging = AveragedWeights(model, args.ema_decay, args.ema_start) if args.ema_decay else None
+        self.cosines = GradientCosines(self, args.gradient_cosine_steps) if args.gradient_cosine_steps else None
+        bregman = any(task.bregman_weight for task in model.tasks.values())
+        self.teacher = MomentumTeacher(model, args.bregman_momentum) if bregman else None
 
     def add_callbacks(self) -> None:
         """Add what the flags, the schedule, the layout and SMART's Bregman term ask for; and the table that is printed,

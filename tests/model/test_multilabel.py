@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,8 +204,8 @@ def test_the_documented_example_is_such_a_task():
     assert clean_rows(task, [{"text": "a", "labels": label} for label in labels])["label"][:] == [[1, 1, 0], [0, 0, 0]]
 
 
-def test_a_run_beside_sst(monkeypatch, tmp_path, tiny_bert, course_folder):
-    """Trained with SMART, scored, predicted, reported, described, exported."""
+def write_run(tmp_path, tiny_bert, course_folder) -> Path:
+    """The configuration of a run of several labels with SMART beside sst."""
     labels = [["drama"], "war|love", [], ["love", "drama"], "war", ["drama", "war", "love"], "love", None]
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -222,7 +223,12 @@ def test_a_run_beside_sst(monkeypatch, tmp_path, tiny_bert, course_folder):
         "disable_tqdm": True,
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    assert run_here(monkeypatch, tmp_path / "run.yaml") == 0
+    return tmp_path / "run.yaml"
+
+
+def test_a_run_beside_sst(monkeypatch, tmp_path, tiny_bert, course_folder):
+    """Trained with SMART, scored, predicted, reported, described, exported."""
+    assert run_here(monkeypatch, write_run(tmp_path, tiny_bert, course_folder)) == 0
     run = tmp_path / "run"
     true = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 1]])
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
