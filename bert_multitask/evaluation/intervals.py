@@ -24,10 +24,10 @@ class Estimate(NamedTuple):
 
 
 def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: int, number: int) -> np.ndarray:
-    """The task's metric on resamples of its rows, each drawn with replacement and as large as they are.
+    """A task's metric on bootstrap resamples of its rows, each as large as the rows and drawn with replacement.
 
-    The rows drawn depend on their count, the seed and the number alone. So two runs' resamples of the same rows are
-    paired, and their differences are resamples of the difference; and tasks with different numbers are independent.
+    The rows drawn depend on their count, the seed and the number alone. So the resamples of two runs on the same rows
+    are paired: their differences are resamples of the difference. Tasks with different numbers are independent.
 
     Args:
         task: whose metric.
@@ -37,7 +37,7 @@ def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: 
         number: of the task, from 0.
 
     Returns:
-        (RESAMPLES,); nan where fewer than two rows leave nothing to draw.
+        (RESAMPLES,); nan where there are fewer than two rows.
     """
     if len(references) < 2:
         return np.full(RESAMPLES, np.nan)
@@ -45,7 +45,7 @@ def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: 
     with warnings.catch_warnings(action="ignore"):  # a resample may well have one class, or one score
         return stats.bootstrap(
             metric.task_columns(task, predictions, references),
-            metric.score,  # scipy looks whether it takes an axis
+            metric.score,  # scipy checks whether it takes an axis
             paired=True,
             n_resamples=RESAMPLES,
             batch=max(1, BATCH // len(references)),
@@ -61,13 +61,13 @@ def estimate(value: float, resampled: np.ndarray) -> Estimate:
 
 
 def wilson(count: int, rows: int) -> Estimate:
-    """The share that a count is of some rows, with Wilson's interval at LEVEL (Wilson, 1927)."""
+    """The share count / rows, with Wilson's interval at LEVEL (Wilson, 1927)."""
     bounds = stats.binomtest(count, rows).proportion_ci(LEVEL, method="wilson")
     return Estimate(count / rows, bounds.low, bounds.high)
 
 
 class Scores:
-    """The scores of one set of predictions, each task's and overall, with their resamples.
+    """The score of each task and the overall score of one set of predictions, with their resamples.
 
     Args:
         tasks: {name: task}; the order numbers them.
@@ -89,23 +89,22 @@ class Scores:
             pair = predictions[name], references[name]
             self.values[name] = score(task, *pair)
             self.resamples[name] = resample(task, *pair, seed, number)
-        # Resampled apart, the tasks' rows are independent: a mean of resamples is a resample of the mean.
+        # The tasks' rows are resampled independently, so the mean of resamples is a resample of the mean.
         for scores in (self.values, self.resamples):
             scores["overall"] = np.mean([unit_score(task, scores[name]) for name, task in tasks.items()], axis=0)
 
     def __getitem__(self, name: str) -> Estimate:
         """A task's score, or the "overall" score, with its interval.
 
-        Where all rows are right, or all are wrong, every resample is the same, and the share of right rows has Wilson's
-        interval.
+        Where all rows are right, or all are wrong, every resample is the same; a share then has Wilson's interval.
         """
-        if name in self.tasks and find_metric(self.tasks[name]).share and self.values[name] in (0, 1):
-            if self.rows[name] > 1:
-                return wilson(round(self.values[name]) * self.rows[name], self.rows[name])
-        return estimate(self.values[name], self.resamples[name])
+        value, rows = self.values[name], self.rows.get(name, 0)
+        if rows > 1 and value in (0, 1) and find_metric(self.tasks[name]).share:
+            return wilson(round(value) * rows, rows)
+        return estimate(value, self.resamples[name])
 
     def difference(self, other: "Scores", name: str) -> Estimate:
-        """This score less the other's on the same rows, with the interval of the paired bootstrap."""
+        """This score minus the other's on the same rows, with the interval of the paired bootstrap."""
         return estimate(self.values[name] - other.values[name], self.resamples[name] - other.resamples[name])
 
 
@@ -113,9 +112,9 @@ class McNemar(NamedTuple):
     """McNemar's exact test of two runs' accuracy on the same rows.
 
     Attributes:
-        first: rows that the first run alone has right.
-        second: rows that the second alone has right.
-        p: probability, were the runs equally good, of counts at least as far apart.
+        first: rows that only the first run has right.
+        second: rows that only the second has right.
+        p: probability of counts at least as far apart if both runs were equally good.
     """
 
     first: int
@@ -124,7 +123,7 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """Compare two runs by the rows that one alone has right (McNemar, 1947): truth values (N,) and (N,)."""
+    """Compare two runs by which rows each has right, truth values (N,) and (N,) (McNemar, 1947)."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     p = stats.binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
     return McNemar(only_first, only_second, float(p))

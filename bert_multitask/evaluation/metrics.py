@@ -21,20 +21,19 @@ from ..model.tasks import Task
 
 
 class TaskMetric(evaluate.Metric):
-    """What the metrics of this table share. A new metric is a subclass with a `score`, and an entry in METRICS.
+    """The base of all metrics. A new metric is a subclass with a `score`, and an entry in METRICS.
 
     Attributes:
-        kinds: of the tasks that it scores, besides those whose kind names it; a metric that says none, and that no
-            kind names, scores all (see `kinds.choices`).
-        value: what a prediction and a reference are, for `evaluate`.
-        unit: what a value is, for the axis of a plot.
-        note: what a reader of a table should know beside the metric's name.
+        kinds: kinds of tasks that it scores, besides those that name it; empty, and named by no kind: all kinds (see
+            `kinds.choices`).
+        value: type of a prediction and of a reference, for `evaluate`.
+        unit: label of a plot's axis.
+        note: what a reader of a table should know, shown beside the metric's name.
         greater_is_better: whether a higher value is a better one.
-        overall: how the overall score takes a value, in words; {} is the metric's name.
-        share: whether a value is the share of the rows that are right, so that Wilson's interval and McNemar's test go
-            with it.
-        package: what it needs beside this package's own requirements, and the extra that installs it; None, nothing.
-        as_rows: makes of the lists that `evaluate` gives what `columns` takes.
+        overall: how a value enters the overall score, in words; {} is the metric's name.
+        share: whether a value is the share of rows that are right; then Wilson's interval and McNemar's test apply.
+        package: (package, extra of this project that installs it) that the metric needs; None, nothing.
+        as_rows: turns the lists that `evaluate` gives into what `columns` takes.
     """
 
     kinds: tuple[str, ...] = ()
@@ -49,31 +48,30 @@ class TaskMetric(evaluate.Metric):
 
     @classmethod
     def task_columns(cls, task: Task, predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
-        """`columns` of predictions and labels of a task, as its kind decides and has them; for metrics that need the
-        task's label names."""
+        """`columns`, for metrics that need the task's label names."""
         return cls.columns(predictions, references)
 
     @staticmethod
     def columns(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
-        """What `score` takes of each row, one or several arrays (N,); for labels of other forms, for example counts."""
+        """Predictions and references (N, …) -> the arguments of `score`, one or several arrays (N,), such as counts."""
         return predictions, references
 
     @staticmethod
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-        """The metric along an axis, so that the bootstrap can score many resamples at once: (…, N) and (…, N) -> (…).
+        """The metric along an axis: (…, N) and (…, N) -> (…), so that the bootstrap scores many resamples at once.
 
-        It may leave `axis` out and score (N,) and (N,) alone; the bootstrap then scores one resample after the other.
+        Without the argument `axis` it scores (N,) and (N,), and the bootstrap calls it for each resample.
         """
         raise NotImplementedError
 
     @staticmethod
     def to_unit(values: np.ndarray, task: Task) -> np.ndarray:
-        """Values as the overall score takes them: in [0, 1], where higher is better."""
+        """Values for the overall score: in [0, 1], higher is better."""
         return values
 
     @classmethod
     def describe_overall(cls, task: Task) -> str:
-        """How the overall score takes a value of a task, in words."""
+        """How a value of a task enters the overall score, in words."""
         return cls.overall.format(task.metric)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -85,9 +83,9 @@ class TaskMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions, references) -> dict[str, float]:
-        names = [name for name, metric in METRICS.items() if metric is type(self)]
-        columns = self.columns(*map(self.as_rows, (predictions, references)))
-        return {(names or [type(self).__name__])[0]: float(self.score(*columns))}
+        name = next((name for name, metric in METRICS.items() if metric is type(self)), type(self).__name__)
+        columns = self.columns(self.as_rows(predictions), self.as_rows(references))
+        return {name: float(self.score(*columns))}
 
 
 class Accuracy(TaskMetric):
@@ -115,40 +113,45 @@ class MacroF1(TaskMetric):
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
         """Along an axis (see `TaskMetric.score`)."""
         predicted, true, right = count_classes(predictions, references, axis)
-        rows = predicted + true
-        return (2 * right / np.maximum(rows, 1)).sum(0) / (rows > 0).sum(0)
+        return mean_f1(right, predicted + true)
 
 
-class F1(TaskMetric):
-    """F1 of class 1, the second of the label names, in [0, 1]: `sklearn.metrics.f1_score(zero_division=0)`.
+class CountedF1(TaskMetric):
+    """F1 from counts: `columns` gives, of each row, how many decisions are right, and how many are predicted plus how
+    many are true.
 
-    It is undefined where class 1 occurs neither in the predictions nor in the references; it then counts as 0, with a
-    warning.
+    It is undefined where nothing is predicted and nothing is true; it then counts as 0, with a warning.
     """
+
+    @staticmethod
+    def score(right: np.ndarray, both: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        right, both = right.sum(axis), both.sum(axis)
+        return zero_where(both == 0, 2 * right / np.maximum(both, 1), "F1 of nothing predicted and nothing true")
+
+
+class F1(CountedF1):
+    """F1 of class 1, the second of the label names, in [0, 1]: `sklearn.metrics.f1_score(zero_division=0)`."""
 
     unit = "F1 of the second label"
     note = "of the second label"
 
     @staticmethod
-    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
+    def columns(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each row whether class 1 is both predicted and true, and in how many of the two it occurs."""
         predicted, true = predictions == 1, references == 1
-        rows = predicted.sum(axis) + true.sum(axis)
-        return zero_where(rows == 0, 2 * (predicted & true).sum(axis) / np.maximum(rows, 1), "F1 without a class 1")
+        return predicted & true, np.add(predicted, true, dtype=np.int8)
 
 
 class MultilabelMetric(TaskMetric):
-    """What the metrics of several labels a row share: predictions and references are 0 or 1 for each label, (N, C). A
+    """The base of metrics of several labels a row: predictions and references are 0 or 1 for each label, (N, C). A
     label that a reference lacks is left out."""
 
     value = datasets.List(datasets.Value("int64"))
 
 
-class MicroF1(MultilabelMetric):
-    """F1 of all labels of all rows together, in [0, 1]: `sklearn.metrics.f1_score(average="micro", zero_division=0)`.
-
-    It is undefined where no label is predicted and none is true; it then counts as 0, with a warning.
-    """
+class MicroF1(CountedF1, MultilabelMetric):
+    """F1 of all rows' labels together, in [0, 1]: `sklearn.metrics.f1_score(average="micro", zero_division=0)`."""
 
     unit = "micro F1"
     note = "F1 of all labels together"
@@ -158,12 +161,6 @@ class MicroF1(MultilabelMetric):
         """Of each row how many labels are both predicted and true, and how many are predicted plus how many true."""
         counts = count_labels(predictions, references)
         return (counts == 2).sum(-1), counts.sum(-1)
-
-    @staticmethod
-    def score(right: np.ndarray, both: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
-        right, both = right.sum(axis), both.sum(axis)
-        return zero_where(both == 0, 2 * right / np.maximum(both, 1), "F1 without labels")
 
 
 class LabelMacroF1(MultilabelMetric):
@@ -185,10 +182,7 @@ class LabelMacroF1(MultilabelMetric):
     def score(*counts: np.ndarray, axis: int = -1) -> np.ndarray:
         """Along an axis (see `TaskMetric.score`)."""
         right = np.array([(count == 2).sum(axis) for count in counts])
-        both = np.array([count.sum(axis) for count in counts])
-        occurring = (both > 0).sum(0)
-        total = (2 * right / np.maximum(both, 1)).sum(0)
-        return zero_where(occurring == 0, total / np.maximum(occurring, 1), "F1 without labels")
+        return mean_f1(right, np.array([count.sum(axis) for count in counts]))
 
 
 class ExactMatch(MultilabelMetric):
@@ -207,31 +201,6 @@ class ExactMatch(MultilabelMetric):
     def score(right: np.ndarray, axis: int = -1) -> np.ndarray:
         """Along an axis (see `TaskMetric.score`)."""
         return right.mean(axis)
-
-
-class Matthews(TaskMetric):
-    """Matthews correlation of predicted and true classes, in [-1, 1]: `sklearn.metrics.matthews_corrcoef`.
-
-    It is undefined where the predictions or the references are all of one class; it then counts as 0, with a warning.
-    """
-
-    unit = "Matthews correlation"
-    overall = "({} + 1) / 2"
-
-    @staticmethod
-    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
-        predicted, true, right = count_classes(predictions, references, axis)
-        square = float(references.shape[axis]) ** 2
-        covariance = right.sum(0) * float(references.shape[axis]) - (predicted * true).sum(0)
-        spread = (square - (predicted**2).sum(0)) * (square - (true**2).sum(0))
-        value = covariance / np.sqrt(np.where(spread > 0, spread, 1))
-        return zero_where(spread == 0, value, "the Matthews correlation of one class")
-
-    @staticmethod
-    def to_unit(values: np.ndarray, task: Task) -> np.ndarray:
-        """(r + 1) / 2."""
-        return (values + 1) / 2
 
 
 class Pearson(TaskMetric):
@@ -275,6 +244,26 @@ class Spearman(Pearson):
         return Pearson.score(*(stats.rankdata(values, axis=axis) for values in (predictions, references)), axis)
 
 
+class Matthews(Pearson):
+    """Matthews correlation of predicted and true classes, in [-1, 1]: `sklearn.metrics.matthews_corrcoef`.
+
+    It is undefined where the predictions or the references are all of one class; it then counts as 0, with a warning.
+    """
+
+    value = TaskMetric.value
+    unit = "Matthews correlation"
+
+    @staticmethod
+    def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Along an axis (see `TaskMetric.score`)."""
+        predicted, true, right = count_classes(predictions, references, axis)
+        square = float(references.shape[axis]) ** 2
+        covariance = right.sum(0) * float(references.shape[axis]) - (predicted * true).sum(0)
+        spread = (square - (predicted**2).sum(0)) * (square - (true**2).sum(0))
+        value = covariance / np.sqrt(np.where(spread > 0, spread, 1))
+        return zero_where(spread == 0, value, "the Matthews correlation of one class")
+
+
 class MeanAbsoluteError(TaskMetric):
     """Mean of |prediction - reference|, in the score's units, 0 or more."""
 
@@ -314,8 +303,9 @@ class RootMeanSquaredError(MeanAbsoluteError):
         return np.sqrt(np.square(np.subtract(predictions, references, dtype=np.float64)).mean(axis))
 
 
-class WordAccuracy(TaskMetric):
-    """Share of words whose tag is right, in [0, 1], of words that have a tag and a prediction."""
+class WordAccuracy(CountedF1):
+    """Share of words whose tag is right, in [0, 1], of words that have a tag and a prediction. Every such word is
+    predicted and true once, so this share is its F1."""
 
     value = datasets.List(datasets.Value("string"))
     unit = "share of words right"
@@ -324,7 +314,7 @@ class WordAccuracy(TaskMetric):
 
     @classmethod
     def task_columns(cls, task: Task, predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
-        """By the names of the tags."""
+        """`columns` of the names of the tags."""
         return cls.columns(*named_tags(task, predictions, references))
 
     @classmethod
@@ -339,19 +329,10 @@ class WordAccuracy(TaskMetric):
         """What is counted of a row: {(type, number of its first word, of its last)}; here every word with its tag."""
         return {(tag, number, number) for number, tag in enumerate(tags)}
 
-    @staticmethod
-    def score(right: np.ndarray, counted: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
-        total = counted.sum(axis)
-        return zero_where(total == 0, 2 * right.sum(axis) / np.maximum(total, 1), "a score of no span")
-
 
 class EntityF1(WordAccuracy):
     """F1 of entities, in [0, 1]: `seqeval.metrics.f1_score`. One is right where its type, its first and its last word
-    are. Tags are IOB1, IOB2 or IOBES, read as leniently as seqeval and conlleval do.
-
-    It is undefined where there is no entity, neither predicted nor true; it then counts as 0, with a warning.
-    """
+    are. Tags are IOB1, IOB2 or IOBES, read as leniently as seqeval and conlleval do."""
 
     unit = "F1 of entities"
     note = "micro F1 of entities"
@@ -411,10 +392,21 @@ def count_classes(
     predictions: np.ndarray, references: np.ndarray, axis: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How often each class is predicted, is true, and is both, along an axis: three times float (C, …)."""
-    classes = np.union1d(predictions, references)
-    columns = [(predictions == value, references == value) for value in classes]
+    columns = [(predictions == value, references == value) for value in np.union1d(predictions, references)]
     counted = [(predicted.sum(axis), true.sum(axis), (predicted & true).sum(axis)) for predicted, true in columns]
     return tuple(np.array(counts, np.float64) for counts in zip(*counted, strict=True))
+
+
+def mean_f1(right: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """The mean F1 of the classes that occur, (C, …) and (C, …) -> (…); where none does, 0 with a warning.
+
+    Args:
+        right: how often each class is both predicted and true.
+        both: how often it is predicted plus how often it is true.
+    """
+    occurring = (both > 0).sum(0)
+    total = (2 * right / np.maximum(both, 1)).sum(0)
+    return zero_where(occurring == 0, total / np.maximum(occurring, 1), "F1 without labels")
 
 
 def count_labels(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -423,7 +415,7 @@ def count_labels(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def zero_where(undefined: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
-    """The values, and 0 where they are undefined, with one warning."""
+    """The values, but 0 where they are undefined, with one warning."""
     if np.any(undefined):
         warnings.warn(f"{what} is undefined; counted as 0", stacklevel=3)
     return np.where(undefined, 0.0, values)
@@ -433,7 +425,7 @@ def find_metric(task: Task) -> type[TaskMetric]:
     """The metric of a task.
 
     Raises:
-        InputError: there is none of that name, it cannot score tasks of that kind, or its package is not installed.
+        InputError: there is no such metric, it cannot score such tasks, or its package is not installed.
     """
     metric = find_entry(task, "metric", METRICS)
     if metric.package and find_spec(metric.package[0]) is None:
@@ -445,11 +437,10 @@ def find_metric(task: Task) -> type[TaskMetric]:
 
 
 def decide(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Logits (B, …) -> predictions, of the form of labels: the most likely class, "yes" above logit 0, the score
-    itself, or what else the kind of task decides.
+    """Logits (B, …) -> predictions, of the form of labels (see `Kind.decide`).
 
     Raises:
-        NonFiniteError: a logit is NaN or infinite, for which the most likely class would be an accident.
+        NonFiniteError: a logit is NaN or infinite.
     """
     check_finite(task, logits)
     return KINDS[task.kind].decide(logits)
@@ -461,16 +452,12 @@ def finite_rows(predictions: np.ndarray) -> np.ndarray:
 
 
 def check_finite(task: Task, predictions: np.ndarray) -> None:
-    """Refuse predictions that are no numbers.
-
-    Raises:
-        NonFiniteError: one is NaN or infinite.
-    """
+    """Raise NonFiniteError if a prediction is NaN or infinite."""
     bad = ~finite_rows(predictions)
     if bad.any():
         raise NonFiniteError(
-            f"task {task.name!r}: {bad.sum()} of {len(bad)} predictions are NaN or infinite, number "
-            f"{bad.argmax() + 1} first; they cannot be scored: look for such values in the model's weights"
+            f"task {task.name!r}: {bad.sum()} of {len(bad)} predictions are NaN or infinite, the first in row "
+            f"{bad.argmax() + 1}; look for such values in the model's weights"
         )
 
 
@@ -483,7 +470,7 @@ def task_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str,
         labels: (B,) or (B, …), `no_label` where a row has none.
 
     Returns:
-        {"loss": the model's own, with the task's class weights and label smoothing, the metric's name: …}
+        {"loss": with the task's class weights and label smoothing, the metric's name: its value}
 
     Raises:
         InputError: as `score`.
@@ -494,7 +481,7 @@ def task_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str,
 
 
 def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """A task's metric over its labelled rows: {its name: …}.
+    """A task's metric over its labelled rows: {its name: its value}.
 
     Args:
         task: whose rows.
@@ -509,12 +496,12 @@ def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> di
 
 
 def score(task: Task, predictions: np.ndarray, references: np.ndarray) -> float:
-    """A task's metric.
+    """A task's metric over rows that all have a label.
 
     Args:
-        task: whose metric.
+        task: whose rows.
         predictions: (N,) or (N, …), as `decide` gives them.
-        references: of the same shape, their labels.
+        references: labels of the same shape.
 
     Raises:
         InputError: there is no row.
@@ -526,27 +513,25 @@ def score(task: Task, predictions: np.ndarray, references: np.ndarray) -> float:
     check_finite(task, predictions)
     value = float(metric.score(*metric.task_columns(task, predictions, references)))
     if not np.isfinite(value):
-        raise NonFiniteError(
-            f"task {task.name!r}: {task.metric} of {len(references)} rows is {value}, which is no score"
-        )
+        raise NonFiniteError(f"task {task.name!r}: {task.metric} of {len(references)} rows is {value}, not a number")
     return value
 
 
 def signed(task: Task, value: float) -> float:
-    """A value of the task's metric to compare with others: the higher, the better."""
+    """A value of the task's metric, negated if lower is better: the highest is the best."""
     return value if find_metric(task).greater_is_better else -value
 
 
 def higher_is_better(tasks: Mapping[str, Task], key: str | None, given: bool | None) -> bool | None:
-    """Whether a higher value of an evaluation's key is better: as its metric says, or else as given.
+    """Whether a higher value of an evaluation's key is better: as the key's metric says, else as given.
 
     Args:
         tasks: {name: task}.
         key: `{task}_{metric}`, with or without eval_, or another.
-        given: TrainingArguments' `greater_is_better`, which Transformers makes True of keys that do not end in loss.
+        given: `TrainingArguments.greater_is_better`, which Transformers sets to True for keys that do not end in loss.
 
     Raises:
-        InputError: it was set against the metric.
+        InputError: it contradicts the metric.
     """
     for name, task in tasks.items():
         if key is not None and key.removeprefix("eval_") == f"{name}_{task.metric}":
@@ -560,7 +545,7 @@ def higher_is_better(tasks: Mapping[str, Task], key: str | None, given: bool | N
 def labelled_metrics(
     function: Callable[[EvalPrediction], Mapping[str, float]], task: Task, prediction: EvalPrediction
 ) -> dict[str, float]:
-    """What a user's `compute_metrics` gives for a task's labelled rows; nothing where there are none.
+    """Call a user's `compute_metrics` on a task's labelled rows; {} where there are none.
 
     Args:
         function: the user's.
@@ -568,7 +553,8 @@ def labelled_metrics(
         prediction: logits and labels of all rows, and losses and inputs where they are asked for.
 
     Raises:
-        InputError: it gives no dictionary, a key that the task has already, or what is no finite number.
+        InputError: the function gives no dictionary, a key that the task has already, or a value that is no finite
+            number.
     """
     labelled = labelled_rows(prediction.label_ids)
     if not labelled.any():
@@ -594,10 +580,11 @@ def labelled_metrics(
 def task_metrics(
     functions: Mapping[str, Callable], tasks: Mapping[str, Task], unit: str, prediction: EvalPrediction
 ) -> dict[str, float]:
-    """What users' functions give for the labelled rows of a task; of a group, with the tasks' names before the keys.
+    """Call users' `compute_metrics` on the labelled rows of a task, or of each task of a group; then a task's name
+    comes before its keys.
 
     Args:
-        functions: {task: the user's} of some of the tasks.
+        functions: {task: the user's function} of some of the tasks.
         tasks: {name: task} of the rows.
         unit: name of the task or the group.
         prediction: as of `labelled_metrics`; of a group, its logits and labels are {task: …}.
@@ -627,9 +614,7 @@ def join_scores(*parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, float]]) -> float:
-    """Mean over the tasks of their scores, each brought to [0, 1]: accuracy and F1 as they are, correlations r as
-    (r + 1) / 2 (paper, section 5.2), errors e as 1 - e / (highest - lowest score), and at least 0, or as 1 / (1 + e)
-    where scores have no range.
+    """Mean over the tasks of their scores, each brought to [0, 1] by its metric's `to_unit` (paper, section 5.2).
 
     Args:
         tasks: {name: task}.
@@ -639,12 +624,12 @@ def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, f
 
 
 def unit_score(task: Task, value: float | np.ndarray) -> float | np.ndarray:
-    """A value of the task's metric as the overall score takes it, in [0, 1]."""
+    """A value of the task's metric, brought to [0, 1] for the overall score."""
     return find_metric(task).to_unit(value, task)
 
 
 def describe_metric(task: Task) -> str:
-    """A task's metric by its name, and what a reader should know beside it: `rmse (lower is better)`."""
+    """A task's metric with its note: `rmse (lower is better)`."""
     note = find_metric(task).note
     return f"{task.metric} ({note})" if note else task.metric
 

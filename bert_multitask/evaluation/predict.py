@@ -29,7 +29,7 @@ def predict_tasks(
     batch_size: int,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run a model on rows in batches of similar length, an encoder that tasks share once for all of them.
+    """The logits of a model on rows. Rows of similar length make a batch; a shared encoder runs once for all tasks.
 
     Args:
         model: on the device to use; it is put in evaluation mode.
@@ -62,7 +62,7 @@ def predict_tasks(
 
 
 def read_rows(tokens: Dataset | Mapping[str, list], numbers: list[int]) -> list[dict]:
-    """The tokens of some rows."""
+    """The tokens of the rows of these numbers."""
     if isinstance(tokens, Dataset):
         columns = tokens[numbers]
         values = zip(columns["input_ids"], columns["token_type_ids"], strict=True)

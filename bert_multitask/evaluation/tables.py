@@ -25,17 +25,17 @@ logger = logging.get_logger(__name__)
 
 
 def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray, tokens: Dataset | None = None) -> Dataset:
-    """One row a prediction, in the order of the ids.
+    """Logits -> a table with one row a prediction.
 
     Args:
         task: whose predictions.
         ids: of the rows, N.
-        logits: as the model gives them, (N, C), (N,) or (N, …).
+        logits: as the model gives them, (N, C), (N,) or (N, …), in the order of the ids.
         tokens: the tokenised rows, which some kinds of tasks need (see `Kind.table`).
 
     Returns:
-        `id`, and `score` or `label` (a class) with `probabilities` (one for each class, summing to 1), or what else the
-        kind of task has (`Kind.columns`).
+        `id` and the columns of the task's kind (`Kind.columns`): `score`, or `label` (a class) with `probabilities`
+        (one for each class, summing to 1), ….
 
     Raises:
         NonFiniteError: a logit is NaN or infinite.
@@ -45,41 +45,34 @@ def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray, tokens:
     return Dataset.from_dict({"id": list(ids)} | KINDS[task.kind].table(task, logits, tokens))
 
 
-def decision_column(task: Task) -> str:
-    """The column of a prediction table that is scored."""
-    return KINDS[task.kind].decision
-
-
 def read_columns(task: Task, table: Dataset) -> dict[str, np.ndarray]:
-    """A prediction table's columns besides `id` as arrays: `score` (N,), or `label` (N,) and, where there are any,
-    `probabilities` (N, C), or what else the kind of task has."""
+    """A prediction table's columns besides `id` as arrays (see `Kind.arrays`); `probabilities` may be missing."""
     kind = KINDS[task.kind]
     return kind.arrays(task, {name: table[name][:] for name in kind.columns(task) if name in table.column_names})
 
 
 def read_decisions(task: Task, table: Dataset) -> np.ndarray:
-    """What a prediction table decides, of the form of labels, (N,) or (N, …)."""
-    name = decision_column(task)
-    return KINDS[task.kind].arrays(task, {name: table[name][:]})[name]
+    """The column of a prediction table that is scored, of the form of labels, (N,) or (N, …)."""
+    decision = KINDS[task.kind].decision
+    return read_columns(task, table.select_columns(decision))[decision]
 
 
 def write_predictions(task: Task, table: Dataset, path: Path) -> None:
     """Write a prediction table as `path`.parquet and `path`.csv; the path's name is `{task}-{split}`.
 
-    The Parquet file holds the table as it is, and the task and the split in its metadata. The CSV file of a task with a
+    The Parquet file holds the table, with the task and the split in its metadata. The CSV file of a task with a
     `prediction_column` has the course's form: `id \\t Predicted_X`, then `id , value` lines, classes as numbers. Any
-    other task's is a plain table of `id` and what its kind shows (`Kind.plain`): `score`, or the `label`'s name and its
-    `probability` where there is one; there an id that a spreadsheet would run as a formula is written with an
-    apostrophe before it.
+    other task's CSV file holds `id` and what the kind shows (`Kind.plain`); an id that a spreadsheet would run as a
+    formula gets an apostrophe before it.
 
     Raises:
         InputError: an id has a line break, which the course's form cannot hold (nothing is written), or a file cannot
             be written.
     """
-    if task.prediction_column and (broken := [row_id for row_id in table["id"][:] if "\n" in row_id]):
-        raise InputError(f"{path}.csv: the id {broken[0]!r} has a line break, which the course's form cannot hold")
     if task.prediction_column:
-        values = table[decision_column(task)]
+        if broken := [row_id for row_id in table["id"][:] if "\n" in row_id]:
+            raise InputError(f"{path}.csv: the id {broken[0]!r} has a line break, which the course's form cannot hold")
+        values = table[KINDS[task.kind].decision]
         with writing_predictions(f"{path}.csv") as draft, open(draft, "w", encoding="utf-8", newline="\n") as file:
             file.write(f"id \t {task.prediction_column} \n")
             file.writelines(f"{row_id} , {value} \n" for row_id, value in zip(table["id"], values, strict=True))
@@ -95,11 +88,7 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
 
 @contextmanager
 def writing_predictions(path: str) -> Iterator[Path]:
-    """`records.writing`, in a folder that is made where there is none.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    """`records.writing`, which also makes the folder; raises InputError if the file cannot be written."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with writing(Path(path)) as draft:
@@ -109,13 +98,7 @@ def writing_predictions(path: str) -> Iterator[Path]:
 
 
 def plain_table(task: Task, table: Dataset, path: str) -> pd.DataFrame:
-    """A prediction table with the labels' names and their probabilities, and with ids that are safe in a spreadsheet.
-
-    Args:
-        task: whose.
-        table: its predictions.
-        path: of the file to write, for the message.
-    """
+    """A prediction table as its CSV file `path` shows it: labels by name, and ids that are safe in a spreadsheet."""
     columns = dict(table.to_pandas().items())
     frame = pd.DataFrame({"id": columns.pop("id")} | KINDS[task.kind].plain(task, columns))
     if formulas := sum(map(is_formula, frame["id"])):
@@ -133,7 +116,7 @@ def is_formula(text: str) -> bool:
 
 
 class Predictions(NamedTuple):
-    """A task's prediction table, and what to call it in a message: its file, or the run that made it."""
+    """A task's prediction table, and its source for messages: a file, or the run that made it."""
 
     task: Task
     table: Dataset
@@ -141,7 +124,12 @@ class Predictions(NamedTuple):
 
 
 def find_tables(name: str, split: str) -> dict[str, Predictions]:
-    """{task: table} of a prediction file, of those in a folder, or of those in a run's `predictions`; Parquet first."""
+    """Read the prediction tables of a split: {task: table}. Of two files of a task the Parquet file is read.
+
+    Args:
+        name: a file, a folder of such files, or a run folder, whose files are in `predictions`.
+        split: train, dev or test.
+    """
     path = Path(name).expanduser()
     folder = path / "predictions" if Path(path, "predictions").is_dir() else path
     paths = [path] if path.is_file() else [*folder.glob("*.csv"), *folder.glob("*.parquet")]
@@ -151,11 +139,11 @@ def find_tables(name: str, split: str) -> dict[str, Predictions]:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a file of `write_predictions`, or anybody's in the course's form, called `{task}-{split}.csv`.
+    """Read a file of `write_predictions`, or anybody's file in the course's form, `{task}-{split}.csv`.
 
     Raises:
-        InputError: it cannot be read, or it is of a task of the user's own and not the Parquet file, which says what
-            the labels are.
+        InputError: it cannot be read; or it is the CSV file of a user's own task, which does not say what the labels
+            are.
     """
     name = path.stem.rpartition("-")[0]
     if path.suffix == ".csv":
@@ -178,7 +166,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def stored_task(fields: bytes, path: Path) -> Task:
-    """The task in a prediction file's metadata, as JSON of its fields."""
+    """The task in a prediction file's metadata, which is JSON of its fields."""
     try:
         return load_task(dict(json.loads(fields)))
     except (ValueError, TypeError, RecursionError) as error:  # also of load_task: an InputError is a ValueError
@@ -186,58 +174,54 @@ def stored_task(fields: bytes, path: Path) -> Task:
 
 
 def read_course_file(path: Path, task: Task) -> Dataset:
-    """A prediction table without probabilities, from a file in the course's form. Rows end with line feeds and with
-    nothing else, since ids may hold whatever else Python takes for the end of a line."""
+    """Read a prediction table, without probabilities, from a file in the course's form. Only a line feed ends a row:
+    ids may hold other characters that Python takes for the end of a line."""
     with reading(str(path), "a file in the course's form"):
         header, *lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
     if header.split() != ["id", task.prediction_column]:
         raise InputError(f"{path}: begins with {header!r}; expected 'id \\t {task.prediction_column} '")
-    columns: dict[str, list] = {"id": [], decision_column(task): []}
-    reader = LabelReader(task, numbered=True)
+    kind, reader = KINDS[task.kind], LabelReader(task, numbered=True)
+    columns: dict[str, list] = {"id": [], kind.decision: []}
     for number, line in enumerate(lines, start=1):
         row_id, comma, value = line.rpartition(",")
         if not comma:
             raise InputError(f"{path}: row {number} is {line!r}; expected 'id , value'")
         columns["id"].append(row_id.removesuffix(" "))
         value = value.strip()
-        found = KINDS[task.kind].read_written(task, value, reader.read_one)
-        # What is none is left as it is written, for the message about it.
-        columns[decision_column(task)].append(value if found in (None, UNLABELLED) else found)
+        found = kind.read_written(task, value, reader.read_one)
+        # A value that cannot be read stays as it is written, for the message about it.
+        columns[kind.decision].append(value if found in (None, UNLABELLED) else found)
     return check_table(task, columns, str(path))
 
 
 def check_table(task: Task, columns: Mapping[str, list], path: str) -> Dataset:
-    """The prediction table of a file's columns; other columns than a table's are left out.
+    """A file's columns as a prediction table, without columns that a table does not have. A score may lie outside the
+    range of the labels, if only by rounding.
 
     Raises:
-        InputError: a column is missing, an id is missing or occurs twice, or a prediction is none of the task's. A
-            score may lie outside the range of the labels, if only by rounding.
+        InputError: a column is missing, an id is missing or occurs twice, or a prediction cannot be of the task.
     """
-    rules, decision = KINDS[task.kind].columns(task), decision_column(task)
-    if missing := {"id", decision} - set(columns):
+    kind = KINDS[task.kind]
+    if missing := {"id", kind.decision} - set(columns):
         raise InputError(f"{path}: no column {min(missing)!r}; its columns are {', '.join(columns)}")
     seen: dict[str, int] = {}
     for number, row_id in enumerate(columns["id"], start=1):
         if row_id is None:
             raise InputError(f"{path}: row {number} has no id")
         claim_id(seen, as_text(row_id, path, number), number, path)
-    table = {"id": list(seen)}
+    rules = {column: rule for column, rule in kind.columns(task).items() if column in columns}
     for column, (holds, expected) in rules.items():
-        if column not in columns:
-            continue
         for number, value in enumerate(columns[column], start=1):
             if not holds(value):
                 raise InputError(f"{path}: row {number} has the {column} {value!r}; expected {expected}")
-        table[column] = columns[column]
-    return Dataset.from_dict(table)
+    return Dataset.from_dict({"id": list(seen)} | {column: columns[column] for column in rules})
 
 
 def check_alike(members: Sequence[Predictions]) -> None:
     """Refuse tables that are not of the same rows of the same task.
 
     Raises:
-        InputError: tasks differ in kind, classes or range of scores, or the tables in length, ids or their order; the
-            message names the table and the first difference.
+        InputError: tasks differ in kind, classes or range of scores, or the tables in length, ids or their order.
     """
     first = members[0]
     for other in members[1:]:

@@ -1,4 +1,4 @@
-"""Several models' prediction tables → one table (paper, section 4.6): combining, selecting.
+"""Ensembles (paper, section 4.6): combine the prediction tables of several models, and select the models.
 
 M members, N rows, C classes.
 """
@@ -10,7 +10,7 @@ from datasets import Dataset
 from sklearn.model_selection import train_test_split
 
 from ..evaluation.metrics import score_decisions, signed
-from ..evaluation.tables import check_alike, decision_column, read_columns
+from ..evaluation.tables import check_alike, read_columns
 from ..model.errors import InputError
 from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
@@ -21,11 +21,7 @@ VOTES = ("mode", "soft")
 
 
 def check_members(members: SplitTables) -> None:
-    """Refuse members that cannot be combined.
-
-    Raises:
-        InputError: they have different tasks, or tables that are not alike (see `check_alike`).
-    """
+    """Raise InputError if members have different tasks, or tables that are not alike (see `check_alike`)."""
     tasks = {task: name for name, tables in zip(members.names, members.tables, strict=True) for task in tables}
     for name, tables in zip(members.names, members.tables, strict=True):
         if missing := sorted(tasks.keys() - tables.keys()):
@@ -35,18 +31,18 @@ def check_members(members: SplitTables) -> None:
 
 
 def combine(task: Task, tables: Sequence[Dataset], vote: str = "mode") -> Dataset:
-    """One prediction table of several.
+    """Combine M prediction tables into one.
 
     Scores are averaged. Of classes, `mode` takes the most frequent and `soft` the one with the highest mean
     probability; of several labels a row, each is voted on (see `Kind.combine`).
 
     Args:
         task: whose tables.
-        tables: as `prediction_table` gives them, of the same rows (see `check_alike`), M of them.
+        tables: as `prediction_table` gives them, of the same rows (see `check_alike`).
         vote: one of VOTES.
 
     Returns:
-        A table of the same form; its probabilities are the members' mean, and missing where a member's are.
+        A table of the same form, with the members' mean probabilities if all have some.
 
     Raises:
         InputError: a soft vote of a table without probabilities.
@@ -57,10 +53,10 @@ def combine(task: Task, tables: Sequence[Dataset], vote: str = "mode") -> Datase
 
 
 def halve(task: Task, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The labelled rows' numbers in two halves, drawn at random and always the same: to select on, and to score.
+    """The numbers of the labelled rows in two halves: one to select on, one to score. They are drawn with a fixed seed.
 
     Raises:
-        InputError: there are fewer than four.
+        InputError: there are fewer than four labelled rows.
     """
     labelled = np.flatnonzero(labelled_rows(labels))
     if len(labelled) < 4:
@@ -69,11 +65,11 @@ def halve(task: Task, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def select_greedily(task: Task, tables: Sequence[Dataset], labels: np.ndarray, vote: str = "mode") -> list[int]:
-    """Members that together score best: forward selection with replacement (Caruana et al., 2004, "Ensemble Selection
-    from Libraries of Models", sections 2 and 2.1).
+    """Select members by forward selection with replacement (Caruana et al., 2004, "Ensemble Selection from Libraries of
+    Models", sections 2 and 2.1).
 
-    Begins with the best member and adds, M - 1 times, the one that helps most, or harms least; then keeps the beginning
-    of that list which scored best. Of equals the first wins, and the shortest list.
+    The list begins with the best member. M - 1 times the member is added with which the list scores best. The result is
+    the beginning of the list that scored best. Ties go to the first member and to the shortest list.
 
     Args:
         task: whose tables.
@@ -82,17 +78,19 @@ def select_greedily(task: Task, tables: Sequence[Dataset], labels: np.ndarray, v
         vote: one of VOTES.
 
     Returns:
-        The members' numbers, from 0; one may come several times, and then counts as often.
+        The members' numbers, from 0; a member has as many votes as times it is in the list.
     """
-    members = [read_columns(task, table) for table in tables]
+    kind, members = KINDS[task.kind], [read_columns(task, table) for table in tables]
+
+    def rate(picks: list[int]) -> float:
+        """The score of some members together; the highest is the best."""
+        combined = kind.combine(task, [members[pick] for pick in picks], vote)
+        return signed(task, score_decisions(task, combined[kind.decision], labels)[task.metric])
+
     picks: list[int] = []
     path = []
     for _ in members:
-        scores = []
-        for member in members:
-            combined = KINDS[task.kind].combine(task, [*(members[pick] for pick in picks), member], vote)
-            found = score_decisions(task, combined[decision_column(task)], labels)[task.metric]
-            scores.append(signed(task, found))
+        scores = [rate([*picks, number]) for number in range(len(members))]
         picks.append(int(np.argmax(scores)))
         path.append(max(scores))
     return picks[: int(np.argmax(path)) + 1]

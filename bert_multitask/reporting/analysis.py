@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from ..data.labels import even_labels
 from ..evaluation.intervals import LEVEL, Estimate, wilson
 from ..evaluation.metrics import score
-from ..evaluation.tables import Predictions, check_alike, decision_column, read_columns
+from ..evaluation.tables import Predictions, check_alike, read_columns
 from ..model.kinds import KINDS, Kind
 from ..model.losses import labelled_rows
 from ..model.tasks import Task
@@ -102,7 +102,7 @@ def label_predictions(table: Predictions, rows: Dataset) -> LabelledPredictions:
         ids=rows["id"][:],
         texts=row_texts(rows),
         labels=labels,
-        predicted=columns[decision_column(table.task)],
+        predicted=columns[KINDS[table.task.kind].decision],
         probabilities=columns.get("probabilities"),
     ).select(np.flatnonzero(labelled_rows(labels)))
 

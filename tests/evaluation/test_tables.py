@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
-from bert_multitask.evaluation.tables import decision_column, prediction_table, read_predictions, write_predictions
+from bert_multitask.evaluation.tables import prediction_table, read_predictions, write_predictions
 from bert_multitask.model.errors import InputError
+from bert_multitask.model.kinds import KINDS
 from bert_multitask.model.tasks import TASKS, Task
 
 LOGITS = {
@@ -68,7 +69,7 @@ def test_files_of_a_users_own_task_have_names(tmp_path):
     read = read_predictions(tmp_path / "nli-dev.parquet")
     assert read.task == task and read.table[:] == table[:]
 
-    score = Task(name="years", kind="similarity", score_range=(0, 99))
+    score = Task(name="years", kind="regression", score_range=(0, 99))
     write_predictions(score, prediction_table(score, ["x"], np.array([41.5])), tmp_path / "years-dev")
     assert (tmp_path / "years-dev.csv").read_text() == "id,score\nx,41.5\n"
 
@@ -114,7 +115,7 @@ def test_whatever_ids_rows_have_are_read_as_they_were_written(tmp_path, name, id
     logits = np.random.default_rng(0).normal(size=(len(ids), 5) if name == "sst" else len(ids))
     table = prediction_table(task, ids, logits)
     write_predictions(task, table, tmp_path / f"{name}-dev")
-    decision = decision_column(task)
+    decision = KINDS[task.kind].decision
     for form in ("csv", "parquet"):
         read = read_predictions(tmp_path / f"{name}-dev.{form}").table
         assert read["id"][:] == ids and read[decision][:] == table[decision][:]
@@ -187,7 +188,7 @@ FORMULAS = ["=1+1", "+x", "-x", "@sum(a1)", "\tx", "=", "'", "-1", "+2.5", "x=1"
 
 def test_ids_that_a_spreadsheet_would_run_are_written_as_text(tmp_path, caplog, propagated_logs):
     """In a plain table alone: the course's form is its graders'. The Parquet file has them as they are."""
-    task = Task(name="years", kind="similarity", score_range=(0, 99))
+    task = Task(name="years", kind="regression", score_range=(0, 99))
     write_predictions(task, prediction_table(task, FORMULAS, np.zeros(len(FORMULAS))), tmp_path / "years-dev")
     with open(tmp_path / "years-dev.csv", newline="") as file:
         written = [row["id"] for row in csv.DictReader(file)]
