@@ -623,6 +623,11 @@ def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, f
     return float(np.mean([unit_score(task, scores[name][task.metric]) for name, task in tasks.items()]))
 
 
+def score_keys(tasks: Mapping[str, Task]) -> dict[str, str]:
+    """{task: the key of its score in `metrics.json`}, and that of the overall score, in the order of tables."""
+    return {name: f"eval_{name}_{task.metric}" for name, task in tasks.items()} | {"overall": "eval_overall"}
+
+
 def unit_score(task: Task, value: float | np.ndarray) -> float | np.ndarray:
     """A value of the task's metric, brought to [0, 1] for the overall score."""
     return find_metric(task).to_unit(value, task)

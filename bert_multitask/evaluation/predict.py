@@ -1,6 +1,6 @@
 """The logits of a model on rows, in batches of similar length: the loop below every prediction outside of training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -59,6 +59,18 @@ def predict_tasks(
     return {
         task: join_rows(parts, 0).numpy()[back] if parts else no_logits(model, task) for task, parts in logits.items()
     }
+
+
+def group_alike(names: Iterable[str], alike: Callable[[str, str], bool]) -> list[list[str]]:
+    """The names, those that are alike together: what has the same rows needs one pass of a shared encoder."""
+    groups: list[list[str]] = []
+    for name in names:
+        group = next((group for group in groups if alike(group[0], name)), None)
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return groups
 
 
 def read_rows(tokens: Dataset | Mapping[str, list], numbers: list[int]) -> list[dict]:

@@ -1,4 +1,4 @@
-"""One object that answers: a trained model on texts, pairs, dictionaries or a frame."""
+"""`MultitaskPipeline`: a trained model's answers to texts, pairs, dictionaries or a frame."""
 
 import os
 import reprlib
@@ -19,7 +19,7 @@ from ..data.readers import as_text, check_columns, read_text
 from ..data.rows import is_unicode, text_columns
 from ..data.tokens import check_tokenizer, encode
 from ..evaluation.metrics import check_finite
-from ..evaluation.predict import predict_tasks
+from ..evaluation.predict import group_alike, predict_tasks
 from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
@@ -29,22 +29,22 @@ from .trained_run import TrainedRun
 logger = logging.get_logger(__name__)
 
 CHUNK = 1_000  # rows that are tokenised at a time
-Texts = list[list[str]]  # the texts of the rows, and of pairs their second texts
+Texts = list[list[str]]  # the rows' texts; of pairs the first texts and the second texts
 Columns = dict[str, Sequence]  # of a prediction table, without ids
-ONE_CALL = threading.Lock()  # a tokenizer's settings are those of one call; and a call uses all cores
-# The last model that was loaded in this process, by the key of its pipeline: all copies of that share it.
+ONE_CALL = threading.Lock()  # a call changes the tokenizer's settings, and uses all cores
+# {key of a pipeline: model and tokenizer}: the last that this process loaded. All copies of a pipeline share them.
 LOADED: dict[str, tuple[MultitaskBertModel, PreTrainedTokenizerBase]] = {}
 
 
 class MultitaskPipeline:
     """Answers the tasks of a trained model, as a pipeline of Transformers does: `pipe("sst", ["A superb plot."])`.
 
-    It can be pickled, for workers of Ray or Spark. A copy of a run loads the model when it is first used, once in each
-    process. Threads may share one; their calls are answered one after the other.
+    It can be pickled, for workers of Ray or Spark: a copy loads the run's model when it is first used, once in each
+    process. Threads may share a pipeline; their calls are answered one after the other.
 
     Args:
         model: run folder, Hub id or `package:NAME/PATH`; or a model, which is put in evaluation mode.
-        tokenizer: of a model that is given itself.
+        tokenizer: only with a model that is given itself.
         device: to compute on. By default Accelerate's choice, or where a given model is.
         batch_size: rows at a time.
         max_length: tokens that a row may have; longer rows are cut as in training. By default the run's own, else 512;
@@ -83,15 +83,14 @@ class MultitaskPipeline:
         self.max_length = min(max_length or own, config.max_position_embeddings)
 
     def __repr__(self) -> str:
-        """What it answers."""
         return f"{type(self).__name__}({self.run.name if self.run else 'a model'}: {', '.join(self.tasks)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the weights of a run, which a copy loads by the run's name."""
+        """Without a run's weights: a copy loads them by the run's name."""
         return vars(self) | ({"parts": None} if self.run else {})
 
     def load(self) -> tuple[MultitaskBertModel, PreTrainedTokenizerBase]:
-        """The model and the tokenizer; those of a run are read when they are first asked for."""
+        """The model and the tokenizer; those of a run are read on the first call."""
         if self.parts is None:
             if self.key not in LOADED:
                 model = self.run.load_model().to(PartialState().device if self.device is None else self.device)
@@ -106,14 +105,14 @@ class MultitaskPipeline:
         Args:
             task: name of one of the model's tasks.
             rows: texts, or (text, text) pairs for a pair task; dictionaries with the task's own columns, or with `text`
-                (and `text_pair`), whatever else they have; or a `pandas.DataFrame` with such columns. A single text,
-                (text, text) or dictionary is one row. Where each word has a label a text may be a list of words. In
-                a row a missing text (None, NaN or `pandas.NA`) is an empty one, as in files.
+                (and `text_pair`), and any others; or a `pandas.DataFrame` with such columns. A single text,
+                (text, text) or dictionary is one row. If each word has a label, a text may be a list of words. A
+                missing text (None, NaN or `pandas.NA`) is an empty one, as in files.
 
         Returns:
-            A dictionary a row: `label` (a name) with `probabilities` {name: probability}, or `score`, or what else the
-            kind of task has; a single one for a single row. Of a frame, the frame with the columns `{task}_label`,
-            `{task}_probability`, … added, its rows and index as they were.
+            A dictionary for each row: `label` (a name) with `probabilities` {name: probability}, or `score`, or what
+            the kind of task has (`Kind.answers`); a single one for a single row. For a frame, a copy with the columns
+            `{task}_label`, `{task}_probability`, … added.
 
         Raises:
             InputError: the model has no such task, a row is none of the above (the message names its number, from 0),
@@ -127,16 +126,16 @@ class MultitaskPipeline:
         return answers[0] if single else answers
 
     def all(self, rows: Any) -> Any:
-        """Answer every task of single texts; tasks that share an encoder are answered from one pass of it.
+        """Answer every task of single texts, tasks that share an encoder in one pass of it.
 
         Args:
-            rows: a text, or rows as of a call. Of a frame, every task is answered whose columns it has, pair tasks too.
+            rows: a text, or rows as in a call. For a frame every task is answered whose columns it has, pair tasks too.
 
         Returns:
-            A dictionary a row, {task: its answer}; or the frame with the columns of all tasks added.
+            {task: its answer} for each row; or the frame with the columns of all tasks added.
 
         Raises:
-            InputError: as of a call; or there is no task for such rows.
+            InputError: as in a call; or there is no task for such rows.
         """
         if isinstance(rows, pd.DataFrame):
             return self.add_columns(self.answerable(rows.columns, "the frame"), rows)
@@ -148,8 +147,8 @@ class MultitaskPipeline:
         return answers[0] if single else answers
 
     def table(self, task: str, rows: Any) -> Dataset:
-        """Answer one task as a prediction table (see `prediction_table`), with the numbers of the rows, from 0, as ids.
-        The arguments are those of a call, but for frames."""
+        """Answer one task as a prediction table (see `prediction_table`). The ids are the rows' numbers, from 0. The
+        arguments are those of a call, without frames."""
         spec = self.find(task)
         texts = plain_texts(spec, as_list(rows, pairs=spec.text_pair is not None)[1])
         columns = self.predict({task: texts})[task]
@@ -162,7 +161,7 @@ class MultitaskPipeline:
         return self.tasks[task]
 
     def answerable(self, columns: Iterable[str], where: str) -> list[str]:
-        """The tasks whose own columns are among those of a frame or file; `where` is what it is called in messages."""
+        """The tasks whose own columns are among those of a frame or file, which messages call `where`."""
         columns = list(columns)
         if names := [name for name, task in self.tasks.items() if {*own_columns(task)} <= {*columns}]:
             return names
@@ -187,19 +186,14 @@ class MultitaskPipeline:
             part = frame[list({part: None for column in columns for part in text_parts(column)})].astype(object)
             # None for every mark of a missing value that pandas has
             rows = part.where(part.notna(), None).to_dict("records")
-            read = self.tasks[name].read_text
-            values = [
-                [read(read_text(row, column, "rows", number)) for number, row in enumerate(rows, start=1)]
-                for column in columns
-            ]
-            texts[name] = read_texts(values, "rows")
+            texts[name] = [read_column(self.tasks[name], rows, column) for column in columns]
         return frame.assign(**self.shown_columns(texts, frame.columns))
 
     def shown_columns(
         self, texts: Mapping[str, Texts], taken: Iterable[str], progress: Callable[[float], object] | None = None
     ) -> Columns:
-        """The columns that tables of rows get, {task}_{column}: those that a CSV file shows, and the others of the
-        tasks' prediction tables.
+        """Predictions as columns {task}_{column} to add to rows: those of a CSV file, and the others of the tasks'
+        prediction tables.
 
         Args:
             texts: {task: the texts of the rows}.
@@ -214,48 +208,43 @@ class MultitaskPipeline:
             shown = found | KINDS[self.tasks[name].kind].plain(self.tasks[name], found)
             columns |= {f"{name}_{column}": list(map(as_plain, values)) for column, values in shown.items()}
         if there := [column for column in columns if column in set(taken)]:
-            raise InputError(f"there is a column {there[0]!r} already, which predictions would have; rename or drop it")
+            raise InputError(f"the rows have a column {there[0]!r} already, as predictions would; rename or drop it")
         return columns
 
     def predict(
         self, texts: Mapping[str, Texts], progress: Callable[[float], object] | None = None
     ) -> dict[str, Columns]:
-        """The columns of prediction tables. Tasks with the same texts are answered together.
+        """The columns of prediction tables. Tasks with the same tokens are answered together.
 
         Args:
             texts: {task: the texts of its rows}.
-            progress: is called with the rows that are done, a share of a row where it is done for some tasks only.
+            progress: is called with the number of rows done since the last call; a row counts in shares, one for each
+                pass that it needs.
 
         Raises:
             NonFiniteError: a logit is NaN or infinite.
         """
-        groups: list[tuple[Texts, list[str]]] = []
-        for name, given in texts.items():
-            alike = [names for others, names in groups if others == given]
-            form = self.token_form(name)  # else they have other tokens
-            together = next((names for names in alike if self.token_form(names[0]) == form), None)
-            if together is None:
-                groups.append((given, [name]))
-            else:
-                together.append(name)
+
+        def form(name: str) -> tuple:
+            """What decides a task's tokens."""
+            task = self.tasks[name]
+            return task.by_words, task.truncation, task.pair_encoding, texts[name]
+
+        groups = group_alike(texts, lambda one, other: form(one) == form(other))
         with ONE_CALL:
             model, tokenizer = self.load()
             step = None if progress is None else lambda rows: progress(rows / len(groups))
             found = {}
-            for given, names in groups:
-                tokens = self.encode(tokenizer, given, self.tasks[names[0]])
+            for names in groups:
+                tokens = self.encode(tokenizer, texts[names[0]], self.tasks[names[0]])
                 for name, logits in predict_tasks(model, names, tokens, self.batch_size, step).items():
                     check_finite(self.tasks[name], logits)
                     found[name] = KINDS[self.tasks[name].kind].table(self.tasks[name], logits, tokens)
         return {name: found[name] for name in texts}
 
-    def token_form(self, name: str) -> tuple[bool, str, str | None]:
-        """What of a task decides which tokens a text has."""
-        return self.tasks[name].by_words, self.tasks[name].truncation, self.tasks[name].pair_encoding
-
     def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Texts, task: Task) -> dict[str, list]:
-        """The tokens of rows (see `tokens.encode`), made of a part of them at a time: what the tokenizer returns is
-        many times as large."""
+        """The tokens of rows (see `tokens.encode`), CHUNK rows at a time, because what the tokenizer returns is many
+        times as large."""
         separate, words = self.load()[0].is_separate(task), task.by_words
         tokens: dict[str, list] = {"input_ids": [], "token_type_ids": [], "truncated": [], "word_starts": []}
         for start in range(0, len(texts[0]), CHUNK):
@@ -273,24 +262,23 @@ def as_list(rows: Any, pairs: bool = False) -> tuple[bool, list]:
     """Whether this is a single row, and the rows as a list.
 
     Args:
-        rows: as of a call.
+        rows: as in a call.
         pairs: whether a tuple of two texts is a row.
 
     Raises:
-        InputError: it is neither a row nor rows in an order.
+        InputError: it is neither a row nor a sequence of rows.
     """
     is_pair = pairs and isinstance(rows, tuple) and len(rows) == 2
     is_pair = is_pair and all(isinstance(as_given(text), str) for text in rows)
-    if isinstance(rows, str) or is_pair or (isinstance(rows, Mapping) and not any(map(is_column, rows.values()))):
+    # A dictionary of columns is no row.
+    is_row = isinstance(rows, Mapping) and all(
+        isinstance(value, (str, bytes)) or not isinstance(value, Iterable) for value in rows.values()
+    )
+    if isinstance(rows, str) or is_pair or is_row:
         return True, [rows]
     if isinstance(rows, (bytes, Mapping, Set, pd.DataFrame)) or not isinstance(rows, Iterable):
         raise InputError(f"rows is {one_line(reprlib.repr(rows))} ({type(rows).__name__}); expected a list of rows")
     return False, list(rows)
-
-
-def is_column(value: Any) -> bool:
-    """Whether a dictionary with this value is one of columns, and not a row."""
-    return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
 
 
 def own_columns(task: Task) -> list[str]:
@@ -299,10 +287,11 @@ def own_columns(task: Task) -> list[str]:
 
 
 def find_columns(task: Task, columns: Iterable[str], where: str | None) -> list[str | tuple[str, ...]]:
-    """Which columns have a task's texts, for each of them one or several: its own, else `text` (and `text_pair`).
+    """The columns of a task's texts, one or several for each text: its own, else `text` (and `text_pair`).
 
     Raises:
-        InputError: neither are there; without `where`, what has the columns, none are returned instead.
+        InputError: neither are there; the message names `where`, which has the columns. Without `where` the result is
+            [] instead.
     """
     own, columns = own_columns(task), list(columns)
     if {*own} <= {*columns}:
@@ -320,9 +309,8 @@ def plain_texts(task: Task, rows: Sequence) -> Texts:
     """The texts of plain rows, and for a pair task their second texts, a list each.
 
     Raises:
-        InputError: one is not what the task takes.
+        InputError: a row is not what the task takes.
     """
-    own = own_columns(task)
     texts: Texts = [[] for _ in text_columns(task)]
     for number, row in enumerate(rows):
         if isinstance(row, Mapping):
@@ -334,7 +322,7 @@ def plain_texts(task: Task, rows: Sequence) -> Texts:
             expected = "a pair of texts" if task.text_pair else "a text"
             raise InputError(
                 f"rows[{number}] is {one_line(reprlib.repr(row))}; task {task.name!r} takes {expected}, or a "
-                f"dictionary with {' and '.join(own)}"
+                f"dictionary with {' and '.join(own_columns(task))}"
             )
         for column, text in zip(texts, found, strict=True):
             column.append(text)
@@ -346,20 +334,17 @@ def as_given(text: Any) -> Any:
     return "" if pd.isna(text) is True else text
 
 
-def read_texts(columns: Sequence[Sequence], where: str) -> Texts:
-    """The values of columns as texts, as those of files are read (see `as_text`).
-
-    Args:
-        columns: one or two, in the rows' order.
-        where: what they are of, for messages.
+def read_column(task: Task, rows: Sequence[Mapping], column: str | tuple[str, ...]) -> list[str]:
+    """The texts of a frame's column, or of several joined, read as those of files are (see `as_text`).
 
     Raises:
-        InputError: a value is none; the message names its row.
+        InputError: a value is no text; the message names its row.
     """
-    texts = [[as_text(value, where, number) for number, value in enumerate(column, start=1)] for column in columns]
-    for column in texts:
-        if broken := [number for number, text in enumerate(column, start=1) if not is_unicode(text)]:
-            raise InputError(f"{where}, row {broken[0]}: the text has half of a two-part character; correct it")
+    texts = []
+    for number, row in enumerate(rows, start=1):
+        texts.append(as_text(task.read_text(read_text(row, column, "rows", number)), "rows", number))
+        if not is_unicode(texts[-1]):
+            raise InputError(f"rows, row {number}: the text has half of a two-part character; correct it")
     return texts
 
 

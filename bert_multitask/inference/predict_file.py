@@ -1,7 +1,7 @@
-"""A file of rows → the same rows with predictions, in parts that are each written whole; its scores if it has labels.
+"""Predict a file of rows, part by part, and score it if it has labels.
 
-A part is read, predicted and written at once, so memory does not grow with the file. What was stopped goes on: parts
-that are there are kept. Several processes share the parts.
+A part is read, predicted and written whole before the next, so memory does not grow with the file. A job that was
+stopped goes on: it keeps the parts that are there. Several processes share the parts.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from ..data.readers import fetch, is_url, read_tables
 from ..data.records import to_json, write_json
 from ..data.rows import clean_part, text_columns
 from ..evaluation.intervals import Scores
-from ..evaluation.metrics import overall_score, score
+from ..evaluation.metrics import overall_score, score, score_keys
 from ..evaluation.tables import writing_predictions
 from ..model.errors import InputError
 from ..model.kinds import KINDS
@@ -40,12 +40,12 @@ from .pipeline import MultitaskPipeline, find_columns
 logger = logging.get_logger(__name__)
 
 PART = 32_768  # rows of a part
-MOST_RESAMPLED = 100_000  # labelled rows of a task; of more, an interval takes minutes, and is narrow
+MOST_RESAMPLED = 100_000  # labelled rows of a task; with more, intervals take minutes, and are narrow
 SETTINGS = "predict.json"
 
 
 class Part(NamedTuple):
-    """Some rows of a file: their number among the parts, the number of the first row (from 1), and the rows."""
+    """Some rows of a file, the number of the part, and that of its first row (from 1)."""
 
     number: int
     first: int
@@ -59,11 +59,11 @@ class RowFile:
     Attributes:
         path: local, or an address.
         tasks: {name: task} to predict, with the file's columns of texts.
-        labelled: the names of those that have labels in it.
+        labelled: names of the tasks that have labels in it.
         count: its rows.
         size: rows of a part.
         schema: of its columns.
-        form: the task that says how tables quote.
+        form: a task, which says how the file quotes.
     """
 
     path: str
@@ -113,7 +113,7 @@ class RowFile:
         return cls(path, tasks, [name for name in tasks if name in labelled], count, size, schema, form)
 
     def __iter__(self) -> Iterator[Part]:
-        """Its parts."""
+        """Read the parts one after the other."""
         for number, table in enumerate(read_tables(self.path, self.form, self.size, self.schema)):
             yield Part(number, number * self.size + 1, table)
 
@@ -122,7 +122,7 @@ class RowFile:
         return min(self.size, self.count - number * self.size)
 
     def part_paths(self, folder: Path) -> list[Path]:
-        """The files of its parts: one, or a numbered one for each."""
+        """The files to write: one, or one for each part, numbered."""
         if self.count <= self.size:
             return [folder / "predictions.parquet"]
         return [folder / f"part-{number:05d}.parquet" for number in range(-(-self.count // self.size))]
@@ -130,10 +130,7 @@ class RowFile:
 
 def join_schemas(first: pa.Schema | None, second: pa.Schema, path: str) -> pa.Schema:
     """A schema that the rows of both fit: whole numbers become fractions, and a column without values takes any type.
-
-    Raises:
-        InputError: a column is of two types.
-    """
+    A column of two types is an InputError."""
     try:
         return second if first is None else pa.unify_schemas([first, second], promote_options="permissive")
     except ArrowException as error:
@@ -158,9 +155,9 @@ def predict_file(
     Args:
         pipe: of the model.
         path: a table (CSV, tab-separated), JSON lines or Parquet, local or with an address, compressed or not.
-        output_dir: folder for the rows with all their columns and the predictions as further ones (see
-            `MultitaskPipeline.shown_columns`), in the file's order. A file of at most `rows_per_part` rows leaves
-            `predictions.csv` and `predictions.parquet`, a longer one `part-00000.parquet`, ….
+        output_dir: folder for the rows, in the file's order, with the predictions as further columns (see
+            `MultitaskPipeline.shown_columns`). A file of at most `rows_per_part` rows leaves `predictions.csv` and
+            `predictions.parquet`, a longer one `part-00000.parquet`, ….
         tasks: names of the tasks; by default all whose columns the file has.
         rows_per_part: rows that are read, predicted and written at a time.
 
@@ -169,8 +166,8 @@ def predict_file(
         with `_low` and `_high`, `eval_{task}_rows`, and `eval_overall`. Empty on all processes but the first.
 
     Raises:
-        InputError: as `RowFile.open`; or the folder cannot be written, is being written, or has the predictions of
-            another file, model or setting.
+        InputError: as `RowFile.open`; or the folder cannot be written, another process writes it, or it has the
+            predictions of another file, model or setting.
     """
     if rows_per_part < 1:
         raise InputError(f"rows_per_part is {rows_per_part}; expected at least 1")
@@ -193,10 +190,10 @@ def predict_file(
 
 
 def begin(source: RowFile, pipe: MultitaskPipeline, folder: Path) -> None:
-    """Note in a folder what its parts are of, or compare it with what is noted there.
+    """Record in a folder what its parts are made of: the file, the weights and the settings.
 
     Raises:
-        InputError: the folder has parts of something else.
+        InputError: the folder has parts of another file, model or setting.
     """
     with open(fetch(source.path, source.form), "rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -233,10 +230,10 @@ def hash_weights(model: MultitaskBertModel) -> str:
 
 
 def predict_parts(source: RowFile, pipe: MultitaskPipeline, folder: Path, processes: PartialState) -> None:
-    """Write this process's share of the parts that are not there yet; the first process shows its progress."""
+    """Write this process's share of the parts that are missing; the first process shows its progress."""
     paths = source.part_paths(folder)
     missing = [number for number, path in enumerate(paths) if not is_whole(path, source.part_rows(number))]
-    processes.wait_for_everyone()  # before the first new part is there, so that all have the same list
+    processes.wait_for_everyone()  # before a new part is written, so that all have the same list
     mine = set(missing[processes.process_index :: processes.num_processes])
     if not missing and processes.is_main_process:
         logger.warning(f"{folder} has all predictions of this file and model already; they are kept")
@@ -256,7 +253,7 @@ def predict_parts(source: RowFile, pipe: MultitaskPipeline, folder: Path, proces
 
 
 def show_progress(what: str, rows: int | None = None) -> Any:
-    """A bar with the rows that are done, rows/s and, of a known number of rows, the time left; on the first process."""
+    """A progress bar on the first process: rows done, rows/s and, if the number of rows is known, the time left."""
     return logging.tqdm(
         desc=what,
         total=rows,
@@ -287,33 +284,34 @@ def write_csv(path: Path, source: RowFile) -> None:
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table.column_names)
-        writer.writerows(zip(*(map(as_field, column.to_pylist()) for column in table.columns), strict=True))
-
-
-def as_field(value: object) -> object:
-    """A value as CSV can hold it: lists and structures as JSON."""
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
+        for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            writer.writerow(
+                json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
+                for value in row
+            )
 
 
 def score_parts(source: RowFile, folder: Path) -> dict[str, float]:
     """The scores of the parts' predictions (see `predict_file`)."""
-    found: dict[str, list[tuple]] = {name: [] for name in source.labelled}
+    tasks = {name: source.tasks[name] for name in source.labelled}
+    decisions: dict[str, list] = {name: [] for name in tasks}
+    references: dict[str, list] = {name: [] for name in tasks}
     paths = source.part_paths(folder)
     for number, first, table in source:
-        for name in source.labelled:
-            task = source.tasks[name]
+        for name, task in tasks.items():
             labels = np.array(even_labels(clean_part(task, table, source.path, first)["label"][:]))
             known = labelled_rows(labels)
-            found[name].append((read_part(task, paths[number])[known], labels[known]))
-    tasks = {name: source.tasks[name] for name in source.labelled}
-    pairs = {
-        name: [join_arrays(tasks[name], side) for side in zip(*parts, strict=True)] for name, parts in found.items()
-    }
-    return score_pairs(tasks, pairs)
+            decisions[name].append(torch.from_numpy(read_part(task, paths[number])[known]))
+            references[name].append(torch.from_numpy(labels[known]))
+    joined = (
+        {name: join_rows(parts, KINDS[tasks[name].kind].missing).numpy() for name, parts in side.items()}
+        for side in (decisions, references)
+    )
+    return score_rows(tasks, *joined)
 
 
 def read_part(task: Task, path: Path) -> np.ndarray:
-    """What a part says of a task, of the form of labels."""
+    """A task's decisions in a part, of the form of labels."""
     kind, reader = KINDS[task.kind], LabelReader(task)
     column = f"{task.name}_{kind.decision}"
     values = parquet.read_table(path, columns=[column])[column].to_pylist()
@@ -321,21 +319,19 @@ def read_part(task: Task, path: Path) -> np.ndarray:
     return np.array(even_labels(decisions), kind.dtype)
 
 
-def join_arrays(task: Task, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The labels or decisions of several parts."""
-    return join_rows([torch.from_numpy(part) for part in parts], KINDS[task.kind].missing).numpy()
-
-
-def score_pairs(tasks: Mapping[str, Task], pairs: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
-    """The flat scores of {task: (decisions, labels) of its labelled rows}, with intervals where there are few."""
-    flat: dict[str, float] = {f"eval_{name}_rows": len(labels) for name, (_, labels) in pairs.items()}
-    keys = {name: f"eval_{name}_{task.metric}" for name, task in tasks.items()} | {"overall": "eval_overall"}
+def score_rows(
+    tasks: Mapping[str, Task], decisions: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """The scores of {task: decisions} and {task: labels} of labelled rows (see `predict_file`), with intervals unless a
+    task has more than MOST_RESAMPLED rows."""
+    flat: dict[str, float] = {f"eval_{name}_rows": len(rows) for name, rows in labels.items()}
+    keys = score_keys(tasks)
     if max(flat.values()) > MOST_RESAMPLED:
         logger.warning(f"more than {MOST_RESAMPLED:,} labelled rows: the scores have no intervals")
-        values = {name: {task.metric: score(task, *pairs[name])} for name, task in tasks.items()}
-        flat |= {keys[name]: value for name, scores in values.items() for value in scores.values()}
-        return flat | {"eval_overall": overall_score(tasks, values)}
-    scores = Scores(tasks, *({name: pair[side] for name, pair in pairs.items()} for side in (0, 1)))
+        values = {name: {task.metric: score(task, decisions[name], labels[name])} for name, task in tasks.items()}
+        flat |= {keys[name]: values[name][task.metric] for name, task in tasks.items()}
+        return flat | {keys["overall"]: overall_score(tasks, values)}
+    scores = Scores(tasks, decisions, labels)
     for name, key in keys.items():
         value, low, high = scores[name]
         flat |= {key: value, f"{key}_low": low, f"{key}_high": high}
@@ -343,17 +339,11 @@ def score_pairs(tasks: Mapping[str, Task], pairs: Mapping[str, Sequence[np.ndarr
 
 
 def describe_file_scores(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> str:
-    """What `predict_file` returns, a line a task.
-
-    Args:
-        scores: of the tasks with labels.
-        tasks: {name: task} of the model.
-    """
+    """What `predict_file` returns, a line for each of the model's tasks {name: task} that has labels."""
     lines = []
-    for name, task in tasks.items():
+    for name, key in score_keys(tasks).items():
         if (rows := scores.get(f"eval_{name}_rows")) is not None:
-            key = f"eval_{name}_{task.metric}"
-            low, high = scores.get(f"{key}_low"), scores.get(f"{key}_high")
-            bounds = "" if low is None or low != low else f"  ({low:.4f} to {high:.4f})"
-            lines.append(f"{name}  {task.metric} {scores[key]:.4f}{bounds}  {rows:,} rows")
+            low, high = scores.get(f"{key}_low", np.nan), scores.get(f"{key}_high", np.nan)
+            bounds = "" if np.isnan(low) else f"  ({low:.4f} to {high:.4f})"
+            lines.append(f"{name}  {tasks[name].metric} {scores[key]:.4f}{bounds}  {rows:,} rows")
     return "\n".join(lines)

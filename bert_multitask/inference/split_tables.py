@@ -1,4 +1,4 @@
-"""Prediction tables of a split: those that runs have written, or predict now; their rows, labels and scores."""
+"""Prediction tables of a split, written before or predicted now, with their rows, labels and scores."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -15,8 +16,8 @@ from ..data.collate import join_rows
 from ..data.labels import even_labels
 from ..data.rows import load_rows, usable_rows
 from ..data.tokens import tokenise
-from ..evaluation.metrics import overall_score, score_decisions
-from ..evaluation.predict import predict_tasks
+from ..evaluation.metrics import overall_score, score_decisions, score_keys
+from ..evaluation.predict import group_alike, predict_tasks
 from ..evaluation.tables import Predictions, check_alike, find_tables, prediction_table, read_decisions
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError
@@ -26,13 +27,13 @@ from ..training.arguments import check_launch, parse_json
 from ..training.run_folder import read_run
 from .trained_run import TrainedRun
 
-# What says where a task's rows are and how they are read, which a checkpoint's config.json does not.
+# The fields that say where a task's rows are and how they are read; a checkpoint's config.json does not have them.
 SOURCE = ("text", "text_pair", "label", "id", "files", "dev_share", "quoting", "hub", "extra_train")
 
 
 class Place(NamedTuple):
-    """Where a task's rows are: its `files` or `hub`, the folder of the files, and the `run.json` that says so, as far
-    as they are known."""
+    """Where a task's rows are, as far as that is known: a task with `files` or `hub`, the folder of the files, and the
+    `run.json` that says so."""
 
     task: Task
     data_dir: str | None
@@ -47,8 +48,8 @@ class Place(NamedTuple):
 class SplitTables:
     """The prediction tables of one split, and the rows that they are of.
 
-    A run that has no tables predicts them now. All input is read and tokenised before the first model is loaded, once
-    where the runs' tokenizers and encodings agree. Under several processes each predicts a share of the rows, and all
+    A run without tables predicts them now. All rows are read and tokenised before the first model is loaded, and only
+    once for runs with the same tokenizer and encoding. Of several processes each predicts a share of the rows, and all
     get the whole tables.
 
     Args:
@@ -61,12 +62,12 @@ class SplitTables:
 
     Attributes:
         names: as they were given, of opened runs their names.
-        tables: of each name, {task: its table}, one row a prediction in file order. A task that has no such split has
-            no table.
+        tables: {task: its table} of each name, one row a prediction in file order. A task without such a split has no
+            table.
         tasks: {name: task} of all the tables, in the order of the argument or of the first run.
 
     Raises:
-        InputError: there is no such run, it has no such task, or nothing says where the rows are that it predicts.
+        InputError: there is no such run, it has no such task, or nothing says where its rows are.
     """
 
     def __init__(
@@ -78,16 +79,22 @@ class SplitTables:
         data_dir: str | None = None,
         batch_size: int = 64,
     ):
-        self.names = [name.name if isinstance(name, TrainedRun) else name for name in names]
+        self.names = [name if isinstance(name, str) else name.name for name in names]
         self.split, self.data_dir, self.batch_size = split, data_dir, batch_size
         self.given = read_specs(tasks or ())
         self.read: dict[str, Dataset | None] = {}  # rows and tokens, by all that they depend on
-        self.tables = [{} if isinstance(name, TrainedRun) else find_tables(name, split) for name in names]
+        self.tables = [find_tables(name, split) if isinstance(name, str) else {} for name in names]
         for name, tables in zip(self.names, self.tables, strict=True):
             if tables and (missing := [task for task in self.given if task not in tables]):
                 raise InputError(f"--tasks names {missing[0]!r}; the tables of {name} are of {', '.join(tables)}")
-        self.places = [read_places(name) for name in names]
-        self.predict({n: open_run(name) for n, name in enumerate(names) if not self.tables[n] and is_run(name)})
+        self.places = [read_places(name) for name in self.names]
+        self.predict(
+            {
+                number: TrainedRun.open(name) if isinstance(name, str) else name
+                for number, name in enumerate(names)
+                if not self.tables[number] and is_run(self.names[number])
+            }
+        )
         if self.given:
             self.tables = [{task: tables[task] for task in tables if task in self.given} for tables in self.tables]
         found = {name: table.task for tables in reversed(self.tables) for name, table in tables.items()}
@@ -121,7 +128,7 @@ class SplitTables:
         return found
 
     def locate(self, task: Task, own: Mapping[str, Place] | None = None) -> Place:
-        """Where a task's rows are: as the run itself says (`own`), or the first of the others that has such a task."""
+        """Where a task's rows are: as the run itself says (`own`), else as the first other that has such a task."""
         known = [places for places in (own, *self.places) if places]
         preset = Place(TASKS.get(task.name), next(iter(known[0].values())).data_dir if known else None)
         source, data_dir, record = next((places[task.name] for places in known if task.name in places), preset)
@@ -132,7 +139,7 @@ class SplitTables:
         return Place(located, self.data_dir or data_dir, record)
 
     def read_rows(self, place: Place, name: str) -> Dataset | None:
-        """The clean rows at a place, read once; `name` is of the run or tables, for messages."""
+        """The clean rows at a place, read once; `name` is that of the run or tables, for messages."""
         task, data_dir, record = place
         if not task.files and not task.hub:
             example = json.dumps({"name": task.name, "files": {"train": "FILE", "dev": "FILE", "test": "FILE"}})
@@ -151,7 +158,7 @@ class SplitTables:
         return self.read[key]
 
     def read_tokens(self, run: TrainedRun, own: Mapping[str, Place]) -> dict[str, tuple[Task, Dataset]]:
-        """{task: itself and its tokens} of a run's tasks that have the split."""
+        """{task: (task, tokens)} of a run's tasks that have the split."""
         if missing := [task for task in self.given if task not in run.tasks]:
             raise InputError(f"--tasks names {missing[0]!r}; the tasks of {run.name} are {', '.join(run.tasks)}")
         tokenizer = run.load_tokenizer()
@@ -162,7 +169,7 @@ class SplitTables:
                 continue
             task = place.task
             form = (task.by_words, task.truncation, task.pair_encoding or run.config.pair_encoding)
-            # The rows by their identity: `self.read` keeps them.
+            # `self.read` keeps the rows, so their id is not used again.
             key = repr((name, id(rows), tokenizer.backend_tokenizer.to_str(), run.max_length, *form))
             if key not in self.read:
                 self.read[key] = tokenise(task, rows, tokenizer, run.max_length, run.config.pair_encoding)
@@ -182,54 +189,46 @@ class SplitTables:
                 tokens = inputs[number][names[0]][1]
                 share = np.array_split(np.arange(len(tokens)), processes.num_processes)[processes.process_index]
                 found = predict_tasks(model, names, tokens.select(share), self.batch_size)
-                for name, (task, tokens) in ((name, inputs[number][name]) for name in names):
+                for name in names:
+                    task, tokens = inputs[number][name]
                     parts = [torch.from_numpy(part) for part in gather_object([found[name]])]
                     table = prediction_table(task, tokens["id"][:], join_rows(parts, 0).numpy(), tokens)
                     self.tables[number][name] = Predictions(task, table, run.name)
 
 
 def same_tokens(tokens: Mapping[str, Dataset]) -> list[list[str]]:
-    """The names of {task: tokens}, those with the same tokens together, as of a group's tasks: one pass of an encoder
-    answers them."""
+    """The names of {task: tokens}, those with the same tokens together, such as a group's tasks."""
     columns = {name: part.select_columns(["input_ids", "token_type_ids"]) for name, part in tokens.items()}
     tables = {name: part.with_format("arrow")[:] for name, part in columns.items()}
-    together: list[list[str]] = []
-    for name, table in tables.items():
-        alike = next((names for names in together if tables[names[0]].equals(table)), None)
-        if alike is None:
-            together.append([name])
-        else:
-            alike.append(name)
-    return together
+    return group_alike(tables, lambda one, other: tables[one].equals(tables[other]))
 
 
 def read_specs(specs: Sequence[str]) -> dict[str, dict]:
-    """{name: the fields of a task that `--tasks` gives as JSON, or the name alone}.
+    """Read `--tasks`, names or JSON: {name: the fields given}.
 
     Raises:
-        InputError: one is not JSON, or has other fields than those that say where rows are.
+        InputError: a value is damaged JSON, or has other fields than those of SOURCE.
     """
     given = {}
     for spec in specs:
         fields = parse_json("--tasks", spec) if spec.startswith("{") else {"name": spec}
         if other := sorted(set(fields) - {"name", *SOURCE}):
             raise InputError(
-                f"--tasks: {other[0]!r} of {fields.get('name')!r} is the run's own; give {', '.join(SOURCE)} at most"
+                f"--tasks: {other[0]!r} of {fields.get('name')!r} is the run's own; give only {', '.join(SOURCE)}"
             )
         given[fields.get("name")] = fields
     return given
 
 
-def read_places(run: str | TrainedRun, within: Sequence[str] = ()) -> dict[str, Place]:
-    """{task: where its rows are} of a run, as `run.json` says, or of an ensemble, as its first member that has the task
-    says; nothing where there is neither.
+def read_places(name: str, within: Sequence[str] = ()) -> dict[str, Place]:
+    """{task: where its rows are}, as `run.json` says of a run, or of the first member of an ensemble that has the task;
+    {} where there is neither.
 
     Args:
-        run: an opened run, or the name of a run or ensemble.
+        name: of a run or ensemble.
         within: the ensembles whose member it is.
     """
-    name, record = (run.name, run.record) if isinstance(run, TrainedRun) else (run, read_run(run))
-    if record is not None:
+    if (record := read_run(name)) is not None:
         path = Path(resolve_folder(name), "run.json")
         return {task.name: Place(task, record["data_dir"], path) for task in load_tasks(record["tasks"]).values()}
     places: dict[str, Place] = {}
@@ -240,11 +239,7 @@ def read_places(run: str | TrainedRun, within: Sequence[str] = ()) -> dict[str, 
 
 
 def read_ensemble(name: str) -> dict | None:
-    """What an ensemble's folder says about it; None where there is no `ensemble.json`.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+    """The `ensemble.json` of a folder; None without one, and InputError if it is damaged."""
     path = Path(resolve_folder(name), "ensemble.json")
     try:
         return dict(json.loads(path.read_bytes())) if path.is_file() else None
@@ -252,28 +247,21 @@ def read_ensemble(name: str) -> dict | None:
         raise InputError(f"{path}: is damaged ({error}); combine the runs again") from error
 
 
-def is_run(name: str | TrainedRun) -> bool:
+def is_run(name: str) -> bool:
     """Whether a name is that of a checkpoint, or may be on the Hub or in a package."""
-    if isinstance(name, TrainedRun):
-        return True
     path = Path(name).expanduser()
     return not path.exists() or (path / "config.json").exists()
-
-
-def open_run(name: str | TrainedRun) -> TrainedRun:
-    """The run of that name."""
-    return name if isinstance(name, TrainedRun) else TrainedRun.open(name)
 
 
 def score_tables(
     tasks: Mapping[str, Task], tables: Mapping[str, Dataset], labels: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """The flat scores, `eval_{task}_{metric}` and `eval_overall`, of the tasks that have labels.
+    """The scores of the tasks that have labels, by the keys of `score_keys`.
 
     Args:
         tasks: {name: task}.
         tables: {name: prediction table}.
-        labels: {name: labels (N,)} of the scored tasks, of the table's rows.
+        labels: {name: labels (N,) of the table's rows} of the scored tasks.
     """
     scored = {name: tasks[name] for name in tables if name in labels}
     scores = {
@@ -286,18 +274,14 @@ def score_tables(
 def describe_scores(
     scores: Mapping[str, Mapping[str, float]], tasks: Mapping[str, Task], title: str = "dev score"
 ) -> str:
-    """The scores of several predictions as a table.
+    """The scores of several predictions as a table, a line each.
 
     Args:
         scores: {what predicted: its `score_tables`}, all of the same tasks.
         tasks: {name: task}.
         title: of the first column.
     """
-    keys = {name: f"eval_{name}_{task.metric}" for name, task in tasks.items()} | {"overall": "eval_overall"}
-    shown = {name: key for name, key in keys.items() if key in next(iter(scores.values()))}
-    lines = [[title, *shown]]
-    lines += [[name, *(f"{values[key]:.4f}" for key in shown.values())] for name, values in scores.items()]
-    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
-    widths = [max(width + 2, 10) for width in widths]
-    rows = [(line[0], zip(line[1:], widths, strict=True)) for line in lines]
-    return "\n".join(f"{head:{first}}" + "".join(f"{cell:>{width}}" for cell, width in cells) for head, cells in rows)
+    frame = pd.DataFrame.from_dict(scores, orient="index")
+    keys = {key: name for name, key in score_keys(tasks).items() if key in frame}
+    frame = frame[list(keys)].rename(columns=keys).rename_axis(columns=title)
+    return frame.to_string(col_space=9, float_format="{:.4f}".format)
