@@ -1,4 +1,4 @@
-"""Command lines: a YAML file and the flags after it, one-line errors, the help."""
+"""The parsers of command lines: a YAML file and the flags after it, one-line errors, the help."""
 
 import argparse
 import difflib
@@ -38,7 +38,7 @@ HELP = {
 
 
 def add_row_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say where the rows of trained runs and of their tables are."""
+    """Add the flags that say where the rows of trained runs and of their tables are."""
     parser.add_argument("--data_dir", help=f"rows: folder, URL, 'hub' or {SAMPLE}; by default a run's own")
     parser.add_argument(
         *("--tasks", "--task"),
@@ -53,15 +53,23 @@ def local_path(name: str) -> Path:
     return Path(name).expanduser()
 
 
+def new_folder(name: str) -> Path:
+    """A local path at which there is nothing, or an empty folder; for anything else argparse's error."""
+    path = local_path(name)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise argparse.ArgumentTypeError(f"{path} is not empty; choose another folder")
+    return path
+
+
 def as_typed(value: object) -> str:
-    """A value of a YAML file as it would be typed; YAML reads some texts as dates."""
+    """A value of a YAML file as it would be typed. YAML reads some texts as dates."""
     return str(value) if isinstance(value, (str, date, float)) else json.dumps(value, default=str)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults where the words do not, the description as it is written, and of a flag's spellings the first.
+    """Help with defaults where the words have none, the description as it is written, and one spelling of each flag.
 
-    It overrides two of argparse's private methods: there is no public way to choose what is shown of a flag.
+    It overrides two private methods of argparse, which has no public way to choose what is shown of a flag.
     """
 
     def __init__(self, prog: str):
@@ -69,9 +77,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         spellings = action.option_strings
-        if not spellings:
-            return super()._format_action_invocation(action)
-        return ", ".join(spellings[: 1 + (spellings[0] == "-h")])
+        shown = ", ".join(spellings[: 1 + ("-h" in spellings)])
+        return shown or super()._format_action_invocation(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
@@ -86,19 +93,21 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The flags of a command. Its errors are `InputError`s, one line each.
+    """The flags of a command. Errors are `InputError`s, one line each.
 
     Args:
-        name: of the command; None of a recipe, which is called by its file.
-        description: what the help begins with.
+        name: of the command; None for a recipe, which is called by its file.
+        description: the beginning of the help.
+        options: further arguments of `ArgumentParser`.
     """
 
-    def __init__(self, name: str | None, description: str):
+    def __init__(self, name: str | None, description: str, **options):
         prog = f"bert-multitask {name}" if name else None
-        super().__init__(prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+        options |= {"prog": prog, "description": description}
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str):
-        """Raise what argparse would print below a page of usage."""
+        """Raise the message, which argparse would print with the usage."""
         raise InputError(message)
 
 
@@ -110,32 +119,23 @@ class ShowAll(argparse.Action):
         parser.exit()
 
 
-class RecipeParser(HfArgumentParser):
+class RecipeParser(CommandParser, HfArgumentParser):
     """`CONFIG.yaml --flag value …`: fields of the YAML are flags that the command line can override.
 
-    Its errors are `InputError`s, one line each. `--help` shows the flags of FLAGS, and those of further dataclasses;
-    `--help-all` shows every flag.
+    `--help` shows the flags of FLAGS, and those of further dataclasses; `--help-all` shows every flag.
 
     Args:
         dataclass_types: whose fields are the flags.
         default_config: configuration file where the command line names none (see `find_config`).
-        description: what the help begins with.
-        name: of the command; None of a recipe, which is called by its file.
+        description: the beginning of the help.
+        name: of the command; None for a recipe, which is called by its file.
     """
 
     def __init__(
         self, dataclass_types: Sequence[type], default_config: str | Path, description: str, name: str | None = None
     ):
-        prog = f"bert-multitask {name}" if name else None
-        super().__init__(
-            dataclass_types,
-            prog=prog,
-            description=description,
-            usage="%(prog)s [CONFIG.yaml] [--flag value ...]",
-            formatter_class=HelpFormatter,
-            allow_abbrev=False,
-            add_help=False,
-        )
+        usage = "%(prog)s [CONFIG.yaml] [--flag value ...]"
+        super().__init__(name, description, dataclass_types=dataclass_types, usage=usage, add_help=False)
         config_help = "YAML file of flags, or the name of a shipped one"
         self.add_argument("config", nargs="?", default=default_config, help=config_help)
         self.add_argument("-h", "--help", action="help", help="show the flags that people set")
@@ -152,7 +152,7 @@ class RecipeParser(HfArgumentParser):
         ]
 
     def format_help(self) -> str:
-        """The flags that are set most often, by what they are about."""
+        """The help of the flags that are set most often, by what they are about."""
         formatter = HelpFormatter(self.prog)
         # `_actions`, here and below: argparse has no public list of a parser's flags.
         formatter.add_usage(self.usage, self._actions, [])
@@ -166,12 +166,8 @@ class RecipeParser(HfArgumentParser):
         return formatter.format_help()
 
     def format_all(self) -> str:
-        """Every flag."""
+        """The help of every flag."""
         return super().format_help()
-
-    def error(self, message: str):
-        """Raise what argparse would print above a page of usage."""
-        raise InputError(message)
 
     def parse(self, argv: list[str]) -> tuple:
         """Parse a command line into the dataclasses; the path of the configuration file comes last.
@@ -193,7 +189,7 @@ class RecipeParser(HfArgumentParser):
         return (*parsed, config)
 
     def expand(self, argv: list[str]) -> tuple[Path, list[str], list[str]]:
-        """A command line as its configuration file, the flags in that, and the flags that were typed."""
+        """A command line as its configuration file, the flags in that file, and the flags that were typed."""
         given = bool(argv) and not argv[0].startswith("-")
         config = find_config(argv[0] if given else self.get_default("config"))
         return config, self.read_yaml(config), argv[given:]
@@ -211,9 +207,7 @@ class RecipeParser(HfArgumentParser):
         """`parse_args_into_dataclasses`; the ValueErrors of `TrainingArguments` are the user's mistakes."""
         try:
             return self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-        except InputError:
-            raise
-        except ValueError as error:
+        except ValueError as error:  # an InputError is one, too
             raise InputError(str(error)) from error
 
     def read_yaml(self, path: Path) -> list[str]:
@@ -230,11 +224,12 @@ class RecipeParser(HfArgumentParser):
                 )
             if value is False and str(name).endswith("_strategy"):
                 value = "no"  # which YAML reads as false
-            if value is not None:
-                values = value if isinstance(value, list) else [value]
-                if None in values:
-                    raise InputError(f"{path}: {name} has an empty entry; write a value or leave it out")
-                argv += [f"--{name}", *map(as_typed, values)]
+            if value is None:
+                continue
+            values = value if isinstance(value, list) else [value]
+            if None in values:
+                raise InputError(f"{path}: {name} has an empty entry; write a value or leave it out")
+            argv += [f"--{name}", *map(as_typed, values)]
         return argv
 
     def suggest(self, name: str) -> str:

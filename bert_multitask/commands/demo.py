@@ -1,4 +1,4 @@
-"""A page in the browser on which to try a trained run, or two side by side.
+"""Try a trained run on a page in the browser, or two side by side.
 
     bert-multitask demo RUN
     bert-multitask demo RUN RUN2

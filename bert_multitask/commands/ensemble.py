@@ -27,9 +27,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The flags of a command line."""
     parser = CommandParser("ensemble", __doc__)
     parser.add_argument("members", metavar="RUN_OR_TABLE", nargs="+", help="run, folder of tables, or table")
-    parser.add_argument(
-        "--output_dir", type=local_path, required=True, help="folder of the ensemble's prediction files"
-    )
+    parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the ensemble's tables")
     parser.add_argument("--split", choices=["train", "dev", "test", "both"], default="both", help="which tables")
     parser.add_argument("--vote", choices=VOTES, default=VOTES[0], help="classes: most frequent, or most probable")
     parser.add_argument("--select", choices=["greedy"], help="take the members that do best on half of dev")
@@ -58,7 +56,11 @@ def main(argv: list[str]) -> None:
 
 
 def collect(options: argparse.Namespace) -> tuple[dict[str, list], dict[str, ndarray]]:
-    """{split: its members' tables} of the splits that there are, and {task: labels} of dev."""
+    """{split: its members' tables} of the splits that the members have, and {task: labels} of dev.
+
+    Raises:
+        InputError: a split that is needed has no table, or the tables would be overwritten.
+    """
     members, labels = {}, {}
     wanted = ("dev", "test") if options.split == "both" else (options.split,)
     for split in ("train", "dev", "test"):
@@ -80,7 +82,7 @@ def collect(options: argparse.Namespace) -> tuple[dict[str, list], dict[str, nda
 
 
 def vote(members: list[dict[str, Predictions]], rule: str, picks: dict[str, list[int]]) -> dict[str, Dataset]:
-    """{task: table} of the members that were picked for each task, or of all."""
+    """{task: combined table} of the members picked for each task, or of all."""
     return {
         task: combine(first.task, [members[pick][task].table for pick in picks.get(task, range(len(members)))], rule)
         for task, first in members[0].items()
@@ -88,7 +90,7 @@ def vote(members: list[dict[str, Predictions]], rule: str, picks: dict[str, list
 
 
 def select(options: argparse.Namespace, members: list, labels: dict[str, ndarray]) -> dict[str, list[int]]:
-    """{task: numbers of the members that together do best on the first half of dev}, which it prints."""
+    """Print and return {task: numbers of the members that together score best on one half of dev}."""
     picks = {}
     for task, first in members[0].items():
         if task not in labels:
@@ -102,8 +104,8 @@ def select(options: argparse.Namespace, members: list, labels: dict[str, ndarray
 
 
 def report(options: argparse.Namespace, members: list, labels: dict[str, ndarray], picks: dict) -> dict:
-    """Print and return the dev scores of the members and of ensembles: on all rows or, where members were selected, on
-    the half that they were selected on and on the other."""
+    """Print and return the dev scores of the members and of the ensembles: on all rows or, if members were selected, on
+    each half of the rows, one of which they were selected on."""
     tasks = {task: first.task for task, first in members[0].items()}
     predictions = {
         name: {task: found.table for task, found in member.items()}

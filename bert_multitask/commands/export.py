@@ -1,4 +1,4 @@
-"""Take one task out of a trained run, as a model that Transformers knows by itself, or as a graph.
+"""Export one task of a trained run as a model that Transformers loads without this package, or as a graph.
 
     bert-multitask export RUN --task sst --output_dir OUT              # for pipeline("text-classification", OUT)
     bert-multitask export RUN --task sst --encoder --output_dir OUT    # for AutoModel.from_pretrained(OUT)
@@ -20,7 +20,7 @@ from ..model.encoder import share_weights
 from ..model.errors import InputError
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
-from .command_line import CommandParser, local_path
+from .command_line import CommandParser, new_folder
 
 
 def main(argv: list[str]) -> None:
@@ -31,11 +31,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--encoder", action="store_true", help="its encoder alone, without the head")
     parser.add_argument("--format", choices=("transformers", *WRITERS), default="transformers", help="what is written")
     parser.add_argument("--int8", action="store_true", help="of ONNX also a model with weights of 8 bits")
-    parser.add_argument(
-        "--output_dir", type=local_path, required=True, help="folder to write; must not exist or be empty"
-    )
+    parser.add_argument("--output_dir", type=new_folder, required=True, help="folder to write; new, or an empty one")
     options = parser.parse_args(argv)
-    check_options(options)
+    if options.int8 and options.format != "onnx":
+        raise InputError(f"--int8 is of --format onnx, not {options.format}")
+    if options.encoder and options.format != "transformers":
+        raise InputError(f"--encoder is of --format transformers, not {options.format}")
+    check_packages(options.format)
     run = TrainedRun.open(options.run)
     model, tokenizer = run.load_model(), run.load_tokenizer()
     if options.format == "transformers":
@@ -47,21 +49,6 @@ def main(argv: list[str]) -> None:
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Refuse flags that do not go together, and a folder with files.
-
-    Raises:
-        InputError: says which.
-    """
-    if options.output_dir.exists() and any(options.output_dir.iterdir()):
-        raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")
-    if options.int8 and options.format != "onnx":
-        raise InputError(f"--int8 is of --format onnx, not {options.format}")
-    if options.encoder and options.format != "transformers":
-        raise InputError(f"--encoder is of --format transformers, not {options.format}")
-    check_packages(options.format)
-
-
 def export_stock(options: argparse.Namespace, model: MultitaskBertModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write a folder that Transformers loads, and print the line that does."""
     task = options.task
@@ -69,7 +56,6 @@ def export_stock(options: argparse.Namespace, model: MultitaskBertModel, tokeniz
     exported.save_pretrained(options.output_dir)
     tokenizer.save_pretrained(options.output_dir)
     share_weights(options.output_dir)
-
     trust = ", trust_remote_code=True" if hasattr(exported.config, "auto_map") else ""
     if options.encoder:
         print(f'AutoModel.from_pretrained("{options.output_dir}")')

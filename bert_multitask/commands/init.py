@@ -1,4 +1,4 @@
-"""Write the configuration that trains on one or more tables: a guess of which columns are texts and labels.
+"""Write a configuration that trains on one or more tables, by guessing which columns are texts and labels.
 
     bert-multitask init reviews.csv                      # writes reviews.yaml
     bert-multitask init reviews.csv pairs.jsonl          # the tasks of both, in reviews.yaml
@@ -24,7 +24,7 @@ from ..model.errors import InputError, one_line
 from ..model.tasks import load_tasks, text_parts
 from .command_line import CommandParser, local_path
 
-# The fields of a task that are written, in this order, and what is to know about them.
+# The fields of a task that are written, in this order, and the comments beside them.
 COMMENTS = {
     "name": "names flags, files and scores",
     "kind": "{why}",
@@ -45,7 +45,7 @@ COMMENTS = {
 COLUMNS = ("text", "text_pair", "label", "id")
 DEV_SHARE = 0.1
 WIDTH = 52  # of a line before its comment; that of a longer one stands above it
-EPOCHS, DROPOUT = 3, 0.1  # which BERT's authors fine-tune with, as with the settings below
+EPOCHS, DROPOUT = 3, 0.1  # as BERT's authors fine-tune, like the settings below
 HEADING = """\
 # Written by `bert-multitask init {tables}`: a guess, to be read and corrected. Then:
 #   {train}
@@ -65,11 +65,9 @@ tasks:
 def main(argv: list[str]) -> None:
     """Write a configuration, as a command line says."""
     parser = CommandParser("init", __doc__)
-    words = "files or addresses of tables, or ids of datasets on the Hub"
-    parser.add_argument("tables", metavar="TABLE", nargs="+", help=words)
+    parser.add_argument("tables", metavar="TABLE", nargs="+", help="files, addresses, or ids of datasets on the Hub")
     parser.add_argument("--config_name", help="configuration of the dataset on the Hub, where it has several")
-    words = "file to write; by default the first table's name and .yaml, here"
-    parser.add_argument("--output", type=local_path, help=words)
+    parser.add_argument("--output", type=local_path, help="file to write; by default ./TABLE.yaml, of the first table")
     parser.add_argument("--overwrite", action="store_true", help="replace the file to write, where there is one")
     options = parser.parse_args(argv)
     tables = [table if is_url(table) else str(local_path(table)) for table in options.tables]
@@ -108,10 +106,10 @@ def guess_table(
         table: file, address or id.
         name: of the table.
         config_name: see `read_source`.
-        taken: names of other tables' tasks; one of the same name has the table's name added.
+        taken: names of other tables' tasks; the table's name is added to a task of such a name.
 
     Returns:
-        The fields of each task, why they are so, {name of the task: reason}, and the columns that no task reads.
+        The fields of each task, {name of the task: the reason for its kind}, and the columns that no task reads.
 
     Raises:
         InputError: the table cannot be read, or there seem to be no texts or no labels.
@@ -144,22 +142,20 @@ def read_source(table: str, config_name: str | None) -> tuple[dict[str, list], d
 
 
 def complete(fields: dict, source: dict) -> dict:
-    """The fields of a guessed task with where its rows are, and how long it is trained."""
+    """The fields of a guessed task, with the source of its rows and its training."""
     columns = {key: fields[key] for key in ("text", "text_pair", "label") if key in fields}
     hub = {"hub": source["hub"] | columns} if "hub" in source else {}
     return fields | {"epochs": EPOCHS, "dropout": DROPOUT} | source | hub
 
 
 def write_task(fields: dict, why: str) -> str:
-    """The lines of a task in a configuration, with what is to know about them."""
+    """The lines of a task in a configuration, with comments."""
     lines = []
     for key in [key for key in COMMENTS if key in fields]:
         line = f"{'    ' if lines else '  - '}{key}: {as_yaml(fields[key])}"
-        comment = (COMMENTS[key] or "").format(why=why)
-        if comment and len(line) > WIDTH:
-            lines.append(f"    # {comment}\n{line}\n")
-        else:
-            lines.append(f"{line:{WIDTH}} # {comment}\n" if comment else f"{line}\n")
+        if comment := (COMMENTS[key] or "").format(why=why):
+            line = f"    # {comment}\n{line}" if len(line) > WIDTH else f"{line:{WIDTH}} # {comment}"
+        lines.append(f"{line}\n")
     return "".join(lines)
 
 
@@ -170,6 +166,6 @@ def as_yaml(value: object) -> str:
 
 
 def describe_guess(fields: dict, why: str) -> str:
-    """A guessed task in a line, without its name."""
+    """A guessed task in a line, without its name: `binary: text -> label (two values)`."""
     texts = " and ".join(" + ".join(text_parts(fields[key])) for key in ("text", "text_pair") if key in fields)
     return f"{fields['kind']}: {texts} -> {fields['label']} ({why})"

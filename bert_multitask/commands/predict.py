@@ -25,17 +25,11 @@ from .command_line import CommandParser, add_row_flags, local_path
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags of a command line.
-
-    Raises:
-        InputError: it names both a file and a split, or neither; or a flag's value is out of range.
-    """
+    """The flags of a command line; InputError if they do not go together or a value is out of range."""
     parser = CommandParser("predict", __doc__)
     parser.add_argument("run", metavar="RUN", help="run folder, Hub id or package:NAME/PATH")
     parser.add_argument("file", metavar="FILE", nargs="?", help="new rows: CSV, JSON lines or Parquet, or an address")
-    parser.add_argument(
-        "--split", choices=["train", "dev", "test"], help="rows of the run's own data instead of a file"
-    )
+    parser.add_argument("--split", choices=["train", "dev", "test"], help="rows of the run's own data, instead of FILE")
     parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the prediction files")
     add_row_flags(parser)
     parser.add_argument("--per_device_eval_batch_size", type=int, default=64, help="rows at a time on one process")
@@ -43,9 +37,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if (options.file is None) == (options.split is None):
         raise InputError("give either a file of new rows, or --split train, dev or test for the run's own")
     if options.file is not None and options.data_dir is not None:
-        raise InputError(
-            f"--data_dir says where a split is; the rows of {options.file} are in that file, so leave it out"
-        )
+        raise InputError(f"--data_dir says where a split is; the rows of {options.file} are in it: leave it out")
     if (rows := options.per_device_eval_batch_size) < 1:
         raise InputError(f"--per_device_eval_batch_size is {rows}; expected at least 1")
     return options

@@ -17,7 +17,7 @@ from ..inference.space import push_space, space_files, write_space
 from ..model.errors import InputError
 from ..reporting.plots import score_intervals, to_png
 from ..training.hub import CARD, open_repo, push_folder
-from .command_line import CommandParser, local_path
+from .command_line import CommandParser, new_folder
 
 
 def main(argv: list[str]) -> None:
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--language", nargs="+", help="codes of the languages that the model understands, for the card")
     parser.add_argument("--scores_picture", action="store_true", help="push a picture of the scores, shown in the card")
     parser.add_argument("--space", help="a Space that shows the demo, made if it is not there")
-    parser.add_argument("--output_dir", type=local_path, help="write the files of the Space here, and upload nothing")
+    parser.add_argument("--output_dir", type=new_folder, help="write the files of the Space here, and upload nothing")
     options = parser.parse_args(argv)
     run, model_id = options.run, options.hub_model_id
     if not (model_id or options.space or options.output_dir):
@@ -55,11 +55,7 @@ def main(argv: list[str]) -> None:
 
 
 def draw_scores(card: Path) -> bytes:
-    """The scores that a run's card has, as a picture.
-
-    Raises:
-        InputError: it has none.
-    """
+    """A picture of the scores in a run's card, as a PNG; InputError if the card has none."""
     results = ModelCard.load(card).data.eval_results if card.is_file() else None
     if not results:
         raise InputError(f"{card} has no scores for --scores_picture; leave it out, or evaluate when training ends")

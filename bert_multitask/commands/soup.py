@@ -10,18 +10,15 @@ an ordinary checkpoint with its tokenizer, and run.json: the first run's record,
 from ..data.records import write_json
 from ..inference.soup import average_weights
 from ..inference.trained_run import TrainedRun
-from ..model.errors import InputError
-from .command_line import CommandParser, local_path
+from .command_line import CommandParser, new_folder
 
 
 def main(argv: list[str]) -> None:
     """Average, as a command line says."""
     parser = CommandParser("soup", __doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
-    parser.add_argument("--output_dir", type=local_path, required=True, help="folder of the averaged model; a new one")
+    parser.add_argument("--output_dir", type=new_folder, required=True, help="folder of the averaged model; a new one")
     options = parser.parse_args(argv)
-    if options.output_dir.exists() and any(options.output_dir.iterdir()):
-        raise InputError(f"--output_dir {options.output_dir} is not empty; choose another folder")
     runs = [TrainedRun.open(name) for name in options.runs]
     average_weights(runs).save_pretrained(options.output_dir)
     runs[0].load_tokenizer().save_pretrained(options.output_dir)

@@ -109,13 +109,7 @@ class Scores:
 
 
 class McNemar(NamedTuple):
-    """McNemar's exact test of two runs' accuracy on the same rows.
-
-    Attributes:
-        first: rows that only the first run has right.
-        second: rows that only the second has right.
-        p: probability of counts at least as far apart if both runs were equally good.
-    """
+    """The rows that only the first run has right, those that only the second has right, and the p-value."""
 
     first: int
     second: int
@@ -123,7 +117,10 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """Compare two runs by which rows each has right, truth values (N,) and (N,) (McNemar, 1947)."""
+    """McNemar's exact test (1947) of two runs' accuracy, from which of the same rows each has right, truth values (N,).
+
+    p is the probability of counts at least as far apart if both runs were equally good.
+    """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     p = stats.binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
     return McNemar(only_first, only_second, float(p))

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..data.rows import load_rows
+from ..data.rows import load_rows, text_columns
 from ..model.card import escape
 from ..model.errors import InputError
 from ..model.kinds import KINDS
@@ -28,7 +28,7 @@ footer .divider {display: none !important}
 
 
 class View(NamedTuple):
-    """How an answer is shown.
+    """How answers of a kind of task are shown.
 
     Attributes:
         component: (task, caption) -> the component of the page.
@@ -41,58 +41,48 @@ class View(NamedTuple):
     moved: str | None = None
 
 
-def bars(task: Task, caption: str) -> "gr.Label":
-    """The likeliest class, and a bar for each."""
-    return gr.Label(label=caption, num_top_classes=len(task.label_names))
-
-
-def separate_bars(task: Task, caption: str) -> "gr.Label":
-    """A bar for each label: several may hold, or none."""
-    return gr.Label(label=f"{caption}: each label by itself", num_top_classes=len(task.label_names), show_heading=False)
-
-
 def score(task: Task, caption: str) -> "gr.Slider | gr.Number":
-    """A place between the lowest and the highest score, or a number."""
+    """A slider from the lowest to the highest score, or a number where scores have no range."""
     if task.score_range is None:
         return gr.Number(label=caption, interactive=False)
     low, high = task.score_range
     return gr.Slider(low, high, step=(high - low) / 1000, label=caption, interactive=False, buttons=[])
 
 
-def tags(task: Task, caption: str) -> "gr.HighlightedText":
-    """The words with their tags."""
-    return gr.HighlightedText(label=caption, show_legend=True, combine_adjacent=False)
-
-
 def tagged_words(task: Task, texts: Sequence[str], answer: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """The words of a text, as white space sets them apart, each with its tag; None for O and where there is none."""
+    """The words of a text, split at white space, each with its tag; None for O and where there is none."""
     words = zip(texts[0].split(), answer["label"], strict=True)
     return [(f"{word} ", None if tag == "O" else tag) for word, tag in words]
 
 
-def as_json(task: Task, caption: str) -> "gr.JSON":
-    """An answer as it is."""
-    return gr.JSON(label=caption)
-
-
 VIEWS: dict[str | None, View] = {
-    "bars": View(bars, lambda task, texts, answer: answer["probabilities"], "the answer's probability"),
-    "labels": View(
-        separate_bars, lambda task, texts, answer: answer["probabilities"], "the likeliest label's probability"
+    "bars": View(
+        lambda task, caption: gr.Label(label=caption, num_top_classes=len(task.label_names)),
+        lambda task, texts, answer: answer["probabilities"],
+        "the answer's probability",
+    ),
+    "labels": View(  # several labels may hold, or none, so none is the heading
+        lambda task, caption: gr.Label(
+            label=f"{caption}: each label by itself", num_top_classes=len(task.label_names), show_heading=False
+        ),
+        lambda task, texts, answer: answer["probabilities"],
+        "the likeliest label's probability",
     ),
     "score": View(score, lambda task, texts, answer: float(f"{answer['score']:.4g}"), "the score"),
-    "tags": View(tags, tagged_words),
-    None: View(as_json, lambda task, texts, answer: answer),
+    "tags": View(
+        lambda task, caption: gr.HighlightedText(label=caption, show_legend=True, combine_adjacent=False), tagged_words
+    ),
+    None: View(lambda task, caption: gr.JSON(label=caption), lambda task, texts, answer: answer),
 }
-"""How kinds of tasks show an answer: `Kind.view` is the key."""
+"""{`Kind.view`: how answers are shown}; None is for kinds without a view."""
 
 
 class Tab:
-    """What a tab asks and answers.
+    """One tab: boxes for the texts of a row, and the answers of one or more runs.
 
     Args:
         pipes: {title: pipeline} of the runs that it shows side by side.
-        name: of a task that all of them have; None, all their tasks of single texts, from one pass of a shared encoder.
+        name: of a task that all of them have; None, all their tasks of single texts.
     """
 
     def __init__(self, pipes: Mapping[str, MultitaskPipeline], name: str | None = None):
@@ -100,18 +90,21 @@ class Tab:
         self.columns = own_columns(next(iter(pipes.values())).tasks[name]) if name else ["text"]
 
     def answer(self, *texts: str) -> list[Any]:
-        """For each run what the components of its answers show, of a single task the words that moved the answer, and
-        the answers as the pipeline gives them.
+        """The values of a run's components, run after run: what shows its answers, for a single task the words that
+        moved the answer, and the answers as the pipeline gives them.
 
         Raises:
-            InputError: a text is empty or too long.
+            InputError: a text is empty or too long; the page shows the message.
         """
-        check_boxes(texts)
+        if not all(text and text.strip() for text in texts):
+            raise InputError("Write a text, then press the button." if len(texts) == 1 else "Write both texts first.")
+        check_lengths([[text] for text in texts])
         shown, row = [], texts if len(texts) > 1 else texts[0]
         for pipe in self.pipes.values():
             answers = {self.name: pipe(self.name, row)} if self.name else pipe.all(row)
             for name, answer in answers.items():
-                shown.append(VIEWS[KINDS[pipe.tasks[name].kind].view].value(pipe.tasks[name], texts, answer))
+                task = pipe.tasks[name]
+                shown.append(VIEWS[KINDS[task.kind].view].value(task, texts, answer))
             if self.name:
                 shown += highlight(explain(pipe, self.name, row) or [None] * len(texts))
             shown.append(answers[self.name] if self.name else answers)
@@ -132,7 +125,7 @@ class Tab:
             gr.Examples([list(row) for row in examples], boxes, label="Rows to try, from the dev split")
 
         def respond(*texts: str) -> list[Any]:
-            """What is refused as a sentence, whether there are answers, and what `answer` gives."""
+            """The error message, whether there are answers to show, and what `answer` gives."""
             try:
                 return ["", gr.update(visible=True), *self.answer(*texts)]
             except InputError as error:
@@ -143,7 +136,7 @@ class Tab:
         gr.on(triggers, respond, boxes, [note, results, *outputs], api_name=api_name)
 
     def build_answers(self, title: str, pipe: MultitaskPipeline) -> "list[gr.components.Component]":
-        """Add the components of a run's answers, those that `answer` fills."""
+        """Add the components that `answer` fills for a run."""
         outputs = []
         for name in [self.name] if self.name else single_tasks(pipe):
             task, view = pipe.tasks[name], VIEWS[KINDS[pipe.tasks[name].kind].view]
@@ -161,10 +154,10 @@ def build_page(runs: Mapping[str, str]) -> "gr.Blocks":
     """The page of one run, or of several side by side; `.launch(**launch_options())` serves it.
 
     Args:
-        runs: {title: run folder, Hub id or `package:NAME/PATH`}. The endpoint `/answer` is of the first.
+        runs: {title: run folder, Hub id or `package:NAME/PATH`}. The first also answers the endpoint `/answer`.
 
     Raises:
-        InputError: gradio is missing, or there is no such run.
+        InputError: gradio is missing, there is no such run, or a task takes a text in one run and a pair in the other.
     """
     if not importlib.util.find_spec("gradio"):
         raise InputError("the demo needs gradio: pip install 'bert_multitask[demo]'")
@@ -177,8 +170,10 @@ def build_page(runs: Mapping[str, str]) -> "gr.Blocks":
         if len({pipe.tasks[name].text_pair is None for pipe in pipes.values() if name in pipe.tasks}) > 1:
             raise InputError(f"task {name!r} takes a text in one run and a pair in the other; show them one at a time")
     title = " and ".join(pipes)
+    how_many = "One model" if len(pipes) == 1 else f"{len(pipes)} models side by side"
+    note = f"{how_many}, {len(tasks)} task{'s' * (len(tasks) > 1)}. Probabilities are the model's own, not calibrated."
     with gr.Blocks(title=title, analytics_enabled=False) as page:
-        gr.Markdown(f"# {escape(title)}\n\n{describe(pipes, tasks)}")
+        gr.Markdown(f"# {escape(title)}\n\n{note}")
         for name in tasks:
             with gr.Tab(name):
                 having = {title: pipe for title, pipe in pipes.items() if name in pipe.tasks}
@@ -191,7 +186,7 @@ def build_page(runs: Mapping[str, str]) -> "gr.Blocks":
 
 
 def launch_options() -> dict[str, Any]:
-    """How `Blocks.launch` serves the page: a theme with the reader's own fonts, so that no other server is asked."""
+    """Arguments of `Blocks.launch`: a theme with the reader's own fonts, so that no other server is asked."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     return {"theme": gr.themes.Soft(**fonts), "css": CSS, "footer_links": ["api"], "max_file_size": 1}
 
@@ -213,30 +208,15 @@ def endpoint(pipe: MultitaskPipeline) -> Callable[[str, list], list]:
 
 
 def highlight(texts: Sequence[Pieces | None]) -> list[Pieces | None]:
-    """The words of a row's texts as gradio takes them, their contributions divided by the row's largest."""
+    """The words of a row's texts for gradio, with contributions from -1 to 1: divided by the row's largest."""
     largest = max((abs(value) for pieces in texts for _, value in pieces or () if value), default=1.0)
     return [
         pieces and [(word, None if value is None else value / largest) for word, value in pieces] for pieces in texts
     ]
 
 
-def check_boxes(texts: Sequence[str]) -> None:
-    """Refuse boxes that are empty or hold too much; the message is shown on the page.
-
-    Raises:
-        InputError: says which.
-    """
-    if not all(text and text.strip() for text in texts):
-        raise InputError("Write a text, then press the button." if len(texts) == 1 else "Write both texts first.")
-    check_lengths([[text] for text in texts])
-
-
 def check_lengths(texts: Texts) -> None:
-    """Refuse texts that would keep the model from others.
-
-    Raises:
-        InputError: a text is longer than LONGEST.
-    """
+    """Raise InputError if a text is longer than LONGEST, since it would keep the model from other requests."""
     longest = max((len(text) for column in texts for text in column), default=0)
     if longest > LONGEST:
         raise InputError(f"A text has {longest:,} characters; at most {LONGEST:,} are answered.")
@@ -247,14 +227,8 @@ def single_tasks(pipe: MultitaskPipeline) -> list[str]:
     return [name for name, task in pipe.tasks.items() if not task.text_pair]
 
 
-def describe(pipes: Mapping[str, MultitaskPipeline], tasks: Sequence[str]) -> str:
-    """What the page is, in a sentence."""
-    how_many = {1: "One model"}.get(len(pipes), f"{len(pipes)} models side by side")
-    return f"{how_many}, {len(tasks)} task{'s' * (len(tasks) > 1)}. Probabilities are the model's own, not calibrated."
-
-
 def find_examples(pipe: MultitaskPipeline, name: str) -> list[list[str]]:
-    """Texts of a few dev rows of a task, spread over the split; none where the run does not know where they are."""
+    """Texts of a few dev rows of a task, spread over the split; none if the rows are not at hand."""
     place = read_places(pipe.run.name).get(name) if name in pipe.tasks else None
     if place is None or not place.is_known:
         return []
@@ -262,8 +236,7 @@ def find_examples(pipe: MultitaskPipeline, name: str) -> list[list[str]]:
         rows = load_rows(place.task, place.data_dir or "", splits=["dev"], labelled=()).get("dev")
     except InputError:  # the data are not on this machine
         return []
-    columns = ["text", "text_pair"] if place.task.text_pair else ["text"]
-    texts = [list(row) for row in zip(*(rows[column][:] for column in columns), strict=True)] if rows else []
-    texts = [list(row) for row in dict.fromkeys(map(tuple, texts))]  # each once
-    short = [row for row in texts if all(row) and sum(map(len, row)) <= EXAMPLE_LENGTH]
+    columns = [rows[column][:] for column in text_columns(place.task)] if rows else []
+    texts = dict.fromkeys(zip(*columns, strict=True))  # each once
+    short = [list(row) for row in texts if all(row) and sum(map(len, row)) <= EXAMPLE_LENGTH]
     return short[:: max(1, len(short) // EXAMPLES)][:EXAMPLES]

@@ -1,4 +1,4 @@
-"""Parts of a multitask model as models that need no code of ours: an encoder, or a task's classifier."""
+"""Export an encoder, or a task's classifier, as a model that Transformers loads without this package."""
 
 from collections.abc import Iterator
 
@@ -15,12 +15,13 @@ from transformers import (
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
 
-# tanh(x / 1024) is x / 1024 to 3e-7 |x|^2 of it; a power of two rounds nothing, and half precision can hold it.
+# tanh(x / 1024) is x / 1024 with a relative error of 3e-7 x². A power of two rounds nothing, and fits half precision.
 TANH_SCALE = 2.0**-10
+SEQUENCES = AutoModelForSequenceClassification
 
 
 def export_encoder(model: MultitaskBertModel, task: str) -> PreTrainedModel:
-    """The encoder that a task uses, as a stock model, a `BertModel` for example.
+    """The encoder that a task uses as a stock model, such as a `BertModel`.
 
     Raises:
         InputError: the model has no such task.
@@ -35,20 +36,19 @@ def export_encoder(model: MultitaskBertModel, task: str) -> PreTrainedModel:
 def export_classifier(
     model: MultitaskBertModel, task: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> PreTrainedModel:
-    """One task, as the stock `…ForSequenceClassification` of its encoder where its head allows it, or as the
-    `…ForTokenClassification` where that reads every token; else as a model with code of its own (`model.classifier`).
+    """One task as the stock `…ForSequenceClassification` of its encoder, or `…ForTokenClassification` if its head reads
+    every token. If the head does not fit a stock class, a model with its own code (`model.classifier`).
 
     Stock sequence classifiers read the first token through a layer of their own and an activation. A head on BERT's
-    pooler is taken over as it is. For a head on [CLS] the layer is made one that the activation leaves as it is
-    (`stock_layers`): the logits are the same to about 1e-5. A binary task's logit x becomes the logits (0, x), whose
-    softmax is the same. A score with a range becomes the one logit whose sigmoid, which the pipeline and
-    sentence-transformers' `CrossEncoder` take, is its place in the range, from 0 to 1; one without a range stays as it
-    is.
+    pooler is copied. For a head on [CLS], `stock_layers` makes a layer that undoes the activation: the logits are the
+    same to about 1e-5. A binary task's logit x becomes the logits (0, x), whose softmax is the same. A score with a
+    range becomes one logit whose sigmoid is its place in the range, from 0 to 1, as the pipeline and
+    sentence-transformers' `CrossEncoder` take it; a score without a range stays as it is.
 
     Args:
         model: with the task.
         task: its name.
-        tokenizer: of the model; without one it is taken to tell the texts of a pair apart by token types.
+        tokenizer: of the model; without one, token types are assumed to tell the texts of a pair apart.
 
     Returns:
         The model, on the CPU, in evaluation mode.
@@ -70,18 +70,9 @@ def export_classifier(
     return stock or export_with_code(model, task)
 
 
-SEQUENCES = AutoModelForSequenceClassification
-
-
 def fill_stock(model: MultitaskBertModel, task: str, auto_class: type) -> PreTrainedModel | None:
-    """A stock classifier with the weights of a task's encoder and head; None where the architecture has none, or one
-    whose layers cannot hold the head.
-
-    Args:
-        model: with the task.
-        task: its name.
-        auto_class: which finds the stock classifier of an architecture.
-    """
+    """A stock classifier of `auto_class` with the weights of a task's encoder and head; None if the architecture has
+    none, or its layers cannot hold the head."""
     spec, head = model.tasks[task], model.heads[task]
     squashed = getattr(head, "squashed", False)
     config = stock_classifier_config(model, task)
@@ -102,7 +93,7 @@ def fill_stock(model: MultitaskBertModel, task: str, auto_class: type) -> PreTra
         if last is None or last.weight.shape != out.shape:
             continue
         with torch.no_grad():
-            if before is not None and layer is not None:
+            if layer is not None:
                 before.weight.copy_(layer[0])
                 if before.bias is not None:
                     before.bias.copy_(layer[1])
@@ -135,13 +126,13 @@ def pooler_layer(encoder: PreTrainedModel) -> nn.Linear | None:
 def stock_layers(
     weight: Tensor, before: nn.Linear | None, pooler: nn.Linear | None
 ) -> Iterator[tuple[tuple[Tensor, Tensor] | None, Tensor]]:
-    """Ways to put a head's one layer into two with an activation between them: the first layer's weight and bias, and
-    the last one's weight.
+    """Ways to write a head's layer as two layers with an activation between them: the first layer's weight and bias,
+    and the last one's weight.
 
     Args:
         weight: of the head's layer, (C, H).
-        before: the stock classifier's first layer, (W, H); None, it has one alone.
-        pooler: the layer of the encoder's pooler, which the head reads; None, it reads [CLS].
+        before: the stock classifier's first layer, (W, H); None if it has a single layer.
+        pooler: the layer of the encoder's pooler if the head reads that; None if it reads [CLS].
     """
     if before is None:
         yield None, weight
@@ -163,7 +154,7 @@ def stock_layers(
 
 @torch.no_grad()
 def agree(stock: PreTrainedModel, model: MultitaskBertModel, task: str, weight: Tensor, bias: Tensor) -> bool:
-    """Whether a stock classifier gives what the head's layer gives, on a few tokens."""
+    """Whether a stock classifier gives the same logits as the head's layer, on a few tokens."""
     ids = torch.arange(model.config.vocab_size - 4, model.config.vocab_size).unsqueeze(0)
     encoder = model.encoder(task)
     training = encoder.training
@@ -177,7 +168,7 @@ def agree(stock: PreTrainedModel, model: MultitaskBertModel, task: str, weight: 
 
 
 def export_with_code(model: MultitaskBertModel, task: str) -> PreTrainedModel:
-    """One task with its encoder, as a model that brings its own code along."""
+    """One task with its encoder, as a model whose code is saved with it."""
     alone = SEQUENCES.from_config(model.config.of_task(model.tasks[task].to_config()))
     alone.encoder(task).load_state_dict(model.encoder(task).state_dict())
     alone.heads[task].load_state_dict(model.heads[task].state_dict())

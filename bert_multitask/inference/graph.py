@@ -1,4 +1,4 @@
-"""One task as a graph that runs without this package: by `torch.export`, as ONNX, and as ONNX with 8-bit weights."""
+"""Export a task as a graph that runs without this package: `torch.export`, ONNX, and ONNX with 8-bit weights."""
 
 import copy
 import importlib.util
@@ -22,20 +22,20 @@ from ..model.modeling import MultitaskBertModel
 from .export import export_encoder, stock_classifier_config
 
 OPSET = 18  # of ONNX: the oldest that PyTorch's exporter writes
-TOLERANCE = 1e-4  # of a logit, relative and absolute; runtimes sum in another order
-# Batches that a graph is traced with, and compared on: a row alone, and rows of different length.
+TOLERANCE = 1e-4  # of a logit, relative and absolute: runtimes sum in another order
+# Batches to trace a graph with, and to compare it on: a row alone, and rows of different length.
 TRACED = ["a", "a b c d"]
 COMPARED = (["a b"], ["a b c d e f g", "a", "a b"])
 
 
 class Graph(nn.Module):
-    """One task from tokens to its answer, as it is traced: with the encoder that Transformers runs, because minBERT
-    drops padding and its graph would hold for one batch alone. The weights are the same, and so are the logits.
+    """One task, from tokens to its answer, in the form that is traced. The encoder is Transformers' own with the same
+    weights: minBERT removes padding, so its graph would fit one batch alone.
 
     Args:
         model: with the task.
         task: its name.
-        tokenizer: of the model; what it gives is what the graph takes.
+        tokenizer: of the model; the graph takes what it gives.
 
     Attributes:
         classifier: the task, on the CPU, in evaluation mode.
@@ -83,13 +83,10 @@ class Graph(nn.Module):
 
     @torch.inference_mode()
     def check(self, run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> None:
-        """Refuse what was made of the graph where it does not give the graph's answers.
+        """Raise InputError if an exported graph does not give this module's answers.
 
         Args:
-            run: what was made: the inputs by name -> the outputs by name.
-
-        Raises:
-            InputError: says what differs.
+            run: the exported graph: {input: values} -> {output: values}.
         """
         for texts in COMPARED:
             batch = self.tokens(texts)
@@ -126,17 +123,13 @@ def trace(graph: Graph) -> ExportedProgram:
 
 
 def write_torch(graph: Graph, folder: Path) -> Path:
-    """Write what `torch.export.load` reads: `model.pt2`.
-
-    Raises:
-        InputError: as `trace`.
-    """
+    """Write `model.pt2`, which `torch.export.load` reads; raises as `trace` does."""
     torch.export.save(trace(graph), folder / "model.pt2")
     return folder / "model.pt2"
 
 
 def write_onnx(graph: Graph, folder: Path) -> Path:
-    """Write an ONNX model whose rows and tokens are as many as a batch has: `model.onnx`.
+    """Write `model.onnx`, for batches of any number of rows and tokens.
 
     Raises:
         InputError: as `trace`; PyTorch cannot convert the graph; or ONNX Runtime does not give the model's answers.
@@ -155,24 +148,19 @@ def write_onnx(graph: Graph, folder: Path) -> Path:
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Keep the exporter from warning of packages that it has operators for and that are not there, and of itself."""
+    """Silence the exporter, which warns of optional packages that are not installed, and of its own code."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         log.setLevel(level)
 
 
 class OnnxSession:
-    """An ONNX model in ONNX Runtime, on the CPU, with as many threads as PyTorch has.
-
-    Args:
-        path: of the file.
-    """
+    """An ONNX file in ONNX Runtime, on the CPU, with as many threads as PyTorch has."""
 
     def __init__(self, path: Path):
         import onnxruntime
@@ -183,14 +171,14 @@ class OnnxSession:
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs by name -> the outputs by name."""
+        """{input: values} -> {output: values}."""
         found = self.session.run(self.outputs, {name: values.numpy() for name, values in inputs.items()})
         return dict(zip(self.outputs, map(torch.from_numpy, found), strict=True))
 
 
 def write_int8(path: Path) -> Path:
-    """Write an ONNX model again, its weights in 8 bits and its activations rounded to 8 as they come (dynamic
-    quantisation): `model_quantized.onnx`, as Optimum and Transformers.js call it."""
+    """Write an ONNX model with 8-bit weights (dynamic quantisation): `model_quantized.onnx`, the name that Optimum and
+    Transformers.js use."""
     from onnxruntime.quantization import quantize_dynamic
 
     smaller = path.with_stem("model_quantized")
@@ -199,17 +187,13 @@ def write_int8(path: Path) -> Path:
 
 
 WRITERS: dict[str, Callable[[Graph, Path], Path]] = {"onnx": write_onnx, "pt2": write_torch}
-"""The formats of graphs: what writes one into a folder."""
+"""{format: the function that writes a graph into a folder}."""
 
 
 def check_packages(form: str) -> None:
-    """Refuse a format whose packages are not there.
-
-    Raises:
-        InputError: says what to install.
-    """
-    for package in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ():
-        if importlib.util.find_spec(package) is None:
+    """Raise InputError if a package that the format needs is missing."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if form == "onnx" and importlib.util.find_spec(package) is None:
             raise InputError(f"ONNX needs {package}: pip install 'bert_multitask[onnx]'")
 
 
@@ -223,8 +207,8 @@ def export_graph(
     int8: bool = False,
     max_length: int | None = None,
 ) -> list[Path]:
-    """Write one task as a graph, with what it is used with: the tokenizer, which cuts rows to the length of training
-    and pads them on the right, and the names of the labels in config.json, where Optimum looks for them.
+    """Write one task as a graph. Beside it go the tokenizer, which cuts rows as in training and pads on the right, and
+    config.json with the labels' names, where Optimum looks for them.
 
     Args:
         model: with the task.
@@ -239,7 +223,7 @@ def export_graph(
         The graphs' files.
 
     Raises:
-        InputError: the model has no such task, a package is missing, or the task cannot be written so.
+        InputError: the model has no such task, a package is missing, or the task cannot be exported.
     """
     check_packages(form)
     graph, folder, spec = Graph(model, task, tokenizer), Path(folder), model.tasks[task]

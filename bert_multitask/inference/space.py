@@ -1,4 +1,4 @@
-"""The files of a Space: a page of the Hub that shows the demo of a run."""
+"""The files of a Space, a page of the Hub, that shows the demo of a run."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ Try a model of the tasks {tasks}: {model}. The page is made by `bert_multitask`,
 
 
 def space_files(name: str, title: str) -> dict[str, bytes | Path]:
-    """What a Space holds: the page, what it needs installed, its card and this package's code; and of a run folder the
+    """The files of a Space: the page, its requirements, its card and this package's code; of a run folder also the
     files that would be pushed to the Hub, so that the Space needs no other repository.
 
     Args:
@@ -68,7 +68,7 @@ def space_files(name: str, title: str) -> dict[str, bytes | Path]:
 
 
 def requirements() -> list[str]:
-    """What this package needs installed, without its extras; a Space brings gradio by itself."""
+    """The requirements of this package, without its extras; a Space has gradio already."""
     try:
         lines = importlib.metadata.requires(PACKAGE.name) or []
     except importlib.metadata.PackageNotFoundError as error:
@@ -77,13 +77,7 @@ def requirements() -> list[str]:
 
 
 def write_space(files: Mapping[str, bytes | Path], folder: Path) -> None:
-    """Write the files of a Space in a folder.
-
-    Raises:
-        InputError: the folder is not empty.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"--output_dir {folder} is not empty; choose another folder")
+    """Write the files of a Space in a folder."""
     for name, content in files.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -91,14 +85,7 @@ def write_space(files: Mapping[str, bytes | Path], folder: Path) -> None:
 
 
 def push_space(files: Mapping[str, bytes | Path], repo_id: str) -> str:
-    """Upload the files of a Space, in one commit.
-
-    Args:
-        files: as `space_files` gives them.
-        repo_id: of a Space that exists (`hub.open_repo`).
-
-    Returns:
-        The commit's address.
+    """Upload the files of `space_files` to a Space that exists, in one commit; returns its address.
 
     Raises:
         InputError: nothing was committed.

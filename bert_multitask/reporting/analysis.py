@@ -1,4 +1,4 @@
-"""Where predictions go wrong: a task's predictions beside the labels, and what can be counted of them."""
+"""A task's predictions beside the labels, and statistics of its errors."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -23,11 +23,11 @@ class LabelledPredictions:
     """A task's predictions for the rows of a split that have a label.
 
     Args:
-        task: whose.
+        task: whose predictions.
         ids: of the rows, N.
         texts: one text a row, or two.
-        labels: true classes, integer (N,), or scores, float (N,), or what else labels of the kind are, (N, …).
-        predicted: the same as predicted.
+        labels: classes, integer (N,), scores, float (N,), or labels of another form (N, …), see the task's kind.
+        predicted: predictions of the same form.
         probabilities: of each class or label, (N, C); None for scores, and where the table has none.
     """
 
@@ -59,12 +59,12 @@ class LabelledPredictions:
 
     @property
     def errors(self) -> np.ndarray:
-        """(N,): of a class 1 where it is wrong and 0 where it is right, of a score |predicted - true|."""
+        """(N,): for classes 1 where wrong and 0 where right, for scores |predicted - true|."""
         return self.kind.errors(self.predicted, self.labels)
 
     @property
     def distances(self) -> np.ndarray:
-        """(N,): |predicted - true|, in classes (which says little if they have no order) or in the score's units."""
+        """(N,): |predicted - true|, in numbers of classes (of use if they have an order) or in the score's units."""
         return self.kind.distances(self.predicted, self.labels)
 
     @property
@@ -80,7 +80,7 @@ class LabelledPredictions:
 
     @property
     def words(self) -> np.ndarray:
-        """(N,): words of each row, both texts together, as white space sets them apart."""
+        """(N,): the number of words of each row, both texts together."""
         return np.array([sum(len(text.split()) for text in texts) for texts in self.texts])
 
 
@@ -131,9 +131,8 @@ class LengthBin(NamedTuple):
 
 
 def error_by_length(predictions: LabelledPredictions, bins: int = 6) -> list[LengthBin]:
-    """The mean of `errors` in bins of about as many rows each, from short to long; rows of one length stay together.
-
-    Intervals are Wilson's for classes, and mean ± z standard errors for scores.
+    """The mean of `errors` in bins of rows by number of words, from short to long. Bins have about as many rows each;
+    rows of one length stay together.
     """
     words, errors = predictions.words, predictions.errors
     edges = np.unique(np.quantile(words, np.linspace(0, 1, bins + 1)[1:], method="inverted_cdf"))
@@ -141,13 +140,13 @@ def error_by_length(predictions: LabelledPredictions, bins: int = 6) -> list[Len
     result = []
     for index in range(len(edges)):
         inside = number == index
-        bounds = mean_interval(errors[inside], predictions.kind.shares)
-        result.append(LengthBin(int(words[inside].min()), int(words[inside].max()), int(inside.sum()), bounds))
+        error = mean_interval(errors[inside], predictions.kind.shares)
+        result.append(LengthBin(int(words[inside].min()), int(words[inside].max()), int(inside.sum()), error))
     return result
 
 
 def mean_interval(errors: np.ndarray, share: bool) -> Estimate:
-    """The mean of errors with its interval: Wilson's of a share, else z standard errors to each side."""
+    """The mean of errors with its interval: Wilson's for a share, else mean ± z standard errors."""
     mean, count = float(errors.mean()), len(errors)
     if share:
         return wilson(int(errors.sum()), count)
@@ -156,8 +155,8 @@ def mean_interval(errors: np.ndarray, share: bool) -> Estimate:
 
 
 def baseline_score(predictions: LabelledPredictions) -> float | None:
-    """The task's metric of one prediction for every row that needs no look at the texts: the most frequent label, or
-    the mean score, of these rows; None where the kind of task has none."""
+    """The task's score if every row has the same prediction, the most frequent label or the mean score of these rows;
+    None where the kind of task has none."""
     guess = predictions.kind.baseline(predictions.labels)
     if guess is None:
         return None
@@ -166,8 +165,8 @@ def baseline_score(predictions: LabelledPredictions) -> float | None:
 
 
 class ClassScore(NamedTuple):
-    """A class: its true rows and its predictions, the share of the predictions that are right (precision) and of the
-    true rows that are found (recall), and their harmonic mean; 0 where there is nothing to divide by."""
+    """A class: how many rows have it, how many are predicted to, and the precision, recall and F1, which are 0 where
+    they are undefined."""
 
     name: str
     true: int
@@ -190,8 +189,13 @@ def class_scores(predictions: LabelledPredictions) -> list[ClassScore]:
 
 
 def digits(rows: int) -> int:
-    """How many decimals of a share of so many rows mean something: with fewer than 100 rows the second is one row."""
+    """How many decimals of a share of so many rows are shown: with fewer than 100 rows the second is one row."""
     return 2 if rows < 100 else 3 if rows < 10_000 else 4
+
+
+def rounded(value: float | None, rows: int, sign: str = "") -> str:
+    """A score of so many rows with the decimals that are shown; nothing for None."""
+    return "" if value is None else f"{value:{sign}.{digits(rows)}f}"
 
 
 def worst(predictions: LabelledPredictions) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A document of headings, paragraphs, tables and pictures, written as Markdown and as one self-contained HTML file.
 
-Texts are plain: whatever they hold is escaped, and shows as it is.
+Texts are plain: markup in them is escaped, and shows as it is written.
 """
 
 import base64
@@ -50,7 +50,7 @@ img { display: block; width: 100%; min-width: 36rem; }
   .tall td::before { content: attr(data-head) ": "; opacity: .65; }
 }
 """
-# Shows the rows of a table that hold every word typed and have the values chosen.
+# Shows the rows of a table that have every word typed and the values chosen.
 SCRIPT = """
 for (const box of document.querySelectorAll(".filter")) {
   const rows = [...box.nextElementSibling.querySelectorAll("tbody tr")];
@@ -78,10 +78,9 @@ class Table:
     """A table of texts; every row has as many cells as there are columns.
 
     Args:
-        columns: their heads.
-        rows: their cells.
-        choices: columns of few values, by which a reader of the HTML can choose rows; with any there is also a field
-            for words to look for.
+        columns: the heads of the columns.
+        rows: the cells of the rows.
+        choices: columns of few values by which readers of the HTML can filter rows; then they can search words, too.
     """
 
     columns: Sequence[str]
@@ -91,7 +90,7 @@ class Table:
 
 @dataclass
 class Picture:
-    """A PNG, the stem of its file's name, and the words for whoever cannot see it."""
+    """A PNG, the stem of its file's name, and its alternative text."""
 
     name: str
     png: bytes
@@ -108,8 +107,7 @@ class Document:
     sections: list[tuple[str, list]] = field(default_factory=list)
 
     def add(self, heading: str, *blocks: "str | Table | Picture | None") -> None:
-        """Add a section; a block that is None, there being nothing to show, is left out, and so is a section of
-        such blocks."""
+        """Add a section of the blocks that are not None, if there are any."""
         if shown := [block for block in blocks if block is not None]:
             self.sections.append((heading, shown))
 
@@ -162,26 +160,23 @@ def html_table(table: Table) -> str:
     """A table as HTML, which scrolls inside itself, with fields to choose rows by."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.columns)
     heads = table.columns if table.choices else [""] * len(table.columns)
-    rows = ["".join(map(html_cell, row, heads)) for row in table.rows]
-    body = "".join(f"<tr>{row}</tr>\n" for row in rows)
+    body = "".join(f"<tr>{''.join(map(html_cell, row, heads))}</tr>\n" for row in table.rows)
     written = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
     if not table.choices:
         return f'<div class="scroll">\n{written}\n</div>'
     fields = '<input type="search" placeholder="words in the row" aria-label="words in the row">\n'
     for name in table.choices:
         column = list(table.columns).index(name)
-        values = "".join(
-            f"<option>{escape(value)}</option>" for value in dict.fromkeys(row[column] for row in table.rows)
-        )
+        values = dict.fromkeys(row[column] for row in table.rows)
+        values = "".join(f"<option>{escape(value)}</option>" for value in values)
         fields += f'<select data-column="{column}" aria-label="{escape(name)}">'
         fields += f'<option value="">{escape(name)}: all</option>{values}</select>\n'
-    return (
-        f'<div class="filter" hidden>\n{fields}<output></output>\n</div>\n<div class="scroll tall">\n{written}\n</div>'
-    )
+    fields = f'<div class="filter" hidden>\n{fields}<output></output>\n</div>'
+    return f'{fields}\n<div class="scroll tall">\n{written}\n</div>'
 
 
 def html_cell(text: str, head: str) -> str:
-    """A cell as HTML, which names its head where narrow screens show a row as lines."""
+    """A cell as HTML, with the head of its column for narrow screens, which show a row as lines."""
     name = f' data-head="{escape(head)}"' if head else ""
     shape = " class=text" if len(text) > 2 * LONG else " class=long" if len(text) > LONG and " " in text else ""
     return f"<td{shape}{name}>{escape(text)}</td>"
@@ -190,14 +185,13 @@ def html_cell(text: str, head: str) -> str:
 def markdown_block(block: str | Table | Picture) -> str:
     """One block as Markdown."""
     if isinstance(block, Table):
-        lines = [block.columns, ["---"] * len(block.columns), *block.rows]
-        cells = [row if number == 1 else [plain(cell) for cell in row] for number, row in enumerate(lines)]
-        return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+        head, *rows = [" | ".join(map(plain, row)) for row in (block.columns, *block.rows)]
+        return "\n".join(f"| {row} |" for row in (head, " | ".join(["---"] * len(block.columns)), *rows))
     if isinstance(block, Picture):
         return f"![{plain(block.alt)}]({block.name}.png)"
     return plain(block)
 
 
 def plain(text: str) -> str:
-    """A text on one line in which no character means anything to Markdown."""
+    """A text on one line, with Markdown's characters escaped."""
     return re.sub(r"([\\`*_{}\[\]<>|~$#&!])", r"\\\1", " ".join(text.split()))

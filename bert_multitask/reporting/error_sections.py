@@ -7,26 +7,22 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
+from ..data.rows import text_columns
 from ..evaluation.metrics import score
 from ..model.losses import is_labelled
-from .analysis import LabelledPredictions, class_scores, digits, worst
+from .analysis import LabelledPredictions, class_scores, digits, rounded, worst
 from .document import Document, Picture, Table
 from .plots import DISTANCES, PICTURES, distance_shares, length_errors, reliability, to_png
 from .probabilities import BINS, COOLEST, HOTTEST, calibration, heated, threshold_score, thresholds
 from .rows_to_read import COMPARED_LETTERS, NEAR, NearDuplicates, doubtful_labels, near_duplicates
 
 Parts = Mapping[str, LabelledPredictions]
-WORST = 20  # rows of each task that are shown
-DOUBTFUL = 10  # more, whose labels may be wrong
+WORST = 20  # rows shown of each task
+DOUBTFUL = 10  # further ones whose labels may be wrong
 DUPLICATES = 20
 SHOWN_TEXT = 300  # characters of a text
 SHOWN_CLASSES = 40  # of a task, those with the most rows
 CONFIDENT, DOUBTED = "confident error", "label may be wrong"
-
-
-def percent(share: float, rows: int) -> str:
-    """A share as a percentage, with the decimals that fit so many rows."""
-    return f"{100 * share:.{digits(rows) - 2}f} %"
 
 
 def picture(name: str, figure: Figure, alt: str) -> Picture:
@@ -35,14 +31,15 @@ def picture(name: str, figure: Figure, alt: str) -> Picture:
 
 
 def add_errors(document: Document, predictions: Parts, fitted: Parts, train: Mapping[str, Dataset]) -> None:
-    """All sections on errors.
+    """Add all sections on errors.
 
     Args:
-        document: to which they are added.
+        document: the report.
         predictions: {task: predictions beside labels} of the split that is reported.
-        fitted: the same of the tasks whose temperatures and thresholds are fitted on another split, dev.
+        fitted: the same of dev, for a report of test: temperatures and thresholds are fitted on them.
         train: {task: clean training rows} of the tasks of which they are at hand.
     """
+    fitted = {name: part for name, part in fitted.items() if part.distributions is not None}
     add_classes(document, predictions)
     add_pictures(document, predictions)
     add_distances(document, predictions)
@@ -54,28 +51,21 @@ def add_errors(document: Document, predictions: Parts, fitted: Parts, train: Map
 
 def add_classes(document: Document, predictions: Parts) -> None:
     """Precision, recall and F1 of each class; nothing where no task has classes."""
-    document.add(
-        "Classes",
-        *filter(None, map(class_table, predictions.values())),
-        "Precision: of the rows predicted to be of the class, how many are. Recall: of the rows that are, how many are "
-        "predicted. F1: their harmonic mean."
-        if any(map(class_scores, predictions.values()))
-        else None,
-    )
+    if tables := [table for part in predictions.values() if (table := class_table(part))]:
+        words = "Precision: of the rows predicted to be of the class, how many are. Recall: of the rows that are, how "
+        document.add("Classes", *tables, f"{words}many are predicted. F1: their harmonic mean.")
 
 
 def class_table(part: LabelledPredictions) -> Table | None:
-    """The scores of each class of a task, those of the most rows if there are many, and their means."""
+    """The scores of each class of a task, only those with the most rows if there are many, and their means."""
     if not (found := class_scores(part)):
         return None
     shown = sorted(found, key=lambda line: -line.true)[:SHOWN_CLASSES] if len(found) > SHOWN_CLASSES else found
-    form = f".{digits(max(line.true for line in found))}f"
-    lines = [
-        [line.name, f"{line.true:,}", f"{line.predicted:,}", *(f"{value:{form}}" for value in line[3:])]
-        for line in shown
-    ]
-    means = np.mean([line[3:] for line in found], axis=0)
-    lines.append([f"mean of {len(found)}", "", "", *(f"{value:{form}}" for value in means)])
+    most = max(line.true for line in found)
+    heads = [[line.name, f"{line.true:,}", f"{line.predicted:,}"] for line in shown]
+    heads.append([f"mean of {len(found)}", "", ""])
+    scores = [*(line[3:] for line in shown), np.mean([line[3:] for line in found], axis=0)]
+    lines = [[*head, *(rounded(value, most) for value in row)] for head, row in zip(heads, scores, strict=True)]
     return Table([f"{part.task.name}: class", "true", "predicted", "precision", "recall", "F1"], lines)
 
 
@@ -100,23 +90,21 @@ def add_pictures(document: Document, predictions: Parts) -> None:
 
 
 def error_table(parts: list[LabelledPredictions]) -> Table:
-    """Mean absolute and root mean squared errors of scores, and of their mean for every row."""
+    """Mean absolute and root mean squared errors of predicted scores, and of the mean score for every row."""
     lines = []
     for part in parts:
-        mean = part.kind.baseline(part.labels)
         values = [
-            measure(part.labels, guess)
+            None if guess is None else measure(part.labels, guess)
             for measure in (mean_absolute_error, root_mean_squared_error)
-            for guess in ((part.predicted, mean) if mean is not None else (part.predicted,))
+            for guess in (part.predicted, part.kind.baseline(part.labels))
         ]
-        shown = [f"{value:.{digits(len(part))}f}" for value in values]
-        lines.append([part.task.name, f"{len(part):,}", *(shown if len(shown) == 4 else [shown[0], "", shown[1], ""])])
+        lines.append([part.task.name, f"{len(part):,}", *(rounded(value, len(part)) for value in values)])
     columns = ["task", "rows", "mean absolute error (MAE)", "MAE of the mean score"]
     return Table([*columns, "root mean squared error (RMSE)", "RMSE of the mean score"], lines)
 
 
 def add_distances(document: Document, predictions: Parts) -> None:
-    """How far off predictions are, of scores and of classes that have an order; nothing where there are none."""
+    """How far off predictions of scores and ordered classes are; nothing where there are none."""
     if neighbours := [part for part in predictions.values() if part.kind.distance_picture(part.task)]:
         alt = f"Distribution of |predicted - true| of {', '.join(part.task.name for part in neighbours)}"
         shares = picture("distances", distance_shares(neighbours), alt)
@@ -130,7 +118,7 @@ def neighbour_table(part: LabelledPredictions) -> Table:
     distances = part.distances
     steps = [distances <= near, (distances > near) & (distances <= far), distances > far]
     lines = [
-        [name, f"{rows.sum():,}", *(percent(step[rows].mean(), rows.sum()) for step in steps)]
+        [name, f"{rows.sum():,}", *(f"{100 * step[rows].mean():.{digits(rows.sum()) - 2}f} %" for step in steps)]
         for name, rows in groups.items()
         if rows.any()
     ]
@@ -138,19 +126,17 @@ def neighbour_table(part: LabelledPredictions) -> Table:
 
 
 def add_calibration(document: Document, predictions: Parts, fitted: Parts) -> None:
-    """Whether probabilities are what they say, before and after a temperature; nothing where there are none."""
+    """Calibration before and after a temperature; nothing where there are no probabilities."""
     parts = {name: part for name, part in predictions.items() if part.distributions is not None}
     if not parts:
         return
-    before = {name: calibration(*part.distributions) for name, part in parts.items()}
-    after = {name: heated(part, usable(fitted.get(name))) for name, part in parts.items()}
-    lines = []
+    lines, drawn = [], {}
     for name, part in parts.items():
-        first, (temperature, second) = before[name], after[name]
+        first, (temperature, second) = calibration(*part.distributions), heated(part, fitted.get(name))
+        drawn[name] = first, second
         count = len(part.distributions[1])
-        form = f".{digits(count)}f"
-        line = [name, f"{count:,}", f"{first.accuracy:{form}}", f"{first.confidence:{form}}", f"{temperature:.2f}"]
-        line += [f"{first.error:{form}}", f"{second.error:{form}}" if second else ""]
+        line = [name, f"{count:,}", rounded(first.accuracy, count), rounded(first.confidence, count)]
+        line += [f"{temperature:.2f}", rounded(first.error, count), rounded(second and second.error, count)]
         lines.append([*line, f"{first.loss:.3f}", f"{second.loss:.3f}" if second else ""])
     columns = ["task", "decisions", "accuracy", "mean confidence", "temperature", "ECE", "ECE with it"]
     where = fit_words("temperature", fitted, parts)
@@ -161,7 +147,7 @@ def add_calibration(document: Document, predictions: Parts, fitted: Parts) -> No
         "confidence, 0 at best. A temperature above 1 says that the model is too sure: divide its logits by it.",
         picture(
             "calibration",
-            reliability({name: (before[name], after[name][1]) for name in parts}),
+            reliability(drawn),
             f"Accuracy over confidence of {', '.join(parts)}, before and after a temperature",
         ),
         Table([*columns, "−ln\u00a0p", "−ln\u00a0p with it"], lines),
@@ -169,14 +155,9 @@ def add_calibration(document: Document, predictions: Parts, fitted: Parts) -> No
     )
 
 
-def usable(part: LabelledPredictions | None) -> LabelledPredictions | None:
-    """Predictions to fit on; None without probabilities."""
-    return part if part is not None and part.distributions is not None else None
-
-
 def fit_words(what: str, fitted: Parts, parts: Parts) -> str:
     """On which rows a temperature or threshold was fitted, and on which it is judged."""
-    if all(usable(fitted.get(name)) for name in parts):
+    if parts.keys() <= fitted.keys():
         return f"The {what} was fitted on the dev rows, and is judged on these."
     return (
         f"The {what} was fitted on these rows themselves. So that it is not judged on them, the figures with it are of "
@@ -185,7 +166,7 @@ def fit_words(what: str, fitted: Parts, parts: Parts) -> str:
 
 
 def add_thresholds(document: Document, predictions: Parts, fitted: Parts) -> None:
-    """Thresholds of yes that score better than 1/2, for tasks that have any."""
+    """The thresholds that score best, for tasks whose probabilities are compared with 1/2; nothing where none are."""
     parts = {
         name: part
         for name, part in predictions.items()
@@ -193,16 +174,15 @@ def add_thresholds(document: Document, predictions: Parts, fitted: Parts) -> Non
     }
     lines, tables = [], []
     for name, part in parts.items():
-        other = usable(fitted.get(name))
-        chosen, then = thresholds(other or part), threshold_score(part, other)
-        names = part.task.label_names[-len(chosen) :]
-        form = f".{digits(len(part))}f"
-        with_it = "" if then is None else f"{then:{form}}"
-        value = f"{chosen[0]:.3f}" if len(chosen) == 1 else "see below"
-        lines.append([name, part.task.metric, names[0] if len(chosen) == 1 else "each label", value])
-        lines[-1] += [f"{score(part.task, part.predicted, part.labels):{form}}", with_it]
-        if len(chosen) > 1:
-            rows = [[label, f"{threshold:.3f}"] for label, threshold in zip(names, chosen, strict=True)]
+        other = fitted.get(name)
+        chosen = thresholds(other or part)
+        rows = [
+            [label, f"{value:.3f}"] for label, value in zip(part.task.label_names[-len(chosen) :], chosen, strict=True)
+        ]
+        values = score(part.task, part.predicted, part.labels), threshold_score(part, other)
+        one = rows[0] if len(rows) == 1 else ["each label", "see below"]
+        lines.append([name, part.task.metric, *one, *(rounded(value, len(part)) for value in values)])
+        if len(rows) > 1:
             tables.append(Table([f"{name}: label", "threshold"], rows))
     if parts:
         document.add(
@@ -215,7 +195,7 @@ def add_thresholds(document: Document, predictions: Parts, fitted: Parts) -> Non
 
 
 def add_worst(document: Document, predictions: Parts) -> None:
-    """The rows of each task that are furthest from right, and those whose labels may be wrong, to choose from."""
+    """The rows of each task that are furthest from right, and those whose labels may be wrong."""
     lines = [line for part in predictions.values() for line in worst_lines(part)]
     columns = ["task", "true", "predicted", "text", "why", "p(true), or |error|", "id"]
     document.add(
@@ -247,45 +227,41 @@ def worst_lines(part: LabelledPredictions) -> list[list[str]]:
 def add_duplicates(document: Document, predictions: Parts, train: Mapping[str, Dataset]) -> None:
     """Rows that are nearly rows of the training split; nothing where no training rows are at hand."""
     lines, counts = [], []
-    for name, part in predictions.items():
-        if name in train:
-            found = near_duplicates(part, train[name])
-            same = (found.similarity > 1 - 1e-6).sum()
-            numbers = found.compared_train, found.compared, len(found.rows), same
-            counts.append([name, *(f"{number:,}" for number in numbers)])
-            lines += duplicate_lines(part, train[name], found)
+    for name in [name for name in predictions if name in train]:
+        found = near_duplicates(predictions[name], train[name])
+        numbers = found.compared_train, found.compared, len(found.rows), (found.similarity > 1 - 1e-6).sum()
+        counts.append([name, *(f"{number:,}" for number in numbers)])
+        lines += duplicate_lines(predictions[name], train[name], found)
+    if not counts:
+        return
+    heads = ["task", "training rows compared", "rows compared", "near-duplicates", "with the same words"]
     columns = ["task", "labels", "similarity", "text", "training text", "label", "training label", "id", "training id"]
-    if counts:
-        document.add(
-            "Near-duplicates in the training rows",
-            "What a model has seen in training it may know by heart, and the score is then higher than on new texts. "
-            "Two labels for the same words say that one of them is wrong. A near-duplicate has a similarity of "
-            f"{NEAR:g} or more: cosine of tf-idf of four letters, of the first {COMPARED_LETTERS} characters; of a "
-            "pair, the lower of its two. Of many rows a sample is compared.",
-            Table(
-                ["task", "training rows compared", "rows compared", "near-duplicates", "with the same words"], counts
-            ),
-            Table(columns, lines, choices=("task", "labels")) if lines else None,
-        )
+    document.add(
+        "Near-duplicates in the training rows",
+        "What a model has seen in training it may know by heart, and the score is then higher than on new texts. "
+        "Two labels for the same words say that one of them is wrong. A near-duplicate has a similarity of "
+        f"{NEAR:g} or more: cosine of tf-idf of four letters, of the first {COMPARED_LETTERS} characters; of a "
+        "pair, the lower of its two. Of many rows a sample is compared.",
+        Table(heads, counts),
+        Table(columns, lines, choices=("task", "labels")) if lines else None,
+    )
 
 
 def duplicate_lines(part: LabelledPredictions, train: Dataset, found: NearDuplicates) -> list[list[str]]:
-    """The lines of a task's near-duplicates: those with other labels first."""
-    texts = [name for name in ("text", "text_pair") if name in train.column_names]
+    """The lines of a task's near-duplicates, those with different labels first."""
     lines = []
     for row, number, similarity in zip(found.rows, found.train, found.similarity, strict=True):
         other = train[int(number)]
-        both = [" / ".join(part.texts[row]), " / ".join(other[name] for name in texts)]
-        known = is_labelled(np.array(other["label"])).any()
-        values = (part.labels[row], np.array(other["label"])) if known else (part.labels[row],)
-        labels = [part.kind.show_beside(part.task, *value) for value in zip(values, both, strict=False)]
-        relation = ("same" if labels[0] == labels[1] else "different") if known else ""
-        labels = [*labels, ""][:2]
-        lines.append([part.task.name, relation, f"{similarity:.3f}", *map(cut, both), *map(cut, labels)])
-        lines[-1] += [part.ids[row], other["id"]]
+        text, other_text = " / ".join(part.texts[row]), " / ".join(other[name] for name in text_columns(part.task))
+        label, other_label = part.kind.show_beside(part.task, part.labels[row], text), ""
+        if known := is_labelled(np.array(other["label"])).any():
+            other_label = part.kind.show_beside(part.task, np.array(other["label"]), other_text)
+        relation = ("same" if label == other_label else "different") if known else ""
+        shown = map(cut, (text, other_text, label, other_label))
+        lines.append([part.task.name, relation, f"{similarity:.3f}", *shown, part.ids[row], other["id"]])
     return sorted(lines, key=lambda line: line[1] != "different")[:DUPLICATES]
 
 
 def cut(text: str) -> str:
-    """A text, or as much of it as is shown."""
+    """A text of at most SHOWN_TEXT characters."""
     return text if len(text) <= SHOWN_TEXT else text[: SHOWN_TEXT - 1] + "…"

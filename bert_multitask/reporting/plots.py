@@ -1,15 +1,15 @@
-"""The pictures of reports and searches: numbers -> matplotlib figures, to be read at a page's width of 800 px.
+"""The pictures of reports and searches, as matplotlib figures for a page 800 px wide.
 
-A figure's inch is 100 px of the page, so that its smallest letters (9 pt) are 12.5 px high there. Colours are those of
-Okabe and Ito, and blues for matrices: both can be told apart without red or green, and also with light and dark
-exchanged, as the HTML shows them on a dark page.
+One inch of a figure is 100 px of the page, so the smallest letters (9 pt) are 12.5 px high. The colours are those of
+Okabe and Ito, and blues for matrices: people who see no red or green can tell them apart, also when the HTML inverts
+them on a dark page.
 """
 
 import io
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations_with_replacement, groupby
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,9 @@ from .probabilities import Calibration
 WIDTH = 8  # inches
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 TRAIN, DEV, IDENTITY = "#0072B2", "#D55E00", "#D55E00"
-DEV_LABEL = "dev"
+# An entry of the log is of the few rows since the one before, so training curves are thin.
+TRAIN_LINE = {"label": "train, with dropout", "color": TRAIN, "linewidth": 0.8, "alpha": 0.7}
+DEV_LINE = {"label": "dev", "color": DEV, "linewidth": 1.5, "marker": "o", "markersize": 3}
 STYLE = {
     "font.size": 10,
     "xtick.labelsize": 9,
@@ -39,9 +41,9 @@ STYLE = {
     "savefig.dpi": 200,  # sharp on screens of two dots a pixel
     "figure.constrained_layout.use": True,
 }
-SHOWN_STEPS = 300  # of the plan, one by one
-MANY_LABELS = 40  # labels with bars of their own
-MANY_CLASSES = 12  # beyond which there is no room for a figure in each cell or above each bar
+SHOWN_STEPS = 300  # steps of the plan that are drawn one by one
+MANY_LABELS = 40  # labels that are drawn at most
+MANY_CLASSES = 12  # beyond these a cell or bar has no room for a number
 
 
 def to_png(figure: Figure) -> bytes:
@@ -60,27 +62,23 @@ def loss_label(task: Task) -> str:
 
 @rc_context(STYLE)
 def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Figure:
-    """Loss and metric of training and dev rows over the steps; a row a task, and one overall (Figure 2).
-
-    Args:
-        history: the entries of `history.jsonl`.
-        tasks: {name: task}.
-    """
+    """Loss and metric of training and dev rows over the steps, from the entries of `history.jsonl`: a row of panels for
+    each task, and one for all (paper, Figure 2)."""
     figure = Figure(figsize=(WIDTH, 2.1 * (len(tasks) + 1) + 0.3))
     axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
     for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
-        draw_train(left, history, f"loss_{name}")
-        draw_dev(left, history, f"eval_{name}_loss")
-        draw_train(right, history, f"{task.metric}_{name}")
-        draw_dev(right, history, f"eval_{name}_{task.metric}")
+        draw_curve(left, history, f"loss_{name}", **TRAIN_LINE)
+        draw_curve(left, history, f"eval_{name}_loss", **DEV_LINE)
+        draw_curve(right, history, f"{task.metric}_{name}", **TRAIN_LINE)
+        draw_curve(right, history, f"eval_{name}_{task.metric}", **DEV_LINE)
         left.set(title=fold(f"{name}: loss"), ylabel=loss_label(task))
         metric = find_metric(task)
         right.set(title=fold(f"{name}: {task.metric}") + best_dev(right, metric.greater_is_better), ylabel=metric.unit)
     left, right = axes[-1]
-    draw_train(left, history, "loss")
+    draw_curve(left, history, "loss", **TRAIN_LINE)
     more = any(key.startswith(("smart_", "bregman_", "rdrop_", "distill_")) for entry in history for key in entry)
     left.set(title=f"all tasks: loss{', with regularisers' * more}", ylabel="loss (mixed units)", xlabel="step")
-    draw_dev(right, history, "eval_overall")
+    draw_curve(right, history, "eval_overall", **DEV_LINE)
     right.set(title=f"overall score{best_dev(right)}", ylabel="score (0 to 1)", xlabel="step")
     count_steps(right)
     lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
@@ -90,7 +88,7 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
 
 @rc_context(STYLE)
 def score_intervals(scores: Mapping[str, tuple[str, float, float | None, float | None]]) -> Figure:
-    """The scores of tasks with their 95 % intervals, for a model card; a panel a metric, since their ranges differ.
+    """Scores with their 95 % intervals, for a model card: a panel for each metric.
 
     Args:
         scores: {task: (metric, score, lower and upper bound or None)}.
@@ -107,21 +105,10 @@ def score_intervals(scores: Mapping[str, tuple[str, float, float | None, float |
                 axis.plot([low, high], [place, place], color=TRAIN, linewidth=2)
             axis.plot(value, place, "o", color=DEV)
             axis.annotate(f"{value:.3f}", (value, place), xytext=(0, 5), textcoords="offset points", ha="center")
-        axis.set(
-            yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.8), xlabel=f"{metric}, dev rows"
-        )
+        axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.8))
+        axis.set_xlabel(f"{metric}, dev rows")
         axis.margins(x=0.08)
     return figure
-
-
-def draw_train(axis: Axes, history: Sequence[Mapping], key: str) -> None:
-    """What training logged under a key: of the few rows between two entries, so thin."""
-    draw_curve(axis, history, key, label="train, with dropout", color=TRAIN, linewidth=0.8, alpha=0.7)
-
-
-def draw_dev(axis: Axes, history: Sequence[Mapping], key: str) -> None:
-    """What evaluations found under a key."""
-    draw_curve(axis, history, key, label=DEV_LABEL, color=DEV, linewidth=1.5, marker="o", markersize=3)
 
 
 def draw_curve(axis: Axes, history: Sequence[Mapping], key: str, **style) -> None:
@@ -132,9 +119,9 @@ def draw_curve(axis: Axes, history: Sequence[Mapping], key: str, **style) -> Non
 
 
 def best_dev(axis: Axes, highest: bool = True) -> str:
-    """Ring the highest point of the dev curve, or the lowest, if there is one; words for the title."""
+    """Ring the highest point of the dev curve, or the lowest; returns words for the title, or ""."""
     for line in axis.lines:
-        if line.get_label() == DEV_LABEL:
+        if line.get_label() == DEV_LINE["label"]:
             step, value = (max if highest else min)(line.get_xydata(), key=lambda point: point[1])
             axis.plot(step, value, "o", color=DEV, markersize=8, fillstyle="none", label="best on dev")
             return f"\nbest on dev {value:.3f} at step {step:,.0f}"
@@ -142,28 +129,32 @@ def best_dev(axis: Axes, highest: bool = True) -> str:
 
 
 def fold(title: str, width: float = WIDTH / 2) -> str:
-    """A title in lines that fit above axes in a figure's part of so many inches."""
+    """A title in lines that fit above axes so many inches wide."""
     return textwrap.fill(title, int(10 * width))
 
 
 @rc_context(STYLE)
 def compared_curves(histories: Mapping[str, Sequence[Mapping]], tasks: Mapping[str, Task]) -> Figure:
-    """Dev loss and metric of two runs over the steps; a row a task, and the overall score last.
+    """Dev loss and metric of two runs over the steps: a row of panels for each task, and the overall score last.
 
     Args:
-        histories: {what the run is called: the entries of its `history.jsonl`}.
-        tasks: {name: task} that all have.
+        histories: {name of the run: the entries of its `history.jsonl`}.
+        tasks: {name: task} of the tasks that both have.
     """
     figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1) + 0.3))
     axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
-    rows = [(f"eval_{name}_loss", f"eval_{name}_{task.metric}") for name, task in tasks.items()]
-    for (left, right), keys in zip(axes, [*rows, (None, "eval_overall")], strict=True):
-        for number, (run, history) in enumerate(histories.items()):
-            for axis, key in ((left, keys[0]), (right, keys[1])):
-                draw_curve(axis, history, key, label=run, color=(TRAIN, DEV)[number], marker="os"[number], markersize=4)
+
+    def draw(axis: Axes, key: str) -> None:
+        """Both runs' curves of a key."""
+        for (run, history), color, marker in zip(histories.items(), (TRAIN, DEV), "os", strict=True):
+            draw_curve(axis, history, key, label=run, color=color, marker=marker, markersize=4)
+
     for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
+        draw(left, f"eval_{name}_loss")
+        draw(right, f"eval_{name}_{task.metric}")
         left.set(title=fold(f"{name}: dev loss"), ylabel=loss_label(task))
         right.set(title=fold(f"{name}: dev {task.metric}"), ylabel=find_metric(task).unit)
+    draw(axes[-1][1], "eval_overall")
     axes[-1][0].axis("off")
     axes[-2][0].tick_params(labelbottom=True)
     axes[-1][1].set(title="overall dev score", ylabel="score (0 to 1)", xlabel="step")
@@ -174,27 +165,25 @@ def compared_curves(histories: Mapping[str, Sequence[Mapping]], tasks: Mapping[s
 
 @rc_context(STYLE)
 def reliability(parts: Mapping[str, tuple[Calibration, Calibration | None]]) -> Figure:
-    """Accuracy over confidence, in bins, before and after a temperature; a panel a task."""
+    """Accuracy over confidence, in bins, before and after a temperature: a panel for each task."""
     figure, axes = panels(len(parts))
     for axis, (name, both) in zip(axes, parts.items(), strict=True):
         axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--", label="calibrated")
-        for found, colour, label, marker in zip(
-            both, (TRAIN, DEV), ("as it is", "with temperature"), "os", strict=False
-        ):
+        styles = (TRAIN, "o", "as it is"), (DEV, "s", "with temperature")
+        for found, (colour, marker, label) in zip(both, styles, strict=True):
             if found is not None:
                 confidence, accuracy, counts = found.bins
                 axis.plot(confidence, accuracy, color=colour, linewidth=0.8, label=label)
                 axis.scatter(confidence, accuracy, 15 + 150 * counts / counts.sum(), color=colour, marker=marker)
         axis.set(title=fold(name), xlabel="confidence", ylabel="share right", xlim=(0, 1.04), ylim=(0, 1.04))
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
 @rc_context(STYLE)
 def confusion_matrix(predictions: LabelledPredictions) -> Figure:
-    """Percent of each true class's rows by predicted class, and how many rows that is; a true class is a column, which
-    sums to 100 (Figure 3)."""
+    """The percentage and number of each true class's rows by predicted class. A column is a true class and sums to 100
+    (paper, Figure 3)."""
     names, percent = predictions.task.label_names, confusion(predictions)
     counts = [int((predictions.labels == index).sum()) for index in range(len(names))]
     crowded = sum(map(len, names)) > 75  # letters that fit beside each other
@@ -219,11 +208,11 @@ def confusion_matrix(predictions: LabelledPredictions) -> Figure:
 
 @rc_context(STYLE)
 def scatter(predictions: LabelledPredictions) -> Figure:
-    """Predicted over true scores, with the line on which they are equal (Figure 4)."""
+    """Predicted over true scores, with the line on which they are equal (paper, Figure 4)."""
     low, high = score_span(predictions)
     figure = Figure(figsize=(WIDTH, 6))
     axis = figure.subplots()
-    # The more points, the fainter: about as much ink for any number of rows.
+    # The more points, the fainter each is.
     faint = float(np.clip(300 / len(predictions), 0.05, 0.6))
     axis.scatter(predictions.labels, predictions.predicted, s=14, alpha=faint, color=TRAIN, linewidths=0, label="a row")
     axis.plot([low, high], [low, high], color=IDENTITY, label="predicted = true")
@@ -236,7 +225,7 @@ def scatter(predictions: LabelledPredictions) -> Figure:
 
 @rc_context(STYLE)
 def label_bars(predictions: LabelledPredictions) -> Figure:
-    """Precision, recall and F1 of each label, those of the most rows if there are many."""
+    """Precision, recall and F1 of each label; of many labels, those with the most rows."""
     labels = class_scores(predictions)
     shown = [label for label in labels if label in sorted(labels, key=lambda label: -label.true)[:MANY_LABELS]]
     figure = Figure(figsize=(WIDTH, 1.4 + 0.4 * len(shown)))
@@ -271,7 +260,7 @@ def tag_scores(predictions: LabelledPredictions) -> Figure:
 
 @rc_context(STYLE)
 def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
-    """Mean error of rows by length, a panel a task, with 95 % intervals."""
+    """Mean error of rows by length, with 95 % intervals: a panel for each task."""
     figure, axes = panels(len(predictions))
     for axis, part in zip(axes, predictions, strict=True):
         shares = part.kind.shares
@@ -291,7 +280,7 @@ def length_errors(predictions: Sequence[LabelledPredictions]) -> Figure:
 
 @rc_context(STYLE)
 def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
-    """How far off predictions are: of classes the number of classes, of scores |predicted - true|; a panel a task."""
+    """How far off predictions are, in classes or in the score's units: a panel for each task."""
     figure, axes = panels(len(predictions))
     for axis, part in zip(axes, predictions, strict=True):
         weights = np.full(len(part), 100 / len(part))
@@ -301,12 +290,12 @@ def distance_shares(predictions: Sequence[LabelledPredictions]) -> Figure:
 
 
 class Distances(NamedTuple):
-    """How far off predictions are, as a picture and in numbers.
+    """How to show how far off predictions of a kind are.
 
     Attributes:
-        draw: (axes, predictions, what a row counts (N,)) -> None.
-        groups: predictions -> {name: which rows (N,)}, by their true labels; the distance up to which a prediction is
-            near, and up to which it is not far; and what to call what is near, what is not far, and the rest.
+        draw: (axes, predictions, weight of each row (N,)) -> None.
+        groups: predictions -> {name: which rows (N,)} by their true labels; the distances up to which a prediction is
+            near, and not far; and the names of these three steps.
     """
 
     draw: Callable[[Axes, LabelledPredictions, np.ndarray], None]
@@ -338,7 +327,7 @@ def draw_scores(axis: Axes, part: LabelledPredictions, weights: np.ndarray) -> N
 
 
 def group_scores(part: LabelledPredictions) -> tuple[dict[str, np.ndarray], tuple[float, float], list[str]]:
-    """Off by up to a tenth of the range, up to two, and more, by fifths of the range."""
+    """Off by up to a tenth of the range, up to a fifth, and more, by fifths of the range."""
     edges = np.linspace(*score_span(part), 6)
     number = np.digitize(part.labels, edges[1:-1])
     groups = {f"{edges[k]:g} to {edges[k + 1]:g}": number == k for k in range(5)}
@@ -347,7 +336,7 @@ def group_scores(part: LabelledPredictions) -> tuple[dict[str, np.ndarray], tupl
 
 
 def score_span(part: LabelledPredictions) -> tuple[float, float]:
-    """The lowest and highest score of a task, or where it has no range those among labels and predictions."""
+    """The lowest and highest score of a task; without a range, those among labels and predictions."""
     if part.task.score_range:
         return part.task.score_range
     values = np.concatenate([part.labels, part.predicted])
@@ -387,7 +376,7 @@ DISTANCES = {"classes": Distances(draw_classes, group_classes), "scores": Distan
 
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, two beside each other."""
+    """A figure with so many panels, two in a row."""
     rows = -(-count // 2)
     figure = Figure(figsize=(WIDTH, 2.8 * rows))
     axes = list(figure.subplots(rows, 2, squeeze=False).flat)
@@ -398,12 +387,8 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
 
 @rc_context(STYLE)
 def gradient_cosines(history: Sequence[Mapping], tasks: Sequence[str]) -> Figure:
-    """The cosines between the tasks' gradients over the steps; dashed, between two batches of one task.
-
-    Args:
-        history: the entries of `history.jsonl`.
-        tasks: names of the tasks and groups, in the order of the run.
-    """
+    """The cosines between the gradients of tasks or groups over the steps, from the entries of `history.jsonl`; dashed,
+    between two batches of one task."""
     figure = Figure(figsize=(WIDTH, 3.2))
     axes = figure.subplots()
     for number, (first, second) in enumerate(combinations_with_replacement(tasks, 2)):
@@ -417,18 +402,14 @@ def gradient_cosines(history: Sequence[Mapping], tasks: Sequence[str]) -> Figure
 
 @rc_context(STYLE)
 def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
-    """Which task each step has: the first steps one by one, and the tasks' shares over the whole plan.
-
-    Args:
-        plan: task of each step.
-        tasks: their names, in the order of the run.
-    """
+    """The task of each of the first steps of a plan, and the tasks' shares of steps over the whole plan."""
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(tasks)}
     figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(tasks) + 2.4))
     top, bottom = figure.subplots(2, 1, height_ratios=[0.3 + 0.3 * len(tasks), 2.4])
     shown = plan[:SHOWN_STEPS]
     for row, name in enumerate(tasks):
-        top.broken_barh(spans(shown, name), (row - 0.4, 0.8), color=colours[name], linewidth=0)
+        steps = [(step + 0.5, 1) for step, task in enumerate(shown) if task == name]  # (left edge, width)
+        top.broken_barh(steps, (row - 0.4, 0.8), color=colours[name], linewidth=0, antialiased=False)
     top.set_yticks(range(len(tasks)), tasks)
     top.set(xlim=(0.5, len(shown) + 0.5), xlabel="step", ylim=(len(tasks) - 0.5, -0.5))
     top.set_title("every step" if len(shown) == len(plan) else f"the first {SHOWN_STEPS} of {len(plan):,} steps")
@@ -456,7 +437,7 @@ def search_overview(
     metric: str,
     highest: bool = True,
 ) -> Figure:
-    """A hyperparameter search: the score of each trial, what mattered, and the scores over the values of each setting.
+    """A hyperparameter search: the score of each trial, the importance of each setting, and scores over its values.
 
     Args:
         trials: in order, each with `trial` (its number), `state` (complete or pruned), `score`, and its settings.
@@ -473,9 +454,8 @@ def search_overview(
     draw_trials(history, trials, [trial["trial"] for trial in trials], highest)
     complete = [trial for trial in trials if trial["state"] == "complete"]
     best = (np.maximum if highest else np.minimum).accumulate([trial["score"] for trial in complete])
-    history.step(
-        [trial["trial"] for trial in complete], best, where="post", color=TRAIN, linewidth=0.8, label="best so far"
-    )
+    numbers = [trial["trial"] for trial in complete]
+    history.step(numbers, best, where="post", color=TRAIN, linewidth=0.8, label="best so far")
     history.set(title="the trials, one after the other", xlabel="trial", ylabel=metric)
     history.xaxis.set_major_locator(MaxNLocator(integer=True))
     names = sorted(importances, key=importances.get)
@@ -490,47 +470,32 @@ def search_overview(
         axis.set(xlabel=name, ylabel=metric if axis.get_subplotspec().is_first_col() else "")
         if isinstance(values, list):
             draw_trials(axis, trials, [values.index(trial[name]) for trial in trials], highest)
-            axis.set_xticks(
-                range(len(values)), [f"{value:g}" if isinstance(value, float) else value for value in values]
-            )
+            ticks = [f"{value:g}" if isinstance(value, float) else value for value in values]
+            axis.set_xticks(range(len(values)), ticks)
             axis.set_xlim(-0.5, len(values) - 0.5)
         else:
             draw_trials(axis, trials, [trial[name] for trial in trials], highest)
             axis.set_xscale("log" if values["log"] else "linear")
     for axis in axes[len(space) :]:
         axis.remove()
-    handles, labels = history.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(*history.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
 def draw_trials(axis: Axes, trials: Sequence[Mapping], places: Sequence[float], highest: bool) -> None:
-    """Each trial's score at its place, the best whole one ringed."""
-    styles = {"complete": {"marker": "o", "color": TRAIN}, "pruned": {"marker": "x", "color": DEV}}
-    points = {
-        state: [(place, trial["score"]) for place, trial in zip(places, trials, strict=True) if trial["state"] == state]
-        for state in styles
-    }
-    for state, style in styles.items():
-        if points[state]:
-            axis.scatter(*zip(*points[state], strict=True), s=22, label=f"{state} trial", **style)
+    """Each trial's score at its place, with a ring around the best complete one."""
+    points = {"complete": [], "pruned": []}
+    for place, trial in zip(places, trials, strict=True):
+        points[trial["state"]].append((place, trial["score"]))
+    for (state, found), marker, color in zip(points.items(), "ox", (TRAIN, DEV), strict=True):
+        if found:
+            axis.scatter(*zip(*found, strict=True), s=22, label=f"{state} trial", marker=marker, color=color)
     if points["complete"]:
         place, score = (max if highest else min)(points["complete"], key=lambda point: point[1])
         axis.plot(place, score, "o", color=DEV, markersize=10, fillstyle="none", label="best trial")
 
 
-def spans(plan: Sequence[str], name: str) -> list[tuple[float, int]]:
-    """(left edge, width) of each run of a task's steps; step n reaches from n - 1/2 to n + 1/2."""
-    found, step = [], 0.5
-    for task, run in groupby(plan):
-        width = len(list(run))
-        if task == name:
-            found.append((step, width))
-        step += width
-    return found
-
-
 def count_steps(axis: Axes) -> None:
-    """Whole numbers below an axis of steps, with their thousands set apart."""
+    """Whole numbers below an axis of steps, with a comma between thousands."""
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.xaxis.set_major_formatter("{x:,.0f}")

@@ -1,4 +1,4 @@
-"""What a task's probabilities are worth: calibration, a temperature for them, and thresholds of yes.
+"""How reliable probabilities are: calibration, temperature scaling, and decision thresholds.
 
 M decisions between C classes, N rows, K thresholds.
 """
@@ -22,7 +22,7 @@ CANDIDATES = 200  # thresholds that are tried
 
 
 class Calibration(NamedTuple):
-    """How probable the most probable classes are said to be, and how often they are the true ones.
+    """The predicted probabilities of the most probable classes, and how often these are the true ones.
 
     Attributes:
         confidence: mean probability of the most probable class.
@@ -41,11 +41,11 @@ class Calibration(NamedTuple):
 
 
 def calibration(chances: np.ndarray, true: np.ndarray) -> Calibration:
-    """Calibration of M decisions: their probabilities (M, C), and the true classes (M,)."""
+    """The calibration of M decisions, from their probabilities (M, C) and the true classes (M,)."""
     confidence, right = np.clip(chances.max(-1), 0, 1), chances.argmax(-1) == true
     accuracy, mean = calibration_curve(right, confidence, n_bins=BINS)
     counts = np.bincount(np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence))
-    counts = counts[counts > 0]  # as the curve has them
+    counts = counts[counts > 0]  # the curve leaves out empty bins, too
     error = float(np.average(np.abs(accuracy - mean), weights=counts))
     whole = chances / chances.sum(-1, keepdims=True, dtype=np.float64)
     loss = float(log_loss(true, whole, labels=range(chances.shape[-1])))
@@ -53,7 +53,7 @@ def calibration(chances: np.ndarray, true: np.ndarray) -> Calibration:
 
 
 def scale(chances: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities (M, C) of logits that are divided by a temperature; above 1 they come closer to each other."""
+    """Probabilities (M, C) after their logits are divided by a temperature; above 1 they come closer to each other."""
     return softmax(logits(chances) / temperature, axis=-1)
 
 
@@ -77,10 +77,10 @@ def fit_temperature(chances: np.ndarray, true: np.ndarray) -> float:
 def folds(
     part: LabelledPredictions, other: LabelledPredictions | None
 ) -> list[tuple[LabelledPredictions, LabelledPredictions, np.ndarray]]:
-    """What to fit on, and what to judge: (fitted on, judged, numbers of the judged rows).
+    """Pairs of rows to fit on and rows to judge, with the numbers of the latter.
 
-    Other rows, dev's for a report of test, are fitted on whole. Without them each half of the rows, drawn at random and
-    always the same, is judged by what was fitted on the other half; none where there are fewer than four rows.
+    Given other rows, such as dev's for a report of test, all of them are fitted on. Else each half of the rows, drawn
+    with a fixed seed, is judged by what is fitted on the other half; no pair if there are fewer than four rows.
     """
     everything = np.arange(len(part))
     if other is not None:
@@ -92,8 +92,8 @@ def folds(
 
 
 def heated(part: LabelledPredictions, other: LabelledPredictions | None) -> tuple[float, Calibration | None]:
-    """The temperature of a task's probabilities, fitted on other rows or else on all of these, and the calibration that
-    a temperature gives on rows that it was not fitted on (see `folds`); None where these are too few."""
+    """The temperature of a task's probabilities, fitted on other rows or else on all of these; and the calibration on
+    rows that the temperature was not fitted on (see `folds`), None if there are too few."""
     temperature = fit_temperature(*(other or part).distributions)
     judged = []
     for fitted, rest, _ in folds(part, other):
@@ -103,10 +103,10 @@ def heated(part: LabelledPredictions, other: LabelledPredictions | None) -> tupl
 
 
 def thresholds(part: LabelledPredictions) -> np.ndarray:
-    """(K,): the thresholds of yes that score best on these rows; of equals the one nearest to 1/2.
+    """(K,): the thresholds of yes that score best on these rows; of equally good ones the one nearest to 1/2.
 
-    One threshold is chosen for the task's metric, several for the F1 of each label. Tried are those halfway between
-    CANDIDATES quantiles of the probabilities, and 1/2.
+    A single threshold maximises the task's metric, several the F1 of each label. The candidates are 1/2 and the
+    midpoints between CANDIDATES quantiles of the probabilities.
     """
     chances, labels = part.kind.yes(part.probabilities), part.labels.reshape(len(part), -1)
     metric = find_metric(part.task) if chances.shape[1] == 1 else METRICS["f1"]
@@ -116,15 +116,15 @@ def thresholds(part: LabelledPredictions) -> np.ndarray:
         values = np.unique(np.quantile(chance, np.linspace(0, 1, CANDIDATES))) if len(chance) else chance
         tried = np.append((values[1:] + values[:-1]) / 2, 0.5)
         tried = tried[np.argsort(abs(tried - 0.5), kind="stable")]
-        with warnings.catch_warnings(action="ignore"):  # a threshold may well leave no yes
+        with warnings.catch_warnings(action="ignore"):  # with some thresholds nothing is yes
             scores = [metric.score(*metric.columns((chance > value).astype(label.dtype), label)) for value in tried]
         best.append(tried[np.argmax(scores)] if len(chance) else 0.5)
     return np.array(best)
 
 
 def threshold_score(part: LabelledPredictions, other: LabelledPredictions | None) -> float | None:
-    """The task's metric with thresholds that were not chosen on the rows judged (see `folds`); None where these are too
-    few."""
+    """The task's score with thresholds chosen on other rows than those judged (see `folds`); None if there are too few
+    rows."""
     chosen = part.predicted.copy()
     judged = folds(part, other)
     for fitted, rest, rows in judged:

@@ -10,11 +10,11 @@ from os import PathLike
 from pathlib import Path
 
 from ..evaluation.intervals import LEVEL, RESAMPLES, Estimate, Scores, mcnemar
-from ..evaluation.metrics import describe_metric, describe_overall, find_metric
+from ..evaluation.metrics import describe_metric, describe_overall, find_metric, score_keys
 from ..model.errors import InputError
 from ..model.tasks import units
 from ..training.run_folder import installed_version
-from .analysis import LabelledPredictions, baseline_score, digits
+from .analysis import LabelledPredictions, baseline_score, digits, rounded
 from .document import Document, Picture, Table
 from .error_sections import add_errors, picture
 from .plots import compared_curves, gradient_cosines, task_order, training_curves
@@ -32,10 +32,10 @@ def write_report(
     """Write report.html, and report.md with its PNGs, into a folder.
 
     Args:
-        path: a run folder, a Hub id, a folder of prediction files (an ensemble's, for example), or one such file; what
-            has no predictions of the split and can be loaded as a model predicts them now.
+        path: a run folder, a Hub id, a folder of prediction files (an ensemble's, for example), or one such file. A
+            run without predictions of the split predicts them now.
         output_dir: the folder to write.
-        other: the same of another run, to compare with on the same rows.
+        other: another run, folder or file, to compare with on the same rows.
         data_dir: where the rows are, as for training; by default where the runs among the two have theirs.
         tasks: names of the tasks to report, or JSON of a task with its name and its files; by default all.
         split: "dev" or "test".
@@ -61,7 +61,7 @@ def write_report(
 
 
 def titles(names: Sequence[str]) -> list[str]:
-    """What sources are called: folders and files by their own name, without the path unless that tells them apart."""
+    """The names of sources for the title: without the path, unless only that tells them apart."""
     short = [Path(name).resolve().name if Path(name).exists() else name for name in names]
     return short if len(set(short)) == len(names) else list(names)
 
@@ -76,7 +76,7 @@ def scores(predictions: Mapping[str, LabelledPredictions]) -> Scores:
 
 
 def bounds(interval: Estimate, form: str) -> str:
-    """An interval as `low to high`; a sentence where every resample is the same, or there are none."""
+    """An interval as `low to high`; words if every resample is the same, or there are none."""
     if not interval.low < interval.high:
         return "none: all resamples are alike" if interval.low == interval.high else "none: too few rows"
     return f"{interval.low:{form}} to {interval.high:{form}}"
@@ -91,16 +91,10 @@ def add_scores(document: Document, source: Source, split: str) -> None:
     rows = {name: len(part) for name, part in predictions.items()}
     rows["overall"] = sum(rows.values())
     lines = []
-    for name in words:
-        form = f".{digits(rows[name])}f"
+    for name, count in rows.items():
         guess = baseline_score(predictions[name]) if name in predictions else None
-        line = [
-            name,
-            f"{found[name].value:{form}}",
-            bounds(found[name], form),
-            "" if guess is None else f"{guess:{form}}",
-        ]
-        lines.append([*line, f"{rows[name]:,}", words[name]])
+        line = [name, rounded(found[name].value, count), bounds(found[name], f".{digits(count)}f")]
+        lines.append([*line, rounded(guess, count), f"{count:,}", words[name]])
     document.add(
         f"Scores on {split}",
         Table(["task", "score", f"{LEVEL:.0%} interval", "baseline", "rows", "metric"], lines),
@@ -115,7 +109,7 @@ def add_scores(document: Document, source: Source, split: str) -> None:
 
 
 def add_comparison(document: Document, source: Source, compared: Source) -> None:
-    """Differences of two runs on the same rows, with the paired bootstrap's intervals and McNemar's exact test."""
+    """Differences of two runs on the same rows, with paired bootstrap intervals and McNemar's exact test."""
     second = compared.predictions
     common = {name: part for name, part in source.predictions.items() if name in second}
     if not common:
@@ -123,17 +117,16 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
     ours, theirs = scores(common), scores({name: second[name] for name in common})
     lines = []
     for name in [*common, "overall"]:
-        difference = ours.difference(theirs, name)
-        head = name
-        if name in common and not find_metric(common[name].task).greater_is_better:
-            head = f"{name} (lower is better)"
-        form = f".{digits(len(common[name]) if name in common else sum(map(len, common.values())))}f"
-        line = [head, f"{ours[name].value:{form}}", f"{theirs[name].value:{form}}", f"{difference.value:+{form}}"]
-        line += [bounds(difference, f"+{form}"), "", "", ""]
-        if name in common and find_metric(common[name].task).share:
+        metric = find_metric(common[name].task) if name in common else None
+        head = f"{name} (lower is better)" if metric and not metric.greater_is_better else name
+        rows = len(common[name]) if metric else sum(map(len, common.values()))
+        difference, values = ours.difference(theirs, name), (ours[name].value, theirs[name].value)
+        line = [head, *(rounded(value, rows) for value in values), rounded(difference.value, rows, "+")]
+        tested = ["", "", ""]
+        if metric and metric.share:
             test = mcnemar(common[name].errors == 0, second[name].errors == 0)
-            line[5:] = f"{test.first:,}", f"{test.second:,}", f"{test.p:.2g}"
-        lines.append(line)
+            tested = [f"{test.first:,}", f"{test.second:,}", f"{test.p:.2g}"]
+        lines.append([*line, bounds(difference, f"+.{digits(rows)}f"), *tested])
     columns = ["task", "A", "B", "A − B", f"{LEVEL:.0%} interval", "right in A alone", "right in B alone", "McNemar p"]
     document.add(
         "Comparison",
@@ -148,7 +141,7 @@ def add_comparison(document: Document, source: Source, compared: Source) -> None
 
 
 def curves_of_both(source: Source, compared: Source) -> Picture | None:
-    """The dev curves of two runs; None where one has none."""
+    """The dev curves of two runs; None if one of them has none."""
     histories = {"A": source.history, "B": compared.history}
     tasks = {name: task for name, task in source.tasks.items() if name in compared.tasks}
     if not all(any("eval_overall" in entry for entry in history) for history in histories.values()):
@@ -158,19 +151,17 @@ def curves_of_both(source: Source, compared: Source) -> Picture | None:
 
 
 def add_members(document: Document, source: Source) -> None:
-    """Who votes in an ensemble, how, and the dev scores of each, as `ensemble.json` has them."""
+    """The members of an ensemble, its vote, and the dev scores of each, from `ensemble.json`."""
     if (ensemble := source.ensemble) is None:
         return
-    votes = {task: Counter(names) for task, names in ensemble.get("picks", {}).items()}
     selected = [
-        f"Selected for {task}: {', '.join(f'{count} × {name}' for name, count in counts.items())}."
-        for task, counts in votes.items()
+        f"Selected for {task}: {', '.join(f'{count} × {name}' for name, count in Counter(names).items())}."
+        for task, names in ensemble.get("picks", {}).items()
     ]
-    keys = {name: f"eval_{name}_{task.metric}" for name, task in source.tasks.items()} | {"overall": "eval_overall"}
     tables = []
     for title, scores in ensemble.get("scores", {}).items():
-        names = [*ensemble["members"], *(name for name in scores if name not in ensemble["members"])]
-        shown = {head: key for head, key in keys.items() if key in scores[names[0]]}
+        names = list(dict.fromkeys([*ensemble["members"], *scores]))
+        shown = {head: key for head, key in score_keys(source.tasks).items() if key in scores[names[0]]}
         lines = [[name, *(f"{scores[name][key]:.4f}" for key in shown.values())] for name in names]
         tables.append(Table([title, *shown], lines))
     document.add("Members", f"Vote: {ensemble['vote']}, of {', '.join(ensemble['members'])}.", *selected, *tables)
@@ -216,7 +207,7 @@ def add_task_order(document: Document, source: Source) -> None:
 
 
 def add_settings(document: Document, source: Source) -> None:
-    """What decided the run's weights, as `run.json` has it; nothing where there is no run."""
+    """The settings that decided the run's weights, from `run.json`; nothing where there is no run."""
     if (record := source.record) is None:
         return
     decides = record["decides"]
@@ -228,11 +219,11 @@ def add_settings(document: Document, source: Source) -> None:
     fields = ["kind", "loss", "metric", "epochs", "dropout", "smart_weight", "bregman_weight"]
     fields += ["rdrop_weight", "loss_weight", "class_weights", "label_smoothing"]
     splits = ["train", "dev", "test"]
-    lines = [
-        [name, *(setting_text(decides[f"task {name}"].get(key)) for key in fields)]
-        + [f"{decides[f'rows of {name}'].get(split, {}).get('rows', 0):,}" for split in splits]
-        for name in tasks
-    ]
+    lines = []
+    for name in tasks:
+        counts = (decides[f"rows of {name}"].get(split, {}).get("rows", 0) for split in splits)
+        lines.append([name, *(setting_text(decides[f"task {name}"].get(key)) for key in fields)])
+        lines[-1] += [f"{count:,}" for count in counts]
     shown = [[key, text] for key, value in plain.items() if (text := setting_text(value))]
     document.add(
         "Settings",
@@ -242,7 +233,7 @@ def add_settings(document: Document, source: Source) -> None:
 
 
 def setting_text(value) -> str:
-    """A setting as it is shown."""
+    """A setting as text."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, dict):

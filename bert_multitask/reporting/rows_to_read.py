@@ -1,4 +1,4 @@
-"""The rows worth reading: labels that may be wrong, and rows that are nearly those of the training split."""
+"""Rows worth reading: those whose label may be wrong, and near-duplicates of training rows."""
 
 from itertools import permutations
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from sklearn.utils import gen_batches
 from ..data.rows import take
 from .analysis import LabelledPredictions, row_texts
 
-# What bounds the time of a search for near-duplicates.
+# Rows, training rows and letters that are compared at most.
 COMPARED, COMPARED_TRAIN, COMPARED_LETTERS = 2_000, 20_000, 500
 BATCH = 200  # rows that are compared at a time
 NEAR = 0.8  # similarity, from 0 to 1, from which a row is a near-duplicate
@@ -20,9 +20,9 @@ NEAR = 0.8  # similarity, from 0 to 1, from which a row is a near-duplicate
 
 def doubtful_labels(part: LabelledPredictions) -> np.ndarray:
     """(N,): whether a label may be wrong, by confident learning (Northcutt et al., 2021): another class is predicted,
-    with at least the mean probability that this class has in the rows that are labelled so.
+    with at least the mean probability that this class has in the rows labelled with it.
 
-    No row where a row has several labels, or a prediction no probability.
+    All False for tasks with several labels a row, and for predictions without probabilities.
     """
     if part.labels.ndim > 1 or part.distributions is None:
         return np.zeros(len(part), bool)
@@ -34,12 +34,12 @@ def doubtful_labels(part: LabelledPredictions) -> np.ndarray:
 
 
 class NearDuplicates(NamedTuple):
-    """The rows that are nearly a row of the training split, the most similar first.
+    """Rows with a nearly equal row in the training split, the most similar first.
 
     Attributes:
         rows: their numbers (D,).
         train: the numbers of the training rows (D,).
-        similarity: of the two rows, 1 for the same words (D,), see `similarities`.
+        similarity: of the two rows (D,), 1 for the same words (see `similarities`).
         compared: how many rows were compared.
         compared_train: with how many training rows.
     """
@@ -52,8 +52,8 @@ class NearDuplicates(NamedTuple):
 
 
 def near_duplicates(part: LabelledPredictions, train: Dataset) -> NearDuplicates:
-    """Compare the beginnings of the texts with those of a training split's clean rows; of many rows, a sample that is
-    always the same."""
+    """Find rows whose texts begin like those of a clean training row. Of many rows a sample, drawn with a fixed seed,
+    is compared."""
     rng = np.random.default_rng(0)
     rows, known = (
         np.sort(rng.choice(count, min(count, most), replace=False))
@@ -78,17 +78,16 @@ def near_duplicates(part: LabelledPredictions, train: Dataset) -> NearDuplicates
 
 
 def beginning(text: str) -> str:
-    """What is compared of a text."""
+    """The part of a text that is compared."""
     return text[:COMPARED_LETTERS].casefold()
 
 
 def similarities(ours: list, theirs: list) -> np.ndarray:
-    """(N, T): cosines of N rows with T others; of pairs the lower cosine of their texts, in whichever order is nearer.
+    """(N, T): cosines of N rows with T others. Of pairs it is the lower cosine of their texts, in the better order.
 
     Args:
-        ours: vectors of length 1 of each row's text, sparse (N, V); of pairs a second such matrix for the other text.
+        ours: unit vectors of the rows' texts, one sparse matrix (N, V) for each text of a row.
         theirs: the same of the others.
     """
-    return np.maximum.reduce(
-        [np.minimum.reduce(list(map(linear_kernel, ours, texts))) for texts in permutations(theirs)]
-    )
+    orders = permutations(theirs)
+    return np.maximum.reduce([np.minimum.reduce(list(map(linear_kernel, ours, texts))) for texts in orders])

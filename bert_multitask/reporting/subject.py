@@ -1,4 +1,4 @@
-"""What a report is of: a run, a folder of prediction tables or one table, with the labels of its rows."""
+"""What a report is about: a run, a folder of prediction tables or one table, with the labels of its rows."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,16 @@ from .analysis import LabelledPredictions, label_predictions
 
 @dataclass
 class Source:
-    """A run, an ensemble or a table, with what it left.
+    """A run, an ensemble or a table, with its predictions and records.
 
     Attributes:
-        name: of its folder or table, or its Hub id.
+        name: folder, table or Hub id.
         tasks: {name: task}.
         predictions: {name: predictions beside labels} of the tasks that have both.
         unscored: a sentence for each other task.
-        record: what `run.json` says; None where there is no run.
-        history: the entries of `history.jsonl`; none where there is no run.
-        ensemble: what `ensemble.json` says; None where there is no ensemble.
+        record: the contents of `run.json`; None without a run.
+        history: the entries of `history.jsonl`; [] without a run.
+        ensemble: the contents of `ensemble.json`; None without an ensemble.
         train: {name: clean training rows} of the tasks of which they are at hand.
     """
 
@@ -44,17 +44,13 @@ class Source:
     train: dict[str, Dataset] = field(default_factory=dict)
 
     def plan(self) -> list[str] | None:
-        """The task or group of each step of the run; None without a run, or if `run.json` counts no batches.
-
-        Raises:
-            InputError: `run.json` is damaged.
-        """
+        """The task or group of each step of the run, made again from the batches in `run.json`, which have the order of
+        the run; None where it has none. InputError if it is damaged."""
         if not (self.record and self.record.get("batches")):
             return None
         try:
             decides = self.record["decides"]
-            names = recorded_units(decides)
-            batches = {name: int(self.record["batches"][name]) for name in names}  # in the order of the run
+            batches = {name: int(self.record["batches"][name]) for name in recorded_units(decides)}
             seed = decides["seed"] if decides["data_seed"] is None else decides["data_seed"]
             return first_steps(SCHEDULES[decides["schedule"]](batches, seed), decides["max_steps"])
         except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
@@ -62,7 +58,7 @@ class Source:
 
 
 def recorded_units(decides: Mapping) -> list[str]:
-    """What a plan has steps of, the tasks and groups of a recorded run, in its order."""
+    """The tasks and groups of a recorded run, in its order."""
     return list(dict.fromkeys(decides.get(f"task {name}", {}).get("group") or name for name in decides["tasks"]))
 
 
@@ -81,9 +77,8 @@ def open_sources(
         InputError: a source has no table, one is of other rows, or nothing says where the rows are.
     """
     found = SplitTables(names, split, tasks=tasks, data_dir=data_dir)
-    for name, tables in zip(names, found.tables, strict=True):
-        if not tables:
-            raise InputError(f"{name}: no table {{task}}-{split}.parquet or .csv, and no run to predict it")
+    if empty := [name for name, tables in zip(names, found.tables, strict=True) if not tables]:
+        raise InputError(f"{empty[0]}: no table {{task}}-{split}.parquet or .csv, and no run to predict it")
     rows = {task: found.rows(task) for task in found.tasks}
     train = read_train(found)
     sources = []
@@ -105,20 +100,19 @@ def open_sources(
 
 
 def read_train(found: SplitTables) -> dict[str, Dataset]:
-    """{task: clean training rows} of the tasks of which they are at hand: a report does without."""
+    """{task: clean training rows} of the tasks of which they are at hand; a report can do without."""
     train = {}
     for name, task in found.tasks.items():
         place = found.locate(task)
         with contextlib.suppress(InputError):
-            known = place.is_known
-            rows = load_rows(place.task, place.data_dir or "", splits=["train"], labelled=()) if known else {}
-            train |= {name: rows["train"]} if "train" in rows else {}
-    return train
+            if place.is_known:
+                train |= {name: load_rows(place.task, place.data_dir or "", splits=["train"], labelled=()).get("train")}
+    return {name: rows for name, rows in train.items() if rows is not None}
 
 
 def open_dev(name: str, tasks: Sequence[str] | None, data_dir: str | None) -> dict[str, LabelledPredictions]:
-    """{task: dev predictions beside labels} of a run or a folder, to fit on for a report of test; nothing where they
-    are not at hand."""
+    """{task: dev predictions beside labels} of a run or a folder, for a report of test to fit on; {} if they are not at
+    hand."""
     with contextlib.suppress(InputError):
         if Path(resolve_folder(name)).is_dir() and find_tables(name, "dev"):
             return open_sources([name], "dev", tasks, data_dir)[0].predictions
