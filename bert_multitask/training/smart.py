@@ -44,7 +44,7 @@ def smart_penalty(
 
     Args:
         logits_fn: embeddings -> logits, the model f. It is called `steps` + 1 times.
-        embeddings: word embeddings x, float (B, ..., H).
+        embeddings: word embeddings x, float (B, ..., H); or zeros, where logits_fn adds what it gets to something else.
         mask: 1 for real tokens and 0 for padding, (B, ...); padding is never perturbed.
         clean_logits: f(x), (B, ...); of several tasks {task: logits}.
         divergence: ℓ_s(perturbed, clean) -> (B,), one of `losses.DIVERGENCES`; of several tasks (T, B), and the
@@ -127,6 +127,10 @@ def unit(delta: Tensor, gradient: Tensor, *, radius: float, step_size: float) ->
 
 
 PROJECTIONS = {"ball": ball, "unit": unit}
+# What is perturbed, word embeddings or the embedding layer's output (ten times as large, since it is normalised) -> the
+# smallest radius that half precision keeps.
+PLACES = {"words": 1e-3, "embeddings": 1e-2}
+REDUCTIONS = ("mean", "sum")  # over the rows of a step
 
 
 def each_row_twice(batch: Mapping[str, object]) -> dict[str, object]:
