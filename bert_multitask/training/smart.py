@@ -43,8 +43,9 @@ def smart_penalty(
     both predictions and through the embeddings, and not through δ.
 
     Args:
-        logits_fn: embeddings -> logits, the model f. It is called `steps` + 1 times.
-        embeddings: word embeddings x, float (B, ..., H); or zeros, where logits_fn adds what it gets to something else.
+        logits_fn: embeddings -> logits, the model f. It is called `steps` + 1 times. Where it adds what it is given to
+            something else, such as the embedding layer's output, the embeddings are zeros.
+        embeddings: word embeddings x, float (B, ..., H).
         mask: 1 for real tokens and 0 for padding, (B, ...); padding is never perturbed.
         clean_logits: f(x), (B, ...); of several tasks {task: logits}.
         divergence: ℓ_s(perturbed, clean) -> (B,), one of `losses.DIVERGENCES`; of several tasks (T, B), and the

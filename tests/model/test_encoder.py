@@ -79,7 +79,7 @@ def test_outputs_equal_hugging_face(pair):
 def test_a_perturbation_is_added_to_the_embeddings_output(pair):
     theirs, ours = pair
     batch, settings = ragged_batch(ours.config), {"output_hidden_states": True}
-    perturbation = torch.randn(*batch["input_ids"].shape, ours.config.hidden_size)
+    perturbation = 0.1 * torch.randn(*batch["input_ids"].shape, ours.config.hidden_size)
     adds = theirs.embeddings.register_forward_hook(lambda module, inputs, output: output + perturbation)
     expected = theirs(**batch)
     adds.remove()
