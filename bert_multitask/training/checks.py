@@ -280,7 +280,7 @@ def check_metrics(
 
 
 def check_smart(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
-    """Refuse to perturb what another encoder than minBERT does not show. Point out SMART's flags where no task has
+    """Refuse a perturbation that minBERT alone takes, with another encoder. Point out SMART's flags where no task has
     SMART, and a perturbation that half precision rounds away: it keeps 8 to 11 bits of hidden states near 1."""
     tasks = model.tasks
     flags = {field.name: field.default for field in dataclasses.fields(args) if field.name.startswith("smart_")}
@@ -291,8 +291,8 @@ def check_smart(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> 
         return
     if args.smart_place == "embeddings" and not isinstance(model.encoder(next(iter(tasks))), MinBertModel):
         raise InputError(
-            f"--smart_place embeddings needs a BERT, not {model.config.text_config.model_type!r}, which takes word "
-            "embeddings alone: leave it out"
+            f"--smart_place embeddings needs a BERT, not a {model.config.text_config.model_type!r}, which takes "
+            "perturbed word embeddings alone; leave the flag out"
         )
     kept = PLACES[args.smart_place]
     if (args.bf16 or args.fp16) and args.smart_projection == "ball" and args.smart_radius < kept:

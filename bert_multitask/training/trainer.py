@@ -505,7 +505,7 @@ class MultitaskTrainer(Trainer):
         args, words = self.args, self.model.encoder(next(iter(clean))).get_input_embeddings()
         if args.smart_place == "words":
             key, start = "inputs_embeds", words(input_ids)
-        else:  # what the encoder adds to its embeddings' output, so that a repeated pass drops the same there, too
+        else:  # added to the embeddings' output, which each pass computes anew: dropout draws as in the clean one
             key, start = "perturbation", words.weight.new_zeros(*input_ids.shape, words.weight.shape[1])
             batch = {**batch, "input_ids": input_ids}
 

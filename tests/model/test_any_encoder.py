@@ -248,7 +248,7 @@ def test_only_word_embeddings_can_be_perturbed(checkpoints, tmp_path):
     for name, weight in (("sst", 1.0), ("sst", 0.0)):
         model.change_task(dataclasses.replace(model.tasks[name], smart_weight=weight))
         args = MultitaskTrainingArguments(output_dir=str(tmp_path), smart_place="embeddings", report_to="none")
-        refused = pytest.raises(InputError, match="--smart_place embeddings needs a BERT, not 'roberta'")
+        refused = pytest.raises(InputError, match="--smart_place embeddings needs a BERT, not a 'roberta'")
         with refused if weight else nullcontext():
             check_smart(model, args)
 
