@@ -20,7 +20,7 @@ def add_soft_labels(task: Task, rows: Dataset) -> Dataset:
         rows: clean training rows, which are found in the table by their ids.
 
     Raises:
-        InputError: there is no such table, it is of another task, or lacks a row, or has a row of that id with other texts.
+        InputError: there is no such table, it is of another task, it lacks a row, or a row has other texts there.
     """
     teacher = find_tables(task.distill_from, "train").get(task.name)
     where = f"task {task.name!r}: distill_from {task.distill_from}"
@@ -43,8 +43,8 @@ def add_soft_labels(task: Task, rows: Dataset) -> Dataset:
         )
     if different := other_texts(with_texts(task, rows, rows), teacher.table):
         raise InputError(
-            f"{teacher.source}: {len(different):,} training rows have other texts there, {different[0]!r} first; predict "
-            "the rows of this training data"
+            f"{teacher.source}: {len(different):,} training rows have other texts there, {different[0]!r} first; "
+            "predict the rows of this training data"
         )
     if TEXTS not in teacher.table.column_names:
         logger.warning(f"{teacher.source}: does not say of which texts it is; its rows are matched by their ids alone")

@@ -153,7 +153,9 @@ def test_rows_with_the_ids_of_other_texts_are_refused(teacher, propagated_logs, 
     folder, rows, table = teacher
     task = replace(TASKS["sst"], distill_from=folder)
     changed = rows.map(lambda row, n: row | {"text": row["text"] + "!" * (n in (2, 3))}, with_indices=True)
-    with pytest.raises(InputError, match=f"sst-train.parquet: 2 training rows have other texts there, '{rows[2]['id']}'"):
+    with pytest.raises(
+        InputError, match=f"sst-train.parquet: 2 training rows have other texts there, '{rows[2]['id']}'"
+    ):
         add_soft_labels(task, changed)
     assert not caplog.text
     write_predictions(task, table, Path(folder, "sst-train"))
