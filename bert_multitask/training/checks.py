@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments
 from .optim import encoder_depths
+from .randomness import kept_generators
 from .smart import PLACES
 
 logger = logging.get_logger(__name__)
@@ -314,9 +316,21 @@ def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> 
                 "--smart_share_dropout repeats those of one pass; leave out one of the two"
             )
     for name, task in model.tasks.items():
-        parts = [*model.encoder(name).modules(), *model.heads[name].modules()]
-        if task.rdrop_weight and not any(isinstance(part, nn.Dropout) and part.p for part in parts):
+        if task.rdrop_weight and not has_dropout(model, name):
             logger.warning(f"task {name!r}: rdrop_weight does little: the encoder and the head have no dropout")
+
+
+@torch.no_grad()
+def has_dropout(model: MultitaskBertModel, task: str) -> bool:
+    """Whether two training passes of the same tokens differ: encoders drop by layers, or by fields of their
+    configuration as they run."""
+    ids = torch.arange(model.config.vocab_size, device=model.device)[-16:]
+    ids = ids.view((1, 2, -1) if model.is_separate(model.tasks[task]) else (1, -1))
+    before = model.training
+    with kept_generators(model.device):
+        first, second = (model.train()(task, ids).logits for _ in range(2))
+    model.train(before)
+    return not torch.equal(first, second)
 
 
 def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
@@ -381,7 +395,9 @@ def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
         head = any(f"heads.{task}." in name for name in trained)
         per_task = model.config.encoder_sharing == "per_task"
         encoder = f"encoders.{task}." if per_task else f"{model.base_model_prefix}."
-        if not head and not any(encoder in name for name in trained):
+        of_another = re.compile(rf"\.lora_\w+\.({'|'.join(map(re.escape, model.tasks.keys() - {task}))})(\.|$)")
+        own = any(encoder in name and not of_another.search(name) for name in trained)
+        if not head and not own:
             raise InputError(f"task {task!r} has nothing to train: none of its weights has requires_grad")
         if not head:
             logger.warning(

@@ -24,6 +24,7 @@ from bert_multitask.data.token_rows import join_groups, rows_by_task
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.model.tasks import load_task, load_tasks
+from bert_multitask.training.conflicts import GradientCosines
 
 SECTION = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").split("## Several labels of one text")[1]
 GROUP = yaml.safe_load(SECTION.split("```yaml")[1].split("```")[0])["tasks"][1]
@@ -154,6 +155,20 @@ def test_one_pass_gives_what_the_tasks_give(make):
     assert list(model(["topic", "stars"], **inputs).logits) == ["topic", "stars"]
     with pytest.raises(InputError, match="no task 'reviewz'; it has stars"):
         model("reviewz", **inputs)
+
+
+def test_the_gradient_of_a_group_is_weighted_as_it_trains(make):
+    """What `--gradient_cosine_steps` measures: with the tasks' loss_weight."""
+    trainer, batches = make(), []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: batches.append(collate(rows)) or batches[-1]
+    (found,) = GradientCosines(trainer, 1).gradients(1).values()
+    model = copy.deepcopy(trainer.model).eval()
+    for batch, gradient in zip(batches, found, strict=True):
+        model.zero_grad()
+        reference_loss(model, batch).backward()
+        parts = [torch.zeros_like(w) if w.grad is None else w.grad for w in model.bert.parameters()]
+        torch.testing.assert_close(gradient, torch.cat([part.flatten() for part in parts]), atol=1e-6, rtol=1e-4)
 
 
 def test_a_step_is_torchs_gradient(make):
