@@ -13,10 +13,9 @@ from collections import Counter
 from pathlib import Path
 
 from datasets import Dataset
-from numpy import ndarray
 
 from ..data.records import write_json
-from ..evaluation.tables import Predictions, write_predictions
+from ..evaluation.tables import write_predictions
 from ..inference.ensemble import VOTES, check_members, combine, halve, select_greedily
 from ..inference.split_tables import SplitTables, describe_scores, score_tables
 from ..model.errors import InputError
@@ -38,92 +37,90 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Combine, as a command line says."""
     options = parse(argv)
-    members, labels = collect(options)
-    picks = select(options, members["dev"], labels) if options.select else {}
+    members = collect(options)
+    labels = members["dev"].labels if "dev" in members else {}
+    picks = select(options, members["dev"]) if options.select else {}
     wanted = [split for split in members if options.split in (split, "both")]
     for split in wanted:
         for task, table in vote(members[split], options.vote, picks).items():
-            write_predictions(members[split][0][task].task, table, options.output_dir / f"{task}-{split}")
+            write_predictions(members[split].tasks[task], table, options.output_dir / f"{task}-{split}")
     record = {"members": options.members, "vote": options.vote}
     if options.select:
         record["picks"] = {task: [options.members[pick] for pick in taken] for task, taken in picks.items()}
     if labels:
-        record["scores"] = report(options, members["dev"], labels, picks)
+        record["scores"] = report(options, members["dev"], picks)
     elif "dev" in wanted:
         print("no scores: there are no labels; --data_dir names a folder that has them")
     write_json(options.output_dir / "ensemble.json", record)
     print(f"{' and '.join(wanted)} predictions: {options.output_dir}", flush=True)
 
 
-def collect(options: argparse.Namespace) -> tuple[dict[str, list], dict[str, ndarray]]:
-    """{split: its members' tables} of the splits that the members have, and {task: labels} of dev.
+def collect(options: argparse.Namespace) -> dict[str, SplitTables]:
+    """{split: the members' tables} of the splits to combine and to select on.
 
     Raises:
-        InputError: a split that is needed has no table, or the tables would be overwritten.
+        InputError: a split that is needed has no table, or --output_dir holds a member's tables.
     """
-    members, labels = {}, {}
-    wanted = ("dev", "test") if options.split == "both" else (options.split,)
+    needed = {options.split} - {"both"} | ({"dev"} if options.select else set())
+    members = {}
     for split in ("train", "dev", "test"):
-        if split in wanted or (split == "dev" and options.select):
+        if split in needed or (options.split == "both" and split != "train"):
             found = SplitTables(options.members, split, tasks=options.tasks, data_dir=options.data_dir)
             check_members(found)
             if found.tasks:
-                members[split] = found.tables
-            if split == "dev":
-                labels = found.labels
-    needed = {options.split} - {"both"} | ({"dev"} if options.select else set())
+                members[split] = found
     if not members or needed - members.keys():
         splits = " and ".join(sorted(needed)) or "dev or test"
         raise InputError(f"{options.members[0]}: no table {{task}}-{splits}.parquet or .csv, and no run to predict it")
-    sources = {Path(table.source).parent.resolve() for found in members.values() for m in found for table in m.values()}
-    if options.output_dir.resolve() in sources:
+    tables = [table for found in members.values() for member in found.tables for table in member.values()]
+    if options.output_dir.resolve() in {Path(table.source).parent.resolve() for table in tables}:
         raise InputError(f"--output_dir {options.output_dir} holds a member's tables; choose another folder")
-    return members, labels
+    return members
 
 
-def vote(members: list[dict[str, Predictions]], rule: str, picks: dict[str, list[int]]) -> dict[str, Dataset]:
+def vote(members: SplitTables, rule: str, picks: dict[str, list[int]]) -> dict[str, Dataset]:
     """{task: combined table} of the members picked for each task, or of all."""
+    everyone = range(len(members.tables))
     return {
-        task: combine(first.task, [members[pick][task].table for pick in picks.get(task, range(len(members)))], rule)
-        for task, first in members[0].items()
+        name: combine(task, [members.tables[pick][name].table for pick in picks.get(name, everyone)], rule)
+        for name, task in members.tasks.items()
     }
 
 
-def select(options: argparse.Namespace, members: list, labels: dict[str, ndarray]) -> dict[str, list[int]]:
+def select(options: argparse.Namespace, members: SplitTables) -> dict[str, list[int]]:
     """Print and return {task: numbers of the members that together score best on one half of dev}."""
     picks = {}
-    for task, first in members[0].items():
-        if task not in labels:
-            raise InputError(f"--select greedy needs dev labels of {task!r}; name the rows with --data_dir")
-        rows = halve(first.task, labels[task])[0]
-        tables = [member[task].table.select(rows) for member in members]
-        picks[task] = select_greedily(first.task, tables, labels[task][rows], options.vote)
-        counts = Counter(options.members[pick] for pick in picks[task])
-        print(f"{task}: " + ", ".join(f"{count} x {name}" for name, count in counts.items()))
+    for name, task in members.tasks.items():
+        if name not in members.labels:
+            raise InputError(f"--select greedy needs dev labels of {name!r}; name the rows with --data_dir")
+        rows = halve(task, members.labels[name])[0]
+        tables = [tables[name].table.select(rows) for tables in members.tables]
+        picks[name] = select_greedily(task, tables, members.labels[name][rows], options.vote)
+        counts = Counter(options.members[pick] for pick in picks[name])
+        print(f"{name}: " + ", ".join(f"{count} x {member}" for member, count in counts.items()))
     return picks
 
 
-def report(options: argparse.Namespace, members: list, labels: dict[str, ndarray], picks: dict) -> dict:
+def report(options: argparse.Namespace, members: SplitTables, picks: dict[str, list[int]]) -> dict:
     """Print and return the dev scores of the members and of the ensembles: on all rows or, if members were selected, on
     each half of the rows, one of which they were selected on."""
-    tasks = {task: first.task for task, first in members[0].items()}
     predictions = {
-        name: {task: found.table for task, found in member.items()}
-        for name, member in zip(options.members, members, strict=True)
+        member: {name: found.table for name, found in tables.items()}
+        for member, tables in zip(members.names, members.tables, strict=True)
     }
-    predictions[f"all {len(members)}, {options.vote}"] = vote(members, options.vote, {})
-    parts = {"dev": {task: range(len(values)) for task, values in labels.items()}}
+    predictions[f"all {len(members.names)}, {options.vote}"] = vote(members, options.vote, {})
+    parts = {"dev": {name: range(len(labels)) for name, labels in members.labels.items()}}
     if picks:
         predictions[f"selected, {options.vote}"] = vote(members, options.vote, picks)
-        halves = {task: halve(tasks[task], values) for task, values in labels.items()}
+        halves = {name: halve(members.tasks[name], labels) for name, labels in members.labels.items()}
         titles = ("dev, the half selected on", "dev, the other half")
-        parts = {title: {task: halves[task][number] for task in labels} for number, title in enumerate(titles)}
+        parts = {title: {name: both[n] for name, both in halves.items()} for n, title in enumerate(titles)}
     scores = {}
     for title, rows in parts.items():
-        kept = {task: values[rows[task]] for task, values in labels.items()}
+        labels = {name: labels[rows[name]] for name, labels in members.labels.items()}
         scores[title] = {
-            name: score_tables(tasks, {task: tables[task].select(rows[task]) for task in labels}, kept)
-            for name, tables in predictions.items()
+            member: score_tables(members.tasks, {name: tables[name].select(rows[name]) for name in labels}, labels)
+            for member, tables in predictions.items()
         }
-        print(describe_scores(scores[title], tasks, title), end="\n\n")
+        print(describe_scores(scores[title], members.tasks, title), end="\n\n")
     return scores

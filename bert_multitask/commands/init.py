@@ -126,11 +126,8 @@ def guess_table(
 
 
 def read_source(table: str, config_name: str | None) -> tuple[dict[str, list], dict]:
-    """The columns of a table, {name: values}, and the fields of a task that say where its rows are.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """The columns of a table, {name: values}, and the fields of a task that say where its rows are; InputError if it
+    cannot be read."""
     if not (is_url(table) or Path(table).exists() or any(ending in Path(table).suffixes for ending in READERS)):
         columns, source = read_table_hub(table, config_name)
         return columns, source | ({} if "dev" in source["hub"]["splits"] else {"dev_share": DEV_SHARE})

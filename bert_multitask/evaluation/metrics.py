@@ -373,19 +373,15 @@ def named_tags(task: Task, predictions: np.ndarray, references: np.ndarray) -> t
 
 
 def span_counts(task: Task, predictions: np.ndarray, references: np.ndarray) -> dict[str, tuple[int, int, int]]:
-    """{type: (right, predicted, true)} of the spans that the task's metric counts, in the order of the types' names.
-
-    Args:
-        task: whose metric counts words or entities.
-        predictions: integer (N, W).
-        references: integer (N, W).
-    """
+    """{type: (right, predicted, true)}, sorted by type: how many spans of each type the task's metric counts in tags,
+    integer (N, W) each."""
     spans = getattr(find_metric(task), "spans", WordAccuracy.spans)
-    counts = [Counter(), Counter(), Counter()]
-    for predicted, true in zip(*named_tags(task, predictions, references), strict=True):
-        for counter, found in zip(counts, (spans(predicted) & spans(true), spans(predicted), spans(true)), strict=True):
-            counter.update(kind for kind, _, _ in found)
-    return {name: tuple(counter[name] for counter in counts) for name in sorted(counts[1] | counts[2])}
+    right, predicted, true = Counter(), Counter(), Counter()
+    for ours, theirs in zip(*named_tags(task, predictions, references), strict=True):
+        right.update(kind for kind, *_ in spans(ours) & spans(theirs))
+        predicted.update(kind for kind, *_ in spans(ours))
+        true.update(kind for kind, *_ in spans(theirs))
+    return {name: (right[name], predicted[name], true[name]) for name in sorted(predicted | true)}
 
 
 def count_classes(
@@ -398,11 +394,9 @@ def count_classes(
 
 
 def mean_f1(right: np.ndarray, both: np.ndarray) -> np.ndarray:
-    """The mean F1 of the classes that occur, (C, …) and (C, …) -> (…); where none does, 0 with a warning.
+    """The mean F1 of the classes that occur; where none does, 0 with a warning: (C, …) and (C, …) -> (…).
 
-    Args:
-        right: how often each class is both predicted and true.
-        both: how often it is predicted plus how often it is true.
+    `right` is how often each class is both predicted and true, `both` how often predicted plus how often true.
     """
     occurring = (both > 0).sum(0)
     total = (2 * right / np.maximum(both, 1)).sum(0)
@@ -496,12 +490,7 @@ def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> di
 
 
 def score(task: Task, predictions: np.ndarray, references: np.ndarray) -> float:
-    """A task's metric over rows that all have a label.
-
-    Args:
-        task: whose rows.
-        predictions: (N,) or (N, …), as `decide` gives them.
-        references: labels of the same shape.
+    """A task's metric over labelled rows: predictions as `decide` gives them, and labels of the same shape.
 
     Raises:
         InputError: there is no row.
@@ -534,7 +523,7 @@ def higher_is_better(tasks: Mapping[str, Task], key: str | None, given: bool | N
         InputError: it contradicts the metric.
     """
     for name, task in tasks.items():
-        if key is not None and key.removeprefix("eval_") == f"{name}_{task.metric}":
+        if key in (f"{name}_{task.metric}", f"eval_{name}_{task.metric}"):
             known = find_metric(task).greater_is_better
             if given is False and known:
                 raise InputError(f"--greater_is_better is False, but of {key} a higher value is better; leave it out")
@@ -545,12 +534,7 @@ def higher_is_better(tasks: Mapping[str, Task], key: str | None, given: bool | N
 def labelled_metrics(
     function: Callable[[EvalPrediction], Mapping[str, float]], task: Task, prediction: EvalPrediction
 ) -> dict[str, float]:
-    """Call a user's `compute_metrics` on a task's labelled rows; {} where there are none.
-
-    Args:
-        function: the user's.
-        task: whose rows.
-        prediction: logits and labels of all rows, and losses and inputs where they are asked for.
+    """Call a user's `compute_metrics` on the labelled rows of a task's predictions; {} where there are none.
 
     Raises:
         InputError: the function gives no dictionary, a key that the task has already, or a value that is no finite
@@ -559,9 +543,8 @@ def labelled_metrics(
     labelled = labelled_rows(prediction.label_ids)
     if not labelled.any():
         return {}
-    fields = ("predictions", "label_ids", "inputs", "losses")
-    values = {name: getattr(prediction, name) for name in fields}
-    rows = {name: value[: len(labelled)][labelled] for name, value in values.items() if value is not None}
+    fields = {name: getattr(prediction, name) for name in ("predictions", "label_ids", "inputs", "losses")}
+    rows = {name: value[: len(labelled)][labelled] for name, value in fields.items() if value is not None}
     metrics = denumpify_detensorize(function(EvalPrediction(**rows)))
     if not isinstance(metrics, Mapping):
         raise InputError(
@@ -614,12 +597,7 @@ def join_scores(*parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, float]]) -> float:
-    """Mean over the tasks of their scores, each brought to [0, 1] by its metric's `to_unit` (paper, section 5.2).
-
-    Args:
-        tasks: {name: task}.
-        scores: {name: the task's `task_scores`}.
-    """
+    """The mean of the tasks' scores (see `task_scores`), each brought to [0, 1] by its metric (paper, section 5.2)."""
     return float(np.mean([unit_score(task, scores[name][task.metric]) for name, task in tasks.items()]))
 
 

@@ -48,11 +48,11 @@ def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray, tokens:
 
 
 def with_texts(task: Task, table: Dataset, rows: Dataset) -> Dataset:
-    """A prediction table that says which texts its rows have, so that ids of other texts are noticed.
+    """Add digests of the texts to a prediction table, so that equal ids of different texts are noticed.
 
     Args:
-        task: whose.
-        table: without that column.
+        task: whose predictions.
+        table: without digests.
         rows: the clean rows, in any order.
     """
     digests = dict(zip(rows["id"][:], text_digests(task, rows), strict=True))
@@ -60,7 +60,7 @@ def with_texts(task: Task, table: Dataset, rows: Dataset) -> Dataset:
 
 
 def other_texts(ours: Dataset, theirs: Dataset) -> list[str]:
-    """The ids of rows of a table that have other texts than the rows with these ids of another, as far as both say."""
+    """The ids in our table whose rows have different texts in theirs; none if a table has no digests."""
     if TEXTS not in ours.column_names or TEXTS not in theirs.column_names:
         return []
     known = dict(zip(theirs["id"], theirs[TEXTS], strict=True))

@@ -1,4 +1,4 @@
-"""Which words moved an answer: gradient × input on the word embeddings, the gradient that SMART climbs."""
+"""Which words moved an answer: gradient × input on the word embeddings."""
 
 import re
 from collections.abc import Callable
@@ -15,18 +15,15 @@ from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED
 from .pipeline import ONE_CALL, MultitaskPipeline, plain_texts
 
-Pieces = list[tuple[str, float | None]]  # parts of a text, which joined are the text, with their contributions
+Pieces = list[tuple[str, float | None]]  # the parts of a text, in order and without gaps, with their contributions
 
 
 def gradient_times_input(function: Callable[[Tensor], Tensor], embeddings: Tensor) -> Tensor:
-    """What each embedding adds to a number, as far as the number changes in proportion.
+    """What each embedding adds to a number, to first order: ∂ number / ∂ embedding · embedding, (B, …).
 
     Args:
         function: embeddings -> numbers (B,), each of its own row alone.
         embeddings: float (B, …, H).
-
-    Returns:
-        (B, …): ∂ number / ∂ embedding · embedding.
     """
     embeddings = embeddings.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(function(embeddings).sum(), embeddings)
@@ -34,19 +31,19 @@ def gradient_times_input(function: Callable[[Tensor], Tensor], embeddings: Tenso
 
 
 def explain(pipe: MultitaskPipeline, task: str, row: Any) -> list[Pieces] | None:
-    """Which words moved the answer to a row: what each adds to the answer's log odds or score (`Kind.evidence`).
+    """What each word of a row adds to the answer's log odds or score (`Kind.evidence`).
 
     Args:
         pipe: which answers.
         task: name of one of its tasks.
-        row: a text, a pair or a dictionary, as of a call of the pipeline.
+        row: a text, a pair or a dictionary, as in a call of the pipeline.
 
     Returns:
-        Of each text its words in order, each with the white space after it, and with the sum over its tokens; what was
-        cut off comes last, with None. None where the task's kind has no such number.
+        For each text its words in order, each with the white space after it and the sum over its tokens. A part that
+        was cut off has None. None where the task's kind has no such number.
 
     Raises:
-        InputError: as of a call of the pipeline.
+        InputError: as in a call of the pipeline.
     """
     spec = pipe.find(task)
     texts = [column[0] for column in plain_texts(spec, [row])]
@@ -61,40 +58,37 @@ def explain(pipe: MultitaskPipeline, task: str, row: Any) -> list[Pieces] | None
     batch = Collator(tokenizer.pad_token_id or 0)([inputs | {"task": task, "labels": UNLABELLED}])
     ids, mask, segments = (batch[name].to(model.device) for name in INPUTS)
     model.eval()
+
+    def evidence(words: Tensor) -> Tensor | None:
+        """The evidence for the answer from the words' embeddings."""
+        outputs = model(task, inputs_embeds=words, attention_mask=mask, token_type_ids=segments)
+        return kind.evidence(spec, outputs.logits)
+
+    words = model.encoder(task).get_input_embeddings()(ids)
     with torch.no_grad():
-        if kind.evidence(spec, model(task, ids, mask, segments).logits) is None:
+        if evidence(words) is None:
             return None
-    moved = gradient_times_input(
-        lambda words: kind.evidence(
-            spec, model(task, inputs_embeds=words, attention_mask=mask, token_type_ids=segments).logits
-        ),
-        model.encoder(task).get_input_embeddings()(ids),
-    )
+    moved = gradient_times_input(evidence, words)
     moved = moved.view(-1, moved.shape[-1]).tolist()  # (sequences, tokens)
-    return [
-        cut_words(
-            text,
-            encoded[number if separate else 0],
-            kept_tokens(encoded[number if separate else 0].sequence_ids, pipe.max_length, spec.truncation),
-            moved[number if separate else 0],
-            0 if separate else number,
-            spec.by_words,
-        )
-        for number, text in enumerate(texts)
-    ]
+    pieces = []
+    for number, text in enumerate(texts):
+        sequence, part = (number, 0) if separate else (0, number)
+        places = kept_tokens(encoded[sequence].sequence_ids, pipe.max_length, spec.truncation)
+        pieces.append(cut_words(text, encoded[sequence], places, moved[sequence], part, spec.by_words))
+    return pieces
 
 
 def cut_words(
-    text: str, encoding: Encoding, places: list[int] | None, moved: list[float], part: int, by_words: bool = False
+    text: str, encoding: Encoding, places: list[int] | None, moved: list[float], part: int, by_words: bool
 ) -> Pieces:
-    """A text as its words, which are the tokenizer's, with their contributions.
+    """A text as the tokenizer's words with their contributions.
 
     Args:
         text: the text.
         encoding: all tokens of its sequence.
         places: which of them were kept; None, all.
         moved: what each kept token adds.
-        part: which of the sequence's texts it is.
+        part: the number of the text in the sequence.
         by_words: whether the sequence was given word by word: then offsets count from the beginning of each word.
     """
     words = [found.start() for found in re.finditer(r"\S+", text)] if by_words else []
@@ -122,8 +116,8 @@ def cut_words(
 
 
 def join_white_space(pieces: Pieces) -> Pieces:
-    """Pieces of which each has the white space after it, not before it as the words of byte-level tokenizers; a token
-    of white space alone counts with the word before it."""
+    """Move the white space before a piece, as byte-level tokenizers have it, behind the piece before it. A token of
+    white space alone is added to the word before it."""
     joined: Pieces = []
     for piece, value in pieces:
         word = piece.lstrip()

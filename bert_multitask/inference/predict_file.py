@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from pyarrow import ArrowException, parquet
 from transformers.utils import logging
 
@@ -137,7 +138,7 @@ def join_schemas(first: pa.Schema | None, second: pa.Schema, path: str) -> pa.Sc
         raise InputError(f"{path}: a column has values of several types ({error})") from error
 
 
-def task_texts(task: Task, rows) -> list[list[str]]:
+def task_texts(task: Task, rows: Dataset) -> list[list[str]]:
     """The texts of clean rows, and of pairs their second texts."""
     return [rows[name][:] for name in text_columns(task)]
 
@@ -183,9 +184,10 @@ def predict_file(
             return {}
         if len(paths := source.part_paths(output_dir)) == 1:
             write_csv(paths[0], source)
-        scores = score_parts(source, output_dir) if source.labelled else {}
-        if scores:
-            write_json(output_dir / "metrics.json", scores)
+        if not source.labelled:
+            return {}
+        scores = score_parts(source, output_dir)
+        write_json(output_dir / "metrics.json", scores)
     return scores
 
 

@@ -1,4 +1,4 @@
-"""Runs that began alike → one model with the mean of their weights, a "model soup" (Wortsman et al., 2022)."""
+"""Model soups (Wortsman et al., 2022): the mean of the weights of runs that began with the same weights."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,16 @@ FREE = {"transformers_version", "dtype", "tasks"}  # and the dropout of the enco
 
 
 def average_weights(runs: Sequence[TrainedRun]) -> MultitaskBertModel:
-    """The uniform average of the runs' weights, in fp32, with the configuration of the first; adapters are merged
-    first, since the mean of products is no product of means.
+    """A model with the mean of the runs' weights, in fp32, and the configuration of the first run.
 
-    Args:
-        runs: that began with the same weights (see `check_same_start`).
+    Adapters are merged first: the mean of products is not the product of means.
 
     Raises:
-        InputError: they did not, or their models differ.
+        InputError: the runs did not begin with the same weights, or their models differ (see `check_same_start`).
     """
     check_same_start(runs)
     model = runs[0].load_model().merge_adapters().float()
-    # In double precision, so that the average of equal weights is these weights.
+    # In double precision, so that the mean of equal weights is exact.
     sums = {name: weight.double() for name, weight in model.state_dict().items()}
     for run in runs[1:]:
         for name, weight in run.load_model().merge_adapters().state_dict().items():
@@ -33,12 +31,8 @@ def average_weights(runs: Sequence[TrainedRun]) -> MultitaskBertModel:
 
 
 def check_same_start(runs: Sequence[TrainedRun]) -> None:
-    """Refuse runs whose weights cannot be averaged.
-
-    Raises:
-        InputError: the encoders differ, or what the weights of a head mean; the runs started from other
-            checkpoints, or drew the first weights of their heads from other seeds; or a folder does not say from what.
-    """
+    """Raise InputError if the runs' encoders or the meanings of their heads' weights differ, if they started from other
+    checkpoints or seeds, or if a folder does not say from which."""
     first, *others = [describe_start(run) for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
         for field in sorted(first.keys() | other.keys()):
@@ -51,7 +45,7 @@ def check_same_start(runs: Sequence[TrainedRun]) -> None:
 
 
 def describe_start(run: TrainedRun) -> dict:
-    """What must be the same in runs to be averaged."""
+    """What must be the same in runs whose weights are averaged."""
     if run.record is None:
         raise InputError(f"{run.name}: no run.json, so nothing says which weights it began with; expected a run folder")
     stored = run.config.to_dict()
@@ -60,7 +54,5 @@ def describe_start(run: TrainedRun) -> dict:
     layout = {name: getattr(run.config, name) for name in ("pooling", "pair_encoding")}
     for name, task in run.tasks.items():
         fields |= {f"{name}'s {field}": value for field, value in head_meaning(task, layout).items()}
-    return fields | {
-        "model_name_or_path": run.record["run"]["model_name_or_path"],
-        "seed": run.record["training"]["seed"],
-    }
+    start = {"model_name_or_path": run.record["run"]["model_name_or_path"], "seed": run.record["training"]["seed"]}
+    return fields | start

@@ -65,13 +65,7 @@ def recorded_units(decides: Mapping) -> list[str]:
 def open_sources(
     names: Sequence[str], split: str, tasks: Sequence[str] | None = None, data_dir: str | None = None
 ) -> list[Source]:
-    """Read one source, or several of the same rows.
-
-    Args:
-        names: run folders, Hub ids, folders of prediction files, or such files (see `SplitTables`).
-        split: "dev" or "test".
-        tasks: which (see `SplitTables`); by default all.
-        data_dir: where the rows are (see `load_rows`); by default where the runs among the names have theirs.
+    """Read one source, or several of the same rows; the arguments are those of `SplitTables`.
 
     Raises:
         InputError: a source has no table, one is of other rows, or nothing says where the rows are.

@@ -249,7 +249,7 @@ def test_tasks_of_the_users_own(monkeypatch, train, tmp_path):
     specs = [
         {"name": "nli", "kind": "classification", "text_pair": "second", "label_names": ["yes", "maybe", "no"]},
         {"name": "spam", "kind": "binary", "label_names": ["fine", "spam"]},
-        {"name": "level", "kind": "similarity", "score_range": [-1, 1]},
+        {"name": "level", "kind": "regression", "score_range": [-1, 1]},
     ]
     for spec in specs:
         for split, count in (("train", 8), ("dev", 9)):
