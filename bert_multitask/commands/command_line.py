@@ -176,7 +176,12 @@ class RecipeParser(CommandParser, HfArgumentParser):
             InputError: an unknown flag or field, or a value that is not of its type or out of range.
         """
         config, from_yaml, typed = self.expand(argv)
-        *parsed, _, unknown = self.parse_checked([str(config), *from_yaml, *typed])
+        flags = [str(config), *from_yaml, *typed]
+        try:
+            found = self.parse_args_into_dataclasses(flags, return_remaining_strings=True, look_for_args_file=False)
+        except ValueError as error:  # of `TrainingArguments`: a mistake of the user's
+            raise InputError(str(error)) from error
+        *parsed, _, unknown = found
         if unknown:
             hint = self.suggest(unknown[0]) if unknown[0].startswith("-") else " (a configuration file comes first)"
             raise InputError(f"unknown flag {unknown[0]}{hint}; --help-all lists the flags")
@@ -203,13 +208,6 @@ class RecipeParser(CommandParser, HfArgumentParser):
         del fields.config
         return {name: to_field(value) for name, value in vars(fields).items() if value is not unset}
 
-    def parse_checked(self, argv: list[str]) -> tuple:
-        """`parse_args_into_dataclasses`; the ValueErrors of `TrainingArguments` are the user's mistakes."""
-        try:
-            return self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-        except ValueError as error:  # an InputError is one, too
-            raise InputError(str(error)) from error
-
     def read_yaml(self, path: Path) -> list[str]:
         """The flags of a YAML file, as they would be typed."""
         fields = load_yaml(path) or {}
@@ -219,9 +217,8 @@ class RecipeParser(CommandParser, HfArgumentParser):
         argv = []
         for name, value in fields.items():
             if str(name) not in known:
-                raise InputError(
-                    f"{path}: unknown field {name!r}{self.suggest(str(name))}; fields are flags without --"
-                )
+                hint = self.suggest(str(name))
+                raise InputError(f"{path}: unknown field {name!r}{hint}; fields are flags without --")
             if value is False and str(name).endswith("_strategy"):
                 value = "no"  # which YAML reads as false
             if value is None:

@@ -33,7 +33,7 @@ COMMENTS = {
     "label": "the column of labels",
     "label_names": "the classes in their order; of a binary task yes is the last",
     "score_range": "the lowest and the highest score there may be",
-    "metric": None,
+    "metric": "",
     "id": "names the rows in predictions",
     "epochs": "how often training sees each row",
     "dropout": "before the head",
@@ -150,7 +150,7 @@ def write_task(fields: dict, why: str) -> str:
     lines = []
     for key in [key for key in COMMENTS if key in fields]:
         line = f"{'    ' if lines else '  - '}{key}: {as_yaml(fields[key])}"
-        if comment := (COMMENTS[key] or "").format(why=why):
+        if comment := COMMENTS[key].format(why=why):
             line = f"    # {comment}\n{line}" if len(line) > WIDTH else f"{line:{WIDTH}} # {comment}"
         lines.append(f"{line}\n")
     return "".join(lines)

@@ -52,8 +52,12 @@ def add_errors(document: Document, predictions: Parts, fitted: Parts, train: Map
 def add_classes(document: Document, predictions: Parts) -> None:
     """Precision, recall and F1 of each class; nothing where no task has classes."""
     if tables := [table for part in predictions.values() if (table := class_table(part))]:
-        words = "Precision: of the rows predicted to be of the class, how many are. Recall: of the rows that are, how "
-        document.add("Classes", *tables, f"{words}many are predicted. F1: their harmonic mean.")
+        document.add(
+            "Classes",
+            *tables,
+            "Precision: of the rows predicted to be of the class, how many are. Recall: of the rows that are, how many "
+            "are predicted. F1: their harmonic mean.",
+        )
 
 
 def class_table(part: LabelledPredictions) -> Table | None:
@@ -77,15 +81,12 @@ def add_pictures(document: Document, predictions: Parts) -> None:
         distances = [part for part in parts if not part.kind.shares]
         if pictures:
             document.add(title, note, error_table(distances) if distances else None, *pictures)
+    alt = f"Mean error by length of {', '.join(predictions)}"
     document.add(
         "Error by length",
         "Bins hold about as many rows each; a row's length is that of all its texts. Bars are 95 % intervals: Wilson's "
         "of a share of wrong rows, 1.96 standard errors of a mean.",
-        picture(
-            "error-by-length",
-            length_errors(list(predictions.values())),
-            f"Mean error by length of {', '.join(predictions)}",
-        ),
+        picture("error-by-length", length_errors(list(predictions.values())), alt),
     )
 
 
@@ -140,16 +141,13 @@ def add_calibration(document: Document, predictions: Parts, fitted: Parts) -> No
         lines.append([*line, f"{first.loss:.3f}", f"{second.loss:.3f}" if second else ""])
     columns = ["task", "decisions", "accuracy", "mean confidence", "temperature", "ECE", "ECE with it"]
     where = fit_words("temperature", fitted, parts)
+    alt = f"Accuracy over confidence of {', '.join(parts)}, before and after a temperature"
     document.add(
         "Calibration",
         "Confidence is the probability of the most probable class. A model is calibrated if of the decisions with "
         f"confidence p a share p is right. The expected calibration error (ECE) is the mean gap over {BINS} bins of "
         "confidence, 0 at best. A temperature above 1 says that the model is too sure: divide its logits by it.",
-        picture(
-            "calibration",
-            reliability(drawn),
-            f"Accuracy over confidence of {', '.join(parts)}, before and after a temperature",
-        ),
+        picture("calibration", reliability(drawn), alt),
         Table([*columns, "−ln\u00a0p", "−ln\u00a0p with it"], lines),
         f"The temperature has the lowest mean −ln p of the true class (nats), from {COOLEST:g} to {HOTTEST:g}. {where}",
     )
@@ -176,9 +174,8 @@ def add_thresholds(document: Document, predictions: Parts, fitted: Parts) -> Non
     for name, part in parts.items():
         other = fitted.get(name)
         chosen = thresholds(other or part)
-        rows = [
-            [label, f"{value:.3f}"] for label, value in zip(part.task.label_names[-len(chosen) :], chosen, strict=True)
-        ]
+        labels = part.task.label_names[-len(chosen) :]
+        rows = [[label, f"{value:.3f}"] for label, value in zip(labels, chosen, strict=True)]
         values = score(part.task, part.predicted, part.labels), threshold_score(part, other)
         one = rows[0] if len(rows) == 1 else ["each label", "see below"]
         lines.append([name, part.task.metric, *one, *(rounded(value, len(part)) for value in values)])

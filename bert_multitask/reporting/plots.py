@@ -35,6 +35,7 @@ STYLE = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
     "legend.fontsize": 9,
+    "legend.frameon": False,
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -87,7 +88,7 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
         axes[-2, 1].set(xlabel="step")
     count_steps(left)
     lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
-    figure.legend(handles=lines.values(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles=lines.values(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -164,7 +165,7 @@ def compared_curves(histories: Mapping[str, Sequence[Mapping]], tasks: Mapping[s
     axes[-2][0].tick_params(labelbottom=True)
     axes[-1][1].set(title="overall dev score", ylabel="score (0 to 1)", xlabel="step")
     count_steps(axes[-1][1])
-    figure.legend(handles=axes[-1][1].lines, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(handles=axes[-1][1].lines, loc="outside upper center", ncols=4)
     return figure
 
 
@@ -181,7 +182,7 @@ def reliability(parts: Mapping[str, tuple[Calibration, Calibration | None]]) -> 
                 axis.plot(confidence, accuracy, color=colour, linewidth=0.8, label=label)
                 axis.scatter(confidence, accuracy, 15 + 150 * counts / counts.sum(), color=colour, marker=marker)
         axis.set(title=fold(name), xlabel="confidence", ylabel="share right", xlim=(0, 1.04), ylim=(0, 1.04))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -223,7 +224,7 @@ def scatter(predictions: LabelledPredictions) -> Figure:
     axis.plot([low, high], [low, high], color=IDENTITY, label="predicted = true")
     axis.set(title=fold(f"{predictions.task.name}: {len(predictions):,} rows", WIDTH), aspect="equal")
     axis.set(xlabel=f"true score ({low:g} to {high:g})", ylabel=f"predicted score ({low:g} to {high:g})")
-    for handle in axis.legend(frameon=False, loc="upper left").legend_handles:
+    for handle in axis.legend(loc="upper left").legend_handles:
         handle.set_alpha(1)
     return figure
 
@@ -244,7 +245,7 @@ def label_bars(predictions: LabelledPredictions) -> Figure:
     of = f", the {len(shown)} most frequent of {len(labels)} labels" * (len(shown) < len(labels))
     axis.set(title=fold(f"{predictions.task.name}: {len(predictions):,} rows{of}", WIDTH), xlim=(0, 1))
     axis.set(xlabel="precision, recall and F1", ylabel="label (true rows)")
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    figure.legend(loc="outside upper right", ncols=3)
     return figure
 
 
@@ -401,7 +402,7 @@ def gradient_cosines(history: Sequence[Mapping], tasks: Sequence[str]) -> Figure
         draw_curve(axes, history, f"cosine_{first}_{second}", label=f"{first}, {second}", **style)
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.set(xlabel="step", ylabel="cosine (-1 to 1)", title="gradients on the shared encoder")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -428,7 +429,7 @@ def task_order(plan: Sequence[str], tasks: Sequence[str]) -> Figure:
         floor += share
     bottom.set(xlim=(0.5, len(plan) + 0.5), ylim=(0, 100), xlabel="step", ylabel="share of steps (%)")
     bottom.set_title(f"the whole plan, about {round(len(plan) / bars):,} steps a bar")
-    figure.legend(handles=bottom.containers, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=bottom.containers, loc="outside lower center", ncols=3)
     for axis in (top, bottom):
         count_steps(axis)
     return figure
@@ -483,7 +484,7 @@ def search_overview(
             axis.set_xscale("log" if values["log"] else "linear")
     for axis in axes[len(space) :]:
         axis.remove()
-    figure.legend(*history.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(*history.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 

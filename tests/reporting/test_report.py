@@ -418,7 +418,7 @@ def test_the_numbers_are_in_the_pictures():
     first = [[path.get_extents().intervalx.tolist() for path in bars.get_paths()] for bars in top.collections]
     assert first == [[[n - 0.5, n + 0.5] for n in range(start, 301, 2)] for start in (1, 2)]
     top = task_order(["a"] * 3 + ["b"] * 2 + ["a"], ["a", "b", "c"]).axes[0]
-    assert [len(bars.get_paths()) for bars in top.collections] == [2, 1, 0]
+    assert [len(bars.get_paths()) for bars in top.collections] == [4, 2, 0], "a bar for each step"
     assert top.get_ylim() == (2.5, -0.5), "a task without a step has its line"
     assert sum(bar.get_height() * bar.get_width() for bar in bottom.patches) == pytest.approx(100 * 1010)
     assert sum(bar.get_height() * bar.get_width() for bar in bottom.containers[1]) == pytest.approx(100 * 500)
