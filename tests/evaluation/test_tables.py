@@ -85,21 +85,12 @@ def test_predicted_scores_may_lie_outside_the_labels_range(tmp_path):
             read_predictions(tmp_path / "sts-dev.csv")
 
 
-def test_tables_that_cannot_be_read_are_named(tmp_path):
-    """Anybody's Parquet files, called TASK-SPLIT."""
-    for name, columns, message in [
-        ("sst", {"id": ["x"], "score": [1.0]}, "no column 'label'; its columns are id, score"),
-        ("sts", {"id": ["x"], "label": [1]}, "no column 'score'"),
-        ("sst", {"id": ["x", "y"], "label": [0, 5]}, "row 2 has the label 5; expected a class from 0 to 4"),
-        ("sst", {"id": ["x", "y"], "label": [0, None]}, "row 2 has the label None; expected"),
-        ("nli", {"id": ["x"], "label": [1]}, "does not say what its task is"),
-    ]:
-        pd.DataFrame(columns, dtype=object).to_parquet(tmp_path / f"{name}-dev.parquet")
+def test_files_without_a_task_or_a_table_are_refused(tmp_path):
+    pd.DataFrame({"id": ["x"], "label": [1]}).to_parquet(tmp_path / "nli-dev.parquet")
+    (tmp_path / "sst-dev.parquet").write_bytes(b"not Parquet")
+    for name, message in [("nli", "does not say what its task is"), ("sst", "cannot be read as Parquet")]:
         with pytest.raises(InputError, match=f"{name}-dev.parquet: {message}"):
             read_predictions(tmp_path / f"{name}-dev.parquet")
-    (tmp_path / "sst-dev.parquet").write_bytes(b"not Parquet")
-    with pytest.raises(InputError, match="cannot be read as Parquet"):
-        read_predictions(tmp_path / "sst-dev.parquet")
 
 
 ODD_IDS = ["a , b", " x ", "\x85", "a\u2028", "\x0b", "\x1c", "\r", "", "=1+1"]
@@ -206,6 +197,9 @@ STS = {"id": ["x", "y"], "score": [0.5, 4.5]}
 @pytest.mark.parametrize(
     ("name", "columns", "message"),
     [
+        pytest.param("sst", STS, "no column 'label'; its columns are id, score", id="no label"),
+        pytest.param("sts", SST, "no column 'score'", id="a label for a score"),
+        pytest.param("sst", SST | {"label": [0, None]}, "row 2 has the label None; expected", id="an empty label"),
         pytest.param("sts", STS | {"score": [1.0, float("nan")]}, "row 2 has the score nan", id="NaN"),
         pytest.param("sts", STS | {"score": [float("inf"), 1.0]}, "row 1 has the score inf", id="infinite"),
         pytest.param("sts", STS | {"score": [1.0, None]}, "row 2 has the score None", id="no score"),
