@@ -93,12 +93,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The flags of a command. Errors are `InputError`s, one line each.
+    """The flags of a command. Errors are `InputError`s, one line each. Further arguments are `ArgumentParser`'s.
 
     Args:
         name: of the command; None for a recipe, which is called by its file.
         description: the beginning of the help.
-        options: further arguments of `ArgumentParser`.
     """
 
     def __init__(self, name: str | None, description: str, **options):

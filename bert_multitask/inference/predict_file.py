@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,14 +43,6 @@ logger = logging.get_logger(__name__)
 PART = 32_768  # rows of a part
 MOST_RESAMPLED = 100_000  # labelled rows of a task; with more, intervals take minutes, and are narrow
 SETTINGS = "predict.json"
-
-
-class Part(NamedTuple):
-    """Some rows of a file, the number of the part, and that of its first row (from 1)."""
-
-    number: int
-    first: int
-    rows: pa.Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +105,13 @@ class RowFile:
             raise InputError(f"{path}: has no rows")
         return cls(path, tasks, [name for name in tasks if name in labelled], count, size, schema, form)
 
-    def __iter__(self) -> Iterator[Part]:
-        """Read the parts one after the other."""
-        for number, table in enumerate(read_tables(self.path, self.form, self.size, self.schema)):
-            yield Part(number, number * self.size + 1, table)
+    def __iter__(self) -> Iterator[tuple[int, pa.Table]]:
+        """Read the parts one after the other: (number, rows)."""
+        return enumerate(read_tables(self.path, self.form, self.size, self.schema))
+
+    def clean(self, name: str, number: int, table: pa.Table) -> Dataset:
+        """The rows of a part, clean, for the task of that name."""
+        return clean_part(self.tasks[name], table, self.path, number * self.size + 1)
 
     def part_rows(self, number: int) -> int:
         """How many rows a part has."""
@@ -243,11 +238,10 @@ def predict_parts(source: RowFile, pipe: MultitaskPipeline, folder: Path, proces
     if not mine:
         return
     with show_progress(f"predicting{shares}", sum(map(source.part_rows, mine))) as bar:
-        for number, first, table in source:
+        for number, table in source:
             if number not in mine:
                 continue
-            rows = {name: clean_part(task, table, source.path, first) for name, task in source.tasks.items()}
-            texts = {name: task_texts(source.tasks[name], part) for name, part in rows.items()}
+            texts = {name: task_texts(task, source.clean(name, number, table)) for name, task in source.tasks.items()}
             for name, values in pipe.shown_columns(texts, table.column_names, bar.update).items():
                 table = table.append_column(name, pa.array(values))
             with writing_predictions(str(paths[number])) as draft:
@@ -299,9 +293,9 @@ def score_parts(source: RowFile, folder: Path) -> dict[str, float]:
     decisions: dict[str, list] = {name: [] for name in tasks}
     references: dict[str, list] = {name: [] for name in tasks}
     paths = source.part_paths(folder)
-    for number, first, table in source:
+    for number, table in source:
         for name, task in tasks.items():
-            labels = np.array(even_labels(clean_part(task, table, source.path, first)["label"][:]))
+            labels = np.array(even_labels(source.clean(name, number, table)["label"][:]))
             known = labelled_rows(labels)
             decisions[name].append(torch.from_numpy(read_part(task, paths[number])[known]))
             references[name].append(torch.from_numpy(labels[known]))
