@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .device import GPU
+from .gpu_sides import HAS_GRAPHS
 from .session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +17,6 @@ README = ["--learning_rate", "5e-5", "--lr_scheduler_type", "linear", "--warmup_
 EPOCHS = json.dumps({"sst": 3, "quora": 1, "sts": 3})
 TINY = ["--max_steps", "3", "--max_train_samples", "32", "--per_device_train_batch_size", "4"]
 TINY += ["--eval_strategy", "no", "--save_strategy", "no", "--do_predict", "False"]
-LARGE = ["--per_device_train_batch_size", "256", "--learning_rate", "2e-4", "--dataloader_num_workers", "4"]
 
 
 class Run:
@@ -76,14 +76,21 @@ def report_runs(session: Session, stage: str, flags: dict[str, Sequence[str]]) -
 
 
 def runs(session: Session) -> None:
-    """The README's training run to its end, seed 0, alone on the device."""
-    report_runs(session, "runs", {"seed0-bf16": ["--seed", "0", "--bf16"]})
+    """The README's training run to its end, seed 0, alone on the device, with and without CUDA graphs."""
+    for name, flags in variants(0).items():
+        report_runs(session, "runs", {name: flags})
+        if session.options.tiny:
+            return
 
 
 def seeds(session: Session) -> None:
-    """The same with seeds 1 and 2, seed 0 with TF32, and 256 rows a step, side by side: one keeps a core busy and the
-    device mostly idle. `seconds` are those until it was waited for, `train_runtime` is its own."""
-    flags = {f"seed{seed}-bf16": ["--seed", str(seed), "--bf16"] for seed in (1, 2)}
-    flags["seed0-tf32"] = ["--seed", "0"] + (["--tf32", "True"] if GPU else [])
-    flags["seed0-bf16-256"] = ["--seed", "0", "--bf16", *LARGE]
-    report_runs(session, "seeds", dict(list(flags.items())[:1]) if session.options.tiny else flags)
+    """The same with seeds 1 and 2, side by side: one keeps a core busy and the device mostly idle. `seconds` are those
+    until it was waited for, `train_runtime` is its own."""
+    report_runs(session, "seeds", variants(1) if session.options.tiny else variants(1) | variants(2))
+
+
+def variants(seed: int) -> dict[str, list[str]]:
+    """{name: flags} of the runs of a seed."""
+    flags = ["--seed", str(seed)] + (["--tf32", "True"] if GPU else [])
+    found = {f"seed{seed}-tf32": flags}
+    return found | ({f"seed{seed}-tf32-graphs": [*flags, "--cuda_graphs", "True"]} if GPU and HAS_GRAPHS else {})
