@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -45,8 +46,7 @@ def loop_with_graphs(session: Session) -> None:
 
 def train_loops(session: Session, stage: str, sides: Sequence[str], own: dict | None = None) -> None:
     """Report the loops of some sides; `own` are training arguments of ours alone."""
-    rig = DeviceRig(session.options)
-    rig.options.steps *= LONGER
+    rig = DeviceRig(Namespace(**vars(session.options) | {"steps": LONGER * session.options.steps}))
     rig.own = own or {}
     settings = [(4, 0, "fp32"), (4, 0, "bf16")] if session.options.tiny else SETTINGS
     for (rows, workers, dtype), side in itertools.product(settings, sides):
