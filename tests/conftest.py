@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import psutil
@@ -20,6 +21,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 from transformers.utils import logging
 
 from bert_multitask.__main__ import main
+from bert_multitask.commands.train import main as train
 from bert_multitask.data.rows import load_rows, usable_rows
 from bert_multitask.data.tokens import tokenise
 from bert_multitask.model.configuration import resolve_folder
@@ -229,6 +231,22 @@ def run_here(monkeypatch, *argv, recipe: Path | str = RECIPE) -> int:
     except SystemExit as stop:
         return stop.code
     return 0
+
+
+@pytest.fixture
+def trained_here(monkeypatch) -> list[str]:
+    """The names of the runs that `run_jobs` trains, which is done in this process."""
+    names = []
+
+    def start(argv, log, environ):
+        assert argv[:3] == ["-m", "bert_multitask", "train"]
+        train(argv[3:])
+        folder = argv[argv.index("--output_dir") + 1] if "--output_dir" in argv else Path(argv[3]).with_suffix("")
+        names.append(Path(folder).name)
+        return SimpleNamespace(returncode=0, poll=lambda: 0)
+
+    monkeypatch.setattr("bert_multitask.training.jobs.start", start)
+    return names
 
 
 def launch(

@@ -24,7 +24,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # steps, which end with a checkpoint, and otherwise.
 GRACE, BRIEF_GRACE = 7.0, 3.0
 REPEAT = 1.0  # seconds within which a second SIGINT is the same Ctrl-C: the terminal sends one, the launcher another
-LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # variables that launchers set
+JOB = "BERT_MULTITASK_JOB"  # the variable of a process that `jobs.run_jobs` started
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", JOB}  # variables that launchers set
 POLL = 0.5  # seconds between looks at the launcher
 
 
