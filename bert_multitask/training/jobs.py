@@ -26,7 +26,7 @@ class Job(NamedTuple):
     """What a process does.
 
     Attributes:
-        name: for messages.
+        name: for messages; the process finds it in the variable JOB.
         argv: its command line, after the interpreter.
         log: file to which its output is added.
     """
@@ -64,14 +64,14 @@ def run_jobs(jobs: Iterable[Job], at_once: int, finished: Callable[[Job], object
     if at_once < 1:
         raise InputError(f"--jobs is {at_once}; expected at least 1")
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // at_once)))
-    environ = os.environ | {"OMP_NUM_THREADS": threads, JOB: "1"}
+    environ = os.environ | {"OMP_NUM_THREADS": threads}
     jobs, running = iter(jobs), {}
     STOP.deferred = True  # so that the processes have time to save
     try:
         while True:
             while len(running) < at_once and (job := next(jobs, None)):
                 with job.log.open("ab") as log:
-                    running[job.name] = job, start(job.argv, log, environ)
+                    running[job.name] = job, start(job.argv, log, environ | {JOB: job.name})
             if not running:
                 return
             for job, process in list(running.values()):

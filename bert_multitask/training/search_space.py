@@ -32,6 +32,9 @@ class TuneArguments:
     n_trials: int = field(
         default=20, metadata={"help": "trials in all: those that --output_dir already has finished count"}
     )
+    jobs: int = field(
+        default=1, metadata={"help": "trials at a time, in processes with equal shares of the CPU's threads"}
+    )
     search: dict | str | None = field(
         default=None,
         metadata={
