@@ -206,6 +206,7 @@ def begin(source: RowFile, pipe: MultitaskPipeline, folder: Path) -> None:
         "tasks": [task.to_config() for task in source.tasks.values()],
         "max_length": pipe.max_length,
         "rows_per_part": source.size,
+        "bf16": pipe.bf16,
     }
     record = folder / SETTINGS
     there = next((part for part in source.part_paths(folder) if part.exists()), None)
@@ -216,7 +217,7 @@ def begin(source: RowFile, pipe: MultitaskPipeline, folder: Path) -> None:
     if before is None and there:
         raise InputError(f"{there} is there, but no {SETTINGS} says what it is of; name another --output_dir")
     now = json.loads(to_json(settings))
-    if changed := [key for key in now if before is not None and before.get(key) != now[key]]:
+    if changed := [key for key in now if before is not None and before.get(key, False) != now[key]]:
         raise InputError(
             f"{folder} has predictions with other {' and '.join(changed)} ({SETTINGS}); name another --output_dir, or "
             "delete it to begin again"

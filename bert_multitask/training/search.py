@@ -179,6 +179,7 @@ class Search:
         print(self.heading, flush=True)
 
         def jobs() -> Iterator[Job]:
+            """The next trial, when there is room for it."""
             while trial := self.ask():
                 self.suggest(trial)
                 folder = self.folder / "trials" / str(trial.number)

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from bert_multitask import MultitaskBertModel, MultitaskTrainer, MultitaskTrainingArguments
+from bert_multitask.data.collate import Collator
 from bert_multitask.data.rows import load_rows
 from bert_multitask.data.tokens import load_tokenizer, tokenise_splits
 from bert_multitask.model.tasks import TASKS
@@ -135,7 +136,9 @@ class Rig:
         args = TrainingArguments(**self.settings(), remove_unused_columns=False)
         trainer = StockTrainer(self.stock.model, args, callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
-        trainer.stock, trainer.loader = self.stock, self.trainer(seed).get_train_dataloader()
+        ours = self.trainer(seed)
+        ours.data_collator = Collator(self.model.config.pad_token_id or 0)  # which adds nothing for our encoder
+        trainer.stock, trainer.loader = self.stock, ours.get_train_dataloader()
         trainer.train()
         forget_trainer(self.stock.model)
         return clock

@@ -200,6 +200,7 @@ def test_parts_of_something_else_are_not_kept(tmp_path, run, pipe, tiny_bert, to
         "rows": (pipe, other, out),
         "weights": (MultitaskPipeline(model, tokenizer), path, out),
         "max_length": (MultitaskPipeline(run, max_length=9), path, out),
+        "bf16": (MultitaskPipeline(run, bf16=True), path, out),
         "tasks": (pipe, path, out, ["topic"]),
     }.items():
         with pytest.raises(InputError, match=f"has predictions with other {changed} .predict.json"):
