@@ -15,7 +15,6 @@ from .session import Session
 # What matters most comes first: a session may end anywhere.
 ORDER = (facts, steps, smart, loop, graphs, predict, parity, runs, seeds, more_steps, ceilings)
 STAGES = {stage.__name__: stage for stage in ORDER}
-NEEDS = {"runs": 60, "seeds": 60}  # seconds without which there is no point in beginning
 
 
 def gpu(options) -> dict:
@@ -23,5 +22,5 @@ def gpu(options) -> dict:
     folder = Path(options.output_dir or tempfile.mkdtemp(prefix="benchmark-"))
     session = Session.begin(Namespace(**vars(options), bf16=False), folder)
     for name in options.stages:
-        session.run(name, STAGES[name], NEEDS.get(name, 10))
+        session.run(name, STAGES[name])
     return {"seconds": time.perf_counter() - session.start}
