@@ -170,7 +170,7 @@ def train_seeds(
             f"--{there[0]} is of one run; with --{options.flag}s the same command goes on where it stopped"
         )
     own = vars(options).keys() | {"output_dir", options.flag}
-    shared = {name: value for name, value in given.items() if name not in own}
+    shared = {name: value for name, value in given.items() if name not in own and value is not None}
     folders = {f"{options.flag}-{value}": Path(args.output_dir, f"{options.flag}-{value}") for value in options.values}
     configs = {}
     for folder, value in zip(folders.values(), options.values, strict=True):
@@ -189,12 +189,12 @@ def write_config(path: Path, flags: Mapping[str, object]) -> None:
         InputError: the file has other flags.
     """
     text = yaml.safe_dump(dict(flags), sort_keys=False, allow_unicode=True)
-    if path.exists() and (before := load_yaml(path)) != yaml.safe_load(text):
-        before = before if isinstance(before, dict) else {}
-        name = min(name for name in before.keys() | flags.keys() if before.get(name) != flags.get(name))
+    before, now = load_yaml(path) if path.exists() else None, yaml.safe_load(text)
+    if before not in (None, now):
+        name = min(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         raise InputError(
-            f"{path}: {name} was {before.get(name)!r} and is {flags.get(name)!r}; use the flags that the runs were "
-            "begun with, or another --output_dir"
+            f"{path}: {name} was {before.get(name)!r} and is {now.get(name)!r}; use the flags that the runs were begun "
+            "with, or another --output_dir"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
