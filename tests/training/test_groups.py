@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import NO_DROPOUT, ROOT, finish, launch, losses, run_here, run_killed, weights
 from datasets import Dataset
+from launched import smooth_noise
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModel, set_seed
@@ -189,15 +190,20 @@ def test_a_step_is_torchs_gradient(make):
     assert {"pearson_stars", "accuracy_topic", "entity_f1_people"} & entry.keys()
 
 
-@pytest.mark.parametrize("levers", [{}, LEVERS], ids=["plain", "levers"])
-def test_accumulation_changes_nothing(make, levers):
+SUMMED = {"smart_place": "embeddings", "smart_reduction": "sum"}
+
+
+@pytest.mark.parametrize(
+    ("levers", "smart"), [({}, {}), (LEVERS, {}), (LEVERS, SUMMED)], ids=["plain", "levers", "SMART as its library"]
+)
+def test_accumulation_changes_nothing(make, levers, smart):
     """Batches of 8, and of 2 four times, with SMART, its Bregman term, R-Drop, class weights and gaps."""
     runs = {}
     for rows, accumulation in ((8, 1), (2, 4)):
         size = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
-        smart = {"smart_radius": 0.02, "smart_step_size": 0.02, "smart_noise_std": 0.02}
-        trainer = make(levers, **size, **smart)
-        with mock.patch.object(torch, "randn_like", lambda embeddings: torch.sin(50 * embeddings.detach())):
+        ball = {"smart_radius": 0.02, "smart_step_size": 0.02, "smart_noise_std": 0.02}
+        trainer = make(levers, **size, **ball, **smart)
+        with mock.patch.object(torch, "randn_like", smooth_noise):
             trainer.train()
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         runs[rows] = weights(trainer), [entry["loss"] for entry in history], history

@@ -247,6 +247,8 @@ def test_an_overwrite_cut_off_in_the_middle_is_no_obstacle(monkeypatch, unfinish
         (["--metric_for_best_model", "eval_sst_loss", "--greater_is_better", "false"], "greater_is_better"),
         (["--gradient_accumulation_steps", 2], "rows of a step"),
         (["--pooling", "mean"], "pooling"),
+        (["--smart_place", "embeddings"], "smart_place"),
+        (["--smart_reduction", "sum"], "smart_reduction"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
