@@ -1,6 +1,7 @@
 """Small offline fixtures: a random BERT with a real vocabulary, folders of made-up rows, the real data where it is."""
 
 import dataclasses
+import gc
 import json
 import os
 import runpy
@@ -41,12 +42,14 @@ SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "in
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_and_isolated(tmp_path_factory):
-    """No progress bars, and token caches that end with the tests."""
+    """No progress bars, and token caches that end with the tests. What is imported by now is never collected: each
+    trainer collects garbage, and would look at all of it."""
     import datasets
 
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
