@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..model import classifier  # noqa: F401 - it makes AutoModelForSequenceClassification know its classes
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
 
