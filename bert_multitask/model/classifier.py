@@ -32,7 +32,7 @@ class OneTask:
         (self.task,) = self.tasks.values()
         config.id2label = dict(enumerate(self.task.label_names or [self.task.name]))
         config.label2id = {label: number for number, label in config.id2label.items()}
-        config.problem_type = KINDS[self.task.kind].problem_type(self.task)
+        config.problem_type = KINDS[self.task.kind].problem_type
 
     def forward(
         self,

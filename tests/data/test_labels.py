@@ -371,7 +371,7 @@ def test_the_columns_of_datasets_are_checked(tokenizer):
         ([{"text": "so happy \ud83d", "label": "n"}], "row 1: .*has half of a two-part character"),
         ([{"text": "a", "label": "n", "id": "\ud83d"}], "row 1: .*has half of a two-part character"),
         ([{"text": "a", "label": "n"}, {"text": ["a"], "label": "n"}], "row 2 holds .*list.*; expected a text"),
-        ([{"text": "a", "label": ["n"]}], r"row 1: label is \['n'\]; expected a class from 0 to 1"),
+        ([{"text": "a", "label": ["n"]}], r"row 1: label is \['n'\]; expected one of n, y "),
         (Dataset.from_dict({"texts": ["a"]}), "rows: no column 'text'; its columns are texts"),
     ):
         with pytest.raises(InputError, match=message):

@@ -169,7 +169,7 @@ def test_any_text_survives_and_no_row_is_lost(tmp_path, rows):
         ("sst", "ids-sst-dev.csv", "\tid\ttext\tsentiment\n0\ta\tb\t1\n", "'sentence' in row 1; its columns are id"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\n0\ta\tb\n", "no column 'sentiment'"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1\n1\tc\td\t5\n", "row 2: sentiment is '5'; "
-         "expected a class from 0 to 4"),
+         "expected one of negative, somewhat negative, .*from 0 to 4"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1.5\n", "row 1: sentiment is '1.5'"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\tinf\n", "row 1: sentiment is 'inf'"),
         ("sts", "sts-dev.csv", "\tid\tsentence1\tsentence2\tsimilarity\n0\ta\tb\tc\t5.1\n", "a score from 0 to 5"),
@@ -510,7 +510,7 @@ def test_every_file_form_gives_the_same_rows(tmp_path, form):
         ("train.json", b"[]", "train.json: task 'nli' reads files that end in .csv, .tsv, .txt, .jsonl, .parquet"),
         ("train.jsonl", b'{"premise": "\xff"}\n', "line 1 is not JSON"),
         ("train.parquet", b"PAR", "train.parquet: cannot be read as Parquet"),
-        ("train.csv", b"premise,hypothesis,gold\na,b,maybe\n", "row 1: gold is 'maybe'; expected a class from 0 to 2"),
+        ("train.csv", b"premise,hypothesis,gold\na,b,maybe\n", "row 1: gold is 'maybe'; expected one of "),
         ("train.csv", b"premise,hypothesis,gold\na,b\n", "row 1 .line 2. has 2 fields but the header has 3"),
     ],
 )

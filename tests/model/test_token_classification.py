@@ -281,7 +281,7 @@ def test_damaged_columns_are_refused(tmp_path, content, message):
     ("fields", "message"),
     [
         ({"text_pair": "other"}, "has no text_pair"),
-        ({"prediction_column": "Predicted"}, "has no prediction_column"),
+        ({"prediction_column": "Predicted"}, "prediction_column is 'Predicted'"),
         ({"label_names": ["O", "B-New York"]}, "'B-New York'"),
         ({"label_names": ["NOUN", "VERB"]}, "'NOUN'; .*metric: accuracy"),
         ({"label_names": ["O"]}, "two or more label_names"),
