@@ -111,16 +111,14 @@ def test_functions_fit_a_screen():
     assert checked > 300
 
 
-def overrides(tree: ast.Module) -> set[ast.FunctionDef]:
-    """The methods that a class of the same file, from which theirs inherits, has with a docstring: it is theirs, too."""
-    found, classes = set(), {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    for node in classes.values():
-        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-        for base in bases:  # which grows by the bases of bases
-            bases += [over.id for over in classes[base].bases if isinstance(over, ast.Name)] if base in classes else []
-        methods = [part for base in bases if base in classes for part in classes[base].body]
-        known = {part.name for part in methods if isinstance(part, ast.FunctionDef) and ast.get_docstring(part)}
-        found |= {part for part in node.body if isinstance(part, ast.FunctionDef) and part.name in known}
+def overrides(tree: ast.Module) -> set[ast.AST]:
+    """The methods that inherit a docstring from a class of the same file."""
+    found, documented = set(), {}
+    for node in [node for node in tree.body if isinstance(node, ast.ClassDef)]:  # a base stands before its subclasses
+        inherited = set().union(*(documented.get(ast.unparse(base), ()) for base in node.bases))
+        methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+        found |= {method for method in methods if method.name in inherited}
+        documented[node.name] = inherited | {method.name for method in methods if ast.get_docstring(method)}
     return found
 
 
