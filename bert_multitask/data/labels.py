@@ -53,10 +53,7 @@ class LabelReader:
             self.classes = {key: number for key, number in self.classes.items() if not isinstance(key, Decimal)}
         if numbered or not are_numbers:
             self.classes |= {number: number for number in range(len(names))}
-        if names:
-            self.hides = -1 not in self.classes
-        else:
-            self.hides = dataset and self.kind.number(task, -1) is None
+        self.hides = -1 not in self.classes if names else dataset and self.kind.number(task, -1) is None
         self.expected = "a label"  # of a task that does not know its own yet
         if not task.is_open:
             self.expected = self.kind.describe_labels(task, names, numbered or not are_numbers)
@@ -85,11 +82,8 @@ class LabelReader:
         return self.kind.number(self.task, float(key)) if isinstance(key, Decimal) else None
 
     def wrong_part(self, raw: object) -> object:
-        """What to show of a label that cannot be read: the first such tag where each word has one, else the whole."""
-        parts = raw.split() if isinstance(raw, str) else raw
-        if not self.kind.words or not isinstance(parts, (list, tuple)):
-            return raw
-        return next((part for part in parts if self.read_one(part) is None), raw)
+        """What to show of a label that cannot be read: the first such name in it, else the whole."""
+        return next((part for part in self.kind.parts(raw) if self.read_one(part) is None), raw)
 
     def check_names(self, names: Sequence[str], where: str) -> None:
         """Refuse the names of a `ClassLabel` column that are not the task's, in whatever order.
@@ -127,13 +121,12 @@ def name_labels(
     reader.check_names(names, f"{where}: column {column!r}")
     for number, row in enumerate(rows, start=1):
         codes = row[column] if isinstance(row[column], list) else [row[column]]
-        missing = [code is None or code != code or code == -1 for code in codes]
-        for code, gap in zip(codes, missing, strict=True):
-            if not gap and code not in range(len(names)):
-                raise InputError(
-                    f"{where}, row {number}: {column} is {code!r}; expected a class from 0 to {len(names) - 1}"
-                )
-        found = [None if gap else names[int(code)] for code, gap in zip(codes, missing, strict=True)]
+        codes = [None if code is None or code != code or code == -1 else code for code in codes]
+        if wrong := [code for code in codes if code is not None and code not in range(len(names))]:
+            raise InputError(
+                f"{where}, row {number}: {column} is {wrong[0]!r}; expected a class from 0 to {len(names) - 1}"
+            )
+        found = [None if code is None else names[int(code)] for code in codes]
         yield row | {column: found if isinstance(row[column], list) else found[0]}
 
 

@@ -67,6 +67,15 @@ def reading(path: str, form: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def opened(path: str, task: Task) -> Iterator[tuple[Callable, BinaryIO]]:
+    """The reader of a file, one of READERS, and its decompressed bytes; errors as those of `reading`."""
+    read, form, decompress = file_form(path, task)
+    local = fetch(path, task)
+    with reading(path, form), decompress(local, "rb") as file:
+        yield read, file
+
+
 def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
     """Yield the rows of a file, local or remote, under our column names.
 
@@ -92,9 +101,7 @@ def read_as_written(path: str, task: Task) -> Iterator[dict]:
     Raises:
         InputError: the file cannot be read or is damaged.
     """
-    read, form, decompress = file_form(path, task)
-    local = fetch(path, task)
-    with reading(path, form), decompress(local, "rb") as file:
+    with opened(path, task) as (read, file):
         yield from read(file, path, task)
 
 
@@ -110,9 +117,8 @@ def read_tables(path: str, task: Task, size: int, schema: pyarrow.Schema | None 
     Raises:
         InputError: the file cannot be read or is damaged, or a column has values of several types.
     """
-    read, form, decompress = file_form(path, task)
-    if read is read_parquet:
-        with reading(path, form), decompress(fetch(path, task), "rb") as file:
+    if file_form(path, task)[0] is read_parquet:
+        with opened(path, task) as (_, file):
             yield from parquet_tables(file, path, size)
         return
     rows = read_as_written(path, task)
@@ -162,12 +168,11 @@ def rename_columns(
         number: of the row, from 1.
         ids: the column of ids; None where there is none.
     """
+    pair = as_text(read_text(row, columns.text_pair, path, number), path, number) if columns.text_pair else None
     return {
         "id": as_id(row.get(ids), path, number),
         "text": as_text(task.read_text(read_text(row, columns.text, path, number)), path, number),
-        "text_pair": as_text(read_text(row, columns.text_pair, path, number), path, number)
-        if columns.text_pair
-        else None,
+        "text_pair": pair,
         "label": row.get(columns.label),
     }
 
@@ -301,7 +306,9 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
             end = table.line_num
     except UnicodeDecodeError as error:
         file.seek(0)
-        line = next(number for number, line in enumerate(file, start=1) if not is_utf8(line))
+        line = next(
+            number for number, line in enumerate(file, start=1) if line.decode(errors="ignore").encode() != line
+        )
         raise InputError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
     if spanning:
         logger.warning(
@@ -330,15 +337,6 @@ def numbered_rows(table: Iterator[list[str]], path: str) -> Iterator[tuple[int, 
             yield number, line, fields
             number += 1
         line = table.line_num + 1
-
-
-def is_utf8(line: bytes) -> bool:
-    """Whether these bytes are UTF-8."""
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def read_json_lines(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
@@ -399,10 +397,9 @@ def read_parquet(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
 
 def class_names(path: str, task: Task) -> list[str] | None:
     """The names of a Parquet file's column of labels, where that is a `ClassLabel`, in its order."""
-    read, form, decompress = file_form(path, task)
-    if read is not read_parquet:
+    if file_form(path, task)[0] is not read_parquet:
         return None
-    with reading(path, form), decompress(fetch(path, task), "rb") as file, parquet.ParquetFile(file) as table:
+    with opened(path, task) as (_, file), parquet.ParquetFile(file) as table:
         return feature_names(column_features(table.schema_arrow, task.label, path).get(task.label))
 
 
