@@ -33,7 +33,6 @@ class LabelReader:
     These are the rules of one class or score; the kind of task says how a label is made of them (`Kind.read`).
 
     Args:
-        task: whose labels.
         names: of the classes in this source; by default the task's `label_names`.
         numbered: numbers are class numbers, whatever the names are, as in files of predictions.
         dataset: the source is a `datasets.Dataset`, from the Hub or in memory.
@@ -103,13 +102,6 @@ def name_labels(
 ) -> Iterator[dict]:
     """Yield rows with the names that the numbers of a `ClassLabel` column, or of a column of lists of them, mean, and
     None for -1. Rows of a source without such a column stay as they are.
-
-    Args:
-        rows: of the source.
-        features: of the source.
-        column: of the labels.
-        reader: of the labels.
-        where: file or dataset, for messages.
 
     Raises:
         InputError: the column's names are not the task's, or a number has no name.

@@ -45,10 +45,6 @@ def is_url(path: str) -> bool:
 def reading(path: str, form: str) -> Iterator[None]:
     """Turn what goes wrong while a file is read into an `InputError` that names the file.
 
-    Args:
-        path: of the file, for the message.
-        form: what it is read as, for the message.
-
     Raises:
         InputError: the file cannot be opened or read on, or its content is damaged.
     """
@@ -109,8 +105,6 @@ def read_tables(path: str, task: Task, size: int, schema: pyarrow.Schema | None 
     """Yield the rows of a file as Arrow tables, with all its columns, as they are. Few rows are held at a time.
 
     Args:
-        path: of the file, local or remote.
-        task: says how tables quote.
         size: rows of a table; the last one may have fewer.
         schema: that all tables get; by default each has what its own values are, which may differ in JSON lines.
 
@@ -161,10 +155,7 @@ def rename_columns(
     """A row under our column names, its label as the source gives it.
 
     Args:
-        row: of the source.
         columns: the source's names of its columns.
-        task: which says what a text may be.
-        path: of the source, for messages.
         number: of the row, from 1.
         ids: the column of ids; None where there is none.
     """

@@ -256,16 +256,7 @@ def hub_ids(remote: Dataset, where: str) -> str | None:
 def read_dataset(
     remote: Dataset, source: HubSource | Task, reader: LabelReader, where: str, labelled: bool, ids: str | None
 ) -> Iterator[dict]:
-    """Yield a dataset's rows under our column names; a row without an id is called by its number, from 0.
-
-    Args:
-        remote: the dataset.
-        source: its columns.
-        reader: of its labels.
-        where: its name, for messages.
-        labelled: whether it must have a column of labels.
-        ids: its column of ids, which may be missing.
-    """
+    """Yield a dataset's rows under our column names; a row without an id is called by its number, from 0."""
     check_has_columns(remote, source, labelled, where)
     rows = name_labels(remote, remote.features, source.label, reader, where)
     for number, row in enumerate(rows, start=1):
@@ -326,9 +317,7 @@ def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
     """Some rows of a file as clean rows, which are called by their numbers in the file, from 0.
 
     Args:
-        task: whose rows; a column of labels may be missing.
         table: the rows, as `read_tables` gives them.
-        path: of the file, for messages.
         first: number of the first row, from 1.
 
     Raises:
@@ -347,10 +336,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, fir
     """Collect raw rows into a dataset of clean columns, checking every label.
 
     Args:
-        task: whose rows.
         raw: dictionaries of `id`, `text`, `text_pair` and `label`, the label as the source writes it.
-        source: name of the file or split, for messages.
-        reader: of the source's labels.
         first: number of the first row, for messages.
 
     Raises:

@@ -48,13 +48,7 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(name: str, tokenizer: object, vocab_size: int) -> None:
-    """Refuse what is no fast tokenizer of a model with so many tokens (see `load_tokenizer`).
-
-    Args:
-        name: of the checkpoint or the argument, for messages.
-        tokenizer: what was loaded or given.
-        vocab_size: of the model.
-    """
+    """Refuse what is no fast tokenizer of a model with so many tokens (see `load_tokenizer`)."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(f"{name} is a {type(tokenizer).__name__}; expected the model's own fast tokenizer")
     if not tokenizer.is_fast:
@@ -100,8 +94,6 @@ def tokenise(
     did is logged.
 
     Args:
-        task: whose rows.
-        rows: clean rows.
         tokenizer: a fast tokenizer; its truncation and padding are switched off afterwards, as a saved tokenizer's
             should be.
         max_length: tokens a sequence may have, special tokens included.
@@ -200,9 +192,7 @@ def encode(
     """Tokenise a batch of rows.
 
     Args:
-        tokenizer: a fast tokenizer.
         texts: the rows' texts, and for pairs their second texts.
-        max_length: tokens a sequence may have.
         separate: whether a pair becomes two sequences and not one.
         words: whether a text is tokenised word by word, as white space sets them apart.
         truncation: what is kept of a row that is too long (see `kept_tokens`).
@@ -283,10 +273,7 @@ def cached(name: str, compute: Callable[..., Dataset], features: Features, count
     A damaged cache file is replaced. A cache that cannot be written is done without, in memory. Both are logged.
 
     Args:
-        name: of the cache file.
         compute: `Dataset.map` with its function; it takes `cache_file_name` or `keep_in_memory`.
-        features: of the tokens.
-        count: number of rows.
     """
     if not count:
         return compute(keep_in_memory=True)

@@ -49,8 +49,6 @@ def model_card(
     """Write a card, with metadata that the Hub reads (`model-index`); what is not given is left out.
 
     Args:
-        tasks: {name: task}.
-        config: the model's.
         repo_id: where it will be; by default the card says PATH.
         base_model: what training started from. A Hub id is named; a local path is omitted, so that it cannot leak.
         scores: {task: (dev score, lower and upper bound of its 95 % interval or None)}; also of "overall".

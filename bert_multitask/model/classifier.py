@@ -18,7 +18,6 @@ class OneTask:
     the task's labels, or its name for a score.
 
     Args:
-        config: of one task.
         encoder: to take, instead of a new one.
 
     Raises:

@@ -158,7 +158,6 @@ def find_head(task: Task, texts: int) -> str:
     """The key of a task's head: the one that it names, or the first of its kind's that fits.
 
     Args:
-        task: whose.
         texts: sequences of a row, 1 or 2.
 
     Raises:

@@ -130,7 +130,6 @@ class Kind:
         """A label as its source gives it -> a label; None where it is none.
 
         Args:
-            task: whose.
             raw: a text, a number or None, or what else the source has.
             read_one: reads the name or the number of a class, or a score: a class, a score, or the mark of a missing
                 one; None where it is none of these (see `labels.LabelReader`).
@@ -157,7 +156,6 @@ class Kind:
         """What a label may be, for messages.
 
         Args:
-            task: whose.
             names: of the classes in this source. By default it is a label of clean or tokenised rows, with the task's
                 names.
             numbers: whether the numbers of the classes are labels, too.
@@ -233,7 +231,6 @@ class Kind:
         """Predictions as the values of `columns`, N of each.
 
         Args:
-            task: whose.
             logits: fp32 (N, …), all finite; of tokens, filled up beyond the end of a row.
             tokens: the tokenised rows, where they are at hand, for kinds whose table does not have a row's logits as
                 they are.
@@ -269,7 +266,6 @@ class Kind:
         """The prediction of several models, M of them (paper, section 4.6).
 
         Args:
-            task: whose.
             members: their predictions of the same rows, as `arrays` gives them.
             vote: "mode" or "soft".
 
@@ -935,7 +931,6 @@ def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
     have the kind in their attribute `kinds`, or have none and are named by no kind.
 
     Args:
-        task: whose.
         field: "head", "loss", "divergence" or "metric".
         table: HEADS, LOSSES, DIVERGENCES or METRICS.
     """

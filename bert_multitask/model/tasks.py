@@ -419,7 +419,6 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
     "pooling": "mean"}`.
 
     Args:
-        spec: one of these.
         named: whether it must have label names, where its kind has any.
 
     Raises:
@@ -451,7 +450,6 @@ def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> d
     """Make the tasks of one run or model: {name: task}, in the order given.
 
     Args:
-        specs: see `load_task`.
         named: whether they must have label names, where their kinds have any.
 
     Raises:
@@ -482,9 +480,6 @@ def open_group(spec: "str | dict | Task") -> "list[str | dict | Task]":
             {"name": "people", "kind": "token_classification", "label": "tags"}]}
 
     A task has the fields of the group but for those that it gives itself.
-
-    Args:
-        spec: see `load_task`; what is no group is returned as it is.
 
     Raises:
         InputError: the group has no name, its labels are no list of fields, or it has a field that only they have.
@@ -638,10 +633,6 @@ def glue(
     the dropout that BERT's authors use. Of GLUE's two metrics of a task it has one.
 
     Args:
-        name: of the dataset's configuration.
-        kind: of task.
-        text: its column of texts.
-        text_pair: its column of second texts.
         label_names: as the dataset has them; of a binary task "yes" is the last.
         metric: key of `metrics.METRICS`.
         suffix: of the names of its dev and test splits. The labels of the test splits are hidden (-1).

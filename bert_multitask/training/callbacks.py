@@ -172,11 +172,7 @@ class TimeEstimate(TrainerCallback):
 
 
 class HistoryFile(TrainerCallback):
-    """Writes every log entry to a JSON-lines file as it comes; a resumed run rewrites what its checkpoint remembers.
-
-    Args:
-        path: of the file.
-    """
+    """Writes every log entry to a JSON-lines file as it comes; a resumed run rewrites what its checkpoint remembers."""
 
     def __init__(self, path: Path):
         self.path = path

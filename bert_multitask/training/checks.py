@@ -38,8 +38,6 @@ def check_parts(model: object, args: object, refused: Mapping[str, object]) -> N
     """Refuse a model or arguments of another kind, and arguments of Trainer that would be ignored.
 
     Args:
-        model: what was given as the model.
-        args: what was given as the arguments.
         refused: {argument of REFUSED: what was given}.
     """
     for name, value in refused.items():
@@ -236,12 +234,6 @@ def check_training(
 ) -> None:
     """Refuse settings that do not fit the model, its tasks or each other; each check below says which.
 
-    Args:
-        model: to train.
-        args: how.
-        plan: the task of each step.
-        compute_metrics: {task: the user's own function}.
-
     Raises:
         InputError: names the setting.
     """
@@ -263,8 +255,6 @@ def check_metrics(
     """Refuse metrics that no evaluation would give.
 
     Args:
-        tasks: of the model.
-        args: which name the metric of the best checkpoint.
         compute_metrics: {task: function}, whose keys show at the first evaluation.
     """
     for task in tasks.values():
@@ -345,7 +335,6 @@ def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
 
     Args:
         model: to be trained; also one that peft made.
-        plan: the task of each step.
 
     Raises:
         InputError: names the weight or the task, and what to do.

@@ -34,9 +34,6 @@ class FolderLock:
     The operating system ends the lock with the process, however that ends, so a lock left behind by a dead process
     holds nothing. `running.json` is for the message, and for what the operating system cannot see: a process of another
     machine, or a file system without locks.
-
-    Args:
-        path: of the folder.
     """
 
     def __init__(self, path: Path):

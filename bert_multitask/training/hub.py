@@ -57,11 +57,9 @@ def push_folder(
     """Upload the PUBLIC files of a run folder, in one commit; the card gets the repository's name.
 
     Args:
-        folder: of the run.
         repo_id: of a repository that exists (`open_repo`).
         revision: branch; made if it is not there. By default main.
         token: with write access; by default the one of this machine.
-        commit_message: of the commit.
         picture: of the scores, a PNG, which is pushed beside the card and shown in it.
         told: further fields of the card's metadata, such as `license` and `language`; None leaves one as it is.
 

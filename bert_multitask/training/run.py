@@ -168,9 +168,6 @@ def prepare(
     """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens.
 
     Args:
-        run: which checkpoint, tasks and rows.
-        args: how to train.
-        callbacks: of the training.
         plan: the task of each step, instead of the schedule's.
 
     Raises:
@@ -199,8 +196,6 @@ def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], objec
     """The checkpoint in the run's layout, with new heads for the tasks.
 
     Args:
-        run: which checkpoint and layout.
-        tasks: of the run.
         tell: is called with a line on which heads are new.
     """
     fields = {name: getattr(run, name) for name in ("encoder_sharing", "pair_encoding", "pooling")}
@@ -234,15 +229,7 @@ def tokenise_rows(
     rows: Mapping[str, DatasetDict],
     config: MultitaskBertConfig,
 ) -> tuple[PreTrainedTokenizerBase, dict[str, dict[str, Dataset]]]:
-    """The tokenizer of the run's checkpoint, and {task: its tokenised rows by split}, of training those it samples.
-
-    Args:
-        run: the run's arguments.
-        args: whose first process writes the cache that the others read.
-        tasks: of the run.
-        rows: {task: its clean rows by split}.
-        config: of the model that reads the tokens.
-    """
+    """The tokenizer of the run's checkpoint, and {task: its tokenised rows by split}, of training those it samples."""
     tokenizer = load_tokenizer(run.model_name_or_path, config.vocab_size)
     max_length = min(run.max_length, config.max_position_embeddings)
     tokenizer.model_max_length = max_length  # saved with it, so that a checkpoint on the Hub is read as it was trained
@@ -302,9 +289,7 @@ def run_recipe(
     SIGTERM and Ctrl-C end it with a line, and exit code 143 or 130; so does the end of its launcher.
 
     Args:
-        main: takes the arguments.
         stopped: what goes on with the work after a stop; by default what `train` says, if it was called.
-        argv: the arguments; by default those of the process.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

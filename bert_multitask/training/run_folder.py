@@ -149,9 +149,6 @@ class RunFolder:
         """Write `run.json`: the configuration, versions, commit and data fingerprints that make the run repeatable.
 
         Args:
-            run: the run's arguments.
-            tasks: as trained.
-            rows: {task: its clean rows by split}.
             batch_size: rows of one optimizer step.
             batches: {task: its batches in the whole plan}, from which a report draws the plan.
             max_length: tokens that a row may have, and the model can take.
@@ -229,12 +226,7 @@ def deciding_fields(task: Task) -> dict[str, object]:
 
 
 def recorded_settings(record: Mapping, names: Iterable[str]) -> dict[str, object]:
-    """What decided a recorded run, {name: value}, with what an older version recorded elsewhere or did not know.
-
-    Args:
-        record: of `run.json`.
-        names: of the settings that decide today.
-    """
+    """What decided a recorded run, {name: value}, with what an older version recorded elsewhere or did not know."""
     fields = [*dataclasses.fields(RunArguments), *dataclasses.fields(MultitaskTrainingArguments)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
     known = defaults | record["training"] | record["run"]

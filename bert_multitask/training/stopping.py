@@ -188,9 +188,6 @@ class StopAtStepEnd(TrainerCallback):
     All processes stop at the same step. The first that was asked announces the step after its own in the store by which
     the processes met. None can finish that step without it, so all find the announcement at its end. Reading the store
     is no collective operation.
-
-    Args:
-        request: of this process.
     """
 
     KEY = "bert_multitask/last_step"

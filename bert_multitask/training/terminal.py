@@ -23,12 +23,7 @@ LIBRARIES = ("transformers", "accelerate", "datasets", "huggingface_hub", "py.wa
 
 
 def say(text: str = "", file: TextIO | None = None) -> None:
-    """Print above the progress bars, where there are any.
-
-    Args:
-        text: one or several lines.
-        file: to print to; by default standard output.
-    """
+    """Print above the progress bars, where there are any."""
     file = file or sys.stdout
     tqdm.write(text, file=file)
     file.flush()  # a pipe would get it late
@@ -77,7 +72,6 @@ class TrainingTable(ProgressCallback):
     The history file has all that is logged; this is what a person follows.
 
     Args:
-        tasks: of the model.
         plan: the task of each step.
     """
 
@@ -206,8 +200,6 @@ def describe_scores(
     """The dev scores as a table, with labelled rows, and intervals where they are known.
 
     Args:
-        tasks: of the model.
-        metrics: as in `metrics.json`.
         rows: {task: its labelled dev rows}.
         scores: {task or "overall": its score and interval}; None where there are no predictions.
     """
@@ -225,9 +217,7 @@ def describe_end(folder: Path, kept: str, has_predictions: bool) -> str:
     """What a finished run left, and which commands use it.
 
     Args:
-        folder: of the run.
         kept: which step's weights it has.
-        has_predictions: whether the predictions of dev and test rows are there.
     """
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     name = shlex.quote(str(folder))

@@ -280,7 +280,9 @@ def test_a_label_is_one_field(tmp_path, monkeypatch, source):
 )
 def test_a_field_that_is_no_label_is_refused(tmp_path, monkeypatch, label):
     for source in (from_csv, from_tsv):
-        with pytest.raises(InputError, match=r"a\..sv, row 2: label (is|has) .*; expected a list of drama, war, love .*a\|b"):
+        with pytest.raises(
+            InputError, match=r"a\..sv, row 2: label (is|has) .*; expected a list of drama, war, love .*a\|b"
+        ):
             source(genres(), ["war", label], tmp_path, monkeypatch)
 
 
