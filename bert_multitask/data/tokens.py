@@ -268,13 +268,8 @@ def kept_tokens(texts: list[int | None], max_length: int, truncation: str) -> li
 
 
 def cached(name: str, compute: Callable[..., Dataset], features: Features, count: int) -> Dataset:
-    """Tokens from the cache, computed and stored where they are not in it.
-
-    A damaged cache file is replaced. A cache that cannot be written is done without, in memory. Both are logged.
-
-    Args:
-        compute: `Dataset.map` with its function; it takes `cache_file_name` or `keep_in_memory`.
-    """
+    """Tokens from the cache file of that name. Where there is none they are computed, by `Dataset.map`, and stored. A
+    damaged file is replaced; where none can be written, tokens stay in memory. Both are logged."""
     if not count:
         return compute(keep_in_memory=True)
     folder = Path(datasets.config.HF_DATASETS_CACHE, "bert_multitask")

@@ -155,10 +155,7 @@ has none is exported with its code.
 
 
 def find_head(task: Task, texts: int) -> str:
-    """The key of a task's head: the one that it names, or the first of its kind's that fits.
-
-    Args:
-        texts: sequences of a row, 1 or 2.
+    """The key of a task's head: the one that it names, or the first of its kind's that fits rows of so many sequences.
 
     Raises:
         InputError: there is no such head, or it does not fit the task.

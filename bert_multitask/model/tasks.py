@@ -323,10 +323,8 @@ class Task:
         return {name: value for name, value in options.items() if value}
 
     def balance(self, labels: Iterable[int]) -> "Task":
-        """This task with numbers for "balanced" class weights (scikit-learn's formula); as it is if it has others.
-
-        Args:
-            labels: of the training rows, as class numbers; others, such as -100 for no label, are not counted.
+        """This task with numbers for "balanced" class weights (scikit-learn's formula) by the classes of its training
+        rows, where -100 is not counted; as it is if it has others.
 
         Raises:
             InputError: a class has no row.
@@ -413,13 +411,11 @@ def check_class_weights(task: Task) -> dict | str | None:
 
 
 def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
-    """Make a task of a preset's name, of a dictionary of `Task` fields (from YAML or a checkpoint), or of itself.
+    """Make a task of a preset's name, of a dictionary of `Task` fields (from YAML or a checkpoint), or of itself. If
+    `named`, it must have label names, where its kind has any.
 
     A dictionary with the key "preset" has that preset's fields but for those that it gives: `{"preset": "sts",
     "pooling": "mean"}`.
-
-    Args:
-        named: whether it must have label names, where its kind has any.
 
     Raises:
         InputError: the name is no preset, or a field is unknown, missing or out of range.
@@ -447,10 +443,7 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
 
 
 def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> dict[str, Task]:
-    """Make the tasks of one run or model: {name: task}, in the order given.
-
-    Args:
-        named: whether they must have label names, where their kinds have any.
+    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`).
 
     Raises:
         InputError: as `load_task`; or two tasks would share files, which some file systems find whatever the case.

@@ -134,11 +134,8 @@ def are_apart(model: MultitaskBertModel) -> bool:
 
 
 class StopAtBadStep(TrainerCallback):
-    """Looks for numbers that are not finite at the end of a step that is logged, evaluated or saved, and of the last.
-
-    Args:
-        check: raises an error where there is one; it is told whether the weights will be saved.
-    """
+    """Looks for numbers that are not finite at the end of a step that is logged, evaluated or saved, and of the last:
+    `check` raises an error where there is one, and is told whether the weights will be saved."""
 
     def __init__(self, check: Callable[[bool], None]):
         self.check = check

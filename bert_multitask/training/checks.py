@@ -35,11 +35,7 @@ REFUSED = {
 
 
 def check_parts(model: object, args: object, refused: Mapping[str, object]) -> None:
-    """Refuse a model or arguments of another kind, and arguments of Trainer that would be ignored.
-
-    Args:
-        refused: {argument of REFUSED: what was given}.
-    """
+    """Refuse a model or arguments of another kind, and what was given for the arguments of REFUSED."""
     for name, value in refused.items():
         if value is not None:
             raise InputError(f"MultitaskTrainer takes no {name}: {REFUSED[name]}")
@@ -252,11 +248,7 @@ def check_training(
 def check_metrics(
     tasks: Mapping[str, Task], args: MultitaskTrainingArguments, compute_metrics: Mapping[str, Callable]
 ) -> None:
-    """Refuse metrics that no evaluation would give.
-
-    Args:
-        compute_metrics: {task: function}, whose keys show at the first evaluation.
-    """
+    """Refuse metrics that no evaluation would give; the keys of `compute_metrics` show at the first evaluation."""
     for task in tasks.values():
         find_metric(task)
     if args.include_for_metrics and not compute_metrics:
@@ -331,10 +323,7 @@ def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) 
 
 def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
     """Refuse weights that training would round away, cannot move or could not give back, and point out heads that stay
-    as they are.
-
-    Args:
-        model: to be trained; also one that peft made.
+    as they are. The model may be one that peft made.
 
     Raises:
         InputError: names the weight or the task, and what to do.

@@ -165,10 +165,8 @@ def prepare(
     callbacks: Sequence[TrainerCallback] = (),
     plan: Sequence[str] | None = None,
 ) -> Prepared:
-    """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens.
-
-    Args:
-        plan: the task of each step, instead of the schedule's.
+    """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens. `plan`
+    replaces the schedule's.
 
     Raises:
         InputError: something is wrong with the input.
@@ -193,11 +191,7 @@ def prepare(
 
 
 def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], object] = logger.info) -> MultitaskBertModel:
-    """The checkpoint in the run's layout, with new heads for the tasks.
-
-    Args:
-        tell: is called with a line on which heads are new.
-    """
+    """The checkpoint in the run's layout, with new heads for the tasks; `tell` is called with a line on these."""
     fields = {name: getattr(run, name) for name in ("encoder_sharing", "pair_encoding", "pooling")}
     if run.encoder_dropout is not None:
         config = MultitaskBertConfig.from_pretrained(run.model_name_or_path)
@@ -286,10 +280,8 @@ def run_recipe(
 ) -> None:
     """Run the `main` of a recipe or a command; what is wrong with the input is one line, and exit code 2.
 
-    SIGTERM and Ctrl-C end it with a line, and exit code 143 or 130; so does the end of its launcher.
-
-    Args:
-        stopped: what goes on with the work after a stop; by default what `train` says, if it was called.
+    SIGTERM and Ctrl-C end it with a line, and exit code 143 or 130; so does the end of its launcher. `stopped` says how
+    the work goes on after that; by default as `train` says, if it was called.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

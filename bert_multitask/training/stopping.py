@@ -174,11 +174,8 @@ def own_command() -> list[str]:
 
 
 def resume_command(overwrite: bool) -> str:
-    """The command line that goes on with this run; of a flag that is there twice, the last counts.
-
-    Args:
-        overwrite: whether the run was begun with --overwrite, which excludes going on.
-    """
+    """The command line that goes on with this run: without --overwrite, which excludes going on. Of a flag that is
+    there twice, the last counts."""
     return shlex.join([*own_command(), "--resume_from_checkpoint", *(["--overwrite", "false"] if overwrite else [])])
 
 

@@ -23,7 +23,7 @@ LIBRARIES = ("transformers", "accelerate", "datasets", "huggingface_hub", "py.wa
 
 
 def say(text: str = "", file: TextIO | None = None) -> None:
-    """Print above the progress bars, where there are any."""
+    """Print a text above the progress bars, where there are any; by default to standard output."""
     file = file or sys.stdout
     tqdm.write(text, file=file)
     file.flush()  # a pipe would get it late
@@ -69,10 +69,7 @@ class TrainingTable(ProgressCallback):
     """Prints a row for each log entry of training: the step, then each task's loss, or its dev score; and shows a
     progress bar of training, and one of each evaluation, where standard error is a terminal.
 
-    The history file has all that is logged; this is what a person follows.
-
-    Args:
-        plan: the task of each step.
+    The history file has all that is logged; this is what a person follows. `plan` is the task of each step.
     """
 
     def __init__(self, tasks: Mapping[str, Task], plan: Sequence[str]):
@@ -214,11 +211,7 @@ def describe_scores(
 
 
 def describe_end(folder: Path, kept: str, has_predictions: bool) -> str:
-    """What a finished run left, and which commands use it.
-
-    Args:
-        kept: which step's weights it has.
-    """
+    """What a finished run left, and which commands use it; `kept` says which step's weights it has."""
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     name = shlex.quote(str(folder))
     lines = [f"kept: {kept}"]
