@@ -800,21 +800,17 @@ class TokenClassification(Classification):
 
     def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
         """`label`, a class for each word, and `probabilities` of all of them, zeros for a word without a prediction."""
-        count, missing = len(task.label_names), self.missing
-
-        def are_tags(value: object) -> bool:
-            """Whether this is a list of classes or marks of a missing one."""
-            return isinstance(value, list) and all(
-                type(tag) is int and (0 <= tag < count or tag == missing) for tag in value
-            )
-
-        def are_distributions(value: object) -> bool:
-            """Whether this is a list of distributions or zeros."""
-            return isinstance(value, list) and all(is_distribution(p, count) or p == [0] * count for p in value)
-
+        count = len(task.label_names)
+        tags, none = {*range(count), self.missing}, [0] * count
         return {
-            "label": (are_tags, f"a list of classes from 0 to {count - 1}, or {missing} for a word without one"),
-            "probabilities": (are_distributions, f"for each word {count} probabilities that sum to 1"),
+            "label": (
+                lambda value: isinstance(value, list) and all(type(tag) is int and tag in tags for tag in value),
+                f"a list of classes from 0 to {count - 1}, or {self.missing} for a word without one",
+            ),
+            "probabilities": (
+                lambda value: isinstance(value, list) and all(is_distribution(p, count) or p == none for p in value),
+                f"for each word {count} probabilities that sum to 1",
+            ),
         }
 
     def table(self, task: "Task", logits: np.ndarray, tokens: Any = None) -> dict[str, Any]:

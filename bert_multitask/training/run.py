@@ -61,7 +61,7 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     """
     logging.set_verbosity(args.get_process_log_level())  # Trainer does so too, after the model is loaded
     check_launch()
-    quieten_bars(show_downloads=args.process_index == 0 and sys.stderr.isatty())
+    quieten_bars(args.process_index == 0)
     with RunFolder(args, overwrite=run.overwrite) as folder, explained_failures(args):
         callbacks = [HistoryFile(folder.path / "history.jsonl"), StopAtStepEnd(STOP)]
         tasks, rows, tokens, trainer = prepare(run, args, callbacks)
@@ -81,10 +81,10 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
 
 
 def quieten_bars(show_downloads: bool) -> None:
-    """Hide the libraries' own progress bars, of which each would leave a line; those of downloads may stay."""
+    """Hide progress bars of libraries, each of which would leave a line; in a terminal downloads may show theirs."""
     logging.disable_progress_bar()  # the Hub's, too
     datasets.disable_progress_bars()
-    if show_downloads:
+    if show_downloads and sys.stderr.isatty():
         enable_progress_bars()
 
 
@@ -268,9 +268,11 @@ def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dic
 
 def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]) -> dict[str, Estimate]:
     """{task: its score and the bounds of its 95 % interval}, and the overall score's, of predictions with labels."""
-    labelled = {name: labelled_rows(output.label_ids) for name, output in outputs.items()}
-    predicted = {name: decide(tasks[name], output.predictions)[labelled[name]] for name, output in outputs.items()}
-    labels = {name: output.label_ids[labelled[name]] for name, output in outputs.items()}
+    predicted, labels = {}, {}
+    for name, output in outputs.items():
+        known = labelled_rows(output.label_ids)
+        predicted[name] = decide(tasks[name], output.predictions)[known]
+        labels[name] = output.label_ids[known]
     scores = Scores(tasks, predicted, labels)
     return {name: scores[name] for name in (*tasks, "overall")}
 
@@ -286,6 +288,8 @@ def run_recipe(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a console may lack a character of a task's name
+    if not sys.stderr.isatty():
+        quieten_bars(show_downloads=False)
     with STOP, STOP.advising(stopped), warnings_as_lines():
         try:
             main(list(sys.argv[1:] if argv is None else argv))

@@ -200,13 +200,13 @@ def describe_scores(
         rows: {task: its labelled dev rows}.
         scores: {task or "overall": its score and interval}; None where there are no predictions.
     """
-    lines = [f"{'dev score':22} {'rows':>8} {'score':>9}" + "   95 % interval" * (scores is not None)]
-    keys = {name: f"eval_{name}_{task.metric}" for name, task in tasks.items()} | {"overall": "eval_overall"}
-    for name, key in keys.items():
-        task = f"{name:12} {tasks[name].metric if name in tasks else '':10}"
+    width = max(12, *map(len, tasks))
+    lines = [f"{'dev score':{width + 11}} {'rows':>8} {'score':>8}" + "   95 % interval" * (scores is not None)]
+    for name in (*tasks, "overall"):
+        metric, count = (tasks[name].metric, f"{rows[name]:,}") if name in tasks else ("", "")
+        score = metrics[f"eval_{name}_{metric}".removesuffix("_")]
         interval = f"   {scores[name].low:.4f} to {scores[name].high:.4f}" if scores else ""
-        count = f"{rows[name]:,}" if name in rows else ""
-        lines.append(f"{task:23}{count:>8} {metrics[key]:9.4f}{interval}")
+        lines.append(f"{name:{width}} {metric:10} {count:>8} {score:8.4f}{interval}")
     return "\n".join(lines)
 
 
