@@ -79,10 +79,9 @@ class RunFolder:
     """
 
     def __init__(self, args: MultitaskTrainingArguments, overwrite: bool):
-        self.args = args
+        self.args, self.overwrite = args, overwrite
         self.path = Path(args.output_dir)
         self.checkpoint: str | None = None
-        self.overwrite = overwrite
         self.data: dict[str, dict] = {}  # {task: {split: rows and fingerprint}}, on the first process
         if args.resume_from_checkpoint and overwrite:
             raise InputError("--overwrite and --resume_from_checkpoint exclude each other")
@@ -206,8 +205,7 @@ def deciding_settings(
     data: Mapping[str, dict],
     batch_size: int,
 ) -> dict[str, object]:
-    """What decides a run's weights and scores, {name: value}, of its arguments, tasks, `fingerprints` and rows of a
-    step."""
+    """{name: value} of all that decides a run's weights and scores; `data` are its `fingerprints`."""
     training = args.to_dict()
     return (
         {field.name: training[field.name] for field in dataclasses.fields(args) if field.name not in HARMLESS}
