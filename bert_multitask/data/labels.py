@@ -100,8 +100,8 @@ class LabelReader:
 def name_labels(
     rows: Iterable[dict], features: Features, column: str, reader: LabelReader, where: str
 ) -> Iterator[dict]:
-    """Yield rows with the names that the numbers of a `ClassLabel` column, or of a column of lists of them, mean, and
-    None for -1. Rows of a source without such a column stay as they are.
+    """Yield rows with names instead of the class numbers of a `ClassLabel` column, or of a column of lists of them, and
+    with None instead of -1. Rows of a source without such a column stay as they are.
 
     Raises:
         InputError: the column's names are not the task's, or a number has no name.

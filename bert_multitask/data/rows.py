@@ -40,10 +40,7 @@ HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-
 
 
 def load_rows(
-    task: Task,
-    data_dir: str = HANDOUT,
-    splits: Collection[str] = SPLITS,
-    labelled: Collection[str] = ("train", "dev"),
+    task: Task, data_dir: str = HANDOUT, splits: Collection[str] = SPLITS, labelled: Collection[str] = ("train", "dev")
 ) -> DatasetDict:
     """Read a task's rows, with clean columns, in the source's order.
 

@@ -35,9 +35,8 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
-        tokenizer(
-            "a", "\U00010348", return_token_type_ids=True
-        )  # some damage shows only in use, or with an unknown character
+        # Some damage shows only in use, or with an unknown character.
+        tokenizer("a", "\U00010348", return_token_type_ids=True)
     except BaseException as error:  # missing, broken and foreign files fail in different ways
         # A panic of the tokenizer's Rust code is no Exception; Ctrl-C and exits are none either.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -70,11 +69,7 @@ def check_tokenizer(name: str, tokenizer: object, vocab_size: int) -> None:
 
 
 def tokenise_splits(
-    task: Task,
-    rows: DatasetDict,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    pair_encoding: str = "joint",
+    task: Task, rows: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int, pair_encoding: str = "joint"
 ) -> dict[str, Dataset]:
     """The model inputs of every split: of its `usable_rows`, by `tokenise`."""
     return {
@@ -89,9 +84,8 @@ def tokenise(
     """Turn clean rows into model inputs, once: the result is cached on disk and memory-mapped.
 
     Texts reach the tokenizer as they are. A jointly encoded pair becomes one sequence, [CLS] a [SEP] b [SEP]; a
-    separately encoded one becomes two, [CLS] a [SEP] and [CLS] b [SEP]; which tokens those are the tokenizer says. What
-    is longer than `max_length` loses tokens of the longer text, which ones `task.truncation` says, and how many rows
-    did is logged.
+    separately encoded one becomes two, [CLS] a [SEP] and [CLS] b [SEP]; which tokens those are the tokenizer says. Rows
+    longer than `max_length` lose tokens of the longer text, as `task.truncation` says; how many rows did is logged.
 
     Args:
         tokenizer: a fast tokenizer; its truncation and padding are switched off afterwards, as a saved tokenizer's

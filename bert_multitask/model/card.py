@@ -140,12 +140,7 @@ def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_
     start = f", fine-tuned from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
     size = f"{config.num_hidden_layers} layers, {config.hidden_size} wide"
     rows = [
-        (
-            name,
-            task.kind,
-            describe_input(task, config),
-            KINDS[task.kind].describe_output(task),
-        )
+        (name, task.kind, describe_input(task, config), KINDS[task.kind].describe_output(task))
         for name, task in tasks.items()
     ]
     each = "an adapter and a head" if config.encoder_sharing == "adapters" else "a head"

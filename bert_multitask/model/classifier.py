@@ -34,10 +34,7 @@ class OneTask:
         config.problem_type = KINDS[self.task.kind].problem_type
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> SequenceClassifierOutput:
         """Score a batch.
 

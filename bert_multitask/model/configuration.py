@@ -40,7 +40,7 @@ class MultitaskBertConfig(BertConfig):
     tasks: list | None = None  # a list, because JSON configurations sort the keys of dictionaries
     pair_encoding: str = "joint"
     pooling: str = "cls"
-    encoder_sharing = "shared"  # no fields, these two: the model type says them
+    encoder_sharing = "shared"  # this and `lora` are no fields: the model type says them
     lora = None
     dropout_fields = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # the encoder's probabilities of dropout
 
@@ -132,7 +132,8 @@ def hub_reason(error: Exception) -> str:
 class PerTaskBertConfig(MultitaskBertConfig):
     """The configuration of a model with one encoder for each task (the paper's 3-BERT, section 4.2.1), or with
     adapters. It has a model type of its own, because a stock `BertModel` would find none of its weights in such a
-    checkpoint, or not all, and begin at random.
+    checkpoint, or not all, and begin at random. The class has the name that checkpoints give in `auto_map`; it is older
+    than adapters.
 
     Attributes:
         encoder_sharing: "per_task"; "adapters", one encoder with an adapter for each task; or "shared", with one

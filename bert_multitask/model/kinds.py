@@ -35,7 +35,8 @@ class Kind:
             Of heads the default is the first that reads as many sequences as the task has. A metric has the name that
             a task gives it, and its key in METRICS.
         classes: how many label names a task has, the fewest and the most (None: any number); None, it has none.
-        unweighted: why a task has no class weights and label smoothing, after "a … task"; None, it may have them.
+        unweighted: why a task has no class weights and label smoothing, to be read after "a … task"; None, it may have
+            them.
         ranged: whether a task may have a score range.
         dtype: of labels, "int64" or "float32"; the mark of a missing one follows from it (see `losses.no_label`).
         nested: whether the label of a row is a list. Integers may be lists of different lengths, which are filled up
@@ -115,29 +116,29 @@ class Kind:
     # Texts and labels.
 
     def text(self, value: object) -> object:
-        """A text as its source gives it -> as text, where the kind of task takes more than text."""
+        """A text as its source gives it -> a string, for kinds that also take lists of words."""
         return value
 
     def align(self, label: Any, text: str, where: str) -> Any:
-        """A label as its row has it beside its text; `where` is the row, for messages.
+        """The label of a row, completed by what its text says; `where` names the row in messages.
 
         Raises:
-            InputError: they do not fit together.
+            InputError: the label does not fit the text.
         """
         return label
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> Any:
-        """A label as its source gives it -> a label; None where it is none.
+        """A label as its source gives it -> as the task has it; None if it cannot be read.
 
         Args:
-            raw: a text, a number or None, or what else the source has.
-            read_one: reads the name or the number of a class, or a score: a class, a score, or the mark of a missing
-                one; None where it is none of these (see `labels.LabelReader`).
+            raw: a text, a number, None, or what else the source has.
+            read_one: reads a single name, number or score: gives a class, a score, the mark of a missing one, or None
+                if it is none of these (see `labels.LabelReader`).
         """
         return read_one(raw)
 
     def parts(self, raw: object) -> Sequence:
-        """The names or numbers of classes in a label as its source gives it."""
+        """The single names or numbers in a label as its source gives it."""
         return [raw]
 
     def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
@@ -149,7 +150,7 @@ class Kind:
         return names
 
     def number(self, task: "Task", value: float) -> float | None:
-        """The label that a number is which names no class; None where it is none."""
+        """The label that a number stands for if it names no class, such as a score; None if it is no label."""
         return None
 
     def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
@@ -166,12 +167,11 @@ class Kind:
         return f"one of {', '.join(names)}{codes}"
 
     def are_labels(self, task: "Task", values: np.ndarray) -> np.ndarray:
-        """Which numbers, float64 (…), are labels of the task, or in the list that one is, or the mark of a missing one:
-        truth values of the same shape."""
+        """Which numbers, float64 (…), may stand in a label of the task, or mark a missing one: truth values (…)."""
         return np.isin(values, [*range(len(task.label_names)), self.missing])
 
     def width(self, task: "Task") -> int | None:
-        """How long the list is that a label is; None where a label is no list, or lists are of different lengths."""
+        """Length of the list that a label is; None if labels are no lists, or lists of different lengths."""
         return None
 
     # Logits.
@@ -323,7 +323,7 @@ class Kind:
         return task.label_names[int(value)]
 
     def show_beside(self, task: "Task", value: Any, text: str) -> str:
-        """A label or prediction of a text, where it can be read beside that."""
+        """A label or prediction as text, for a table that shows the row's text beside it."""
         return self.show(task, value)
 
 
@@ -923,8 +923,8 @@ ALIASES = {"similarity": "regression"}
 
 
 def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
-    """The keys of a table that fit a task: those that its kind names, the default first, and the entries of others that
-    have the kind in their attribute `kinds`, or have none and are named by no kind.
+    """The keys of a table that fit a task: those that its kind names, the default first, and entries added from outside
+    the package whose attribute `kinds` has the kind, or that have no such attribute.
 
     Args:
         field: "head", "loss", "divergence" or "metric".
@@ -942,7 +942,7 @@ def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
 
 
 def entry_key(task: "Task", field: str, key: str) -> str:
-    """The key in its table of what a task names: a metric may mean another one for each kind."""
+    """The key in its table of a name that a task gives: `f1` is macro-F1 in classification and F1 in binary tasks."""
     named = KINDS[task.kind].keys[field]
     return named.get(key, key) if isinstance(named, Mapping) else key
 

@@ -258,7 +258,7 @@ class Task:
         object.__setattr__(self, "class_weights", check_class_weights(self))
 
     def read_plain(self, where: str) -> None:
-        """Give fields the types that YAML and JSON cannot write; a frozen dataclass needs the long way."""
+        """Convert fields whose types YAML and JSON cannot write. The class is frozen, hence `object.__setattr__`."""
         plain = {}
         if isinstance(self.label_names, (list, tuple)):
             plain["label_names"] = check_label_names(self.label_names, f"{where}: label_names")
@@ -527,7 +527,7 @@ def check_groups(tasks: Mapping[str, Task]) -> None:
 
 
 def shared_value(task: Task, field: str) -> object:
-    """The value of one of GROUP_FIELDS, of a Hub dataset without what is of its labels."""
+    """The value of one of GROUP_FIELDS; of a Hub dataset without its labels, which differ between tasks."""
     value = getattr(task, field)
     return replace(value, label="label", label_names=None) if isinstance(value, HubSource) else value
 
@@ -580,8 +580,7 @@ def read_text_columns(spec: Task | HubSource | ExtraRows, where: str) -> None:
 
 
 def label_key(label: str | int | float) -> str | Decimal:
-    """What two labels have in common that are the same: their number, or their text, whatever its case and the white
-    space around it."""
+    """What labels are compared by: their number, or their text without case and surrounding white space."""
     text = str(label).strip().casefold()
     return Decimal(text) if NUMBER.fullmatch(text) else text
 
@@ -590,8 +589,8 @@ def check_label_names(names: Sequence, where: str) -> tuple[str, ...]:
     """Label names as texts without white space around them; YAML reads some as numbers.
 
     Raises:
-        InputError: a name is no text or number, is empty, has a line break or a control character, or there is another
-            that the same labels would mean.
+        InputError: a name is no text or number, is empty, has a line break or a control character, or is the same label
+            as another.
     """
     known: dict[str | Decimal, str] = {}
     for name in names:
