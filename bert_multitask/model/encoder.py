@@ -511,6 +511,7 @@ class MinBertModel(MinBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         first_token_only: bool = False,
+        perturbation: Tensor | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a batch of token sequences.
 
@@ -525,6 +526,7 @@ class MinBertModel(MinBertPreTrainedModel):
             output_hidden_states: also return the embeddings and every layer's output.
             first_token_only: run the last layer for the first token of each row alone, which is all that a head on
                 [CLS] reads; `last_hidden_state` is then (B, 1, H). No effect with either of the two above.
+            perturbation: added to the embeddings' output, after LayerNorm and dropout, float (B, L, H); for SMART.
 
         Returns:
             `last_hidden_state` (B, L, H), zero at padding; `pooler_output` (B, H); on request `hidden_states`, layers
@@ -550,6 +552,8 @@ class MinBertModel(MinBertPreTrainedModel):
 
         packing = Packing(attention_mask)
         hidden = self.embed(packing, tokens, token_type_ids, position_ids)
+        if perturbation is not None:
+            hidden = hidden + packing.pack(perturbation)
         first_token_only = first_token_only and not (output_hidden_states or output_attentions)
         masks = self.masks(packing, hidden)
         states, attentions = [hidden] if output_hidden_states else [], []

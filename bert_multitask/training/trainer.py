@@ -462,7 +462,8 @@ class MultitaskTrainer(Trainer):
     def penalties(
         self, inputs: Mapping, logits: Mapping[str, Sequence[Tensor]], masks: DropoutMasks | None
     ) -> Iterator[tuple[str, str, Tensor]]:
-        """Yield (term, task, mean over the rows) of each of SMART's and R-Drop's terms that the tasks have.
+        """Yield (term, task, mean over the rows) of each of SMART's and R-Drop's terms that the tasks have; SMART's
+        adversarial one times the rows of the step, where it is to be a sum.
 
         Args:
             inputs: the batch.
@@ -473,10 +474,11 @@ class MultitaskTrainer(Trainer):
         tasks = [self.model.tasks[name] for name in logits]
         if smart := [task.name for task in tasks if task.smart_weight]:
             clean = {name: logits[name][0] for name in smart}
+            times = self.step_rows if self.args.smart_reduction == "sum" else 1  # the caller gives each row its share
             for name, penalty in zip(
                 smart, self.smart_penalties(inputs["input_ids"], batch, clean, masks), strict=True
             ):
-                yield "smart", name, penalty
+                yield "smart", name, times * penalty
         if bregman := [task.name for task in tasks if task.bregman_weight]:
             teacher = by_name(self.teacher.logits(input_ids=inputs["input_ids"], **batch), inputs["task"])
             for name in bregman:
@@ -500,11 +502,16 @@ class MultitaskTrainer(Trainer):
             clean: {task: logits}.
             masks: as of `penalties`.
         """
-        args = self.args
+        args, words = self.args, self.model.encoder(next(iter(clean))).get_input_embeddings()
+        if args.smart_place == "words":
+            key, start = "inputs_embeds", words(input_ids)
+        else:  # added to the embeddings' output, which each pass computes anew: dropout draws as in the clean one
+            key, start = "perturbation", words.weight.new_zeros(*input_ids.shape, words.weight.shape[1])
+            batch = {**batch, "input_ids": input_ids}
 
-        def predict(embeddings: Tensor) -> dict[str, Tensor]:
+        def predict(perturbed: Tensor) -> dict[str, Tensor]:
             """By the bare model: DistributedDataParallel allows one forward for each backward."""
-            return by_name(self.model(inputs_embeds=embeddings, **batch).logits, batch["task"])
+            return by_name(self.model(**{key: perturbed}, **batch).logits, batch["task"])
 
         def compare(perturbed: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
             """The divergence of each task's predictions, (T, B)."""
@@ -512,7 +519,7 @@ class MultitaskTrainer(Trainer):
 
         return smart_penalty(
             partial(masks.replay, predict) if masks else predict,
-            self.model.encoder(next(iter(clean))).get_input_embeddings()(input_ids),
+            start,
             batch["attention_mask"],
             clean,
             compare,

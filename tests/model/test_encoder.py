@@ -76,6 +76,21 @@ def test_outputs_equal_hugging_face(pair):
 
 
 @torch.inference_mode()
+def test_a_perturbation_is_added_to_the_embeddings_output(pair):
+    theirs, ours = pair
+    batch, settings = ragged_batch(ours.config), {"output_hidden_states": True}
+    perturbation = 0.1 * torch.randn(*batch["input_ids"].shape, ours.config.hidden_size)
+    adds = theirs.embeddings.register_forward_hook(lambda module, inputs, output: output + perturbation)
+    expected = theirs(**batch)
+    adds.remove()
+    found = ours(**batch, perturbation=perturbation, **settings)
+    assert_same(expected, found, batch["attention_mask"])
+    real = batch["attention_mask"].bool()
+    plain = theirs(**batch, **settings).hidden_states[0]
+    torch.testing.assert_close(found.hidden_states[0][real], (plain + perturbation)[real], atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
 def test_defaults_and_inputs_embeds_equal_hugging_face(pair):
     theirs, ours = pair
     batch = ragged_batch(ours.config)
