@@ -83,11 +83,7 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
     """
     needed = needed_columns(task, labelled)
     for number, row in enumerate(read_as_written(path, task), start=1):
-        for column in needed:
-            if column not in row:
-                raise InputError(
-                    f"{path}: no column {column!r} in row {number}; its columns are {', '.join(filter(None, row))}"
-                )
+        check_has_columns(row, needed, f"{path}, row {number}")
         yield rename_columns(row, task, task, path, number, task.id or "id")
 
 
@@ -147,6 +143,14 @@ def needed_columns(columns: HubSource | Task, labelled: bool) -> list[str]:
     where the task names it."""
     names = (columns.label if labelled else None, getattr(columns, "id", None))
     return [*text_parts(columns.text), *text_parts(columns.text_pair), *filter(None, names)]
+
+
+def check_has_columns(columns: Iterable[str], needed: Iterable[str], where: str) -> None:
+    """Refuse a row or a dataset, which `where` says, without a column that is needed."""
+    for column in needed:
+        if column not in columns:
+            names = ", ".join(map(str, filter(None, columns)))
+            raise InputError(f"{where}: no column {column!r}; its columns are {names}")
 
 
 def rename_columns(

@@ -28,7 +28,16 @@ from ..model.losses import UNLABELLED, labelled_rows
 from ..model.tasks import SPLITS, HubSource, Task, label_key, load_task, text_parts
 from .dev_share import draw_dev_rows
 from .labels import LabelReader, even_labels, feature_names, infer_label_names, label_numbers, name_labels, uneven_rows
-from .readers import claim_id, class_names, column_features, is_url, needed_columns, read_file, rename_columns
+from .readers import (
+    check_has_columns,
+    claim_id,
+    class_names,
+    column_features,
+    is_url,
+    needed_columns,
+    read_file,
+    rename_columns,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -145,7 +154,7 @@ def training_labels(
         rows, where, source = load_hub(task, ["train"])["train"], hub_place(task, "train"), task.hub
     if not isinstance(rows, Dataset):
         return where, None, (row["label"] for row in read_mappings(rows, task, where, labelled=True))
-    check_has_columns(rows, source, True, where)
+    check_has_columns(rows.column_names, needed_columns(source, True), where)
     return where, feature_names(rows.features[source.label]), rows.with_format(None)[source.label]
 
 
@@ -254,17 +263,10 @@ def read_dataset(
     remote: Dataset, source: HubSource | Task, reader: LabelReader, where: str, labelled: bool, ids: str | None
 ) -> Iterator[dict]:
     """Yield a dataset's rows under our column names; a row without an id is called by its number, from 0."""
-    check_has_columns(remote, source, labelled, where)
+    check_has_columns(remote.column_names, needed_columns(source, labelled), where)
     rows = name_labels(remote, remote.features, source.label, reader, where)
     for number, row in enumerate(rows, start=1):
         yield rename_columns(row, source, reader.task, where, number, ids)
-
-
-def check_has_columns(remote: Dataset, source: HubSource | Task, labelled: bool, where: str) -> None:
-    """Refuse a dataset without a column that `read_dataset` needs."""
-    for column in needed_columns(source, labelled):
-        if column not in remote.column_names:
-            raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
 
 
 def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
@@ -303,10 +305,7 @@ def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bo
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             raise InputError(f"{source}, row {number}: is {row!r}; expected a dictionary")
-        if missing := [column for column in needed if column not in row]:
-            raise InputError(
-                f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
-            )
+        check_has_columns(row, needed, f"{source}, row {number}")
         yield rename_columns(row, task, task, source, number, task.id or "id")
 
 

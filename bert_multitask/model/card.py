@@ -114,23 +114,25 @@ def is_hub_id(name: str | None) -> bool:
 
 def model_index(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -> list[EvalResult]:
     """The scores of the tasks, as the Hub's leaderboards read them."""
+    seed = {"seed": settings["seed"]} if "seed" in settings else {}
     results = []
-    for name in tasks.keys() & scores.keys():
+    for name, task in tasks.items():
+        if name not in scores:
+            continue
         value, low, high = scores[name]
         interval = {} if low is None else {"confidence_interval_95": [round(low, 4), round(high, 4)]}
-        seed = {"seed": settings["seed"]} if "seed" in settings else {}
         results.append(
             EvalResult(
-                task_type=KINDS[tasks[name].kind].task_type(tasks[name]),
+                task_type=KINDS[task.kind].task_type(task),
                 dataset_type=name,
                 dataset_name=name,
                 dataset_split="dev",
-                metric_type=tasks[name].metric,
+                metric_type=task.metric,
                 metric_value=round(value, 4),
                 metric_args=(interval | seed) or None,
             )
         )
-    return sorted(results, key=lambda result: list(tasks).index(result.dataset_name))
+    return results
 
 
 def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_model: str | None) -> str:

@@ -169,8 +169,6 @@ class PerTaskBertConfig(MultitaskBertConfig):
 class MultitaskConfig(PreTrainedConfig):
     """The configuration of a model with any other encoder than BERT, shared or one for each task.
 
-    What this project asks of an encoder's configuration (`hidden_size`, `vocab_size`, …) is answered by the encoder's.
-
     Attributes:
         text_config: the encoder's own configuration, whole.
         tasks: as of `MultitaskBertConfig`, and so are the next two.
@@ -247,15 +245,11 @@ class MultitaskConfig(PreTrainedConfig):
         fields = self.text_config.to_dict().items()
         return tuple(name for name, value in fields if "dropout" in name and isinstance(value, float | int))
 
-    @property
-    def hidden_size(self) -> int:
-        """Width of the encoder's last hidden states."""
-        return self.text_config.hidden_size
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Layers of the encoder."""
-        return self.text_config.num_hidden_layers
+    # What is asked of any encoder's configuration.
+    hidden_size = property(lambda self: self.text_config.hidden_size)
+    num_hidden_layers = property(lambda self: self.text_config.num_hidden_layers)
+    type_vocab_size = property(lambda self: getattr(self.text_config, "type_vocab_size", 1))  # 1: it takes no types
+    pad_token_id = property(lambda self: self.text_config.pad_token_id)
 
     @property
     def vocab_size(self) -> int:
@@ -266,16 +260,6 @@ class MultitaskConfig(PreTrainedConfig):
     def vocab_size(self, value: int) -> None:
         """`resize_token_embeddings` sets it."""
         self.text_config.vocab_size = value
-
-    @property
-    def type_vocab_size(self) -> int:
-        """Token types that the encoder knows; 1 where it takes none."""
-        return getattr(self.text_config, "type_vocab_size", 1)
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """Vocabulary index of padding."""
-        return self.text_config.pad_token_id
 
     @property
     def max_position_embeddings(self) -> int:

@@ -368,7 +368,7 @@ def test_scores(tmp_path, monkeypatch, source, low):
 def test_the_columns_of_datasets_are_checked(tokenizer):
     task = make_task(["n", "y"])
     for rows, message in (
-        ([{"label": "n"}], "rows, row 1: has no 'text'; its columns are label"),
+        ([{"label": "n"}], "rows, row 1: no column 'text'; its columns are label"),
         ([{"text": "a", "label": "n"}, "b"], "rows, row 2: is 'b'; expected a dictionary"),
         ([{"text": "so happy \ud83d", "label": "n"}], "row 1: .*has half of a two-part character"),
         ([{"text": "a", "label": "n", "id": "\ud83d"}], "row 1: .*has half of a two-part character"),

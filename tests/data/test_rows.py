@@ -164,7 +164,7 @@ def test_any_text_survives_and_no_row_is_lost(tmp_path, rows):
     ("name", "file", "content", "message"),
     [
         ("sst", "ids-sst-train.csv", None, "ids-sst-train.csv: no such file; task 'sst'"),
-        ("sst", "ids-sst-dev.csv", "\tid\ttext\tsentiment\n0\ta\tb\t1\n", "'sentence' in row 1; its columns are id"),
+        ("sst", "ids-sst-dev.csv", "\tid\ttext\tsentiment\n0\ta\tb\t1\n", "row 1: no column 'sentence'; its columns"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\n0\ta\tb\n", "no column 'sentiment'"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1\n1\tc\td\t5\n", "row 2: sentiment is '5'; "
          "expected one of negative, somewhat negative, .*from 0 to 4"),
@@ -502,7 +502,7 @@ def test_every_file_form_gives_the_same_rows(tmp_path, form):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("train.jsonl", b'{"premise": "a"}\n', "train.jsonl: no column 'hypothesis' in row 1; its columns are premise"),
+        ("train.jsonl", b'{"premise": "a"}\n', "train.jsonl, row 1: no column 'hypothesis'; its columns are premise"),
         ("train.jsonl", b'{"premise": "a"\n', "train.jsonl: line 1 is not JSON"),
         ("train.jsonl", b"\n[1]\n", "train.jsonl: line 2 is not a JSON object"),
         ("train.json", b"[]", "train.json: task 'nli' reads files that end in .csv, .tsv, .txt, .jsonl, .parquet"),
