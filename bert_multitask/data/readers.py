@@ -307,7 +307,7 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
         raise InputError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
     if spanning:
         logger.warning(
-            f"{path}: {len(spanning)} rows span several lines, the first is row {spanning[0]}; that is right for "
+            f"{path}: {len(spanning):,} rows span several lines, the first is row {spanning[0]}; that is right for "
             "quoted texts with line breaks, otherwise check for a stray quote"
         )
 
