@@ -156,8 +156,8 @@ def warn_of_cuts(task: Task, tokens: Dataset, max_length: int) -> None:
         logger.warning(f"{task.name}: {truncated:,} of {len(tokens):,} rows were cut to {max_length} tokens")
     if lost := [row.count(-1) for row in tokens["word_starts"][:] if -1 in row] if KINDS[task.kind].words else []:
         logger.warning(
-            f"{task.name}: {sum(lost):,} words of {len(lost):,} of {len(tokens):,} rows have no token: they were cut off, "
-            "or the tokenizer leaves out all their characters; they are not trained on, predicted or scored"
+            f"{task.name}: {sum(lost):,} words of {len(lost):,} of {len(tokens):,} rows have no token: they were cut "
+            "off, or the tokenizer leaves out all their characters; they are not trained on, predicted or scored"
         )
 
 
