@@ -772,11 +772,12 @@ class TokenClassification(Classification):
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> list | None:
         """A list of tags, or a text of tags that white space sets apart; an empty list for a row without tags."""
-        if not is_list(raw) and (raw is None or raw != raw):
-            return []
-        if isinstance(raw, str) and raw.strip() and read_one(raw) == self.missing:
-            return []
-        found = [read_one(tag) for tag in self.parts(raw)] if is_list(raw) or isinstance(raw, str) else [None]
+        if not is_list(raw):
+            if raw is None or raw != raw or (isinstance(raw, str) and read_one(raw) == self.missing):
+                return []
+            if not isinstance(raw, str):
+                return None
+        found = [read_one(tag) for tag in self.parts(raw)]
         return None if None in found else found
 
     def align(self, label: list, text: str, where: str) -> list:

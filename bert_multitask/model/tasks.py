@@ -12,7 +12,7 @@ from inspect import signature
 from torch import nn
 
 from .errors import InputError
-from .fields import check_fields, read_fields
+from .fields import check_fields, fits, read_fields
 from .kinds import ALIASES, KINDS, join_words
 from .losses import LOSSES
 
@@ -405,7 +405,7 @@ def check_class_weights(task: Task) -> dict | str | None:
     if missing := [name for name in task.label_names if name not in weights]:
         raise InputError(f"{where} has no weight for {missing[0]!r}; expected one for each of {names}")
     for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+        if not fits(weight, float) or weight <= 0:
             raise InputError(f"{where}: {name!r} has {weight!r}; expected a number above 0")
     return {name: float(weights[name]) for name in task.label_names}
 

@@ -160,7 +160,7 @@ NESTED = pa.array([{"a": "x"}, {"a": "y"}])
 )
 def test_damaged_parquet_is_refused(tmp_path, content, message):
     (tmp_path / "rows.parquet").write_bytes(content)
-    with pytest.raises(InputError, match=f"rows.parquet: {message}"):
+    with pytest.raises(InputError, match=f"rows.parquet[:,] {message}"):
         read(tmp_path / "rows.parquet")
 
 
