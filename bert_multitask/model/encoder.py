@@ -220,9 +220,16 @@ def packed_attention(
     return output, None
 
 
-def takes_packed(config: MultitaskBertConfig, device: torch.device, dtype: torch.dtype) -> bool:
+def takes_packed(config: MultitaskBertConfig, device: torch.device, dtype: torch.dtype, dropout: float) -> bool:
     """Whether attention takes packed tokens: Transformers' flash interfaces do; so does `packed_attention`, to which
-    "sdpa" leads on an NVIDIA GPU whose kernels fit."""
+    "sdpa" leads on an NVIDIA GPU whose kernels fit.
+
+    Args:
+        config: of the encoder.
+        device: of the tokens.
+        dtype: in which attention computes.
+        dropout: probability of dropping an attention weight in this pass.
+    """
     if is_flash_attention_requested(config):
         return True
     if config._attn_implementation != "sdpa" or device.type != "cuda" or torch.version.hip:
@@ -231,6 +238,8 @@ def takes_packed(config: MultitaskBertConfig, device: torch.device, dtype: torch
         return False
     head_size = config.hidden_size // config.num_attention_heads
     has_kernel = head_size % 8 == 0 and head_size <= 256 and dtype != torch.float64
+    if dtype == torch.float32 and dropout:
+        return False  # PyTorch's kernel drops other weights in its backward pass than in its forward pass (2.11, H100)
     return has_kernel and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere, from which on flash exists
 
 
@@ -613,7 +622,10 @@ class MinBertModel(MinBertPreTrainedModel):
     def masks(self, packing: Packing, hidden: Tensor, queries: int | None = None) -> list | None:
         """Each bucket's mask, as the attention implementation wants it, for so many queries a row, by default all; None
         where it wants none, since it takes packed tokens."""
-        if packing.is_exact and takes_packed(self.config, hidden.device, hidden.dtype):
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if packing.is_exact and takes_packed(self.config, hidden.device, dtype, dropout):
             return None
         masks = []
         for bucket in packing.buckets:

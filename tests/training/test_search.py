@@ -279,7 +279,7 @@ def test_a_folder_holds_one_search(monkeypatch, searched, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error
     assert read_table(folder) == before
-    (folder / "best").mkdir(exist_ok=True)  # a test before this one may have trained it
+    (folder / "best").mkdir(exist_ok=True)  # another test may have trained the best settings there
     (folder / "thesis.txt").write_text("keep me")
     (anew,) = search(monkeypatch, config, folder, "--n_trials", 1, "--overwrite", "--weight_decay", 0.2)
     assert (folder / "best").exists() and (folder / "thesis.txt").exists(), "they are not the search's"
