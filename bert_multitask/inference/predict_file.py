@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from accelerate import PartialState
 from pyarrow import ArrowException, parquet
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..data.collate import join_rows
@@ -258,11 +259,10 @@ def predict_parts(source: RowFile, pipe: MultitaskPipeline, folder: Path, proces
 
 def show_progress(what: str, rows: int | None = None) -> Any:
     """A bar with the rows that are done, rows/s and, of a known number of rows, the time left; on the first process."""
-    return logging.tqdm(
+    return tqdm(  # not of Transformers, whose bars a pipe does not show: a log of a large job should
         desc=what,
         total=rows,
         unit=" rows",
-        unit_scale=True,
         delay=0.1,  # so that an error in the first rows has a line of its own
         leave=rows is not None,
         disable=not PartialState().is_main_process,

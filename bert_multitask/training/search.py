@@ -267,7 +267,6 @@ class Search:
         """Tell the study how a trial ended.
 
         Args:
-            trial: the trial.
             pruned: whether the pruner ended it; its score is the last that was reported.
             metrics: of its end; empty where it was pruned or diverged. No score, and one that is NaN, count as the
                 worst possible.

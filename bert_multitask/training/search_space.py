@@ -56,8 +56,6 @@ def read_space(search: str | Mapping, run: RunArguments, args: MultitaskTraining
     Args:
         search: YAML file, JSON, or what they hold: {flag: {low, high} or choices}. `log: true` searches the logarithm;
             `flag.task` is a flag's value for one task.
-        run: the flags that are not searched.
-        args: the same.
 
     Raises:
         InputError: names the entry and what is wrong with it.

@@ -175,11 +175,8 @@ def own_command() -> list[str]:
 
 
 def resume_command(overwrite: bool) -> str:
-    """The command line that goes on with this run; of a flag that is there twice, the last counts.
-
-    Args:
-        overwrite: whether the run was begun with --overwrite, which excludes going on.
-    """
+    """The command line that goes on with this run: without --overwrite, which excludes going on. Of a flag that is
+    there twice, the last counts."""
     return shlex.join([*own_command(), "--resume_from_checkpoint", *(["--overwrite", "false"] if overwrite else [])])
 
 
@@ -189,9 +186,6 @@ class StopAtStepEnd(TrainerCallback):
     All processes stop at the same step. The first that was asked announces the step after its own in the store by which
     the processes met. None can finish that step without it, so all find the announcement at its end. Reading the store
     is no collective operation.
-
-    Args:
-        request: of this process.
     """
 
     KEY = "bert_multitask/last_step"

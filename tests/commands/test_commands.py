@@ -159,6 +159,7 @@ def test_an_installation_works_from_another_folder(installed, tmp_path):
     def run(*argv: str) -> str:
         process = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300)
         assert process.returncode == 0, process.stderr
+        assert "Loading weights" not in process.stderr, "no progress bars of libraries in a pipe"
         return process.stdout
 
     where = run("python", "-c", "import bert_multitask; print(bert_multitask.__file__)")
