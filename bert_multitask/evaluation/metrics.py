@@ -502,7 +502,7 @@ def score(task: Task, predictions: np.ndarray, references: np.ndarray) -> float:
     check_finite(task, predictions)
     value = float(metric.score(*metric.task_columns(task, predictions, references)))
     if not np.isfinite(value):
-        raise NonFiniteError(f"task {task.name!r}: {task.metric} of {len(references)} rows is {value}, not a number")
+        raise NonFiniteError(f"task {task.name!r}: {task.metric} of {len(references):,} rows is {value}, not a number")
     return value
 
 

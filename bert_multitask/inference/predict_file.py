@@ -19,6 +19,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from pyarrow import ArrowException, parquet
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..data.collate import join_rows
@@ -200,6 +201,7 @@ def begin(source: RowFile, pipe: MultitaskPipeline, folder: Path) -> None:
         "tasks": [task.to_config() for task in source.tasks.values()],
         "max_length": pipe.max_length,
         "rows_per_part": source.size,
+        "bf16": pipe.bf16,
     }
     record = folder / SETTINGS
     there = next((part for part in source.part_paths(folder) if part.exists()), None)
@@ -210,7 +212,7 @@ def begin(source: RowFile, pipe: MultitaskPipeline, folder: Path) -> None:
     if before is None and there:
         raise InputError(f"{there} is there, but no {SETTINGS} says what it is of; name another --output_dir")
     now = json.loads(to_json(settings))
-    if changed := [key for key in now if before is not None and before.get(key) != now[key]]:
+    if changed := [key for key in now if before is not None and before.get(key, False) != now[key]]:
         raise InputError(
             f"{folder} has predictions with other {' and '.join(changed)} ({SETTINGS}); name another --output_dir, or "
             "delete it to begin again"
@@ -250,11 +252,10 @@ def predict_parts(source: RowFile, pipe: MultitaskPipeline, folder: Path, proces
 
 def show_progress(what: str, rows: int | None = None) -> Any:
     """A progress bar on the first process: rows done, rows/s and, if the number of rows is known, the time left."""
-    return logging.tqdm(
+    return tqdm(  # not of Transformers, whose bars a pipe does not show: a log of a large job should
         desc=what,
         total=rows,
         unit=" rows",
-        unit_scale=True,
         delay=0.1,  # so that an error in the first rows has a line of its own
         leave=rows is not None,
         disable=not PartialState().is_main_process,

@@ -8,6 +8,8 @@ from bert_multitask import MultitaskBertModel
 from bert_multitask.model.heads import LinearHead
 from bert_multitask.model.losses import LOSSES
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of a batch, those that a stock model takes
+
 
 class Stock:
     """The same function as a `MultitaskBertModel` with a pooler, as a stock `BertForSequenceClassification`: one logit
@@ -45,6 +47,11 @@ class Stock:
         """The multitask model's loss, of the stock model's logits."""
         return LOSSES[self.tasks[task].loss](logits=self.predict(task, logits), labels=labels)
 
+    def batch_loss(self, batch: dict) -> torch.Tensor:
+        """The multitask model's loss of a batch."""
+        logits = self.model(**{name: batch[name] for name in INPUTS}).logits
+        return self.loss(batch["task"], logits, batch["labels"])
+
 
 class StockTrainer(Trainer):
     """What a user of `transformers` writes by hand: their Trainer and model, one batch of one task a step."""
@@ -58,6 +65,4 @@ class StockTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of the batch's task."""
-        inputs = dict(inputs)
-        task, labels = inputs.pop("task"), inputs.pop("labels")
-        return self.stock.loss(task, model(**inputs).logits, labels)
+        return self.stock.batch_loss(inputs)

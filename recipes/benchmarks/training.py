@@ -19,6 +19,7 @@ from bert_multitask.model.losses import DIVERGENCES, LOSSES
 from bert_multitask.model.packing import Packing
 
 from .memory import forget_peak, resident
+from .peers import INPUTS
 from .rig import SMART_NAMES, WARM_UP, Rig, alternate
 
 
@@ -55,21 +56,14 @@ def loss_difference(rig: Rig) -> float:
     rig.model.eval(), rig.stock.model.eval()
     differences = []
     for batch in rig.batches():
-        ours, inputs = rig.model(**batch).loss, dict(batch)
-        task, labels = inputs.pop("task"), inputs.pop("labels")
-        differences.append(abs(ours - rig.stock.loss(task, rig.stock.model(**inputs).logits, labels)).item())
+        differences.append(abs(rig.model(**batch).loss - rig.stock.batch_loss(batch)).item())
     return max(differences)
 
 
 def forward_and_backward(rig: Rig, batch: dict, stock: bool) -> None:
     """One step of either side but for the optimizer's."""
-    inputs = dict(batch)
     with torch.autocast("cpu", torch.bfloat16, enabled=rig.options.bf16):
-        if stock:
-            task, labels = inputs.pop("task"), inputs.pop("labels")
-            loss = rig.stock.loss(task, rig.stock.model(**inputs).logits, labels)
-        else:
-            loss = rig.model(**inputs).loss
+        loss = rig.stock.batch_loss(batch) if stock else rig.model(**batch).loss
     loss.backward()
 
 
@@ -140,11 +134,12 @@ def smart(options) -> dict:
         return found
 
     def stock_step(batch: dict) -> torch.Tensor:
-        model, task, labels = plain.stock.model, batch.pop("task"), batch.pop("labels")
-        embeddings = model.get_input_embeddings()(batch.pop("input_ids"))
+        model, task, labels = plain.stock.model, batch["task"], batch["labels"]
+        embeddings = model.get_input_embeddings()(batch["input_ids"])
+        inputs = {name: batch[name] for name in INPUTS[1:]}
 
         def predict(embeddings: torch.Tensor) -> torch.Tensor:
-            return plain.stock.predict(task, model(inputs_embeds=embeddings, **batch).logits)
+            return plain.stock.predict(task, model(inputs_embeds=embeddings, **inputs).logits)
 
         logits = predict(embeddings)
         penalty = SMARTLoss(predict, lambda a, b: divergences[task](a, b).mean())(embeddings, logits)

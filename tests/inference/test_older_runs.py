@@ -36,7 +36,8 @@ def test_it_predicts_the_same(split):
     assert list(found.tasks) == TASKS and before.keys() == set(TASKS)
     for name, (_, table, _) in before.items():
         now = found.tables[0][name].table
-        assert now.column_names == [*table.column_names, TEXTS] and now["id"][:] == table["id"][:] and len(table) == 150
+        assert now.column_names == [*table.column_names, TEXTS], "which older tables do not have"
+        assert now["id"][:] == table["id"][:] and len(table) == 150
         for column in table.column_names[1:]:
             np.testing.assert_allclose(now[column][:], table[column][:], rtol=0, atol=1e-6)
     if split == "dev":
