@@ -511,6 +511,7 @@ class MinBertModel(MinBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         first_token_only: bool = False,
+        packing: Packing | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a batch of token sequences.
 
@@ -525,13 +526,15 @@ class MinBertModel(MinBertPreTrainedModel):
             output_hidden_states: also return the embeddings and every layer's output.
             first_token_only: run the last layer for the first token of each row alone, which is all that a head on
                 [CLS] reads; `last_hidden_state` is then (B, 1, H). No effect with either of the two above.
+            packing: of the attention mask, where it has been made already.
 
         Returns:
             `last_hidden_state` (B, L, H), zero at padding; `pooler_output` (B, H); on request `hidden_states`, layers
             + 1 times (B, L, H), and `attentions`, layers times (B, A, L, L).
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds`, no token at all, a mask that is not (B, L),
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`, no token at all, a mask that is not (B, L)
+                or the packing of another,
                 or attention weights asked of an implementation that keeps none.
             InputError: on a CPU, a token, position or segment index is outside its table (elsewhere it ends the
                 process).
@@ -547,8 +550,10 @@ class MinBertModel(MinBertPreTrainedModel):
             attention_mask = torch.ones(shape, dtype=torch.long, device=tokens.device)
         if attention_mask.shape != shape:
             raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, not {tuple(shape)}")
+        packing = packing or Packing(attention_mask)
+        if packing.shape != shape:
+            raise ValueError(f"packing is of a mask of shape {tuple(packing.shape)}, not {tuple(shape)}")
 
-        packing = Packing(attention_mask)
         hidden = self.embed(packing, tokens, token_type_ids, position_ids)
         first_token_only = first_token_only and not (output_hidden_states or output_attentions)
         masks = self.masks(packing, hidden)

@@ -5,6 +5,7 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
@@ -48,7 +49,7 @@ class GradientCosines(TrainerCallback):
             found[task] = []
             for half in filter(None, (drawn[::2], drawn[1::2])):
                 batch = trainer.data_collator(rows.__getitems__([(task, row) for row in half]))
-                loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+                loss = trainer.compute_loss(trainer.model, send_to_device(batch, trainer.args.device))
                 parts = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
                 found[task].append(torch.cat([part.flatten() for part in parts]))
         trainer.model.train()

@@ -96,7 +96,7 @@ class DeviceRig(Rig):
         """The batches of a round with so many rows each, on the device."""
         self.batch_size = batch_size
         return [
-            {key: value.to(DEVICE) if isinstance(value, Tensor) else value for key, value in batch.items()}
+            {key: value.to(DEVICE) if hasattr(value, "to") else value for key, value in batch.items()}
             for batch in self.batches()
         ]
 
