@@ -5,12 +5,14 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from ..model.losses import no_label
 from ..model.packing import Packing
 from .labels import even_labels
 
+LENGTH_STEP, TOKEN_STEP = 32, 128  # of a batch whose shapes are rounded
 FILLER = -1  # row index of a share that has no row: the batch is smaller than the number of shares
 
 
@@ -45,10 +47,12 @@ class Collator:
         packs: whether to add the `Packing` of a batch, for encoders that take one (`MultitaskBertModel.takes_packing`).
             Here it is made on the CPU, once for all passes of a step, and perhaps by a worker.
         twice: tasks and groups whose rows are predicted twice in training (R-Drop).
+        rounds: whether to round the length of a batch, and the tokens of its packing, up to multiples of LENGTH_STEP
+            and TOKEN_STEP, so that few shapes recur; not for tasks with a label for each token.
     """
 
-    def __init__(self, pad_token_id: int, packs: bool = False, twice: Collection[str] = ()):
-        self.pad_token_id, self.packs, self.twice = pad_token_id, packs, twice
+    def __init__(self, pad_token_id: int, packs: bool = False, twice: Collection[str] = (), rounds: bool = False):
+        self.pad_token_id, self.packs, self.twice, self.rounds = pad_token_id, packs, twice, rounds
 
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, Tensor | Packing | str]:
         """Args: rows of `tokenise`, B of them, all of one task. Where they have an `attention_mask`, as rows that are
@@ -76,6 +80,8 @@ class Collator:
                 values = [real_tokens(row[column], row["attention_mask"]) for row in rows]
             sequences = [sequence for pair in values for sequence in pair] if separate else values
             padded = pad_sequence([torch.tensor(sequence) for sequence in sequences], True, value)
+            if self.rounds:
+                padded = functional.pad(padded, (0, -padded.shape[1] % LENGTH_STEP), value=value)
             return padded.unflatten(0, (-1, 2)) if separate else padded
 
         input_ids = pad("input_ids", -1)
@@ -90,7 +96,8 @@ class Collator:
         if soft := [row["soft_labels"] for row in rows if row.get("soft_labels") is not None]:
             batch["soft_labels"] = stack_labels(soft)
         if self.packs:
-            batch["packing"] = Packing(batch["attention_mask"].flatten(0, -2), twice=task in self.twice)
+            step = TOKEN_STEP if self.rounds else None
+            batch["packing"] = Packing(batch["attention_mask"].flatten(0, -2), task in self.twice, step)
         return batch
 
 

@@ -574,6 +574,10 @@ class MinBertModel(MinBertPreTrainedModel):
             attentions=tuple(map(packing.pad_weights, attentions)) if output_attentions else None,
         )
 
+    def attends_packed(self, device: torch.device) -> bool:
+        """Whether attention takes packed tokens on a device by PyTorch's own kernels."""
+        return self.config._attn_implementation == "sdpa" and takes_packed(self.config, device, self.dtype)
+
     def wanted_outputs(self, attentions: bool | None, hidden_states: bool | None) -> tuple[bool, bool]:
         """Whether to return attention weights and hidden states: as asked, or else as the configuration says."""
         attentions = self.config.output_attentions if attentions is None else attentions

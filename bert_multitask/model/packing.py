@@ -50,15 +50,18 @@ class Packing:
     Args:
         attention_mask: 1 or True for real tokens, shape (B, L).
         twice: whether to make the packing of these rows followed by themselves, too, as R-Drop runs them.
+        token_step: if given, one row more, the last, has 1 to so many filler tokens that T is a multiple of it. They
+            are copies of the batch's first token that nobody reads, and the packing serves packed attention alone.
 
     Attributes:
         shape: (B, L).
         index: where in B * L each packed token lies, integer (T,).
         inverse: the place of each of the batch's rows among the packed ones, integer (B,).
-        begins: where each packed row begins, and the end of the last, int32 (B + 1,), as attention kernels take them.
-        first: where each packed row begins, integer (B,).
+        begins: where each packed row begins, and the end of the last, int32 (B + 1,), as attention kernels take them;
+            one more with a row of filler.
+        first: where each packed row begins, integer (B,), or one more.
         mask: the attention mask of the packed rows, (B, L).
-        longest: tokens of the longest row.
+        longest: tokens of the longest row; with filler a bound that depends on L alone.
         is_exact: whether no token is packed that the mask hides.
         twice: the packing of (2B, L), or None.
 
@@ -67,7 +70,7 @@ class Packing:
             tokens of the example.
     """
 
-    def __init__(self, attention_mask: Tensor, twice: bool = False):
+    def __init__(self, attention_mask: Tensor, twice: bool = False, token_step: int | None = None):
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             raise InputError(
                 "this encoder drops padding, so a traced graph would hold for batches of its example's lengths alone; "
@@ -84,13 +87,17 @@ class Packing:
         self.index = order[rows] * self.shape[1] + places
         counts = real.sum(1)
         self.begins = functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+        self.has_filler = token_step is not None
+        if token_step:
+            self.index = functional.pad(self.index, (0, token_step - len(self.index) % token_step))
+            self.begins = functional.pad(self.begins, (0, 1), value=len(self.index))
         self.first = self.begins[:-1].long()
         # At once, since each transfer has the CPU wait for an accelerator. `lengths` are up to the last token, and
         # `counts` of the tokens, in packed order.
         self.lengths, self.counts, unhidden = torch.stack((lengths, counts, self.mask[:, 0].bool().long())).tolist()
-        self.longest = max(self.counts)
+        self.longest = max(self.shape[1], token_step) if token_step else max(self.counts)
         self.is_exact = all(unhidden)
-        self.twice = Packing(torch.cat([attention_mask, attention_mask])) if twice else None
+        self.twice = Packing(torch.cat([attention_mask] * 2), token_step=token_step) if twice else None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """A copy with each tensor changed by a function."""
@@ -141,8 +148,11 @@ class Packing:
 
     def pad(self, packed: Tensor) -> Tensor:
         """(T, ...) -> (B, L, ...), zero where there is no real token."""
-        flat = packed.new_zeros(self.shape.numel(), *packed.shape[1:]).index_copy(0, self.index, packed)
-        return flat.unflatten(0, self.shape)
+        index, size = self.index, self.shape.numel()
+        if self.has_filler:  # goes to one more place, which is cut off
+            index = index.where(torch.arange(len(index), device=index.device) < self.begins[-2], size)
+        flat = packed.new_zeros(size + self.has_filler, *packed.shape[1:]).index_copy(0, index, packed)
+        return flat[:size].unflatten(0, self.shape)
 
     def unsort(self, rows: Tensor) -> Tensor:
         """(B, ...), one entry a row in packed order -> the same in the batch's order."""

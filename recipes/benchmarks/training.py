@@ -172,8 +172,8 @@ def ablate(options) -> dict:
     class Padded(Packing):
         """A packing that keeps the padding: every token of every row."""
 
-        def __init__(self, attention_mask: torch.Tensor, twice: bool = False):
-            super().__init__(torch.ones_like(attention_mask), twice)
+        def __init__(self, attention_mask: torch.Tensor, *args):
+            super().__init__(torch.ones_like(attention_mask), *args)
             self.mask = attention_mask  # rows of one length stay in order
 
     without = {

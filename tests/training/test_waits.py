@@ -5,11 +5,9 @@ import itertools
 import pytest
 import torch
 from conftest import SIZE
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert_multitask.data.collate import Collator, without_label
-from bert_multitask.model import encoder
 from bert_multitask.model.configuration import MultitaskBertConfig
 from bert_multitask.model.kinds import KINDS
 from bert_multitask.model.losses import LOSSES, mean_squared_error, no_label
@@ -30,24 +28,6 @@ class NoWait(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def attend_at_once(module, query, key, value, attention_mask, dropout, scaling, **rows):
-    """A stand-in for `packed_attention` that waits for nothing: (1, A, T, D) tokens, masked by the rows they are of."""
-    of = [
-        torch.bucketize(torch.arange(tokens.shape[2]), rows[f"cu_seq_lens_{side}"][1:], right=True)
-        for tokens, side in ((query, "q"), (key, "k"))
-    ]
-    scores = scaling * query @ key.transpose(2, 3)
-    weights = scores.where(of[0][:, None] == of[1], -torch.inf).softmax(-1)
-    return (functional.dropout(weights, dropout, module.training) @ value).transpose(1, 2), None
-
-
-@pytest.fixture
-def packed(monkeypatch):
-    """Attention as on a GPU."""
-    monkeypatch.setattr(encoder, "takes_packed", lambda *_: True)
-    monkeypatch.setattr(encoder, "packed_attention", attend_at_once)
-
-
 TERMS = {"smart_weight": 1.0, "bregman_weight": 0.5}
 WEIGHTS = {name: {label: 2.0 for label in TASKS[name].label_names} for name in ("sst", "quora")}
 CASES = {
@@ -57,7 +37,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_waits_for_nothing(make_trainer, packed, case):
+def test_a_step_waits_for_nothing(make_trainer, packed_attention, case):
     """Forward, loss, SMART's and R-Drop's passes, and backward, of a batch of each task."""
     trainer = make_trainer({"pair_encoding": "separate" if case == "plain" else "joint"}, task_settings=CASES[case])
     trainer.create_optimizer_and_scheduler(3)
@@ -70,7 +50,7 @@ def test_a_step_waits_for_nothing(make_trainer, packed, case):
             seen.add(batch["task"])
 
 
-def test_a_step_that_packs_its_own_batch_waits(make_trainer, packed):
+def test_a_step_that_packs_its_own_batch_waits(make_trainer, packed_attention):
     """So the test above can fail."""
     trainer = make_trainer()
     (batch,), items = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
@@ -130,7 +110,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_waits_for_nothing(packed, kind):
+def test_each_kind_waits_for_nothing(packed_attention, kind):
     """Its head and its loss, with one row that lacks its label."""
     task = {"name": "t", "kind": kind, "text": "text", "label": "label"}
     task |= {} if KINDS[kind].classes is None else {"label_names": ["O", "B-x"]}
