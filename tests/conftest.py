@@ -178,7 +178,9 @@ def weights(trainer: MultitaskTrainer) -> dict[str, torch.Tensor]:
 def attend_at_once(module, query, key, value, attention_mask, dropout, scaling, **rows):
     """A stand-in for `packed_attention` that waits for nothing: (1, A, T, D) tokens, masked by the rows they are of."""
     of = [
-        torch.bucketize(torch.arange(tokens.shape[2]), rows[f"cu_seq_lens_{side}"][1:], right=True)
+        torch.bucketize(
+            torch.arange(tokens.shape[2], device=tokens.device), rows[f"cu_seq_lens_{side}"][1:], right=True
+        )
         for tokens, side in ((query, "q"), (key, "k"))
     ]
     scores = scaling * query @ key.transpose(2, 3)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from ..model.errors import InputError
 from ..model.modeling import MultitaskBertModel
@@ -40,16 +41,16 @@ def check_graphs(model: MultitaskBertModel, args: MultitaskTrainingArguments, gi
     parts = [model.encoder(name) for name in model.tasks]
     device = args.device
     found = {
-        f"on a {device.type}, but on an NVIDIA GPU alone": device.type != "cuda" or torch.version.hip is not None,
+        f"on a {device.type}, only on an NVIDIA GPU": device.type != "cuda" or torch.version.hip is not None,
         "with several processes": args.world_size > 1,
-        "with --fp16, which scales the loss; --bf16 does": args.fp16,
+        "with --fp16, which scales the loss by what the last steps gave": args.fp16,
         "with --deepspeed": bool(args.deepspeed),
         "with --torch_compile": args.torch_compile,
         "with gradient checkpointing": any(getattr(args, name, False) for name in CHECKPOINTING),
         "with --smart_share_dropout": args.smart_share_dropout,
         "with --neftune_noise_alpha": args.neftune_noise_alpha is not None,
-        f"with --optim {args.optim}, which updates weights in the backward pass": any(
-            word in str(args.optim) for word in ("layerwise", "lomo")
+        f"with --optim {args.optim.value}, which updates weights in the backward pass": any(
+            word in args.optim.value for word in ("layerwise", "lomo")
         ),
         "with an encoder that is no BERT": not model.takes_packing,
         "with a head that reads every token": any(
@@ -57,7 +58,7 @@ def check_graphs(model: MultitaskBertModel, args: MultitaskTrainingArguments, gi
         ),
     } | {f"with a {name}": value is not None for name, value in given.items()}
     if reasons := [reason for reason, holds in found.items() if holds]:
-        raise InputError(f"--cuda_graphs does not work {reasons[0]}; leave out one of the two")
+        raise InputError(f"--cuda_graphs does not work {reasons[0]}; leave it out, or change that")
     if not all(part.attends_packed(device) for part in parts):
         raise InputError(
             "--cuda_graphs needs attention on packed tokens: attn_implementation 'sdpa', heads of a multiple of 8 and "
@@ -65,7 +66,7 @@ def check_graphs(model: MultitaskBertModel, args: MultitaskTrainingArguments, gi
         )
 
 
-class StepGraphs:
+class StepGraphs(TrainerCallback):
     """The graphs of a training, one for each task or group and shapes of a batch, in one pool of memory.
 
     The first batch of its shapes runs as usual, which also warms up what the kernels need; the second is recorded. A
@@ -82,6 +83,9 @@ class StepGraphs:
         self.graphs: dict[Hashable, StepGraph | None] = {}  # None, shapes that were seen once
         self.gradients: dict[nn.Parameter, Tensor] = {}  # which the graphs add to
         self.pool: Any = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.graphs.clear()  # a training may end with other weights in the parameters than those that they read
 
     def step(self, model: nn.Module, inputs: Mapping, items: Mapping[str, Tensor], rows: Tensor) -> Terms | None:
         """Forward and backward of a micro-batch, whose gradients are added to those that are there; None at the first

@@ -237,7 +237,7 @@ class MultitaskTrainer(Trainer):
         if self.args.evaluates_epoch_ends:
             self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
         self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
-        for keeper in filter(None, (self.teacher, self.averaging, self.cosines)):
+        for keeper in filter(None, (self.teacher, self.averaging, self.cosines, self.graphs)):
             self.add_callback(keeper)
         if are_apart(self.model) and self.args.load_best_model_at_end:
             self.add_callback(BestOfEachTask())  # last, so that training ends with its weights
