@@ -16,7 +16,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
@@ -124,30 +124,49 @@ class Results:
 
     def __init__(self, runs: Sequence[Run], data_dir: str):
         found = SplitTables([str(run.folder) for run in runs], "dev", data_dir=data_dir)
+        self.parts: dict[tuple[str, int], dict[str, tuple[dict, dict]]] = {}  # {task: predictions}, {task: labels}
         self.scores: dict[tuple[str, int], dict[str, Scores]] = {}
+        self.tasks = {name: found.tasks[name] for name in found.labels}
         for run, tables in zip(runs, found.tables, strict=True):
             parts = {part: ({}, {}) for part in PARTS}
             for number, (name, labels) in enumerate(found.labels.items()):
+                if name not in tables:  # a variant may have fewer tasks
+                    continue
                 predicted = read_decisions(found.tasks[name], tables[name].table)
                 order = np.random.default_rng(number).permutation(np.flatnonzero(labelled_rows(labels)))
                 halves = np.array_split(order, 2)
                 for part, rows in zip(PARTS, (np.sort(order), *halves), strict=True):
                     parts[part][0][name], parts[part][1][name] = predicted[rows], labels[rows]
-            tasks = {name: found.tasks[name] for name in found.labels}
-            self.scores[run[:2]] = {part: Scores(tasks, *pair) for part, pair in parts.items()}
+            self.parts[run[:2]] = parts
+            self.scores[run[:2]] = {part: self.score(*pair) for part, pair in parts.items()}
         self.columns = [*found.labels, "overall"]
+
+    def score(self, predicted: Mapping, labels: Mapping, names: Collection[str] | None = None) -> Scores:
+        """The scores of {task: predictions} by {task: labels}, of all tasks or of those that are named."""
+        tasks = {name: task for name, task in self.tasks.items() if name in (predicted if names is None else names)}
+        return Scores(tasks, predicted, {name: labels[name] for name in tasks})
+
+    def pair(self, variant: str, reference: str, seed: int, part: str) -> tuple[Scores, Scores]:
+        """The scores of a variant and of the reference, resampled alike: of the tasks that both have."""
+        own, other = (self.scores[name, seed][part] for name in (variant, reference))
+        if own.tasks.keys() == other.tasks.keys():
+            return own, other
+        common = own.tasks.keys() & other.tasks.keys()
+        return tuple(self.score(*self.parts[name, seed][part], common) for name in (variant, reference))
 
     def describe(self, variant: str, reference: str, part: str) -> dict:
         """Of each column the mean, the sd, and the difference from the reference over the seeds that both have, with
-        the bounds of its interval."""
+        the bounds of its interval; of "overall" only where both have the same tasks, else it is another mean."""
         seeds = [seed for name, seed in self.scores if name == variant]
         both = [seed for seed in seeds if (reference, seed) in self.scores and variant != reference]
         found = {}
-        for column in self.columns:
+        tasks = self.scores[variant, seeds[0]][part].tasks.keys()
+        alike = not both or tasks == self.scores[reference, both[0]][part].tasks.keys()
+        for column in [name for name in self.columns if name in tasks or (name == "overall" and alike)]:
             values = [self.scores[variant, seed][part].values[column] for seed in seeds]
             found[column] = {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "values": values}
-            if both:
-                pairs = [(self.scores[variant, seed][part], self.scores[reference, seed][part]) for seed in both]
+            pairs = [self.pair(variant, reference, seed, part) for seed in both]
+            if pairs and all(column in own.values for own, _ in pairs):
                 value = mean(own.values[column] - other.values[column] for own, other in pairs)
                 drawn = np.mean([own.resamples[column] - other.resamples[column] for own, other in pairs], axis=0)
                 found[column]["difference"] = estimate(value, drawn)._asdict()
@@ -181,16 +200,20 @@ def run_minutes(run: Run) -> float:
     return sum(entry.get("train_runtime", 0.0) for entry in history) / 60
 
 
+def cell(score: Mapping) -> str:
+    """A mean score, with its sd where there are several seeds."""
+    return f"{score['mean']:.4f}" + (f" ± {score['sd']:.4f}" if score["sd"] is not None else "")
+
+
 def table(found: Mapping, columns: Sequence[str], part: str, reference: str) -> str:
-    """One part's scores as a Markdown table."""
+    """One part's scores as a Markdown table; – where a variant has no such task, or overall other tasks than the
+    reference."""
     lines = [f"| dev rows: {part} | seeds | {' | '.join(columns)} | overall less {reference} |"]
     lines.append("|---" * (len(columns) + 3) + "|")
     for name, parts in found.items():
         row = parts[part]
-        cells = [
-            f"{row[c]['mean']:.4f}" + (f" ± {row[c]['sd']:.4f}" if row[c]["sd"] is not None else "") for c in columns
-        ]
-        change = row["overall"].get("difference")
+        cells = [cell(row[column]) if column in row else "–" for column in columns]
+        change = row.get("overall", {}).get("difference")
         shown = f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]" if change else ""
         lines.append(f"| {name} | {len(row['seeds'])} | {' | '.join(cells)} | {shown} |")
     return "\n".join(lines)

@@ -5,13 +5,15 @@
 In that file, `runs` holds groups of rows that share a command, data and seeds, unless a row has its own. A score is a
 list with the number of each seed; several become mean ± sd. A row with `encoders`, the number of encoders that answer
 all three questions, is in the overview too. `tables` are shown as they are. A study.json of recipes/ablate.py beside it
-is a group of runs, too, by its file's name: docs/results/levers.json is drawn by <!-- draw: levers -->.
+is a group of runs, too, by its file's name: docs/results/levers.json is drawn by <!-- draw: levers -->. So a study is
+recorded by `cp OUT/study.json docs/results/levers.json && python recipes/draw_results.py`.
 """
 
 import json
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 
 import matplotlib
 import numpy as np
@@ -25,8 +27,9 @@ from bert_multitask.reporting.document import Table
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "results.json"
 PICTURES = ROOT / "docs" / "pictures"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "ablations.md")
 WIDTH, CODE_WIDTH = 118, 92  # letters of a line of prose, and of code that fits a page of the site
+HALVES = ("half A", "half B")  # of the dev rows, as recipes/ablate.py calls them
 SHAPES = {"bert-base": (12, 768), "6-layer MiniLM": (6, 384)}  # layers, width
 # Of the paper's systems, the best of each architecture and the ensemble, whose members are three of either: the label
 # in Table 5, how many encoders answer, and the name beside the point.
@@ -58,13 +61,43 @@ def read_results(folder: Path) -> dict:
 
 
 def study_runs(record: Mapping) -> dict:
-    """A study of recipes/ablate.py as a group of runs: each variant's scores on all dev rows."""
-    rows = []
+    """A study of recipes/ablate.py as a group of runs: each variant's scores on all dev rows, and its overall score on
+    each half of them and less the reference's."""
+    rows, study = [], record["study"]
     for variant, parts in record["results"].items():
-        scores = {column: found["values"] for column, found in parts["all"].items() if column in COLUMNS}
-        rows.append(scores | {"system": variant, "seeds": parts["all"]["seeds"]})
-    model = record["study"]["base"].get("model_name_or_path", "bert-base")
-    return {"command": record["command"], "data": "dev rows", "model": model, "seeds": None, "rows": rows}
+        row = {column: parts["all"][column]["values"] for column in COLUMNS}
+        row |= {part: parts[part]["overall"]["values"] for part in HALVES}
+        row |= {"system": variant, "seeds": parts["all"]["seeds"], "minutes": mean(record["minutes"][variant])}
+        row |= {"change": describe_change(study, variant), "less": parts["all"]["overall"].get("difference")}
+        rows.append(row)
+    model = study["base"].get("model_name_or_path", "bert-base")
+    about = {"command": record["command"], "data": "dev rows", "model": model, "seeds": None}
+    return about | {"reference": study["reference"], "rows": rows}
+
+
+def describe_change(study: Mapping, variant: str) -> str:
+    """The flags of a variant that are others than of the variant above it that is most like it."""
+    names = list(study["variants"])
+    above = names[: names.index(variant)]
+    if not above:
+        return "the base"
+    flags = {name: flat_flags(study["variants"][name] or {}) for name in [*above, variant]}
+    changes = {name: dict(flags[variant].items() - flags[name].items()) for name in above}
+    gone = {name: flags[name].keys() - flags[variant].keys() for name in above}
+    like = min(above, key=lambda name: len(changes[name]) + len(gone[name]))
+    parts = [f"`{flag}: {changes[like][flag]}`" for flag in flags[variant] if flag in changes[like]]
+    return f"{like} with " + ", ".join(parts + [f"no `{flag}`" for flag in flags[like] if flag in gone[like]])
+
+
+def flat_flags(flags: Mapping, path: str = "") -> dict[str, str]:
+    """Flags as {path: value}, that of a task's field with a dot: sts.head."""
+    found = {}
+    for name, value in flags.items():
+        if isinstance(value, Mapping):
+            found |= flat_flags(value, path if name == "tasks" else f"{path}{name}.")
+        else:
+            found[f"{path}{name}"] = str(value)
+    return found
 
 
 def overview(results: Mapping) -> list[dict]:
@@ -109,6 +142,19 @@ def run_table(group: Mapping) -> Table:
     return Table(["", *columns.values(), "seed", *(["seconds"] if seconds else [])], lines)
 
 
+def study_table(group: Mapping) -> Table:
+    """A study: of each variant what it changes, its scores as mean ± sd over the seeds, and the difference."""
+    columns = ["", "what it is", *COLUMNS.values(), f"Overall less {group['reference']}"]
+    columns += [*(f"Overall, {half}" for half in HALVES), "seeds", "minutes"]
+    lines = []
+    for row in group["rows"]:
+        less = row["less"] and "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**row["less"])
+        scores, halves = ([cell(row[column]) for column in part] for part in (COLUMNS, HALVES))
+        seeds = ", ".join(map(str, row["seeds"]))
+        lines.append([row["system"], row["change"], *scores, less or "", *halves, seeds, f"{row['minutes']:.0f}"])
+    return Table(columns, lines)
+
+
 def each_seed(scores: list[float]) -> str:
     """The scores of several seeds in brackets."""
     return f" ({', '.join(f'{score:.3f}' for score in scores)})" if len(scores) > 1 else ""
@@ -147,7 +193,8 @@ def drawn(results: Mapping, name: str) -> str:
     about = f"{group['model']}; {group['data']}." + ("" if is_command else f" {group['command']}.")
     below = "\n".join(textwrap.wrap(about, WIDTH))
     command = f"\n\n```sh\n{fold(group['command'])}\n```" if is_command else ""
-    return f"{markdown(run_table(group))}\n\n{below}{command}"
+    table = study_table(group) if "reference" in group else run_table(group)
+    return f"{markdown(table)}\n\n{below}{command}"
 
 
 def markdown(table: Table) -> str:

@@ -20,11 +20,16 @@ from bert_multitask.data.collate import TaskRows
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_multitask.py"
 
 
+def smooth_noise(embeddings: torch.Tensor) -> torch.Tensor:
+    """Noise that is a function of the embeddings, and not 0 where they are: the same for a row on whatever share."""
+    return torch.sin(50 * embeddings.detach() + torch.arange(embeddings.shape[-1], device=embeddings.device))
+
+
 def train(runs: dict[str, list[str]]) -> None:
     """Train each run in this process, which may be one of several.
 
-    SMART's perturbation begins as random noise, which depends on how a batch is cut. It is made a function of the
-    embeddings here; everything else is what users run.
+    SMART's perturbation begins as random noise, which depends on how a batch is cut. It is `smooth_noise` here;
+    everything else is what users run.
     """
     main = runpy.run_path(str(RECIPE))["main"]
     read = TaskRows.__getitems__
@@ -37,7 +42,7 @@ def train(runs: dict[str, list[str]]) -> None:
 
         with (
             mock.patch.object(TaskRows, "__getitems__", record),
-            mock.patch.object(torch, "randn_like", lambda embeddings: torch.sin(50 * embeddings.detach())),
+            mock.patch.object(torch, "randn_like", smooth_noise),
         ):
             main([*flags, "--output_dir", folder])
         Path(folder, f"rows-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(given))

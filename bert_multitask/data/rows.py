@@ -529,3 +529,9 @@ def fingerprint(rows: Dataset) -> str:
     for column in rows.column_names:
         digest.update(json.dumps([column, rows[column][:]]).encode())
     return digest.hexdigest()[:16]
+
+
+def text_digests(task: Task, rows: Dataset) -> list[str]:
+    """16 characters of the SHA-256 of each row's texts, as the task reads them."""
+    texts = zip(*(rows[column][:] for column in text_columns(task)), strict=True)
+    return [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16] for row in texts]

@@ -234,6 +234,8 @@ def check_rows(rows: Dataset, task: Task, model: MultitaskBertModel, where: str)
         raise InputError(f"{where}: row {number} is of task {other!r} in its column task")
     check_tokens(table, model.config, model.is_separate(task), where)
     check_labels(table["labels"], rows.features["labels"], task, where)
+    if "soft_labels" in rows.column_names:
+        check_soft_labels(rows["soft_labels"][:], task, where)
     kind = KINDS[task.kind]
     if kind.words:
         lengths = [pc.list_value_length(table[name]).to_numpy() for name in ("labels", "input_ids")]
@@ -262,6 +264,16 @@ def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: st
     if len(wrong) or len(gaps):
         row = int(min([*wrong[:1], *gaps[:1]]))
         raise InputError(f"{where}: the label of row {row} is {labels[row]}; expected {expected}")
+
+
+def check_soft_labels(values: Sequence, task: Task, where: str) -> None:
+    """Refuse soft labels that no teacher of the task would give."""
+    kind = KINDS[task.kind]
+    if kind.soft is None:
+        raise InputError(f"{where}: a {task.kind} task cannot learn from soft_labels; leave the column out")
+    holds, expected = kind.columns(task)[kind.soft]
+    if (wrong := next((row for row, value in enumerate(values) if not holds(value)), None)) is not None:
+        raise InputError(f"{where}: the soft_labels of row {wrong} are {values[wrong]}; expected {expected}")
 
 
 def is_numeric(kind: pa.DataType) -> bool:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..data.labels import LabelReader
 from ..data.readers import as_text, check_columns, claim_id, reading
 from ..data.records import writing
+from ..data.rows import text_digests
 from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS, as_number, is_number
 from ..model.losses import UNLABELLED
@@ -22,6 +23,7 @@ from ..model.tasks import TASKS, Task, load_task
 from .metrics import check_finite
 
 logger = logging.get_logger(__name__)
+TEXTS = "texts_sha256"  # the column with each row's `text_digests`, which a table may have
 
 
 def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray, tokens: Dataset | None = None) -> Dataset:
@@ -43,6 +45,26 @@ def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray, tokens:
     logits = np.asarray(logits, dtype=np.float32)
     check_finite(task, logits)
     return Dataset.from_dict({"id": list(ids)} | KINDS[task.kind].table(task, logits, tokens))
+
+
+def with_texts(task: Task, table: Dataset, rows: Dataset) -> Dataset:
+    """A prediction table that says which texts its rows have, so that ids of other texts are noticed.
+
+    Args:
+        task: whose.
+        table: without that column.
+        rows: the clean rows, in any order.
+    """
+    digests = dict(zip(rows["id"][:], text_digests(task, rows), strict=True))
+    return table.add_column(TEXTS, [digests[row_id] for row_id in table["id"][:]])
+
+
+def other_texts(ours: Dataset, theirs: Dataset) -> list[str]:
+    """The ids of rows of a table that have other texts than the rows with these ids of another, as far as both say."""
+    if TEXTS not in ours.column_names or TEXTS not in theirs.column_names:
+        return []
+    known = dict(zip(theirs["id"], theirs[TEXTS], strict=True))
+    return [row_id for row_id, texts in zip(ours["id"], ours[TEXTS], strict=True) if known.get(row_id, texts) != texts]
 
 
 def decision_column(task: Task) -> str:
@@ -229,6 +251,8 @@ def check_table(task: Task, columns: Mapping[str, list], path: str) -> Dataset:
             if not holds(value):
                 raise InputError(f"{path}: row {number} has the {column} {value!r}; expected {expected}")
         table[column] = columns[column]
+    if TEXTS in columns:
+        table[TEXTS] = list(map(str, columns[TEXTS]))
     return Dataset.from_dict(table)
 
 
@@ -236,8 +260,8 @@ def check_alike(members: Sequence[Predictions]) -> None:
     """Refuse tables that are not of the same rows of the same task.
 
     Raises:
-        InputError: tasks differ in kind, classes or range of scores, or the tables in length, ids or their order; the
-            message names the table and the first difference.
+        InputError: tasks differ in kind, classes or range of scores, or the tables in length, ids, their order or
+            the rows' texts; the message names the table and the first difference.
     """
     first = members[0]
     for other in members[1:]:
@@ -251,6 +275,8 @@ def check_alike(members: Sequence[Predictions]) -> None:
                 raise InputError(f"{other.source}: row {number} has id {two!r}, and {one!r} in {first.source}")
         if len(ours) != len(theirs):
             raise InputError(f"{other.source} has {len(theirs)} rows, and {first.source} has {len(ours)}")
+        if different := other_texts(first.table, other.table):
+            raise InputError(f"{other.source}: the row with id {different[0]!r} has other texts than in {first.source}")
         for number, (one, two) in enumerate(zip(*map(count_labels, (first, other)), strict=True), start=1):
             if one != two:
                 raise InputError(f"{other.source}: row {number} has {two} labels, and {one} in {first.source}")

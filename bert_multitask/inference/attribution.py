@@ -1,5 +1,6 @@
 """Which words moved an answer: gradient × input on the word embeddings, the gradient that SMART climbs."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,9 @@ def explain(pipe: MultitaskPipeline, task: str, row: Any) -> list[Pieces] | None
         model, tokenizer = pipe.load()
         separate, kind = model.is_separate(spec), KINDS[spec.kind]
         tokens = pipe.encode(tokenizer, [[text] for text in texts], spec)
-        encoded = tokenizer(*([texts] if separate else [[text] for text in texts]), verbose=False).encodings
+        whole = [text.split() if spec.by_words else text for text in texts]
+        rows = [whole] if separate else [[text] for text in whole]
+        encoded = tokenizer(*rows, is_split_into_words=spec.by_words, verbose=False).encodings
     inputs = {name: tokens[name][0] for name in ("input_ids", "token_type_ids")}
     batch = Collator(tokenizer.pad_token_id or 0)([inputs | {"task": task, "labels": UNLABELLED}])
     ids, mask, segments = (batch[name].to(model.device) for name in INPUTS)
@@ -75,13 +78,16 @@ def explain(pipe: MultitaskPipeline, task: str, row: Any) -> list[Pieces] | None
             kept_tokens(encoded[number if separate else 0].sequence_ids, pipe.max_length, spec.truncation),
             moved[number if separate else 0],
             0 if separate else number,
+            spec.by_words,
         )
         for number, text in enumerate(texts)
     ]
 
 
-def cut_words(text: str, encoding: Encoding, places: list[int] | None, moved: list[float], part: int) -> Pieces:
-    """A text as its words with their contributions.
+def cut_words(
+    text: str, encoding: Encoding, places: list[int] | None, moved: list[float], part: int, by_words: bool = False
+) -> Pieces:
+    """A text as its words, which are the tokenizer's, with their contributions.
 
     Args:
         text: the text.
@@ -89,7 +95,9 @@ def cut_words(text: str, encoding: Encoding, places: list[int] | None, moved: li
         places: which of them were kept; None, all.
         moved: what each kept token adds.
         part: which of the sequence's texts it is.
+        by_words: whether the sequence was given word by word: then offsets count from the beginning of each word.
     """
+    words = [found.start() for found in re.finditer(r"\S+", text)] if by_words else []
     kept = range(len(encoding.ids)) if places is None else places
     left_out = {place for place, found in enumerate(encoding.sequence_ids) if found == part} - {*kept}
     marks: list[list] = []  # where each piece begins, and its contribution
@@ -98,6 +106,8 @@ def cut_words(text: str, encoding: Encoding, places: list[int] | None, moved: li
         word, (start, stop) = encoding.word_ids[place], encoding.offsets[place]
         if encoding.sequence_ids[place] != part or word is None:
             continue
+        if by_words:
+            start, stop = words[word] + start, words[word] + stop
         is_gap = not left_out.isdisjoint(range(last + 1, place))
         if is_gap:
             marks.append([end, None])
@@ -108,4 +118,22 @@ def cut_words(text: str, encoding: Encoding, places: list[int] | None, moved: li
     if text[end:].split() or (text and not marks):
         marks.append([end, None])
     cuts = [start for start, _ in marks[1:]] + [len(text)]
-    return [(text[a:b], value) for (a, value), b in zip(marks, cuts, strict=False) if a < b]
+    return join_white_space([(text[a:b], value) for (a, value), b in zip(marks, cuts, strict=False)])
+
+
+def join_white_space(pieces: Pieces) -> Pieces:
+    """Pieces of which each has the white space after it, not before it as the words of byte-level tokenizers; a token
+    of white space alone counts with the word before it."""
+    joined: Pieces = []
+    for piece, value in pieces:
+        word = piece.lstrip()
+        if value is None and not piece:
+            continue
+        if value is None or not joined or (joined[-1][1] is None and not word):
+            joined.append((piece, value))
+        elif not word or not joined[-1][0].strip():
+            joined[-1] = (joined[-1][0] + piece, joined[-1][1] + value)
+        else:
+            joined[-1] = (joined[-1][0] + piece[: len(piece) - len(word)], joined[-1][1])
+            joined.append((word, value))
+    return [(piece, value) for piece, value in joined if piece]  # a text without characters has no word

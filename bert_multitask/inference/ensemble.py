@@ -10,7 +10,7 @@ from datasets import Dataset
 from sklearn.model_selection import train_test_split
 
 from ..evaluation.metrics import score_decisions, signed
-from ..evaluation.tables import check_alike, decision_column, read_columns
+from ..evaluation.tables import TEXTS, check_alike, decision_column, read_columns
 from ..model.errors import InputError
 from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
@@ -53,7 +53,8 @@ def combine(task: Task, tables: Sequence[Dataset], vote: str = "mode") -> Datase
     """
     kind = KINDS[task.kind]
     combined = kind.combine(task, [read_columns(task, table) for table in tables], vote)
-    return Dataset.from_dict({"id": tables[0]["id"][:]} | kind.lists(task, combined))
+    told = next(({TEXTS: table[TEXTS][:]} for table in tables if TEXTS in table.column_names), {})
+    return Dataset.from_dict({"id": tables[0]["id"][:]} | kind.lists(task, combined) | told)
 
 
 def halve(task: Task, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

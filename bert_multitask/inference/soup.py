@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 
 from ..model.errors import InputError
-from ..model.modeling import MultitaskBertModel
+from ..model.modeling import MultitaskBertModel, head_meaning
 from .trained_run import TrainedRun
 
-# What runs may differ in: how they were trained, not what their weights mean.
+# Fields of the configuration that runs may differ in: how they were trained, not what their weights mean. Of the tasks
+# `head_meaning` has to be the same.
 FREE = {"transformers_version", "dtype", "tasks"}  # and the dropout of the encoder
-FREE_OF_TASK = {
-    *("epochs", "dropout", "loss", "divergence", "metric", "class_weights", "label_smoothing", "loss_weight"),
-    *("smart_weight", "bregman_weight", "rdrop_weight", "distill_weight", "distill_temperature"),
-}
 
 
 def average_weights(runs: Sequence[TrainedRun]) -> MultitaskBertModel:
@@ -39,7 +36,7 @@ def check_same_start(runs: Sequence[TrainedRun]) -> None:
     """Refuse runs whose weights cannot be averaged.
 
     Raises:
-        InputError: the configurations or tasks differ in more than how they were trained; the runs started from other
+        InputError: the encoders differ, or what the weights of a head mean; the runs started from other
             checkpoints, or drew the first weights of their heads from other seeds; or a folder does not say from what.
     """
     first, *others = [describe_start(run) for run in runs]
@@ -60,8 +57,9 @@ def describe_start(run: TrainedRun) -> dict:
     stored = run.config.to_dict()
     stored |= stored.pop("text_config", {})
     fields = {name: value for name, value in stored.items() if name not in {*FREE, *run.config.dropout_fields}}
-    for task in run.config.tasks:
-        fields |= {f"{task['name']}'s {name}": value for name, value in task.items() if name not in FREE_OF_TASK}
+    layout = {name: getattr(run.config, name) for name in ("pooling", "pair_encoding")}
+    for name, task in run.tasks.items():
+        fields |= {f"{name}'s {field}": value for field, value in head_meaning(task, layout).items()}
     return fields | {
         "model_name_or_path": run.record["run"]["model_name_or_path"],
         "seed": run.record["training"]["seed"],

@@ -17,7 +17,14 @@ from ..data.rows import load_rows, usable_rows
 from ..data.tokens import tokenise
 from ..evaluation.metrics import overall_score, score_decisions
 from ..evaluation.predict import predict_tasks
-from ..evaluation.tables import Predictions, check_alike, find_tables, prediction_table, read_decisions
+from ..evaluation.tables import (
+    Predictions,
+    check_alike,
+    find_tables,
+    prediction_table,
+    read_decisions,
+    with_texts,
+)
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError
 from ..model.losses import labelled_rows
@@ -116,7 +123,8 @@ class SplitTables:
             rows = self.read_rows(place, self.names[0]) if place.is_known else None
             if rows is not None and labelled_rows(values := np.array(even_labels(rows["label"][:]))).any():
                 table = next(tables[name] for tables in self.tables if name in tables)
-                check_alike([table, Predictions(place.task, rows, f"{place.data_dir} ({name})")])
+                own = with_texts(place.task, rows, rows)
+                check_alike([table, Predictions(place.task, own, f"{place.data_dir} ({name})")])
                 found[name] = values
         return found
 
@@ -150,8 +158,8 @@ class SplitTables:
             self.read[key] = None if rows is None else usable_rows(task, rows, "test")
         return self.read[key]
 
-    def read_tokens(self, run: TrainedRun, own: Mapping[str, Place]) -> dict[str, tuple[Task, Dataset]]:
-        """{task: itself and its tokens} of a run's tasks that have the split."""
+    def read_tokens(self, run: TrainedRun, own: Mapping[str, Place]) -> dict[str, tuple[Task, Dataset, Dataset]]:
+        """{task: itself, its rows and their tokens} of a run's tasks that have the split."""
         if missing := [task for task in self.given if task not in run.tasks]:
             raise InputError(f"--tasks names {missing[0]!r}; the tasks of {run.name} are {', '.join(run.tasks)}")
         tokenizer = run.load_tokenizer()
@@ -166,7 +174,7 @@ class SplitTables:
             key = repr((name, id(rows), tokenizer.backend_tokenizer.to_str(), run.max_length, *form))
             if key not in self.read:
                 self.read[key] = tokenise(task, rows, tokenizer, run.max_length, run.config.pair_encoding)
-            found[name] = task, self.read[key]
+            found[name] = task, rows, self.read[key]
         return found
 
     def predict(self, runs: Mapping[int, TrainedRun]) -> None:
@@ -178,14 +186,14 @@ class SplitTables:
             inputs = {number: self.read_tokens(run, self.places[number]) for number, run in runs.items()}
         for number, run in runs.items():
             model = run.load_model().to(processes.device) if inputs[number] else None
-            for names in same_tokens({name: tokens for name, (_, tokens) in inputs[number].items()}):
-                tokens = inputs[number][names[0]][1]
+            for names in same_tokens({name: tokens for name, (*_, tokens) in inputs[number].items()}):
+                tokens = inputs[number][names[0]][-1]
                 share = np.array_split(np.arange(len(tokens)), processes.num_processes)[processes.process_index]
                 found = predict_tasks(model, names, tokens.select(share), self.batch_size)
-                for name, (task, tokens) in ((name, inputs[number][name]) for name in names):
+                for name, (task, rows, tokens) in ((name, inputs[number][name]) for name in names):
                     parts = [torch.from_numpy(part) for part in gather_object([found[name]])]
                     table = prediction_table(task, tokens["id"][:], join_rows(parts, 0).numpy(), tokens)
-                    self.tables[number][name] = Predictions(task, table, run.name)
+                    self.tables[number][name] = Predictions(task, with_texts(task, table, rows), run.name)
 
 
 def same_tokens(tokens: Mapping[str, Dataset]) -> list[list[str]]:

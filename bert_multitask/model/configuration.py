@@ -6,10 +6,14 @@ It is one of the model files, which import nothing else of the package, so that 
 
 import copy
 import os
+import socket
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
@@ -76,7 +80,10 @@ class MultitaskBertConfig(BertConfig):
                 its type.
         """
         try:
-            fields = cls.get_config_dict(resolve_checkpoint(name), **kwargs)[0]
+            folder_or_id = resolve_checkpoint(name)
+            if not os.path.isdir(folder_or_id) and is_offline():
+                kwargs["local_files_only"] = True  # else the Hub's client waits and tries again, for 23 seconds
+            fields = cls.get_config_dict(folder_or_id, **kwargs)[0]
         except (OSError, ValueError, TypeError, RecursionError) as error:  # the Hub is out of reach, no Hub id, no JSON
             if isinstance(error, InputError):
                 raise
@@ -127,6 +134,18 @@ def hub_reason(error: Exception) -> str:
     if isinstance(error.__cause__, LocalEntryNotFoundError):
         return "it is not in the Hub's cache, and the Hub is out of reach or HF_HUB_OFFLINE is set"
     return str(error)
+
+
+def is_offline() -> bool:
+    """Whether the Hub is not to be asked, or its name has no address, as without a network. Behind a proxy, which looks
+    the name up, nobody knows."""
+    if constants.is_offline_mode() or getproxies():
+        return constants.is_offline_mode()
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except socket.gaierror:
+        return True
+    return False
 
 
 class PerTaskBertConfig(MultitaskBertConfig):

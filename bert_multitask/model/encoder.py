@@ -220,9 +220,16 @@ def packed_attention(
     return output, None
 
 
-def takes_packed(config: MultitaskBertConfig, device: torch.device, dtype: torch.dtype) -> bool:
+def takes_packed(config: MultitaskBertConfig, device: torch.device, dtype: torch.dtype, dropout: float) -> bool:
     """Whether attention takes packed tokens: Transformers' flash interfaces do; so does `packed_attention`, to which
-    "sdpa" leads on an NVIDIA GPU whose kernels fit."""
+    "sdpa" leads on an NVIDIA GPU whose kernels fit.
+
+    Args:
+        config: of the encoder.
+        device: of the tokens.
+        dtype: in which attention computes.
+        dropout: probability of dropping an attention weight in this pass.
+    """
     if is_flash_attention_requested(config):
         return True
     if config._attn_implementation != "sdpa" or device.type != "cuda" or torch.version.hip:
@@ -231,6 +238,8 @@ def takes_packed(config: MultitaskBertConfig, device: torch.device, dtype: torch
         return False
     head_size = config.hidden_size // config.num_attention_heads
     has_kernel = head_size % 8 == 0 and head_size <= 256 and dtype != torch.float64
+    if dtype == torch.float32 and dropout:
+        return False  # PyTorch's kernel drops other weights in its backward pass than in its forward pass (2.11, H100)
     return has_kernel and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere, from which on flash exists
 
 
@@ -512,6 +521,7 @@ class MinBertModel(MinBertPreTrainedModel):
         output_hidden_states: bool | None = None,
         first_token_only: bool = False,
         packing: Packing | None = None,
+        perturbation: Tensor | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a batch of token sequences.
 
@@ -527,6 +537,7 @@ class MinBertModel(MinBertPreTrainedModel):
             first_token_only: run the last layer for the first token of each row alone, which is all that a head on
                 [CLS] reads; `last_hidden_state` is then (B, 1, H). No effect with either of the two above.
             packing: of the attention mask, where it has been made already.
+            perturbation: added to the embeddings' output, after LayerNorm and dropout, float (B, L, H); for SMART.
 
         Returns:
             `last_hidden_state` (B, L, H), zero at padding; `pooler_output` (B, H); on request `hidden_states`, layers
@@ -555,6 +566,8 @@ class MinBertModel(MinBertPreTrainedModel):
             raise ValueError(f"packing is of a mask of shape {tuple(packing.shape)}, not {tuple(shape)}")
 
         hidden = self.embed(packing, tokens, token_type_ids, position_ids)
+        if perturbation is not None:
+            hidden = hidden + packing.pack(perturbation)
         first_token_only = first_token_only and not (output_hidden_states or output_attentions)
         masks = self.masks(packing, hidden)
         states, attentions = [hidden] if output_hidden_states else [], []
@@ -574,9 +587,10 @@ class MinBertModel(MinBertPreTrainedModel):
             attentions=tuple(map(packing.pad_weights, attentions)) if output_attentions else None,
         )
 
-    def attends_packed(self, device: torch.device) -> bool:
-        """Whether attention takes packed tokens on a device by PyTorch's own kernels."""
-        return self.config._attn_implementation == "sdpa" and takes_packed(self.config, device, self.dtype)
+    def attends_packed(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether attention takes packed tokens in training, on a device and in a dtype, by PyTorch's own kernels."""
+        rate = self.config.attention_probs_dropout_prob
+        return self.config._attn_implementation == "sdpa" and takes_packed(self.config, device, dtype, rate)
 
     def wanted_outputs(self, attentions: bool | None, hidden_states: bool | None) -> tuple[bool, bool]:
         """Whether to return attention weights and hidden states: as asked, or else as the configuration says."""
@@ -618,8 +632,18 @@ class MinBertModel(MinBertPreTrainedModel):
     def masks(self, packing: Packing, hidden: Tensor, queries: int | None = None) -> list | None:
         """Each bucket's mask, as the attention implementation wants it, for so many queries a row, by default all; None
         where it wants none, since it takes packed tokens."""
-        if packing.is_exact and takes_packed(self.config, hidden.device, hidden.dtype):
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if packing.is_exact and takes_packed(self.config, hidden.device, dtype, dropout):
             return None
+        if self.config._attn_implementation == "sdpa":  # of which the function below would look whether it hides any
+            return [
+                None
+                if packing.is_exact and bucket.places is None
+                else bucket.attention_mask.bool().view(len(bucket.attention_mask), 1, 1, -1)
+                for bucket in packing.buckets
+            ]
         masks = []
         for bucket in packing.buckets:
             rows, length = bucket.attention_mask.shape

@@ -452,6 +452,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         packing: Packing | None = None,
+        perturbation: Tensor | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | SequenceClassifierOutput:
         """Run one task on a batch of its rows, or several tasks by one pass of their encoder.
 
@@ -471,6 +472,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             output_hidden_states: the same of the hidden states.
             packing: of the attention mask, of a separately encoded pair as (2B, L), where it has been made already
                 (`Collator`); other encoders than minBERT do not read it.
+            perturbation: added to the output of the embeddings, after LayerNorm and dropout, float, of the shape of
+                `inputs_embeds`; minBERT alone takes it.
 
         Returns:
             `logits`: (B, C) unnormalised class scores, (B,) logits of "yes", (B,) scores, or what the head of another
@@ -489,14 +492,15 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                 token_type_ids,
                 inputs_embeds=inputs_embeds,
                 packing=packing,
+                perturbation=perturbation,
             )
         names = self.members(task) if task is None or isinstance(task, str) else list(task)
         if len(names) > 1 and self.config.encoder_sharing != "shared":
             raise InputError(f"tasks {', '.join(names)} have an encoder each; run them one after the other")
-        given = input_ids, attention_mask, token_type_ids, inputs_embeds
+        given = input_ids, attention_mask, token_type_ids, inputs_embeds, perturbation
         for name in names:
             self.check_task(name)
-            input_ids, attention_mask, token_type_ids, inputs_embeds = self.flat_inputs(name, given)
+            input_ids, attention_mask, token_type_ids, inputs_embeds, perturbation = self.flat_inputs(name, given)
         encoded = self.encode(
             names[0],
             input_ids,
@@ -508,6 +512,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             return_dict=True,  # an old config.json may say otherwise
             first_token_only=self.reads_first_tokens(names),
             packing=packing,
+            perturbation=perturbation,
         )
         logits = {name: self.read_encoded(name, encoded, attention_mask) for name in names}
         loss = None
@@ -531,7 +536,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             if inputs[0] is not None and inputs[0].dim() != 2:
                 raise InputError(f"task {task!r} takes one sequence a row, (B, L), not {tuple(inputs[0].shape)}")
             return list(inputs)
-        for given, dimensions in zip(inputs, (3, 3, 3, 4), strict=True):
+        for given, dimensions in zip(inputs, (3, 3, 3, 4, 4), strict=True):
             if given is not None and (given.dim() != dimensions or given.shape[1] != 2):
                 raise InputError(
                     f"task {task!r} encodes a pair's texts separately: expected inputs of shape (B, 2, L), not "

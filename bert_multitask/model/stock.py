@@ -133,12 +133,18 @@ def run_encoder(
     inputs_embeds: Tensor | None = None,
     first_token_only: bool = False,
     packing: Packing | None = None,
+    perturbation: Tensor | None = None,
     **options: Any,
 ) -> BaseModelOutputWithPoolingAndCrossAttentions:
     """A stock encoder with the arguments of `MinBertModel.forward`, and hidden states that are 0 at padding as there.
 
     Token types reach only an encoder that knows more than one. `first_token_only` and `packing` have no effect.
+
+    Raises:
+        InputError: there is a perturbation.
     """
+    if perturbation is not None:
+        raise InputError("only minBERT takes a perturbation of its embeddings' output; perturb inputs_embeds")
     tokens = input_ids if input_ids is not None else inputs_embeds
     if attention_mask is None:
         attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)

@@ -80,9 +80,14 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
     draw_train(left, history, "loss")
     more = any(key.startswith(("smart_", "bregman_", "rdrop_", "distill_")) for entry in history for key in entry)
     left.set(title=f"all tasks: loss{', with regularisers' * more}", ylabel="loss (mixed units)", xlabel="step")
-    draw_dev(right, history, "eval_overall")
-    right.set(title=f"overall score{best_dev(right)}", ylabel="score (0 to 1)", xlabel="step")
-    count_steps(right)
+    if any("eval_overall" in entry for entry in history):
+        draw_dev(right, history, "eval_overall")
+        right.set(title=f"overall score{best_dev(right)}", ylabel="score (0 to 1)", xlabel="step")
+    else:  # a run without evaluations
+        right.remove()
+        axes[-2, 1].tick_params(labelbottom=True)
+        axes[-2, 1].set(xlabel="step")
+    count_steps(left)
     lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
     figure.legend(handles=lines.values(), loc="outside upper center", ncols=3, frameon=False)
     return figure

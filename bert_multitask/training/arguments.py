@@ -20,7 +20,7 @@ from ..model.errors import InputError
 from ..model.tasks import TASKS, Task, check_groups, load_task, load_tasks, units
 from .flags import check_devices, check_resolved, check_values
 from .schedule import SCHEDULES, count_batches, flatten_sizes
-from .smart import PROJECTIONS
+from .smart import PLACES, PROJECTIONS, REDUCTIONS
 
 logger = logging.get_logger(__name__)
 
@@ -263,7 +263,18 @@ class MultitaskTrainingArguments(TrainingArguments):
             "choices": PROJECTIONS,
         },
     )
-    smart_radius: float = field(default=1e-5, metadata={"help": "SMART's ε, in units of the word embeddings"})
+    smart_place: str = field(
+        default="words",
+        metadata={
+            "help": "what SMART perturbs: word embeddings, or the embedding layer's output, after LayerNorm (BERTs)",
+            "choices": PLACES,
+        },
+    )
+    smart_reduction: str = field(
+        default="mean",
+        metadata={"help": "SMART's term is a mean or a sum over the rows of a step", "choices": REDUCTIONS},
+    )
+    smart_radius: float = field(default=1e-5, metadata={"help": "SMART's ε, in units of what --smart_place names"})
     smart_step_size: float = field(default=1e-3, metadata={"help": "SMART's η, length of an ascent step"})
     smart_noise_std: float = field(default=1e-5, metadata={"help": "SMART's σ, of the noise the ascent begins with"})
     smart_steps: int = field(default=1, metadata={"help": "SMART's ascent steps, each a forward and half a backward"})
@@ -363,7 +374,8 @@ class MultitaskTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        check_values(self, {"schedule": SCHEDULES, "smart_projection": PROJECTIONS})
+        smart = {"smart_projection": PROJECTIONS, "smart_place": PLACES, "smart_reduction": REDUCTIONS}
+        check_values(self, {"schedule": SCHEDULES, **smart})
         if (self.eval_steps or 0) >= 1 > self.save_steps:
             self.save_steps = self.eval_steps  # Transformers refuses a number of steps beside a share of the plan
         if str(self.eval_strategy) == "no":

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,11 +20,14 @@ from transformers.utils import logging
 from ..data.labels import label_numbers
 from ..data.token_rows import check_labelled, rows_by_task
 from ..evaluation.metrics import find_metric
+from ..model.encoder import MinBertModel
 from ..model.errors import InputError
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments
 from .optim import encoder_depths
+from .randomness import kept_generators
+from .smart import PLACES
 
 logger = logging.get_logger(__name__)
 
@@ -246,7 +250,7 @@ def check_training(
         InputError: names the setting.
     """
     check_metrics(model.tasks, args, compute_metrics)
-    check_smart(model.tasks, args)
+    check_smart(model, args)
     check_rdrop(model, args)
     if args.gradient_cosine_steps and (model.config.encoder_sharing != "shared" or len(model.units) == 1):
         raise InputError(
@@ -277,18 +281,26 @@ def check_metrics(
         raise InputError(f"--metric_for_best_model is {args.metric_for_best_model!r}; choose one of {', '.join(keys)}")
 
 
-def check_smart(tasks: Mapping[str, Task], args: MultitaskTrainingArguments) -> None:
-    """Point out SMART's flags where no task has SMART, and a perturbation that half precision rounds away: it keeps 8
-    to 11 bits of hidden states near 1."""
+def check_smart(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
+    """Refuse a perturbation that minBERT alone takes, with another encoder. Point out SMART's flags where no task has
+    SMART, and a perturbation that half precision rounds away: it keeps 8 to 11 bits of hidden states near 1."""
+    tasks = model.tasks
     flags = {field.name: field.default for field in dataclasses.fields(args) if field.name.startswith("smart_")}
     if not any(task.smart_weight for task in tasks.values()):
         for name, default in flags.items():
             if getattr(args, name) != default:
                 logger.warning(f"--{name} does nothing: no task has a --smart_weight")
-    elif (args.bf16 or args.fp16) and args.smart_projection == "ball" and args.smart_radius < 1e-3:
+        return
+    if args.smart_place == "embeddings" and not isinstance(model.encoder(next(iter(tasks))), MinBertModel):
+        raise InputError(
+            f"--smart_place embeddings needs a BERT, not a {model.config.text_config.model_type!r}, which takes "
+            "perturbed word embeddings alone; leave the flag out"
+        )
+    kept = PLACES[args.smart_place]
+    if (args.bf16 or args.fp16) and args.smart_projection == "ball" and args.smart_radius < kept:
         logger.warning(
             f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares "
-            "little more than dropout masks; a radius from 1e-3 up is kept (docs/results.md)"
+            f"little more than dropout masks; a radius from {kept:g} up is kept (docs/results.md)"
         )
 
 
@@ -304,9 +316,21 @@ def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> 
                 "--smart_share_dropout repeats those of one pass; leave out one of the two"
             )
     for name, task in model.tasks.items():
-        parts = [*model.encoder(name).modules(), *model.heads[name].modules()]
-        if task.rdrop_weight and not any(isinstance(part, nn.Dropout) and part.p for part in parts):
+        if task.rdrop_weight and not has_dropout(model, name):
             logger.warning(f"task {name!r}: rdrop_weight does little: the encoder and the head have no dropout")
+
+
+@torch.no_grad()
+def has_dropout(model: MultitaskBertModel, task: str) -> bool:
+    """Whether two training passes of the same tokens differ: encoders drop by layers, or by fields of their
+    configuration as they run."""
+    ids = torch.arange(model.config.vocab_size, device=model.device)[-16:]
+    ids = ids.view((1, 2, -1) if model.is_separate(model.tasks[task]) else (1, -1))
+    before = model.training
+    with kept_generators(model.device):
+        first, second = (model.train()(task, ids).logits for _ in range(2))
+    model.train(before)
+    return not torch.equal(first, second)
 
 
 def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
@@ -371,7 +395,9 @@ def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
         head = any(f"heads.{task}." in name for name in trained)
         per_task = model.config.encoder_sharing == "per_task"
         encoder = f"encoders.{task}." if per_task else f"{model.base_model_prefix}."
-        if not head and not any(encoder in name for name in trained):
+        of_another = re.compile(rf"\.lora_\w+\.({'|'.join(map(re.escape, model.tasks.keys() - {task}))})(\.|$)")
+        own = any(encoder in name and not of_another.search(name) for name in trained)
+        if not head and not own:
             raise InputError(f"task {task!r} has nothing to train: none of its weights has requires_grad")
         if not head:
             logger.warning(

@@ -9,6 +9,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from ..model.modeling import by_name
 from .randomness import kept_generators
 
 
@@ -17,8 +18,9 @@ class GradientCosines(TrainerCallback):
     the tasks of a group are one.
 
     Each task has two batches of random training rows, so that `cosine_{a}_{a}`, between a task's two batches, says how
-    alike the gradients of one task are: where it is small itself, a small cosine between tasks is no conflict. Dropout
-    and regularisers are off, and training goes on as if nothing was measured. On the first process alone.
+    alike the gradients of one task are: where it is small itself, a small cosine between tasks is no conflict. The
+    losses are those of the labels, in a group each times its task's `loss_weight`; dropout is off, and a teacher's,
+    SMART's and R-Drop's terms are left out. Training goes on as if nothing was measured. On the first process alone.
 
     Args:
         trainer: whose model has one shared encoder and several tasks.
@@ -49,11 +51,20 @@ class GradientCosines(TrainerCallback):
             found[task] = []
             for half in filter(None, (drawn[::2], drawn[1::2])):
                 batch = trainer.data_collator(rows.__getitems__([(task, row) for row in half]))
-                loss = trainer.compute_loss(trainer.model, send_to_device(batch, trainer.args.device))
-                parts = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+                parts = torch.autograd.grad(self.loss(batch), weights, allow_unused=True, materialize_grads=True)
                 found[task].append(torch.cat([part.flatten() for part in parts]))
         trainer.model.train()
         return found
+
+    def loss(self, batch: Mapping) -> Tensor:
+        """A batch's loss of its labels, weighted as training weights the tasks of a group."""
+        trainer = self.trainer
+        inputs = {name: value for name, value in batch.items() if name != "soft_labels"}
+        inputs = send_to_device(inputs, trainer.args.device)
+        labels = by_name(inputs.pop("labels"), inputs["task"])
+        outputs = trainer.model(**inputs)
+        losses = {name: trainer.batch_loss(name, outputs, target, None) for name, target in labels.items()}
+        return sum(trainer.model.tasks[name].loss_weight * loss for name, loss in losses.items())
 
     def take(self) -> dict[str, float]:
         """The means since they were last taken."""

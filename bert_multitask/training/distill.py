@@ -2,11 +2,14 @@
 
 import datasets
 from datasets import Dataset, Value
+from transformers.utils import logging
 
-from ..evaluation.tables import find_tables, read_columns
+from ..evaluation.tables import TEXTS, find_tables, other_texts, read_columns, with_texts
 from ..model.errors import InputError
 from ..model.kinds import KINDS
 from ..model.tasks import Task
+
+logger = logging.get_logger(__name__)
 
 
 def add_soft_labels(task: Task, rows: Dataset) -> Dataset:
@@ -14,10 +17,10 @@ def add_soft_labels(task: Task, rows: Dataset) -> Dataset:
 
     Args:
         task: whose `distill_from` names the folder with the teacher's `{task}-train.parquet`.
-        rows: clean or tokenised training rows, which are found in the table by their ids.
+        rows: clean training rows, which are found in the table by their ids.
 
     Raises:
-        InputError: there is no such table, it is of another task, or has no row of that id.
+        InputError: there is no such table, it is of another task, it lacks a row, or a row has other texts there.
     """
     teacher = find_tables(task.distill_from, "train").get(task.name)
     where = f"task {task.name!r}: distill_from {task.distill_from}"
@@ -38,6 +41,13 @@ def add_soft_labels(task: Task, rows: Dataset) -> Dataset:
             f"{teacher.source}: has no row {missing[0]!r}, which is one of {len(missing):,} training rows that are "
             "missing; predict the same rows, those of extra_train too"
         )
+    if different := other_texts(with_texts(task, rows, rows), teacher.table):
+        raise InputError(
+            f"{teacher.source}: {len(different):,} training rows have other texts there, {different[0]!r} first; "
+            "predict the rows of this training data"
+        )
+    if TEXTS not in teacher.table.column_names:
+        logger.warning(f"{teacher.source}: does not say of which texts it is; its rows are matched by their ids alone")
     values = read_columns(task, teacher.table)[column][[places[row_id] for row_id in rows["id"][:]]]
     feature = Value("float32") if values.ndim == 1 else datasets.List(Value("float32"))
     return rows.add_column("soft_labels", values.tolist(), feature=feature)

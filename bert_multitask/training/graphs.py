@@ -59,10 +59,10 @@ def check_graphs(model: MultitaskBertModel, args: MultitaskTrainingArguments, gi
     } | {f"with a {name}": value is not None for name, value in given.items()}
     if reasons := [reason for reason, holds in found.items() if holds]:
         raise InputError(f"--cuda_graphs does not work {reasons[0]}; leave it out, or change that")
-    if not all(part.attends_packed(device) for part in parts):
+    if not all(part.attends_packed(device, torch.bfloat16 if args.bf16 else part.dtype) for part in parts):
         raise InputError(
-            "--cuda_graphs needs attention on packed tokens: attn_implementation 'sdpa', heads of a multiple of 8 and "
-            "at most 256 values, and a GPU from Ampere on; leave --cuda_graphs out"
+            "--cuda_graphs needs attention on packed tokens: --bf16, or no dropout of attention; attn_implementation "
+            "'sdpa'; heads of a multiple of 8 and at most 256 values; a GPU from Ampere on; or leave it out"
         )
 
 

@@ -20,6 +20,8 @@ CARD_SETTINGS = (
     "seed schedule budget learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm bf16 fp16"
 ).split()
 
+CARD_SMART = ("smart_projection", "smart_place", "smart_reduction", "smart_radius", "smart_steps")  # with SMART
+
 # The same, where they are not as they are by default.
 CARD_LEVERS = ("head_learning_rate", "layer_decay", "ema_decay", "ema_start", "sampling_temperature")
 
@@ -147,7 +149,7 @@ def card_settings(args: MultitaskTrainingArguments, tasks: Mapping[str, Task], b
     smart = {name: task.smart_weight for name, task in tasks.items() if task.smart_weight}
     if smart:
         settings["smart_weight"] = ", ".join(f"{name} {weight:g}" for name, weight in smart.items())
-        settings |= {name: getattr(args, name) for name in ("smart_projection", "smart_radius", "smart_steps")}
+        settings |= {name: getattr(args, name) for name in CARD_SMART}
     levers = {name: getattr(args, name) for name in CARD_LEVERS}
     settings |= {name: value for name, value in levers.items() if value != getattr(type(args), name)}
     settings |= {f"loss_weight of {name}": task.loss_weight for name, task in tasks.items() if task.loss_weight != 1}

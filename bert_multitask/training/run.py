@@ -27,7 +27,7 @@ from ..data.token_rows import count_labelled
 from ..data.tokens import load_tokenizer, tokenise_splits
 from ..evaluation.intervals import Estimate, Scores
 from ..evaluation.metrics import decide
-from ..evaluation.tables import prediction_table, write_predictions
+from ..evaluation.tables import prediction_table, with_texts, write_predictions
 from ..model.configuration import MultitaskBertConfig
 from ..model.errors import InputError, one_line
 from ..model.losses import labelled_rows
@@ -44,6 +44,15 @@ from .trainer import MultitaskTrainer, split_outputs
 
 logger = logging.get_logger(__name__)
 LONGEST = 2000  # characters of a message that are printed
+
+
+class Prepared(NamedTuple):
+    """What a run trains: {task: its clean rows by split}, {task: the tokens that are used}, and the trainer."""
+
+    tasks: list[Task]
+    rows: dict[str, DatasetDict]
+    tokens: dict[str, dict[str, Dataset]]
+    trainer: MultitaskTrainer
 
 
 def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, float]:
@@ -64,7 +73,8 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     quieten_bars(show_downloads=args.process_index == 0 and sys.stderr.isatty())
     with RunFolder(args, overwrite=run.overwrite) as folder, explained_failures(args):
         callbacks = [HistoryFile(folder.path / "history.jsonl"), StopAtStepEnd(STOP)]
-        tasks, rows, tokens, trainer = prepare(run, args, callbacks)
+        prepared = prepare(run, args, callbacks)
+        tasks, rows, tokens, trainer = prepared
         max_length = min(run.max_length, trainer.model.config.max_position_embeddings)
         folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches, max_length)
         if args.process_index == 0:
@@ -72,7 +82,7 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
         advice = f"go on with: {resume_command(run.overwrite)}"
         with STOP.advising(advice), closing(trainer.table):  # so that no message ends a bar
             trainer.train(resume_from_checkpoint=folder.checkpoint)
-            metrics, card = write_results(run, args, folder, tasks, tokens, trainer)
+            metrics, card = write_results(run, args, folder, prepared)
         if args.push_to_hub:
             url = trainer.push_to_hub(**card)
             if args.process_index == 0:
@@ -92,19 +102,17 @@ def write_results(
     run: RunArguments,
     args: MultitaskTrainingArguments,
     folder: RunFolder,
-    tasks: Sequence[Task],
-    tokens: dict,
-    trainer: MultitaskTrainer,
+    prepared: Prepared,
 ) -> tuple[dict[str, float], dict[str, object]]:
     """Write the trained model, its predictions, its card and its scores.
 
     Returns:
         The dev scores, and what the card says.
     """
+    tasks, rows, tokens, trainer = prepared
     trainer.save_model(_internal_call=True)  # else it would push before there are scores
-    rows = {name: count_labelled(splits["dev"]) for name, splits in tokens.items()}
     if args.do_predict:
-        outputs = predict_splits(trainer, tokens, folder.path / "predictions")
+        outputs = predict_splits(trainer, rows, tokens, folder.path / "predictions")
         metrics, scores = trainer.score(outputs), estimate_scores(trainer.model.tasks, outputs)
     else:
         metrics, scores = trainer.evaluate(), None
@@ -114,7 +122,8 @@ def write_results(
     trainer.create_model_card(**card)
     folder.finish(metrics)
     if args.process_index == 0:
-        say(f"\n{describe_scores(trainer.model.tasks, metrics, rows, scores)}\n")
+        counts = {name: count_labelled(splits["dev"]) for name, splits in tokens.items()}
+        say(f"\n{describe_scores(trainer.model.tasks, metrics, counts, scores)}\n")
         say(describe_end(folder.path, trainer.describe_kept(), args.do_predict))
     return metrics, card
 
@@ -148,15 +157,6 @@ def explained_failures(args: MultitaskTrainingArguments):
                 "and go on with --resume_from_checkpoint"
             ) from error
         raise
-
-
-class Prepared(NamedTuple):
-    """What a run trains: {task: its clean rows by split}, {task: the tokens that are used}, and the trainer."""
-
-    tasks: list[Task]
-    rows: dict[str, DatasetDict]
-    tokens: dict[str, dict[str, Dataset]]
-    trainer: MultitaskTrainer
 
 
 def prepare(
@@ -265,7 +265,9 @@ def trainer_data(tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, Mappin
     }
 
 
-def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dict[str, PredictionOutput]:
+def predict_splits(
+    trainer: MultitaskTrainer, clean: Mapping[str, DatasetDict], tokens: dict, folder: Path
+) -> dict[str, PredictionOutput]:
     """Write the predictions of every dev and test row; return those of the dev rows."""
     dev, step = {}, trainer.args.eval_batch_size * trainer.args.world_size
     parts = []  # a split of a task, or of the tasks of a group: {task: rows}
@@ -281,7 +283,7 @@ def predict_splits(trainer: MultitaskTrainer, tokens: dict, folder: Path) -> dic
         for name, output in outputs.items() if trainer.is_world_process_zero() else ():
             task = trainer.model.tasks[name]
             table = prediction_table(task, rows[name]["id"], output.predictions, rows[name])
-            write_predictions(task, table, folder / f"{name}-{split}")
+            write_predictions(task, with_texts(task, table, clean[name][split]), folder / f"{name}-{split}")
     return dev
 
 

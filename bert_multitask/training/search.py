@@ -39,6 +39,9 @@ if is_optuna_available():
 # What decides a trial's score, besides what decides its weights.
 SCORING = "eval_strategy eval_steps eval_delay metric_for_best_model load_best_model_at_end".split()
 
+# What a search leaves in its folder, as patterns; best/ is the run that the user trains by best.yaml.
+WRITTEN = ("study.db*", "trials", "trials.csv", "best.yaml", "search.png")
+
 
 class ReportToTrial(TrainerCallback):
     """Tells a trial the score of each evaluation, and ends its training where the study's pruner gives it up.
@@ -119,7 +122,7 @@ class Search:
     def open_study(self, rows: Mapping[str, DatasetDict], trainer: MultitaskTrainer) -> "optuna.Study":
         """The study in the folder, or a new one, of these rows and steps. An interrupted trial is run again."""
         if self.run.overwrite:
-            remove(self.folder / name for name in contents(self.folder))
+            remove([path for pattern in WRITTEN for path in self.folder.glob(pattern)])
         file = self.folder / "study.db"
         file.parent.mkdir(parents=True, exist_ok=True)
         try:

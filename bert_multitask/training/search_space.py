@@ -16,7 +16,7 @@ NUMBERS = (
     "smart_weight smart_radius smart_step_size smart_noise_std bregman_weight bregman_momentum rdrop_weight "
     "loss_weight distill_weight distill_temperature"
 ).split()
-WORDS = "lr_scheduler_type smart_projection".split()
+WORDS = "lr_scheduler_type smart_projection smart_place smart_reduction".split()
 RANGE = {"low", "high", "log"}
 
 Space = Mapping[str, dict | list]

@@ -45,7 +45,8 @@ def smart_penalty(
     both predictions and through the embeddings, and not through δ.
 
     Args:
-        logits_fn: embeddings -> logits, the model f. It is called `steps` + 1 times.
+        logits_fn: embeddings -> logits, the model f. It is called `steps` + 1 times. Where it adds what it is given to
+            something else, such as the embedding layer's output, the embeddings are zeros.
         embeddings: word embeddings x, float (B, ..., H).
         mask: 1 for real tokens and 0 for padding, (B, ...); padding is never perturbed.
         clean_logits: f(x), (B, ...); of several tasks {task: logits}.
@@ -129,6 +130,10 @@ def unit(delta: Tensor, gradient: Tensor, *, radius: float, step_size: float) ->
 
 
 PROJECTIONS = {"ball": ball, "unit": unit}
+# What is perturbed, word embeddings or the embedding layer's output (ten times as large, since it is normalised) -> the
+# smallest radius that half precision keeps.
+PLACES = {"words": 1e-3, "embeddings": 1e-2}
+REDUCTIONS = ("mean", "sum")  # over the rows of a step
 
 
 def each_row_twice(batch: Mapping[str, object]) -> dict[str, object]:

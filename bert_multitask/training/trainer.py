@@ -462,7 +462,7 @@ class MultitaskTrainer(Trainer):
             logits = {name: values.chunk(passes) for name, values in by_name(outputs["logits"], unit).items()}
             share = rows_with_label(labels).sum()
             share = share / rows.clamp(min=1) * scale if items else share
-            kept |= self.add_terms(losses, inputs, logits, soft, masks, share)
+            kept |= self.add_terms(losses, inputs, logits, soft, masks, share, rows)
             predicted = {name: values[0].detach().float() for name, values in logits.items()}
         loss = sum((task.loss_weight if training else 1) * losses[task.name] for task in tasks)
         return Terms(loss, kept, predicted), outputs
@@ -502,6 +502,7 @@ class MultitaskTrainer(Trainer):
         soft: Mapping[str, Tensor],
         masks: DropoutMasks | None,
         share: Tensor,
+        rows: Tensor | None,
     ) -> dict[str, Tensor]:
         """Add a teacher's, SMART's and R-Drop's terms to a micro-batch's losses, {task: loss}; returns {name: term} for
         the log.
@@ -513,6 +514,7 @@ class MultitaskTrainer(Trainer):
             soft: {task: what a teacher predicted}.
             masks: see `penalties`.
             share: of the micro-batch in its step's rows, since the terms are means over rows.
+            rows: see `penalties`.
         """
         kept = {}
         for name, predicted in soft.items():
@@ -520,29 +522,36 @@ class MultitaskTrainer(Trainer):
             distance = torch.stack([KINDS[task.kind].distil(task, each, predicted) for each in logits[name]]).mean()
             kept[f"distill_{name}"] = share * distance
             losses[name] = (1 - task.distill_weight) * losses[name] + task.distill_weight * share * distance
-        for term, name, penalty in self.penalties(inputs, logits, masks):
+        for term, name, penalty in self.penalties(inputs, logits, masks, rows):
             kept[f"{term}_{name}"] = share * penalty
             losses[name] = losses[name] + getattr(self.model.tasks[name], f"{term}_weight") * share * penalty
         return kept
 
     def penalties(
-        self, inputs: Mapping, logits: Mapping[str, Sequence[Tensor]], masks: DropoutMasks | None
+        self,
+        inputs: Mapping,
+        logits: Mapping[str, Sequence[Tensor]],
+        masks: DropoutMasks | None,
+        rows: Tensor | None = None,
     ) -> Iterator[tuple[str, str, Tensor]]:
-        """Yield (term, task, mean over the rows) of each of SMART's and R-Drop's terms that the tasks have.
+        """Yield (term, task, mean over the rows) of each of SMART's and R-Drop's terms that the tasks have; SMART's
+        adversarial one times the rows of the step, where it is to be a sum.
 
         Args:
             inputs: the batch.
             logits: {task: its clean logits, and those with other dropout masks, for R-Drop}.
             masks: the dropout masks that gave the clean ones, for SMART's passes to drop the same; None to draw others.
+            rows: of the step that have a label.
         """
         batch = {key: value for key, value in inputs.items() if key != "input_ids"}
         tasks = [self.model.tasks[name] for name in logits]
         if smart := [task.name for task in tasks if task.smart_weight]:
             clean = {name: logits[name][0] for name in smart}
+            times = rows if self.args.smart_reduction == "sum" else 1  # the caller gives each row its share
             for name, penalty in zip(
                 smart, self.smart_penalties(inputs["input_ids"], batch, clean, masks), strict=True
             ):
-                yield "smart", name, penalty
+                yield "smart", name, times * penalty
         if bregman := [task.name for task in tasks if task.bregman_weight]:
             teacher = by_name(self.teacher.logits(input_ids=inputs["input_ids"], **batch), inputs["task"])
             for name in bregman:
@@ -566,11 +575,16 @@ class MultitaskTrainer(Trainer):
             clean: {task: logits}.
             masks: as of `penalties`.
         """
-        args = self.args
+        args, words = self.args, self.model.encoder(next(iter(clean))).get_input_embeddings()
+        if args.smart_place == "words":
+            key, start = "inputs_embeds", words(input_ids)
+        else:  # added to the embeddings' output, which each pass computes anew: dropout draws as in the clean one
+            key, start = "perturbation", words.weight.new_zeros(*input_ids.shape, words.weight.shape[1])
+            batch = {**batch, "input_ids": input_ids}
 
-        def predict(embeddings: Tensor) -> dict[str, Tensor]:
+        def predict(perturbed: Tensor) -> dict[str, Tensor]:
             """By the bare model: DistributedDataParallel allows one forward for each backward."""
-            return by_name(self.model(inputs_embeds=embeddings, **batch).logits, batch["task"])
+            return by_name(self.model(**{key: perturbed}, **batch).logits, batch["task"])
 
         def compare(perturbed: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
             """The divergence of each task's predictions, (T, B)."""
@@ -578,7 +592,7 @@ class MultitaskTrainer(Trainer):
 
         return smart_penalty(
             partial(masks.replay, predict) if masks else predict,
-            self.model.encoder(next(iter(clean))).get_input_embeddings()(input_ids),
+            start,
             batch["attention_mask"],
             clean,
             compare,

@@ -61,6 +61,34 @@ def test_forms_of_rows(model, form):
     assert Collator(0)([part[0], part[1]])["input_ids"].tolist() == [[101, 7, 102]] * 2
 
 
+WRONG_SOFT = [
+    ([[0.2, 0.8]] * 3, "of row 0 are .0.2, 0.8.; expected 3 probabilities that sum to 1"),
+    ([[0.2, 0.3, 0.5], [0.2, 0.3, 0.4], [1.0, 0.0, 0.0]], "of row 1"),
+    ([[0.2, 0.3, 0.5]] * 2 + [[-0.2, 0.7, 0.5]], "of row 2"),
+    ([[0.2, 0.3, 0.5]] * 2 + [[float("nan"), 0.5, 0.5]], "of row 2 are .nan"),
+    ([[0.2, 0.3, 0.5], None, [0.2, 0.3, 0.5]], "of row 1 are None"),
+    ([1.0, 1.0, 1.0], "of row 0 are 1.0"),
+]
+
+
+@pytest.mark.parametrize(("soft", "message"), WRONG_SOFT)
+def test_soft_labels_that_no_teacher_gives_are_refused(model, soft, message):
+    with pytest.raises(InputError, match=r"train_dataset\['a'\]: the soft_labels .*" + message):
+        take(model, {"a": Dataset.from_dict(rows(soft_labels=soft))})
+
+
+def test_soft_labels_of_scores_and_of_tags(model, tiny_bert):
+    scores = rows([0.0, 5.0, 3.0], soft_labels=[-0.1, 5.1, 3.0])
+    assert take(model, {"b": Dataset.from_dict(scores)})["b"]["soft_labels"][:] == [-0.1, 5.1, 3.0]
+    with pytest.raises(InputError, match=r"\['b'\]: the soft_labels of row 1 are nan; expected a number"):
+        take(model, {"b": Dataset.from_dict(scores | {"soft_labels": [0.0, float("nan"), 1.0]})})
+    tags = {"name": "c", "kind": "token_classification", "label_names": ["O", "B-X"]}
+    tagger = MultitaskBertModel.from_pretrained(tiny_bert, tasks=[tags])
+    given = rows([[-100, 0, -100]] * 3, soft_labels=[1.0] * 3)
+    with pytest.raises(InputError, match=r"\['c'\]: a token_classification task cannot learn from soft_labels"):
+        take(tagger, {"c": Dataset.from_dict(given)})
+
+
 @pytest.mark.parametrize("labels", [[0.0, 1.0, 2.0], np.array([0, 1, 2], np.int8), [0, 1, -100]], ids=str)
 def test_labels_become_classes(model, labels):
     part = take(model, {"a": Dataset.from_dict(rows() | {"labels": labels})})["a"]

@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from conftest import SIZE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from bert_multitask.inference import attribution
 from bert_multitask.inference.attribution import explain, gradient_times_input
 from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.model.modeling import MultitaskBertModel
@@ -96,3 +101,45 @@ def test_what_is_cut_off_moved_nothing(tokenizer, pipe):
     assert pieces[-1][1] is None and None not in [value for _, value in pieces[:-1]]
     assert explain(pipe, "tags", "Anna sings") is None, "a tag a word is no one number"
     assert len(tokenizer("word " * 20)["input_ids"]) == 22, "the tokenizer is as it was"
+
+
+TOPIC = {"name": "topic", "kind": "classification", "label_names": ["a", "b"]}
+STRANGE = ["the  plot, was \U0001f600 don't", " the plot\n", "unbelievable   ", "\u00a0the\u2003plot"]
+
+
+@pytest.mark.parametrize("trim", [True, False])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_each_word_has_its_own_tokens_of_a_byte_level_tokenizer(monkeypatch, tmp_path, prefix, trim):
+    """Each token is given another power of 2; those that a piece has spell the piece."""
+    backend = ByteLevelBPETokenizer(add_prefix_space=prefix, trim_offsets=trim)
+    special = ["<s>", "<pad>", "</s>"]
+    backend.train_from_iterator(["the plot was unbelievable and the cast gripping"] * 3, 290, 2, False, special)
+    backend._tokenizer.post_processor = Sequence(
+        [
+            ByteLevel(trim_offsets=trim, add_prefix_space=prefix),
+            TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]),
+        ]
+    )
+    backend = backend._tokenizer
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", add_prefix_space=prefix)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **SIZE)).save_pretrained(tmp_path)
+    tasks = [TOPIC, TOPIC | {"name": "by_words", "word_by_word": True}]
+    pipe = MultitaskPipeline(MultitaskBertModel.from_pretrained(tmp_path, tasks=tasks), tokenizer)
+    monkeypatch.setattr(attribution, "gradient_times_input", lambda function, embeddings: 2.0 ** places_of(embeddings))
+    for text in STRANGE:
+        for name in ("topic", "by_words"):
+            (ids,) = pipe.encode(tokenizer, [[text]], pipe.tasks[name])["input_ids"]
+            (pieces,) = explain(pipe, name, text)
+            assert "".join(piece for piece, _ in pieces) == text
+            assert sum(value for _, value in pieces) == 2 ** (len(ids) - 1) - 2, "all but the special tokens"
+            if name == "by_words":
+                assert [piece.strip() for piece, _ in pieces] == text.split()
+            for number, (piece, value) in enumerate(pieces):
+                own = [token for place, token in enumerate(ids) if int(value) >> place & 1]
+                assert tokenizer.decode(own).strip() == piece.strip(), (name, text)
+                assert not number or not piece[0].isspace()
+
+
+def places_of(embeddings: torch.Tensor) -> torch.Tensor:
+    """The place of each embedding in its row, float64 (B, L)."""
+    return torch.arange(embeddings.shape[1], dtype=torch.float64).expand(embeddings.shape[:2])

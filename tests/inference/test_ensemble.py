@@ -20,6 +20,7 @@ from bert_multitask.evaluation.tables import (
     check_alike,
     prediction_table,
     read_predictions,
+    with_texts,
     write_predictions,
 )
 from bert_multitask.inference.ensemble import combine, halve, select_greedily
@@ -141,9 +142,14 @@ def test_a_tie_goes_to_the_highest_mean_probability():
         combine(SST, [members[0].remove_columns("probabilities"), *members[1:]], "soft")
 
 
+def told(table: Dataset, texts: list[str]) -> Dataset:
+    """A table that says which texts its rows have."""
+    return with_texts(SST, table, Dataset.from_dict({"id": table["id"][:], "text": texts}))
+
+
 def test_tables_that_are_not_alike_are_refused():
     table = labels_only([0, 1, 2])[0]
-    first = Predictions(SST, table, "A")
+    first = Predictions(SST, told(table, ["x", "y", "z"]), "A")
     check_alike([first, Predictions(SST, table, "B")])
     swapped = Dataset.from_dict({"id": ["row0", "row2", "row1"], "label": [0, 1, 2]})
     three = Task(name="sst", kind="classification", label_names=("a", "b", "c"))
@@ -152,6 +158,7 @@ def test_tables_that_are_not_alike_are_refused():
         (Predictions(SST, table.select([0, 1]), "B"), "B has 2 rows, and A has 3"),
         (Predictions(three, table, "B"), "B: the task's label_names is"),
         (Predictions(STS, table, "B"), "B: the task's name is 'sts', and 'sst' in A"),
+        (Predictions(SST, told(table, ["x", "y", "w"]), "B"), "B: the row with id 'row2' has other texts than in A"),
     ]:
         with pytest.raises(InputError, match=message):
             check_alike([first, first, other])

@@ -69,6 +69,14 @@ def test_the_average_of_one_run_is_this_run(runs):
     assert all(torch.equal(average[name], weight) for name, weight in read(runs[0]).items())
 
 
+def test_tasks_may_differ_in_what_their_heads_do_not_mean(runs, make_run):
+    sts = {"preset": "sts", "max_train_samples": 5, "truncation": "tail", "group": "pairs", "epochs": 2}
+    check_same_start([TrainedRun.open(runs[0]), TrainedRun.open(make_run("harmless", tasks=(sts,)))])
+    other = TrainedRun.open(make_run("pooled", tasks=({"preset": "sts", "pooling": "mean"},)))
+    with pytest.raises(InputError, match="sts's pooling is 'mean', and 'cls' in"):
+        check_same_start([TrainedRun.open(runs[0]), other])
+
+
 def test_what_cannot_be_averaged(monkeypatch, tmp_path, runs, make_run, tiny_bert, capsys):
     bare = tmp_path / "bare"
     shutil.copytree(runs[0], bare, ignore=shutil.ignore_patterns("run.json"))
@@ -78,7 +86,7 @@ def test_what_cannot_be_averaged(monkeypatch, tmp_path, runs, make_run, tiny_ber
             "seed is 7, and 42 in .*; only runs .* train with one --seed, and another --data_seed",
         ),
         (make_run("separate", pair_encoding="separate"), "pair_encoding is 'separate', and 'joint' in"),
-        (make_run("tasks", tasks=("sts", "sst")), "sst's kind is 'classification', and None in|sst's dropout"),
+        (make_run("tasks", tasks=("sts", "sst")), "sst's head is 'linear', and None in"),
         (tiny_bert, "is an encoder without heads"),
         (str(bare), "no run.json, so nothing says which weights"),
     ]:

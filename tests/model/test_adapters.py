@@ -19,6 +19,7 @@ from bert_multitask.model.configuration import MultitaskBertConfig
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.training.arguments import RunArguments
+from bert_multitask.training.checks import check_weights
 
 TASKS = ["sst", "quora", "sts"]
 KINDS, LAYOUTS = ["bert", "roberta"], ["shared", "adapters"]
@@ -279,3 +280,15 @@ def test_gradients_on_an_encoder_that_no_task_trains_have_no_cosine(make_trainer
     layout = {"encoder_sharing": "adapters", "peft_config": LORA}
     with pytest.raises(InputError, match="--gradient_cosine_steps"):
         make_trainer(model_settings=layout, gradient_cosine_steps=2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_task_whose_adapter_does_not_train_has_nothing_to_train(checkpoints, layout):
+    model = make_model(checkpoints["bert"], layout)
+    for key, weight in model.named_parameters():
+        weight.requires_grad_(f"{'quora' if layout == 'adapters' else 'default'}." in key and "heads.sst" not in key)
+    if layout == "shared":
+        check_weights(model, TASKS)
+    else:
+        with pytest.raises(InputError, match="task 'sst' has nothing to train"):
+            check_weights(model, TASKS)

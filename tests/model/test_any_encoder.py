@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ from bert_multitask.model.errors import InputError
 from bert_multitask.model.losses import DIVERGENCES
 from bert_multitask.model.modeling import MultitaskBertModel, MultitaskModel
 from bert_multitask.model.tasks import TASKS as PRESETS
+from bert_multitask.training.arguments import MultitaskTrainingArguments
+from bert_multitask.training.checks import check_smart
 from bert_multitask.training.smart import smart_penalty
 from bert_multitask.training.trainer import MultitaskTrainer
 
@@ -236,6 +239,18 @@ def test_a_step_of_each_task_moves_every_weight_but_the_poolers(checkpoints, kin
         optimizer.zero_grad()
     still = {name for name, weight in model.named_parameters() if torch.equal(weight, before[name])}
     assert {name for name in still if ".pooler." not in name} == set()
+
+
+def test_only_word_embeddings_can_be_perturbed(checkpoints, tmp_path):
+    model = make_model(checkpoints["roberta"])
+    with pytest.raises(InputError, match="only minBERT takes a perturbation"):
+        model("sst", torch.arange(4)[None], perturbation=torch.zeros(1, 4, 32))
+    for name, weight in (("sst", 1.0), ("sst", 0.0)):
+        model.change_task(dataclasses.replace(model.tasks[name], smart_weight=weight))
+        args = MultitaskTrainingArguments(output_dir=str(tmp_path), smart_place="embeddings", report_to="none")
+        refused = pytest.raises(InputError, match="--smart_place embeddings needs a BERT, not a 'roberta'")
+        with refused if weight else nullcontext():
+            check_smart(model, args)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)

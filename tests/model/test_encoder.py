@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import MINILM, SIZE
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertModel
 
 from bert_multitask.model import encoder as modeling
@@ -73,6 +74,21 @@ def test_outputs_equal_hugging_face(pair):
     theirs, ours = pair
     batch = ragged_batch(ours.config)
     assert_same(theirs(**batch), ours(**batch), batch["attention_mask"])
+
+
+@torch.inference_mode()
+def test_a_perturbation_is_added_to_the_embeddings_output(pair):
+    theirs, ours = pair
+    batch, settings = ragged_batch(ours.config), {"output_hidden_states": True}
+    perturbation = 0.1 * torch.randn(*batch["input_ids"].shape, ours.config.hidden_size)
+    adds = theirs.embeddings.register_forward_hook(lambda module, inputs, output: output + perturbation)
+    expected = theirs(**batch)
+    adds.remove()
+    found = ours(**batch, perturbation=perturbation, **settings)
+    assert_same(expected, found, batch["attention_mask"])
+    real = batch["attention_mask"].bool()
+    plain = theirs(**batch, **settings).hidden_states[0]
+    torch.testing.assert_close(found.hidden_states[0][real], (plain + perturbation)[real], atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
@@ -337,10 +353,33 @@ def test_where_attention_takes_packed_tokens(monkeypatch, implementation, device
     config = MultitaskBertConfig(hidden_size=4 * size, num_attention_heads=4)
     config._attn_implementation = implementation
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert modeling.takes_packed(config, device, dtype) is expected
+    assert modeling.takes_packed(config, device, dtype, 0.0) is expected
+    is_kernel_of_fp32 = implementation == "sdpa" and dtype == torch.float32
+    assert modeling.takes_packed(config, device, dtype, 0.1) is (expected and not is_kernel_of_fp32), "see its comment"
     if implementation == "sdpa":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert not modeling.takes_packed(config, device, dtype)
+        assert not modeling.takes_packed(config, device, dtype, 0.0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("first_token_only", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_a_backward_pass_drops_what_its_forward_pass_dropped(first_token_only, dtype, tolerance):
+    """Attention is linear in the weights W of its values: f(W) = ⟨∂f/∂W, W⟩ of any f that is linear in the output, if
+    both passes drop the same."""
+    config = MultitaskBertConfig(hidden_size=128, num_attention_heads=4, attention_probs_dropout_prob=0.4)
+    config._attn_implementation = "sdpa"
+    model = MinBertModel(config).to("cuda", dtype).train()
+    layer = model.encoder["layer"][0].attention["self"]
+    nn.init.zeros_(layer.value.bias)
+    packing = Packing((torch.arange(40) < torch.randint(3, 40, (32, 1))).to("cuda"))
+    hidden = torch.randn(len(packing.index), 128, device="cuda", dtype=dtype)
+    masks = model.masks(packing, hidden, 1 if first_token_only else None)
+    output, _ = layer(hidden, packing, masks, first_token_only, False)
+    result = (output.float() * torch.randn(output.shape, device="cuda")).sum()
+    (gradient,) = torch.autograd.grad(result, layer.value.weight)
+    scale = (gradient * layer.value.weight).float().abs().sum().item()
+    assert (gradient * layer.value.weight).float().sum().item() == pytest.approx(result.item(), abs=tolerance * scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

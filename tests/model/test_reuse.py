@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import MINILM, ROOT, SIZE
+from huggingface_hub import file_download
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
@@ -18,7 +20,9 @@ from bert_multitask.commands.export import main as export_task
 from bert_multitask.data.tokens import load_tokenizer
 from bert_multitask.inference.export import export_classifier, export_encoder
 from bert_multitask.inference.pipeline import MultitaskPipeline
+from bert_multitask.model import configuration
 from bert_multitask.model.classifier import TaskClassifier, split_pairs
+from bert_multitask.model.configuration import MultitaskBertConfig
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel, PerTaskBertModel
 from bert_multitask.training.checkpoints import check_checkpoint
@@ -357,3 +361,16 @@ def test_resume_reads_no_damaged_or_hostile_file(make_trainer, tmp_path, file):
         (checkpoint / file).unlink()
         with pytest.raises(InputError, match="is not there; name another checkpoint"):
             check_checkpoint(checkpoint)
+
+
+def test_a_mistyped_name_without_a_network_fails_at_once(monkeypatch):
+    """The Hub's client would ask again and again, for 23 seconds."""
+
+    def no_address(*args, **kwargs):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(configuration, "getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
+    monkeypatch.setattr(file_download, "get_hf_file_metadata", lambda **kwargs: pytest.fail("the Hub is asked"))
+    with pytest.raises(InputError, match="runs/mistyped: no such folder here, .*not in the Hub's cache.*out of reach"):
+        MultitaskBertConfig.from_pretrained("runs/mistyped")

@@ -8,11 +8,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, run_here, write_course
 
 from bert_multitask.commands.train import main as train
+from bert_multitask.evaluation.intervals import Scores
+from bert_multitask.evaluation.tables import read_decisions
+from bert_multitask.inference.split_tables import SplitTables
 from bert_multitask.model.errors import InputError
 
 ABLATE = ROOT / "recipes/ablate.py"
@@ -39,7 +43,11 @@ def study(tmp_path, tiny_bert) -> list:
         },
         "reference": "plain",
         "seeds": [0, 1],
-        "variants": {"plain": {}, "mean": {"learning_rate": 1e-4, "tasks": {"sts": {"pooling": "mean"}}}},
+        "variants": {
+            "plain": {},
+            "mean": {"learning_rate": 1e-4, "tasks": {"sts": {"pooling": "mean"}}},
+            "alone": {"tasks": [{"preset": "sts", "epochs": 1}]},
+        },
     }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -63,10 +71,11 @@ def trained(monkeypatch) -> list[str]:
 
 
 def test_a_study(monkeypatch, study, trained, tmp_path, capsys):
-    out = tmp_path / "out"
+    out, others = tmp_path / "out", ["mean-seed0", "alone-seed0", "mean-seed1", "alone-seed1"]
     assert run_here(monkeypatch, *study, "--only", "plain", recipe=ABLATE) == 0
     assert run_here(monkeypatch, *study, recipe=ABLATE) == 0
-    assert trained == ["plain-seed0", "plain-seed1", "mean-seed0", "mean-seed1"], "each once"
+    assert trained == ["plain-seed0", "plain-seed1", *others], "each once"
+    alone_is_compared_where_it_can_be(out)
     tasks = {name: json.loads((out / f"{name}-seed1/config.json").read_text())["tasks"] for name in ("plain", "mean")}
     assert [task["pooling"] for task in tasks["plain"]] == [None, None]
     assert [task["pooling"] for task in tasks["mean"]] == [None, "mean"]
@@ -85,7 +94,7 @@ def test_a_study(monkeypatch, study, trained, tmp_path, capsys):
     for column, key in {"sst": "eval_sst_accuracy", "sts": "eval_sts_pearson", "overall": "eval_overall"}.items():
         scores = {
             name: [json.loads((out / f"{name}-seed{seed}/metrics.json").read_text())[key] for seed in (0, 1)]
-            for name in results
+            for name in ("plain", "mean")
         }
         for name, values in scores.items():
             found = results[name]["all"][column]
@@ -97,6 +106,21 @@ def test_a_study(monkeypatch, study, trained, tmp_path, capsys):
     halves = [results["plain"][part]["sst"]["mean"] for part in ("half A", "half B")]
     assert mean(halves) == pytest.approx(results["plain"]["all"]["sst"]["mean"]), "of 6 rows 3 and 3"
     assert "| mean | 2 |" in (out / "study.md").read_text() and "| mean | 2 |" in capsys.readouterr().out
+
+
+def alone_is_compared_where_it_can_be(out: Path):
+    """A variant with fewer tasks: the paired bootstrap of the task that both have, and no overall score."""
+    found = json.loads((out / "study.json").read_text())["results"]["alone"]
+    assert found["all"].keys() == {"seeds", "sts"}
+    tables = SplitTables([str(out / f"{name}-seed{seed}") for name in ("alone", "plain") for seed in (0, 1)], "dev")
+    labels, scores = {"sts": tables.labels["sts"]}, []
+    for each in tables.tables:
+        scores.append(Scores({"sts": tables.tasks["sts"]}, {"sts": read_decisions(*each["sts"][:2])}, labels))
+    drawn = [own.resamples["sts"] - other.resamples["sts"] for own, other in zip(scores[:2], scores[2:], strict=True)]
+    change = found["all"]["sts"]["difference"]
+    assert (change["low"], change["high"]) == pytest.approx(np.quantile(np.mean(drawn, axis=0), [0.025, 0.975]))
+    rows = [line for line in (out / "study.md").read_text().splitlines() if line.startswith("| alone |")]
+    assert len(rows) == 3 and all(row.startswith("| alone | 2 | – | ") and row.endswith(" | – |  |") for row in rows)
 
 
 @pytest.mark.parametrize(

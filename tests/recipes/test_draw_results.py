@@ -38,16 +38,40 @@ def test_a_changed_number_changes_its_table_and_the_overview(draw, results):
         draw.drawn(results, "nothing")
 
 
-def test_a_study_beside_it_is_a_group_of_runs(draw, tmp_path):
-    scores = {column: {"mean": 0.5, "sd": 0.1, "values": [0.4, 0.5, 0.6]} for column in draw.COLUMNS}
-    parts = {"all": {"seeds": [0, 1, 2], **scores}, "half A": {}, "half B": {}}
-    study = {"study": {"base": {}}, "command": "python recipes/ablate.py s.yaml", "results": {"rate": parts}}
+def test_a_study_beside_it_is_drawn_with_what_each_change_gave(draw, tmp_path):
+    """Three seeds of the reference and of 15 variants, the last of one seed so far, which the reference lacks."""
+    variants = {"plain": {}, "best": {"learning_rate": "1e-4", "tasks": {"sst": {"pooling": "mean"}}}}
+    for number in range(1, 15):
+        variants[f"best{number}"] = variants["best"] | {"smart_weight": {"sst": number}}
+    variants["best14"] = {"tasks": {"sst": {"pooling": "cls"}}, "ema_decay": 0.9}
+    part = {column: {"mean": 0.5, "sd": 0.1, "values": [0.4, 0.5, 0.6]} for column in draw.COLUMNS}
+    less = {"difference": {"value": 0.02, "low": -0.01, "high": 0.05}}
+    found = {name: dict.fromkeys(("all", "half A", "half B"), {"seeds": [0, 1, 2], **part}) for name in variants}
+    for name in [*variants][1:-1]:
+        found[name]["all"] = found[name]["all"] | {"overall": part["overall"] | less}
+    single = {column: {"mean": 0.7, "sd": None, "values": [0.7]} for column in draw.COLUMNS}
+    found["best14"] = dict.fromkeys(("all", "half A", "half B"), {"seeds": [3], **single})
+    record = {
+        "study": {"base": {}, "reference": "plain", "variants": variants},
+        "command": "python recipes/ablate.py s.yaml",
+        "minutes": dict.fromkeys(variants, [10.0, 12.4]),
+        "results": found,
+    }
     (tmp_path / "results.json").write_text('{"runs": {}, "tables": {}}')
-    (tmp_path / "levers.json").write_text(json.dumps(study))
+    (tmp_path / "levers.json").write_text(json.dumps(record))
     shown = draw.drawn(draw.read_results(tmp_path), "levers")
-    assert (
-        "| rate | 0.500 ± 0.100 (0.400, 0.500, 0.600) |" in shown and "```sh\npython recipes/ablate.py s.yaml" in shown
-    )
+    head, _, *rows = [line[2:-2].split(" | ") for line in shown.splitlines() if line.startswith("|")]
+    assert len(rows) == 16 and {len(row) for row in rows} == {len(head)}
+    assert head[6:] == ["Overall less plain", "Overall, half A", "Overall, half B", "seeds", "minutes"]
+    mean_sd = "0.500 ± 0.100"
+    assert rows[0] == ["plain", "the base", *[mean_sd] * 4, "", mean_sd, mean_sd, "0, 1, 2", "11"]
+    assert rows[1][1] == "plain with `learning_rate: 1e-4`, `sst.pooling: mean`"
+    assert rows[2][:3] + rows[2][6:7] == [
+        *("best1", "best with `smart_weight.sst: 1`", mean_sd),
+        "+0.020 (-0.010 to +0.050)",
+    ]
+    assert rows[15][1:7] == ["plain with `sst.pooling: cls`, `ema_decay: 0.9`", *["0.700"] * 4, ""]
+    assert "```sh\npython recipes/ablate.py s.yaml" in shown
 
 
 def test_overall_scores_follow_from_the_tasks(draw, results):

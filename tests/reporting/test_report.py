@@ -438,6 +438,13 @@ def test_curves_show_what_history_has():
     assert to_png(figure).startswith(b"\x89PNG")
 
 
+def test_a_run_without_evaluations_has_no_panel_of_them():
+    figure = training_curves([{"step": n, "loss": 2.0, "loss_sst": 2.0} for n in (1, 2)], {"sst": TASKS["sst"]})
+    assert drawn_inside(figure)
+    assert [axis.get_title() for axis in figure.axes] == ["sst: loss", "sst: accuracy", "all tasks: loss"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["", "step", "step"]
+
+
 def drawn_inside(figure) -> bool:
     """Whether nothing leaves the figure, and no title runs into another."""
     figure.draw_without_rendering()

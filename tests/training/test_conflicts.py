@@ -20,14 +20,13 @@ def logged(trainer) -> list[dict]:
 
 def test_they_are_those_of_backward_passes_and_change_nothing(make_trainer):
     trainer = make_trainer(logging_steps=4, gradient_cosine_steps=4, max_steps=8)
-    calls, compute = [], trainer.compute_loss
+    calls, compute = [], trainer.cosines.loss
 
-    def note(module, inputs, **kwargs):
-        if not module.training:
-            calls.append((copy.deepcopy(module.state_dict()), inputs))
-        return compute(module, inputs, **kwargs)
+    def note(batch):
+        calls.append((copy.deepcopy(trainer.model.state_dict()), batch))
+        return compute(batch)
 
-    trainer.compute_loss = note
+    trainer.cosines.loss = note
     trainer.train()
     found = logged(trainer)
     assert len(found) == 2 and len(calls) == 12, "two batches of each task, at steps 4 and 8"

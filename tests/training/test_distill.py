@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.nn.functional import kl_div
 
 from bert_multitask.data.collate import Collator
 from bert_multitask.data.rows import load_rows
-from bert_multitask.evaluation.tables import find_tables, prediction_table, write_predictions
+from bert_multitask.evaluation.tables import find_tables, prediction_table, with_texts, write_predictions
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.kinds import KINDS
 from bert_multitask.model.losses import soft_divergence
@@ -129,7 +130,7 @@ def teacher(tmp_path, course_folder):
     """A folder with a table of sst's training rows, and the rows."""
     rows = load_rows(TASKS["sst"], str(course_folder))["train"]
     table = prediction_table(TASKS["sst"], rows["id"][:], np.random.default_rng(0).normal(size=(11, 5)))
-    write_predictions(TASKS["sst"], table, tmp_path / "teacher" / "sst-train")
+    write_predictions(TASKS["sst"], with_texts(TASKS["sst"], table, rows), tmp_path / "teacher" / "sst-train")
     return str(tmp_path / "teacher"), rows, table
 
 
@@ -145,6 +146,21 @@ def test_rows_are_matched_by_id(teacher):
         add_soft_labels(replace(task, label_names=tuple("abcde")), rows)
     with pytest.raises(InputError, match="there is no sst-train.parquet; `bert-multitask predict RUN --split train"):
         add_soft_labels(replace(task, distill_from=folder + "-nowhere"), rows)
+
+
+def test_rows_with_the_ids_of_other_texts_are_refused(teacher, propagated_logs, caplog):
+    """As of another version of the data: the teacher's answers would go to the wrong rows."""
+    folder, rows, table = teacher
+    task = replace(TASKS["sst"], distill_from=folder)
+    changed = rows.map(lambda row, n: row | {"text": row["text"] + "!" * (n in (2, 3))}, with_indices=True)
+    with pytest.raises(
+        InputError, match=f"sst-train.parquet: 2 training rows have other texts there, '{rows[2]['id']}'"
+    ):
+        add_soft_labels(task, changed)
+    assert not caplog.text
+    write_predictions(task, table, Path(folder, "sst-train"))
+    assert "soft_labels" in add_soft_labels(task, changed).column_names
+    assert "sst-train.parquet: does not say of which texts it is" in caplog.text
 
 
 @pytest.mark.parametrize("flag", ["distill_weight", "distill_temperature"])

@@ -209,6 +209,7 @@ def test_on_a_gpu_losses_and_weights_are_those_without(tmp_path, case, bf16):
 def test_on_a_gpu_a_replay_draws_the_numbers_of_the_eager_step(tmp_path, monkeypatch, task_settings):
     """With dropout and SMART's noise, on the same rounded shapes."""
     settings = {"optim": "sgd", "learning_rate": 0.05, "task_settings": task_settings}
+    settings["model_settings"] = {"attention_probs_dropout_prob": 0.0}
     graphs = train(tmp_path / "graphs", True, **settings)
     monkeypatch.setattr(StepGraphs, "step", lambda *_: None)
     eager = train(tmp_path / "eager", True, **settings)
@@ -218,7 +219,7 @@ def test_on_a_gpu_a_replay_draws_the_numbers_of_the_eager_step(tmp_path, monkeyp
 @gpu
 def test_on_a_gpu_a_resumed_run_goes_on_the_same(tmp_path):
     settings = {"optim": "sgd", "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 12}
-    settings["save_total_limit"] = None
+    settings |= {"save_total_limit": None, "model_settings": {"attention_probs_dropout_prob": 0.0}}
     straight = train(tmp_path, True, **settings)
     resumed = train(tmp_path, True, resume=str(tmp_path / "checkpoint-12"), **settings)
     assert any(resumed.graphs.graphs.values())
@@ -227,11 +228,18 @@ def test_on_a_gpu_a_resumed_run_goes_on_the_same(tmp_path):
 
 
 @gpu
-def test_on_a_gpu_an_eager_step_waits_for_nothing(tmp_path):
-    """By PyTorch's own check, which knows the operators of this library."""
-    args = MultitaskTrainingArguments(
-        output_dir=str(tmp_path), report_to="none", eval_strategy="no", save_strategy="no", load_best_model_at_end=False
-    )
+def test_on_a_gpu_graphs_with_dropout_of_attention_need_bf16(tmp_path):
+    assert any(train(tmp_path / "bf16", True, bf16=True).graphs.graphs.values())
+    with pytest.raises(InputError, match="--cuda_graphs needs attention on packed tokens: --bf16"):
+        train(tmp_path / "fp32", True)
+
+
+@gpu
+@pytest.mark.parametrize("bf16", [False, True])
+def test_on_a_gpu_an_eager_step_waits_for_nothing(tmp_path, bf16):
+    """By PyTorch's own check: in bf16 on packed tokens, and in fp32 on padded ones."""
+    settings = {"report_to": "none", "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    args = MultitaskTrainingArguments(output_dir=str(tmp_path), bf16=bf16, **settings)
     trainer = MultitaskTrainer(make_model(task_settings=EVERY_TERM), args, {name: make_rows(name) for name in NAMES})
     trainer.create_optimizer_and_scheduler(3)
     model = trainer.accelerator.prepare_model(trainer.model)

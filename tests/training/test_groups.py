@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import NO_DROPOUT, ROOT, finish, launch, losses, run_here, run_killed, weights
 from datasets import Dataset
+from launched import smooth_noise
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModel, set_seed
@@ -23,6 +24,7 @@ from bert_multitask.data.token_rows import join_groups, rows_by_task
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.model.tasks import load_task, load_tasks
+from bert_multitask.training.conflicts import GradientCosines
 
 SECTION = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").split("## Several labels of one text")[1]
 GROUP = yaml.safe_load(SECTION.split("```yaml")[1].split("```")[0])["tasks"][1]
@@ -155,6 +157,20 @@ def test_one_pass_gives_what_the_tasks_give(make):
         model("reviewz", **inputs)
 
 
+def test_the_gradient_of_a_group_is_weighted_as_it_trains(make):
+    """What `--gradient_cosine_steps` measures: with the tasks' loss_weight."""
+    trainer, batches = make(), []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: batches.append(collate(rows)) or batches[-1]
+    (found,) = GradientCosines(trainer, 1).gradients(1).values()
+    model = copy.deepcopy(trainer.model).eval()
+    for batch, gradient in zip(batches, found, strict=True):
+        model.zero_grad()
+        reference_loss(model, batch).backward()
+        parts = [torch.zeros_like(w) if w.grad is None else w.grad for w in model.bert.parameters()]
+        torch.testing.assert_close(gradient, torch.cat([part.flatten() for part in parts]), atol=1e-6, rtol=1e-4)
+
+
 def test_a_step_is_torchs_gradient(make):
     """One step of SGD, by the reference's gradient of the same batch, with gaps among the labels."""
     trainer = make(max_steps=1, max_grad_norm=0)
@@ -174,15 +190,20 @@ def test_a_step_is_torchs_gradient(make):
     assert {"pearson_stars", "accuracy_topic", "entity_f1_people"} & entry.keys()
 
 
-@pytest.mark.parametrize("levers", [{}, LEVERS], ids=["plain", "levers"])
-def test_accumulation_changes_nothing(make, levers):
+SUMMED = {"smart_place": "embeddings", "smart_reduction": "sum"}
+
+
+@pytest.mark.parametrize(
+    ("levers", "smart"), [({}, {}), (LEVERS, {}), (LEVERS, SUMMED)], ids=["plain", "levers", "SMART as its library"]
+)
+def test_accumulation_changes_nothing(make, levers, smart):
     """Batches of 8, and of 2 four times, with SMART, its Bregman term, R-Drop, class weights and gaps."""
     runs = {}
     for rows, accumulation in ((8, 1), (2, 4)):
         size = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
-        smart = {"smart_radius": 0.02, "smart_step_size": 0.02, "smart_noise_std": 0.02}
-        trainer = make(levers, **size, **smart)
-        with mock.patch.object(torch, "randn_like", lambda embeddings: torch.sin(50 * embeddings.detach())):
+        ball = {"smart_radius": 0.02, "smart_step_size": 0.02, "smart_noise_std": 0.02}
+        trainer = make(levers, **size, **ball, **smart)
+        with mock.patch.object(torch, "randn_like", smooth_noise):
             trainer.train()
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         runs[rows] = weights(trainer), [entry["loss"] for entry in history], history

@@ -58,6 +58,7 @@ SETTINGS["shared-adamw-fp32"] = ["--no_load_best_model_at_end", *SMART[:4], "--o
 SETTINGS["shared-adamw-fp32"] += ["--learning_rate", 1e-4]
 
 SETTINGS["adapters-smart-fp32"] = ["--encoder_sharing", "adapters", "--lora_rank", 3, *SMART]
+SETTINGS["adapters-smart-fp32"] += ["--smart_place", "embeddings", "--smart_reduction", "sum"]
 
 # What docs/levers.md has, in one run.
 SETTINGS["shared-levers-fp32"] = [

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import weights
+from conftest import NO_DROPOUT, weights
 from scipy.special import expit, log_softmax, rel_entr, softmax
 from torch import nn
 
@@ -131,5 +131,8 @@ def test_mistakes_are_named(make_trainer, caplog, propagated_logs):
     both = {"sst": {"rdrop_weight": 1.0, "smart_weight": 1.0}}
     with pytest.raises(InputError, match="'sst' has a rdrop_weight.*--smart_share_dropout"):
         make_trainer(task_settings=both, smart_share_dropout=True)
-    make_trainer({"hidden_dropout_prob": 0.0}, task_settings=RDROP)
+    for field in NO_DROPOUT:  # attention's is a number that the encoder reads as it runs
+        make_trainer(NO_DROPOUT | {field: 0.1}, task_settings=RDROP)
+        assert "rdrop_weight does little" not in caplog.text
+    make_trainer(NO_DROPOUT, task_settings=RDROP)
     assert "'sts': rdrop_weight does little" in caplog.text

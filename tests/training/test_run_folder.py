@@ -199,6 +199,13 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(monkeypatch, unfini
     assert not (unfinished / "predictions").exists() and losses(unfinished)[-1][0] == 1
 
 
+def test_a_run_that_diverged_may_be_replaced(monkeypatch, config, capsys):
+    flags = ["--max_steps", 3, "--logging_steps", 1, "--eval_steps", 1, "--save_steps", 1, "--no_do_predict"]
+    assert run_here(monkeypatch, config, *flags, "--learning_rate", 1e30) == 2
+    assert "not finite numbers after step" in capsys.readouterr().err
+    assert run_here(monkeypatch, config, *flags, "--overwrite") == 0
+
+
 @pytest.mark.parametrize("left", [[], ["running.json"], ["run.tmp", "running.tmp"]], ids=["lock", "record", "drafts"])
 def test_a_run_cut_off_before_it_began_is_no_obstacle(tmp_path, left):
     for name in [".run.lock", *left]:
@@ -240,6 +247,8 @@ def test_an_overwrite_cut_off_in_the_middle_is_no_obstacle(monkeypatch, unfinish
         (["--metric_for_best_model", "eval_sst_loss", "--greater_is_better", "false"], "greater_is_better"),
         (["--gradient_accumulation_steps", 2], "rows of a step"),
         (["--pooling", "mean"], "pooling"),
+        (["--smart_place", "embeddings"], "smart_place"),
+        (["--smart_reduction", "sum"], "smart_reduction"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

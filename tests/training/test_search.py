@@ -279,7 +279,10 @@ def test_a_folder_holds_one_search(monkeypatch, searched, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error
     assert read_table(folder) == before
+    (folder / "best").mkdir(exist_ok=True)  # another test may have trained the best settings there
+    (folder / "thesis.txt").write_text("keep me")
     (anew,) = search(monkeypatch, config, folder, "--n_trials", 1, "--overwrite", "--weight_decay", 0.2)
+    assert (folder / "best").exists() and (folder / "thesis.txt").exists(), "they are not the search's"
     assert float(anew["weight_decay"]) == 0.2 and [path.name for path in (folder / "trials").iterdir()] == ["0"]
     (folder / "study.db").write_text("cut off")
     assert run_here(monkeypatch, *flags_of(config, folder), recipe=TUNE) == 2

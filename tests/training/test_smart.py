@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import MINILM, NO_DROPOUT, weights
+from launched import smooth_noise
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertModel
 
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.losses import DIVERGENCES
 from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.training import smart
-from bert_multitask.training.smart import PROJECTIONS, DropoutMasks, MomentumTeacher, smart_penalty
+from bert_multitask.training.smart import PLACES, PROJECTIONS, REDUCTIONS, DropoutMasks, MomentumTeacher, smart_penalty
 
 ROWS, TOKENS, WIDTH, CLASSES = 3, 4, 5, 3
 SETTINGS = {"radius": 1e-2, "step_size": 3e-2, "noise_std": 5e-3}
@@ -161,7 +163,7 @@ def test_the_ball_holds_every_step(embeddings, monkeypatch, steps, radius):
 
 
 def test_unit_is_smart_pytorch(embeddings):
-    """Without padding, with the same noise and divergence: the library the paper used, and its own algorithm here."""
+    """Without padding, with the same noise and divergence: the library that the paper names, and its algorithm here."""
     library = pytest.importorskip("smart_pytorch", reason="smart-pytorch is not installed")
     model, full = Toy(), torch.ones(ROWS, TOKENS)
     divergence = DIVERGENCES["symmetric_kl"]
@@ -185,6 +187,102 @@ def test_unit_is_smart_pytorch(embeddings):
         gradients = [torch.autograd.grad(value, list(model.parameters())) for value in (got, expected)]
         for ours, their in zip(*gradients, strict=True):
             torch.testing.assert_close(ours, their)
+
+
+def sym_kl_of_the_library(perturbed, clean):
+    """smart-pytorch's `sym_kl_loss`, a divergence a row: each half is differentiated through one prediction alone."""
+    p, q = (logits.log_softmax(-1) for logits in (perturbed, clean))
+    halves = q.detach().exp() * (q.detach() - p), p.detach().exp() * (p.detach() - q)
+    return sum(half.sum(-1) for half in halves)
+
+
+def test_the_librarys_divergence_has_the_value_of_ours_and_half_its_gradient():
+    """Near the clean prediction, where SMART works. The gradient of the library's half is p - q."""
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(6, CLASSES, dtype=torch.float64, generator=generator)
+    perturbed = (clean + 1e-4 * torch.randn(clean.shape, dtype=torch.float64, generator=generator)).requires_grad_()
+    ours, theirs = DIVERGENCES["symmetric_kl"](perturbed, clean), sym_kl_of_the_library(perturbed, clean)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(value.sum(), perturbed)[0] for value in (ours, theirs)]
+    torch.testing.assert_close(gradients[1], perturbed.detach().softmax(-1) - clean.softmax(-1))
+    torch.testing.assert_close(gradients[0], 2 * gradients[1], rtol=1e-3, atol=0)
+
+
+def test_the_librarys_own_losses():
+    """Its symmetric KL sums over the batch, its KL is a mean; ours is one for each row."""
+    library = pytest.importorskip("smart_pytorch", reason="smart-pytorch is not installed")
+    p, q = torch.randn(2, 6, CLASSES, dtype=torch.float64).requires_grad_()
+    ours = DIVERGENCES["symmetric_kl"](p, q)
+    torch.testing.assert_close(library.sym_kl_loss(p, q), ours.sum())
+    torch.testing.assert_close(library.kl_loss(p, q) + library.kl_loss(q, p), ours.mean())
+    gradients = [
+        torch.autograd.grad(value, (p, q)) for value in (library.sym_kl_loss(p, q), sym_kl_of_the_library(p, q).sum())
+    ]
+    for theirs, formula in zip(*gradients, strict=True):
+        torch.testing.assert_close(theirs, formula)
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("sst", {}),
+        ("sst", {"pooling": "mean", "encoder_sharing": "per_task"}),
+        ("sst", {"encoder_sharing": "adapters", "peft_config": {"r": 3}}),
+        ("sts", {}),
+        ("sts", {"pair_encoding": "separate"}),
+    ],
+    ids=["one text", "an encoder each", "adapters", "a pair", "apart"],
+)
+def test_training_takes_the_librarys_penalty_as_its_users_do(make_trainer, tiny_bert, monkeypatch, task, settings):
+    """smart-pytorch on the stock BERT's embeddings: its value, and its gradient of all weights that are trained."""
+    library = pytest.importorskip("smart_pytorch", reason="smart-pytorch is not installed")
+    monkeypatch.setitem(DIVERGENCES, "symmetric_kl", sym_kl_of_the_library)
+    smart = {"smart_projection": "unit", "smart_radius": 1e-5, **AS_USERS}
+    trainer = make_trainer(NO_DROPOUT | settings, task_settings={task: {"smart_weight": 1.0}}, **smart)
+    model, stock = trainer.model.eval(), BertModel.from_pretrained(tiny_bert, attn_implementation="eager").eval()
+    batch = next(batch for batch in trainer.get_train_dataloader() if batch["task"] == task)
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids")}
+    flat = {key: value.flatten(0, -2) for key, value in inputs.items()}
+    assert flat["attention_mask"].min() == 0
+    embedded = stock.embeddings(flat["input_ids"], flat["token_type_ids"])
+
+    def predict(embeddings):
+        with_these = stock.embeddings.register_forward_hook(lambda *_: embeddings)
+        hidden, mask = stock(**flat).last_hidden_state, flat["attention_mask"][..., None]
+        with_these.remove()
+        mean = (hidden * mask).sum(1) / mask.sum(1)
+        read = mean if settings.get("pooling") == "mean" else hidden[:, 0]
+        return model.heads[task](read.unflatten(0, (-1, 2)) if settings.get("pair_encoding") else read)
+
+    def squares(predicted, target):
+        return functional.mse_loss(predicted, target, reduction="sum")
+
+    loss = library.sym_kl_loss if task == "sst" else squares
+    torch.manual_seed(3)
+    expected = library.SMARTLoss(predict, loss, step_size=1e-3, epsilon=1e-5)(embedded, predict(embedded))
+    trainer.step_rows = torch.tensor(len(batch["labels"]))
+    torch.manual_seed(3)
+    ((_, _, penalty),) = trainer.penalties(batch, {task: [model(task, **inputs).logits]}, None)
+    assert penalty.item() == pytest.approx(expected.item(), rel=1e-3) and penalty > 0
+
+    ours = {name.replace(".base_layer", ""): weight for name, weight in model.encoder(task).named_parameters()}
+    names = [name for name, weight in stock.named_parameters() if "pooler" not in name and ours[name].requires_grad]
+    own, their = (
+        torch.cat([part.flatten() for part in torch.autograd.grad(value, [*model.heads[task].parameters(), *of])])
+        for value, of in ((penalty, [ours[name] for name in names]), (expected, map(stock.get_parameter, names)))
+    )
+    assert (own - their).norm() < 1e-2 * their.norm()
+
+
+def test_a_sum_is_the_mean_times_the_rows_of_the_step(make_trainer, monkeypatch):
+    monkeypatch.setattr(smart.torch, "randn_like", smooth_noise)
+    penalties = []
+    for reduction in REDUCTIONS:
+        once = {"max_steps": 1, "logging_steps": 1, "schedule": "sequential", "per_device_train_batch_size": 5}
+        trainer = make_trainer(NO_DROPOUT, task_settings=SMART_ON, smart_reduction=reduction, smart_radius=0.1, **once)
+        trainer.train()
+        penalties += logged(trainer, "smart_sst")
+    assert penalties[1] == pytest.approx(5 * penalties[0], rel=1e-5)
 
 
 def test_unit_perturbs_by_about_one_and_ball_by_the_radius(embeddings):
@@ -247,12 +345,8 @@ def logged(trainer, key: str) -> list[float]:
     return [log[key] for log in trainer.state.log_history if key in log]
 
 
+AS_USERS = {"smart_place": "embeddings", "smart_reduction": "sum"}  # of smart-pytorch
 SMART_ON = {"sst": {"smart_weight": 1.0}, "sts": {"smart_weight": 0.5}}
-
-
-def deterministic_noise(monkeypatch):
-    """Noise that is a function of the embeddings: the same for a row on whatever share it lies."""
-    monkeypatch.setattr(smart.torch, "randn_like", lambda x: torch.sin(50 * x.detach()))
 
 
 def test_smart_joins_the_loss_of_its_tasks_alone(make_trainer):
@@ -266,10 +360,13 @@ def test_smart_joins_the_loss_of_its_tasks_alone(make_trainer):
                 assert log["loss"] == pytest.approx(log[f"loss_{task}"] + weight * log[f"smart_{task}"], rel=1e-4)
 
 
-@pytest.mark.parametrize("pair_encoding", ["joint", pytest.param("separate", marks=pytest.mark.slow)])
-def test_smart_under_accumulation(make_trainer, monkeypatch, pair_encoding):
+@pytest.mark.parametrize(
+    ("pair_encoding", "settings"),
+    [("joint", {}), ("joint", AS_USERS), pytest.param("separate", AS_USERS, marks=pytest.mark.slow)],
+)
+def test_smart_under_accumulation(make_trainer, monkeypatch, pair_encoding, settings):
     """One batch of 8, and shares of it, ragged and empty ones too, give the same weights."""
-    deterministic_noise(monkeypatch)
+    monkeypatch.setattr(smart.torch, "randn_like", smooth_noise)
     runs = {}
     for rows, accumulation in [(8, 1), (2, 4), (1, 8)]:
         trainer = make_trainer(
@@ -283,6 +380,7 @@ def test_smart_under_accumulation(make_trainer, monkeypatch, pair_encoding):
             smart_radius=0.02,
             smart_step_size=0.02,
             smart_noise_std=0.01,
+            **settings,
         )
         trainer.train()
         runs[rows] = weights(trainer), logged(trainer, "loss"), logged(trainer, "smart_sst")
@@ -302,6 +400,8 @@ def test_smart_under_accumulation(make_trainer, monkeypatch, pair_encoding):
         ("smart_steps", 3),
         ("smart_projection", "unit"),
         ("smart_share_dropout", True),
+        ("smart_place", "embeddings"),
+        ("smart_reduction", "sum"),
     ],
 )
 def test_each_flag_changes_the_penalty(make_trainer, flag, value):
@@ -316,19 +416,23 @@ def test_each_flag_changes_the_penalty(make_trainer, flag, value):
         assert penalties[1] < penalties[0], "other masks alone move the predictions"
 
 
-def test_shared_masks_leave_only_the_perturbation(make_trainer):
+@pytest.mark.parametrize("place", PLACES)
+def test_shared_masks_leave_only_the_perturbation(make_trainer, place):
     """With a tiny ball, the penalty with shared masks is nearly 0; with masks of its own it is not."""
     penalties = {}
     for share in (True, False):
-        trainer = make_trainer(task_settings=SMART_ON, logging_steps=1, max_steps=3, smart_share_dropout=share)
+        settings = {"logging_steps": 1, "max_steps": 3, "smart_place": place}
+        trainer = make_trainer(task_settings=SMART_ON, smart_share_dropout=share, **settings)
         trainer.train()
         penalties[share] = max(logged(trainer, "smart_sst") + logged(trainer, "smart_sts"))
     assert penalties[True] < 1e-6 < 1e-5 < penalties[False]
 
 
-def test_smart_with_bf16_and_separate_pairs_of_their_own_encoders(make_trainer):
+@pytest.mark.parametrize("place", PLACES)
+def test_smart_with_bf16_and_separate_pairs_of_their_own_encoders(make_trainer, place):
     settings = {"encoder_sharing": "per_task", "pair_encoding": "separate", "pooling": "mean"}
-    trainer = make_trainer(settings, task_settings=SMART_ON, bf16=True, logging_steps=1, smart_projection="unit")
+    smart = {"smart_projection": "unit", "smart_place": place}
+    trainer = make_trainer(settings, task_settings=SMART_ON, bf16=True, logging_steps=1, **smart)
     trainer.train()
     assert all(map(math.isfinite, logged(trainer, "loss"))) and min(logged(trainer, "smart_sst")) > 0
 
@@ -407,6 +511,8 @@ def test_the_penalty_of_a_real_bert_in_both_encodings(tiny_bert):
         ({}, False),
         ({"bf16": True, "smart_radius": 1e-3}, False),
         ({"bf16": True, "smart_projection": "unit"}, False),
+        ({"bf16": True, "smart_radius": 1e-3, "smart_place": "embeddings"}, True),
+        ({"bf16": True, "smart_radius": 1e-2, "smart_place": "embeddings"}, False),
     ],
 )
 def test_a_radius_that_rounding_takes_is_pointed_out(make_trainer, caplog, propagated_logs, settings, lost):
@@ -440,12 +546,13 @@ def by_hand(trainer, model, batch, task) -> torch.Tensor:
     return model(task, **{key: batch[key] for key in keys}).logits
 
 
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("pair_encoding", "name"), [("joint", "sts"), ("separate", "quora")])
-def test_the_trainers_passes_see_the_whole_batch(make_trainer, monkeypatch, pair_encoding, name):
+def test_the_trainers_passes_see_the_whole_batch(make_trainer, monkeypatch, pair_encoding, name, place):
     """With noise of 0 and a step of 0, both predictions are the clean one: segments and mask are given. And the teacher
     predicts without dropout."""
     settings = {name: {"smart_weight": 1.0, "bregman_weight": 1.0, "dropout": 0.5}}
-    trainer = make_trainer({"pair_encoding": pair_encoding}, task_settings=settings)
+    trainer = make_trainer({"pair_encoding": pair_encoding}, task_settings=settings, smart_place=place)
     batch = next(batch for batch in trainer.get_train_dataloader() if batch["task"] == name)
     assert batch["attention_mask"].min() == 0
     model = trainer.model.eval()  # no dropout in the student, so that passes can be compared

@@ -37,8 +37,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_waits_for_nothing(make_trainer, packed_attention, case):
+@pytest.mark.parametrize("attention", ["packed", "padded"])
+def test_a_step_waits_for_nothing(request, make_trainer, case, attention):
     """Forward, loss, SMART's and R-Drop's passes, and backward, of a batch of each task."""
+    if attention == "packed":
+        request.getfixturevalue("packed_attention")
     trainer = make_trainer({"pair_encoding": "separate" if case == "plain" else "joint"}, task_settings=CASES[case])
     trainer.create_optimizer_and_scheduler(3)
     seen, batches = set(), iter(trainer.get_train_dataloader())
