@@ -18,6 +18,7 @@ import torch
 import yaml
 from hub_server import HubServer
 from huggingface_hub.utils import http_backoff
+from torch.nn import functional
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 from transformers.utils import logging
 
@@ -25,6 +26,7 @@ from bert_multitask.__main__ import main
 from bert_multitask.commands.train import main as train
 from bert_multitask.data.rows import load_rows, usable_rows
 from bert_multitask.data.tokens import tokenise
+from bert_multitask.model import encoder
 from bert_multitask.model.configuration import resolve_folder
 from bert_multitask.model.modeling import MultitaskBertModel
 from bert_multitask.model.tasks import TASKS
@@ -176,6 +178,26 @@ def make_trainer(tiny_bert, tokenizer, course_folder, tmp_path):
 def weights(trainer: MultitaskTrainer) -> dict[str, torch.Tensor]:
     """A copy of all the model's weights, by name."""
     return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+def attend_at_once(module, query, key, value, attention_mask, dropout, scaling, **rows):
+    """A stand-in for `packed_attention` that waits for nothing: (1, A, T, D) tokens, masked by the rows they are of."""
+    of = [
+        torch.bucketize(
+            torch.arange(tokens.shape[2], device=tokens.device), rows[f"cu_seq_lens_{side}"][1:], right=True
+        )
+        for tokens, side in ((query, "q"), (key, "k"))
+    ]
+    scores = scaling * query @ key.transpose(2, 3)
+    weights = scores.where(of[0][:, None] == of[1], -torch.inf).softmax(-1)
+    return (functional.dropout(weights, dropout, module.training) @ value).transpose(1, 2), None
+
+
+@pytest.fixture
+def packed_attention(monkeypatch):
+    """Attention as on a GPU."""
+    monkeypatch.setattr(encoder, "takes_packed", lambda *_: True)
+    monkeypatch.setattr(encoder, "packed_attention", attend_at_once)
 
 
 @pytest.fixture

@@ -1,15 +1,18 @@
 """Rows of one task, or of a group of tasks → one padded batch of tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from ..model.losses import no_label
+from ..model.packing import Packing
 from .labels import even_labels
 
+LENGTH_STEP, TOKEN_STEP = 32, 128  # of a batch whose shapes are rounded
 FILLER = -1  # row index of a share that has no row: the batch is smaller than the number of shares
 
 
@@ -41,12 +44,17 @@ class Collator:
 
     Args:
         pad_token_id: vocabulary index of padding.
+        packs: whether to add the `Packing` of a batch, for encoders that take one (`MultitaskBertModel.takes_packing`).
+            Here it is made on the CPU, once for all passes of a step, and perhaps by a worker.
+        twice: tasks and groups whose rows are predicted twice in training (R-Drop).
+        rounds: whether to round the length of a batch, and the tokens of its packing, up to multiples of LENGTH_STEP
+            and TOKEN_STEP, so that few shapes recur; not for tasks with a label for each token.
     """
 
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
+    def __init__(self, pad_token_id: int, packs: bool = False, twice: Collection[str] = (), rounds: bool = False):
+        self.pad_token_id, self.packs, self.twice, self.rounds = pad_token_id, packs, twice, rounds
 
-    def __call__(self, rows: Sequence[Mapping]) -> dict[str, Tensor | str]:
+    def __call__(self, rows: Sequence[Mapping]) -> dict[str, Tensor | Packing | str]:
         """Args: rows of `tokenise`, B of them, all of one task. Where they have an `attention_mask`, as rows that are
         padded already, its zeros are left out.
 
@@ -54,7 +62,8 @@ class Collator:
             `task`, its name; `input_ids`, `attention_mask` and `token_type_ids`, integer (B, L), or (B, 2, L) where a
             row is two sequences; `labels` (B,), integer classes or fp32 scores, or (B, …) where a label is a list,
             filled up with the mark of a missing one; `soft_labels` (B, …) where rows have them; of a group, both are
-            {task: such a tensor}. For example rows of 3 and 2 tokens give attention_mask [[1, 1, 1], [1, 1, 0]].
+            {task: such a tensor}; `packing` if asked for, of (2B, L) where a row is two sequences. For example rows of
+            3 and 2 tokens give attention_mask [[1, 1, 1], [1, 1, 0]].
 
         Raises:
             ValueError: the rows are of several tasks.
@@ -71,18 +80,25 @@ class Collator:
                 values = [real_tokens(row[column], row["attention_mask"]) for row in rows]
             sequences = [sequence for pair in values for sequence in pair] if separate else values
             padded = pad_sequence([torch.tensor(sequence) for sequence in sequences], True, value)
+            if self.rounds:
+                padded = functional.pad(padded, (0, -padded.shape[1] % LENGTH_STEP), value=value)
             return padded.unflatten(0, (-1, 2)) if separate else padded
 
         input_ids = pad("input_ids", -1)
-        real = input_ids >= 0
-        soft = [row["soft_labels"] for row in rows if row.get("soft_labels") is not None]
-        return ({"soft_labels": stack_labels(soft)} if soft else {}) | {
-            "task": tasks.pop(),
+        real, task = input_ids >= 0, tasks.pop()
+        batch = {
+            "task": task,
             "input_ids": input_ids.where(real, self.pad_token_id),
             "attention_mask": real.long(),
             "token_type_ids": pad("token_type_ids", 0),
             "labels": stack_labels([row["labels"] for row in rows]),
         }
+        if soft := [row["soft_labels"] for row in rows if row.get("soft_labels") is not None]:
+            batch["soft_labels"] = stack_labels(soft)
+        if self.packs:
+            step = TOKEN_STEP if self.rounds else None
+            batch["packing"] = Packing(batch["attention_mask"].flatten(0, -2), task in self.twice, step)
+        return batch
 
 
 def stack_labels(labels: Sequence) -> Tensor | dict[str, Tensor]:

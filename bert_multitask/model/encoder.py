@@ -520,6 +520,7 @@ class MinBertModel(MinBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         first_token_only: bool = False,
+        packing: Packing | None = None,
         perturbation: Tensor | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a batch of token sequences.
@@ -535,6 +536,7 @@ class MinBertModel(MinBertPreTrainedModel):
             output_hidden_states: also return the embeddings and every layer's output.
             first_token_only: run the last layer for the first token of each row alone, which is all that a head on
                 [CLS] reads; `last_hidden_state` is then (B, 1, H). No effect with either of the two above.
+            packing: of the attention mask, where it has been made already.
             perturbation: added to the embeddings' output, after LayerNorm and dropout, float (B, L, H); for SMART.
 
         Returns:
@@ -542,7 +544,8 @@ class MinBertModel(MinBertPreTrainedModel):
             + 1 times (B, L, H), and `attentions`, layers times (B, A, L, L).
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds`, no token at all, a mask that is not (B, L),
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`, no token at all, a mask that is not (B, L)
+                or the packing of another,
                 or attention weights asked of an implementation that keeps none.
             InputError: on a CPU, a token, position or segment index is outside its table (elsewhere it ends the
                 process).
@@ -558,8 +561,10 @@ class MinBertModel(MinBertPreTrainedModel):
             attention_mask = torch.ones(shape, dtype=torch.long, device=tokens.device)
         if attention_mask.shape != shape:
             raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, not {tuple(shape)}")
+        packing = packing or Packing(attention_mask)
+        if packing.shape != shape:
+            raise ValueError(f"packing is of a mask of shape {tuple(packing.shape)}, not {tuple(shape)}")
 
-        packing = Packing(attention_mask)
         hidden = self.embed(packing, tokens, token_type_ids, position_ids)
         if perturbation is not None:
             hidden = hidden + packing.pack(perturbation)
@@ -581,6 +586,11 @@ class MinBertModel(MinBertPreTrainedModel):
             hidden_states=tuple(map(packing.pad, states)) if output_hidden_states else None,
             attentions=tuple(map(packing.pad_weights, attentions)) if output_attentions else None,
         )
+
+    def attends_packed(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether attention takes packed tokens in training, on a device and in a dtype, by PyTorch's own kernels."""
+        rate = self.config.attention_probs_dropout_prob
+        return self.config._attn_implementation == "sdpa" and takes_packed(self.config, device, dtype, rate)
 
     def wanted_outputs(self, attentions: bool | None, hidden_states: bool | None) -> tuple[bool, bool]:
         """Whether to return attention weights and hidden states: as asked, or else as the configuration says."""
@@ -627,6 +637,13 @@ class MinBertModel(MinBertPreTrainedModel):
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         if packing.is_exact and takes_packed(self.config, hidden.device, dtype, dropout):
             return None
+        if self.config._attn_implementation == "sdpa":  # of which the function below would look whether it hides any
+            return [
+                None
+                if packing.is_exact and bucket.places is None
+                else bucket.attention_mask.bool().view(len(bucket.attention_mask), 1, 1, -1)
+                for bucket in packing.buckets
+            ]
         masks = []
         for bucket in packing.buckets:
             rows, length = bucket.attention_mask.shape

@@ -70,7 +70,8 @@ def cross_entropy(
         Scalar, at least fp32.
     """
     logits = at_least_fp32(logits).flatten(0, -2)
-    weights = None if class_weights is None else logits.new_tensor(class_weights)
+    # Made on the device: a copy of numbers from the CPU would wait for it.
+    weights = None if class_weights is None else torch.stack([logits.new_full((), weight) for weight in class_weights])
     total = functional.cross_entropy(
         logits, labels.flatten(), weights, ignore_index=UNLABELLED, reduction="sum", label_smoothing=label_smoothing
     )
@@ -106,9 +107,11 @@ def binary_cross_entropy(
         both = torch.stack([torch.zeros_like(logits), logits], dim=-1)
         options = {"class_weights": class_weights, "label_smoothing": label_smoothing}
         return cross_entropy(logits=both, labels=labels, num_items=num_items, **options)
-    labelled = is_labelled(labels)
-    kept = at_least_fp32(logits).view_as(labels)[labelled]
-    total = functional.binary_cross_entropy_with_logits(kept, labels[labelled].to(kept.dtype), reduction="sum")
+    logits, labelled = at_least_fp32(logits).view_as(labels), is_labelled(labels)
+    losses = functional.binary_cross_entropy_with_logits(
+        logits, labels.where(labelled, 0).to(logits.dtype), reduction="none"
+    )
+    total = losses.where(labelled, 0).sum()
     return divide(total, count_items(labels) if num_items is None else num_items)
 
 
@@ -124,8 +127,8 @@ def mean_squared_error(*, logits: Tensor, labels: Tensor, num_items: Tensor | fl
         Scalar, at least fp32.
     """
     labelled = is_labelled(labels)
-    kept = at_least_fp32(logits)[labelled]
-    total = functional.mse_loss(kept, labels[labelled].to(kept.dtype), reduction="sum")
+    predicted, true = (at_least_fp32(values).where(labelled, 0) for values in (logits, labels))
+    total = functional.mse_loss(predicted, true.to(predicted.dtype), reduction="sum")
     return divide(total, count_items(labels) if num_items is None else num_items)
 
 
@@ -150,7 +153,7 @@ def score_cross_entropy(
     """
     labelled, (low, high) = is_labelled(labels), score_range
     predicted, true = (
-        ((at_least_fp32(values)[labelled] - low) / (high - low)).clamp(0, 1) for values in (logits, labels)
+        ((at_least_fp32(values).where(labelled, low) - low) / (high - low)).clamp(0, 1) for values in (logits, labels)
     )
     with torch.autocast(predicted.device.type, enabled=False):  # which refuses this loss, though it is in fp32
         total = functional.binary_cross_entropy(predicted, true.to(predicted.dtype), reduction="sum")

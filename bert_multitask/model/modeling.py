@@ -38,6 +38,7 @@ from .errors import InputError
 from .heads import HEADS, HeadLinear, find_head
 from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
+from .packing import Packing
 from .stock import check_embeddings, has_pooler, new_encoder, run_encoder
 from .tasks import Task, load_task, load_tasks, open_group, units
 
@@ -206,6 +207,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
     """
 
     accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so Trainer must count the step's rows
+    takes_packing = True  # so batches may bring a `Packing` of their mask
 
     def __new__(cls, config: MultitaskBertConfig | MultitaskConfig | None = None, *args, **kwargs):
         """The class follows the configuration; a copy is made without one."""
@@ -449,6 +451,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         num_items_in_batch: Tensor | int | Mapping[str, Tensor | int] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        packing: Packing | None = None,
         perturbation: Tensor | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | SequenceClassifierOutput:
         """Run one task on a batch of its rows, or several tasks by one pass of their encoder.
@@ -467,6 +470,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                 `losses.count_items` of the labels. Of several tasks {task: divisor}.
             output_attentions: as for `MinBertModel`, and with its shapes; a separately encoded pair counts as two rows.
             output_hidden_states: the same of the hidden states.
+            packing: of the attention mask, of a separately encoded pair as (2B, L), where it has been made already
+                (`Collator`); other encoders than minBERT do not read it.
             perturbation: added to the output of the embeddings, after LayerNorm and dropout, float, of the shape of
                 `inputs_embeds`; minBERT alone takes it.
 
@@ -486,6 +491,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                 attention_mask,
                 token_type_ids,
                 inputs_embeds=inputs_embeds,
+                packing=packing,
                 perturbation=perturbation,
             )
         names = self.members(task) if task is None or isinstance(task, str) else list(task)
@@ -505,6 +511,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,  # an old config.json may say otherwise
             first_token_only=self.reads_first_tokens(names),
+            packing=packing,
             perturbation=perturbation,
         )
         logits = {name: self.read_encoded(name, encoded, attention_mask) for name in names}
@@ -620,6 +627,7 @@ class MultitaskModel(MultitaskBertModel):
     config_class = MultitaskConfig
     base_model_prefix = "text_encoder"
     run_encoder = staticmethod(run_encoder)
+    takes_packing = False
     _no_split_modules = None  # the encoder knows its own
 
     def __init__(self, config: MultitaskConfig, encoder: PreTrainedModel | None = None):

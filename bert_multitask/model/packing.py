@@ -3,9 +3,11 @@
 Shapes: B rows, L padded length, T real tokens of the batch, A heads.
 """
 
+import copy
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -42,15 +44,33 @@ class Packing:
     The first token of a row counts as real even when the mask hides it (padding on the left): the [CLS] embedding is
     read there. No other token attends to it then.
 
+    Made of a mask on an accelerator, it waits for it, because the number of tokens is a shape. So batches of training
+    bring a packing made on the CPU (`data.collate.Collator`); as a batch's tensors it can be pinned and moved.
+
     Args:
         attention_mask: 1 or True for real tokens, shape (B, L).
+        twice: whether to make the packing of these rows followed by themselves, too, as R-Drop runs them.
+        token_step: if given, one row more, the last, has 1 to so many filler tokens that T is a multiple of it. They
+            are copies of the batch's first token that nobody reads, and the packing serves packed attention alone.
+
+    Attributes:
+        shape: (B, L).
+        index: where in B * L each packed token lies, integer (T,).
+        inverse: the place of each of the batch's rows among the packed ones, integer (B,).
+        begins: where each packed row begins, and the end of the last, int32 (B + 1,), as attention kernels take them;
+            one more with a row of filler.
+        first: where each packed row begins, integer (B,), or one more.
+        mask: the attention mask of the packed rows, (B, L).
+        longest: tokens of the longest row; with filler a bound that depends on L alone.
+        is_exact: whether no token is packed that the mask hides.
+        twice: the packing of (2B, L), or None.
 
     Raises:
         InputError: the model is being traced by `torch.export` or `torch.jit.trace`; the graph would hold the number of
             tokens of the example.
     """
 
-    def __init__(self, attention_mask: Tensor):
+    def __init__(self, attention_mask: Tensor, twice: bool = False, token_step: int | None = None):
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             raise InputError(
                 "this encoder drops padding, so a traced graph would hold for batches of its example's lengths alone; "
@@ -60,32 +80,59 @@ class Packing:
         self.shape = attention_mask.shape
         columns = torch.arange(self.shape[1], device=attention_mask.device)
         real = attention_mask.bool() | (columns == 0)
-        lengths, self.order = (real * (columns + 1)).amax(1).sort(descending=True, stable=True)
-        real = real[self.order]
+        lengths, order = (real * (columns + 1)).amax(1).sort(descending=True, stable=True)
+        self.inverse = order.argsort()
+        real, self.mask = real[order], attention_mask[order]
         rows, places = real.nonzero(as_tuple=True)
-        self.index = self.order[rows] * self.shape[1] + places
-        counts, mask = real.sum(1), attention_mask[self.order]
-        # Of each row, in packed order, and the end of the last; int32, as attention kernels take them.
+        self.index = order[rows] * self.shape[1] + places
+        counts = real.sum(1)
         self.begins = functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+        self.has_filler = token_step is not None
+        if token_step:
+            self.index = functional.pad(self.index, (0, token_step - len(self.index) % token_step))
+            self.begins = functional.pad(self.begins, (0, 1), value=len(self.index))
         self.first = self.begins[:-1].long()
-        # At once, since each transfer has the CPU wait for an accelerator.
-        lengths, counts, unhidden = torch.stack((lengths, counts, mask[:, 0].bool().long())).tolist()
-        self.longest = max(counts)  # tokens
-        self.is_exact = all(unhidden)  # no token is packed that the mask hides
-        self.buckets = list(self.bucket(mask, rows, places, lengths, counts))
+        # At once, since each transfer has the CPU wait for an accelerator. `lengths` are up to the last token, and
+        # `counts` of the tokens, in packed order.
+        self.lengths, self.counts, unhidden = torch.stack((lengths, counts, self.mask[:, 0].bool().long())).tolist()
+        self.longest = max(self.shape[1], token_step) if token_step else max(self.counts)
+        self.is_exact = all(unhidden)
+        self.twice = Packing(torch.cat([attention_mask] * 2), token_step=token_step) if twice else None
 
-    def bucket(self, mask: Tensor, rows: Tensor, places: Tensor, lengths: list, counts: list) -> Iterator[Bucket]:
-        """Cut the sorted rows into buckets: by length on a CPU, where attention between padding costs much; elsewhere
-        into one, because launching kernels costs more there."""
-        step = BUCKET_STEP if mask.device.type == "cpu" else self.shape[1]
-        row = token = 0
-        for _, group in itertools.groupby(lengths, key=lambda length: -(-length // step)):
-            size, length = len(list(group)), lengths[row]
-            tokens = sum(counts[row : row + size])
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with each tensor changed by a function."""
+        copied = copy.copy(self)
+        vars(copied).pop("buckets", None)  # they depend on the device
+        for name, value in vars(copied).items():
+            if isinstance(value, Tensor):
+                setattr(copied, name, function(value))
+            elif isinstance(value, Packing):
+                setattr(copied, name, value.map(function))
+        return copied
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """A copy on another device; the arguments are those of `Tensor.to`."""
+        return self.map(lambda value: value.to(*args, **kwargs))
+
+    def pin_memory(self) -> Self:
+        """A copy that moves to a GPU without waiting; PyTorch's loaders call it."""
+        return self.map(Tensor.pin_memory)
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The sorted rows, cut by length on a CPU, where attention between padding costs much; elsewhere in one bucket,
+        because launching kernels costs more there."""
+        step = BUCKET_STEP if self.mask.device.type == "cpu" else self.shape[1]
+        rows, places = self.inverse[self.index // self.shape[1]], self.index % self.shape[1]
+        buckets, row, token = [], 0, 0
+        for _, group in itertools.groupby(self.lengths, key=lambda length: -(-length // step)):
+            size, length = len(list(group)), self.lengths[row]
+            tokens = sum(self.counts[row : row + size])
             inside = slice(token, token + tokens)
             within = None if tokens == size * length else (rows[inside] - row) * length + places[inside]
-            yield Bucket(tokens, mask[row : row + size, :length], within)
+            buckets.append(Bucket(tokens, self.mask[row : row + size, :length], within))
             row, token = row + size, token + tokens
+        return buckets
 
     def flash_arguments(self, first_token_only: bool) -> dict[str, Tensor | int]:
         """Where the rows of packed queries and keys begin, and the longest, as Transformers' flash attention takes them
@@ -101,12 +148,15 @@ class Packing:
 
     def pad(self, packed: Tensor) -> Tensor:
         """(T, ...) -> (B, L, ...), zero where there is no real token."""
-        flat = packed.new_zeros(self.shape.numel(), *packed.shape[1:]).index_copy(0, self.index, packed)
-        return flat.unflatten(0, self.shape)
+        index, size = self.index, self.shape.numel()
+        if self.has_filler:  # goes to one more place, which is cut off
+            index = index.where(torch.arange(len(index), device=index.device) < self.begins[-2], size)
+        flat = packed.new_zeros(size + self.has_filler, *packed.shape[1:]).index_copy(0, index, packed)
+        return flat[:size].unflatten(0, self.shape)
 
     def unsort(self, rows: Tensor) -> Tensor:
         """(B, ...), one entry a row in packed order -> the same in the batch's order."""
-        return rows.index_select(0, self.order.argsort())
+        return rows.index_select(0, self.inverse)
 
     def pad_weights(self, weights: Sequence[Tensor]) -> Tensor:
         """The buckets' attention weights (b, A, l, l) -> (B, A, L, L), zero between padding."""

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from .errors import InputError
+from .packing import Packing
 
 NEEDED = ("input_ids", "attention_mask", "inputs_embeds")
 UNLIMITED = 2**31 - 1  # tokens of an encoder that has no longest row
@@ -129,12 +130,13 @@ def run_encoder(
     *,
     inputs_embeds: Tensor | None = None,
     first_token_only: bool = False,
+    packing: Packing | None = None,
     perturbation: Tensor | None = None,
     **options: Any,
 ) -> BaseModelOutputWithPoolingAndCrossAttentions:
     """A stock encoder with the arguments of `MinBertModel.forward`, and hidden states that are 0 at padding as there.
 
-    Token types reach only an encoder that knows more than one. `first_token_only` has no effect.
+    Token types reach only an encoder that knows more than one. `first_token_only` and `packing` have no effect.
 
     Raises:
         InputError: there is a perturbation.

@@ -326,6 +326,13 @@ class MultitaskTrainingArguments(TrainingArguments):
         default=-1,
         metadata={"help": "steps between log entries, or share of the plan; by default about twenty entries"},
     )
+    cuda_graphs: bool = field(
+        default=False,
+        metadata={
+            "help": "on an NVIDIA GPU: record a training step once for each shape of a batch, and replay it by one "
+            "launch; for small batches, which wait for the CPU (docs/performance.md)"
+        },
+    )
     gradient_cosine_steps: int | None = field(
         default=None,
         metadata={

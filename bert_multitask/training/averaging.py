@@ -1,5 +1,6 @@
 """The running mean of the weights (EMA), which is evaluated and saved instead of them."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import load_model, save_model
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 from ..model.errors import InputError
@@ -29,13 +30,14 @@ class AveragedWeights(TrainerCallback):
 
     def __init__(self, model: nn.Module, decay: float, start: float):
         self.model, self.start = model, start
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)
-        self.in_use = False
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.mix = get_ema_multi_avg_fn(decay)  # `AveragedModel`, around it, waits for the device at every step
+        self.has_begun = self.in_use = False
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Within the block the model has the mean of its weights, where it has begun."""
-        if self.in_use or not self.average.n_averaged:
+        if self.in_use or not self.has_begun:
             yield
             return
         self.swap()
@@ -46,37 +48,45 @@ class AveragedWeights(TrainerCallback):
 
     def swap(self) -> None:
         """Exchange the weights and their mean. The parameters stay the same objects, which the optimizer holds."""
-        for one, other in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
+        for one, other in zip(self.model.parameters(), self.average.parameters(), strict=True):
             one.data, other.data = other.data, one.data
         self.in_use = not self.in_use
 
     def save(self, folder: Path) -> None:
         """Write the weights that training goes on with beside those that are saved, within `used`. Also before there is
         a mean: all checkpoints of a run have the same files (see `find_checkpoint`)."""
-        save_model(self.average.module if self.in_use else self.model, folder / FILE)
+        save_model(self.average if self.in_use else self.model, folder / FILE)
+
+    def update(self) -> None:
+        """Begin with the weights, or go on with the mean."""
+        if self.has_begun:
+            self.mix(list(self.average.parameters()), list(self.model.parameters()), None)
+        else:
+            self.average.load_state_dict(self.model.state_dict())
+        self.has_begun = True
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.first = int(self.start * state.max_steps) + 1
-        self.average.module.to(self.model.device)
-        self.average.n_averaged.zero_()
+        self.average.to(self.model.device)
+        self.has_begun = False
         if state.global_step < self.first:
             return
         file = Path(args.output_dir, f"checkpoint-{state.global_step}", FILE)
         if not file.exists():
             raise InputError(f"{file}: no such file, but --ema_decay needs it; use a checkpoint that has one")
-        self.average.update_parameters(self.model)  # the checkpoint's model is the mean
+        self.update()  # the checkpoint's model is the mean
         load_model(self.model, file, device=str(self.model.device))
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= self.first:
-            self.average.update_parameters(self.model)
+            self.update()
 
     def on_train_end(self, args, state, control, **kwargs):
         best = args.load_best_model_at_end and state.best_model_checkpoint  # which Trainer has loaded
-        if self.average.n_averaged and not best:
+        if self.has_begun and not best:
             self.swap()
             self.in_use = False  # there is nothing to go back to
-        self.average.n_averaged.zero_()
+        self.has_begun = False
 
 
 def uses_average(method: Callable) -> Callable:

@@ -5,6 +5,7 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
@@ -58,7 +59,8 @@ class GradientCosines(TrainerCallback):
     def loss(self, batch: Mapping) -> Tensor:
         """A batch's loss of its labels, weighted as training weights the tasks of a group."""
         trainer = self.trainer
-        inputs = trainer._prepare_inputs({name: value for name, value in batch.items() if name != "soft_labels"})
+        inputs = {name: value for name, value in batch.items() if name != "soft_labels"}
+        inputs = send_to_device(inputs, trainer.args.device)
         labels = by_name(inputs.pop("labels"), inputs["task"])
         outputs = trainer.model(**inputs)
         losses = {name: trainer.batch_loss(name, outputs, target, None) for name, target in labels.items()}

@@ -127,26 +127,30 @@ class PaperAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self.update(parameter, **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")})
+            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
+                self.update(parameters, **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")})
         return loss
 
     def update(
-        self, parameter: Tensor, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+        self, parameters: list[Tensor], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
     ) -> None:
-        """One step of one parameter."""
-        state, gradient, (beta1, beta2) = self.state[parameter], parameter.grad, betas
-        if not state:
-            state["step"] = 0
-            state["mean"] = torch.zeros_like(parameter)
-            state["square"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        state["mean"].lerp_(gradient, 1 - beta1)
-        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        size = lr * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
-        parameter.addcdiv_(state["mean"], state["square"].sqrt().add_(eps), value=-size)
-        parameter.mul_(1 - lr * weight_decay)
+        """One step of parameters, all at once: on a GPU the time of a step is that of launching its kernels."""
+        (beta1, beta2), gradients = betas, [parameter.grad for parameter in parameters]
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state |= {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
+            state["step"] += 1
+        means, squares, steps = ([state[key] for state in states] for key in ("mean", "square", "step"))
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_add_(roots, eps)
+        sizes = [lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step) for step in steps]
+        torch._foreach_addcdiv_(parameters, means, roots, [-size for size in sizes])
+        if weight_decay:
+            torch._foreach_mul_(parameters, 1 - lr * weight_decay)
 
 
 def paper_optimizer(args: TrainingArguments) -> tuple[type[PaperAdamW], dict]:

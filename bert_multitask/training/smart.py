@@ -5,6 +5,7 @@ The adversarial half is `smart_penalty`, a pure function. The other half, the Br
 with `MomentumTeacher`, the running mean of its own weights.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import get_device_states, set_device_states
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import nested_detach
 
 from ..model.errors import InputError
+from ..model.packing import Packing
 
 Logits = Tensor | dict[str, Tensor]
 
@@ -137,9 +139,17 @@ REDUCTIONS = ("mean", "sum")  # over the rows of a step
 def each_row_twice(batch: Mapping[str, object]) -> dict[str, object]:
     """A batch followed by itself, for one pass that predicts each row with two dropout masks.
 
-    Tensors (B, …) become (2B, …); what is no tensor stays. It is how R-Drop runs (Liang et al., 2021, section 3).
+    Tensors (B, …) become (2B, …), and a packing that of both; what is neither stays. It is how R-Drop runs (Liang et
+    al., 2021, section 3).
     """
-    return {key: torch.cat([value, value]) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+    def double(value: object) -> object:
+        """One value of the batch."""
+        if isinstance(value, Packing):
+            return value.twice
+        return torch.cat([value, value]) if isinstance(value, Tensor) else value
+
+    return {key: double(value) for key, value in batch.items()}
 
 
 class DropoutMasks:
@@ -171,9 +181,9 @@ class MomentumTeacher(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, momentum: float):
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(momentum)).requires_grad_(False).eval()
+        self.average = copy.deepcopy(model).requires_grad_(False).eval()
+        self.mix = get_ema_multi_avg_fn(momentum)  # `AveragedModel`, around it, waits for the device at every step
         self.saved: int | None = None  # step of the last file
-        self.average.n_averaged.fill_(1)  # at 0, PyTorch's would take the weights after the first step whole
 
     @torch.no_grad()
     def logits(self, **inputs) -> Logits:
@@ -183,15 +193,15 @@ class MomentumTeacher(TrainerCallback):
     def on_train_begin(self, args, state, control, model: nn.Module, **kwargs):
         self.average.to(model.device)
         if not state.global_step:
-            self.average.module.load_state_dict(model.state_dict())
+            self.average.load_state_dict(model.state_dict())
         else:
             file = self.file(args, state)
             if not file.exists():
                 raise InputError(f"{file}: no such file, but --bregman_weight needs it; use a checkpoint that has one")
-            load_model(self.average.module, file, device=str(model.device))
+            load_model(self.average, file, device=str(model.device))
 
     def on_step_end(self, args, state, control, model: nn.Module, **kwargs):
-        self.average.update_parameters(model)
+        self.mix(list(self.average.parameters()), list(model.parameters()), None)
         if control.should_save:
             self.save(args, state)  # before the rest of the checkpoint, whose last file says that it is whole
 
@@ -202,7 +212,7 @@ class MomentumTeacher(TrainerCallback):
         """Write the teacher's file in the checkpoint of the present step, once."""
         if state.is_world_process_zero and self.saved != state.global_step:
             self.file(args, state).parent.mkdir(parents=True, exist_ok=True)
-            save_model(self.average.module, self.file(args, state))
+            save_model(self.average, self.file(args, state))
             self.saved = state.global_step
 
     def file(self, args, state) -> Path:

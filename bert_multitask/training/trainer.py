@@ -6,13 +6,14 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -68,6 +69,7 @@ from .checks import (
 )
 from .conflicts import GradientCosines
 from .finite import FirstBadStep
+from .graphs import StepGraphs, Terms, check_graphs
 from .hub import CARD, base_license, card_settings, last_scores, open_repo, push_folder
 from .optim import paper_optimizer, split_rates
 from .randomness import keeps_generators
@@ -144,13 +146,15 @@ class MultitaskTrainer(Trainer):
         if data_collator is not None:
             for rows in (train, dev):
                 check_collator(data_collator, rows)
+        if args.cuda_graphs:
+            check_graphs(model, args, {"compute_loss_func": compute_loss_func, "data_collator": data_collator})
         if args.paper_optimizer:
             optimizer_cls_and_kwargs = paper_optimizer(args)
         self.begin_record()
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or Collator(model.config.pad_token_id or 0),
+            data_collator=data_collator or self.new_collator(model, args),
             train_dataset=TaskRows(train),
             eval_dataset=dev,
             processing_class=processing_class,
@@ -160,6 +164,13 @@ class MultitaskTrainer(Trainer):
         )
         self.add_keepers()
         self.add_callbacks()
+
+    @staticmethod
+    def new_collator(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> Collator:
+        """The default collator, which makes the packing of a batch for an encoder that takes one."""
+        tasks = model.tasks
+        twice = [unit for unit, names in model.units.items() if any(tasks[name].rdrop_weight for name in names)]
+        return Collator(model.config.pad_token_id or 0, packs=model.takes_packing, twice=twice, rounds=args.cuda_graphs)
 
     def plan_steps(
         self,
@@ -208,6 +219,7 @@ class MultitaskTrainer(Trainer):
         self.cosines = GradientCosines(self, args.gradient_cosine_steps) if args.gradient_cosine_steps else None
         bregman = any(task.bregman_weight for task in model.tasks.values())
         self.teacher = MomentumTeacher(model, args.bregman_momentum) if bregman else None
+        self.graphs = StepGraphs(self.step_terms) if args.cuda_graphs else None
 
     def add_callbacks(self) -> None:
         """Add what the flags, the schedule, the layout and SMART's Bregman term ask for; and the table that is printed,
@@ -225,7 +237,7 @@ class MultitaskTrainer(Trainer):
         if self.args.evaluates_epoch_ends:
             self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
         self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
-        for keeper in filter(None, (self.teacher, self.averaging, self.cosines)):
+        for keeper in filter(None, (self.teacher, self.averaging, self.cosines, self.graphs)):
             self.add_callback(keeper)
         if are_apart(self.model) and self.args.load_best_model_at_end:
             self.add_callback(BestOfEachTask())  # last, so that training ends with its weights
@@ -278,8 +290,9 @@ class MultitaskTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, dict[str, Tensor] | None]:
-        """Overridden because Trainer counts the labels of a step that are not -100, which may be a score; a missing
-        score is NaN. And a task with class weights divides its loss by the sum of the step's weights, over all
+        """Overridden to move the batches to the device without waiting for it, where Trainer moves them one by one and
+        waits; and because Trainer counts the labels of a step that are not -100, which may be a score; a missing score
+        is NaN. And a task with class weights divides its loss by the sum of the step's weights, over all
         processes and accumulation steps as rows are counted, so that it is torch's weighted mean however it is cut.
 
         Returns:
@@ -297,11 +310,22 @@ class MultitaskTrainer(Trainer):
             torch.stack([rows_with_label(each).sum(), *(count_items(each[name], weights[name]) for name in weights)])
             for each in labels
         ]
-        total = sum(counts).to(self.args.device)  # all at once: a copy or a gather may wait for the device
+        total = sum(counts)
+        total = (total.pin_memory() if device.type == "cuda" else total).to(device, non_blocking=True)
+        batches = send_to_device(batches, device, non_blocking=True)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:  # else each scales its own loss
             total = self.accelerator.gather(total[None]).sum(0)
         self.step_rows, *items = total
         return batches, dict(zip(weights, items, strict=True))
+
+    @cached_property
+    def layer_parameters(self) -> int:
+        """Parameters of the model but embeddings."""
+        return self.model.num_parameters(exclude_embeddings=True)
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """Overridden to count the parameters once; counting takes .3 ms, and Trainer does it with every micro-batch."""
+        return 6 * inputs["input_ids"].numel() * self.layer_parameters
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         """Overridden to note a gradient norm that is not a finite number; Trainer computes it with every step, clipped
@@ -367,6 +391,21 @@ class MultitaskTrainer(Trainer):
                 step = self.state.global_step
                 raise NonFiniteError(f"weight {name} is not finite after step {step}; lower --learning_rate")
 
+    def training_step(
+        self, model: nn.Module, inputs: Mapping, num_items_in_batch: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Overridden to replay a CUDA graph where there is one (`graphs.py`); its loss, without a gradient."""
+        if self.graphs is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        terms = self.graphs.step(model, inputs, num_items_in_batch, self.step_rows)
+        if terms is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if callable(getattr(self.optimizer, "train", None)):  # as Trainer does, for optimizers without a schedule
+            self.optimizer.train()
+        self.note(terms, inputs)
+        return terms.loss
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -381,8 +420,30 @@ class MultitaskTrainer(Trainer):
         Scaling is as Trainer's: a loss is divided by the task's labelled rows of the whole step (or by the sum of their
         class weights), all processes and accumulation steps together.
         """
+        terms, outputs = self.loss_terms(model, inputs, by_name(num_items_in_batch, inputs["task"]), self.step_rows)
+        if model.training:
+            self.note(terms, inputs)
+        return (terms.loss, outputs) if return_outputs else terms.loss
+
+    def step_terms(self, model: nn.Module, inputs: Mapping, items: Mapping, rows: Tensor) -> Terms:
+        """What a graph records of a training step: `loss_terms` as Trainer calls it."""
+        with self.compute_loss_context_manager():
+            return self.loss_terms(model, inputs, items, rows)[0]
+
+    def loss_terms(
+        self, model: nn.Module, inputs: Mapping, items: Mapping[str, Tensor | int], rows: Tensor | None
+    ) -> tuple[Terms, Mapping]:
+        """The loss of a batch with what the log tells of it, and the model's outputs. It changes nothing and waits for
+        nothing.
+
+        Args:
+            model: in training or evaluation mode.
+            inputs: the batch.
+            items: {task: divisor of its summed loss}; `count_items` of the labels where it has none.
+            rows: labelled rows of the step, of which a micro-batch is a share.
+        """
         inputs, unit = dict(inputs), inputs["task"]
-        labels, items = by_name(inputs.pop("labels"), unit), by_name(num_items_in_batch, unit)
+        labels = by_name(inputs.pop("labels"), unit)
         soft = by_name(inputs.pop("soft_labels", None), unit)  # a teacher's; the model does not take them
         tasks, training = [self.model.tasks[name] for name in labels], model.training
         passes = 1 + (training and any(task.rdrop_weight for task in tasks))
@@ -396,16 +457,25 @@ class MultitaskTrainer(Trainer):
             name: scale * self.batch_loss(name, outputs, target, passes * items[name] if name in items else None)
             for name, target in targets.items()
         }
+        kept, predicted = {f"loss_{name}": loss for name, loss in losses.items()}, {}
         if training:
             logits = {name: values.chunk(passes) for name, values in by_name(outputs["logits"], unit).items()}
-            self.keep_batch(losses, logits, labels)
             share = rows_with_label(labels).sum()
-            share = share / self.step_rows.clamp(min=1) * scale if items else share
-            self.add_terms(losses, inputs, logits, soft, masks, share)
+            share = share / rows.clamp(min=1) * scale if items else share
+            kept |= self.add_terms(losses, inputs, logits, soft, masks, share, rows)
+            predicted = {name: values[0].detach().float() for name, values in logits.items()}
         loss = sum((task.loss_weight if training else 1) * losses[task.name] for task in tasks)
-        if training:
-            self.bad.note_loss(loss, self.state.global_step + 1)
-        return (loss, outputs) if return_outputs else loss
+        return Terms(loss, kept, predicted), outputs
+
+    def note(self, terms: Terms, inputs: Mapping) -> None:
+        """Keep a micro-batch's losses, and its predictions and labels, for the log; note a loss that is not finite."""
+        for name, value in terms.kept.items():
+            self.keep(name, value)
+        labels = by_name(inputs["labels"], inputs["task"])
+        if self.args.logging_strategy != "no":
+            for name, logits in terms.predicted.items():
+                self.seen.setdefault(name, []).append((logits, labels[name]))
+        self.bad.note_loss(terms.loss, self.state.global_step + 1)
 
     def batch_loss(self, name: str, outputs: Mapping, labels: Tensor, items: Tensor | int | None) -> Tensor:
         """A task's loss of a batch, its own or the user's `compute_loss_func`.
@@ -424,13 +494,6 @@ class MultitaskTrainer(Trainer):
             own, labels, num_items_in_batch=count_items(labels) if items is None else items
         )
 
-    def keep_batch(self, losses: Mapping[str, Tensor], logits: Mapping[str, Sequence], labels: Mapping) -> None:
-        """Keep a micro-batch's losses, and its predictions and labels, for the log: {task: what is of it}."""
-        for name, loss in losses.items():
-            self.keep(f"loss_{name}", loss)
-            if self.args.logging_strategy != "no":
-                self.seen.setdefault(name, []).append((logits[name][0].detach().float(), labels[name]))
-
     def add_terms(
         self,
         losses: dict[str, Tensor],
@@ -439,8 +502,10 @@ class MultitaskTrainer(Trainer):
         soft: Mapping[str, Tensor],
         masks: DropoutMasks | None,
         share: Tensor,
-    ) -> None:
-        """Add a teacher's, SMART's and R-Drop's terms to a micro-batch's losses, {task: loss}.
+        rows: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Add a teacher's, SMART's and R-Drop's terms to a micro-batch's losses, {task: loss}; returns {name: term} for
+        the log.
 
         Args:
             losses: are changed.
@@ -449,18 +514,25 @@ class MultitaskTrainer(Trainer):
             soft: {task: what a teacher predicted}.
             masks: see `penalties`.
             share: of the micro-batch in its step's rows, since the terms are means over rows.
+            rows: see `penalties`.
         """
+        kept = {}
         for name, predicted in soft.items():
             task = self.model.tasks[name]
             distance = torch.stack([KINDS[task.kind].distil(task, each, predicted) for each in logits[name]]).mean()
-            self.keep(f"distill_{name}", share * distance)
+            kept[f"distill_{name}"] = share * distance
             losses[name] = (1 - task.distill_weight) * losses[name] + task.distill_weight * share * distance
-        for term, name, penalty in self.penalties(inputs, logits, masks):
-            self.keep(f"{term}_{name}", share * penalty)
+        for term, name, penalty in self.penalties(inputs, logits, masks, rows):
+            kept[f"{term}_{name}"] = share * penalty
             losses[name] = losses[name] + getattr(self.model.tasks[name], f"{term}_weight") * share * penalty
+        return kept
 
     def penalties(
-        self, inputs: Mapping, logits: Mapping[str, Sequence[Tensor]], masks: DropoutMasks | None
+        self,
+        inputs: Mapping,
+        logits: Mapping[str, Sequence[Tensor]],
+        masks: DropoutMasks | None,
+        rows: Tensor | None = None,
     ) -> Iterator[tuple[str, str, Tensor]]:
         """Yield (term, task, mean over the rows) of each of SMART's and R-Drop's terms that the tasks have; SMART's
         adversarial one times the rows of the step, where it is to be a sum.
@@ -469,12 +541,13 @@ class MultitaskTrainer(Trainer):
             inputs: the batch.
             logits: {task: its clean logits, and those with other dropout masks, for R-Drop}.
             masks: the dropout masks that gave the clean ones, for SMART's passes to drop the same; None to draw others.
+            rows: of the step that have a label.
         """
-        batch = {key: inputs[key] for key in ("task", "attention_mask", "token_type_ids")}
+        batch = {key: value for key, value in inputs.items() if key != "input_ids"}
         tasks = [self.model.tasks[name] for name in logits]
         if smart := [task.name for task in tasks if task.smart_weight]:
             clean = {name: logits[name][0] for name in smart}
-            times = self.step_rows if self.args.smart_reduction == "sum" else 1  # the caller gives each row its share
+            times = rows if self.args.smart_reduction == "sum" else 1  # the caller gives each row its share
             for name, penalty in zip(
                 smart, self.smart_penalties(inputs["input_ids"], batch, clean, masks), strict=True
             ):

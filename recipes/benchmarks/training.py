@@ -167,13 +167,13 @@ def ablate(options) -> dict:
     class Padded(Packing):
         """A packing that keeps the padding: every token of every row."""
 
-        def __init__(self, attention_mask: torch.Tensor):
-            super().__init__(torch.ones_like(attention_mask))
-            self.buckets = [bucket._replace(attention_mask=attention_mask) for bucket in self.buckets]
+        def __init__(self, attention_mask: torch.Tensor, *args):
+            super().__init__(torch.ones_like(attention_mask), *args)
+            self.mask = attention_mask  # rows of one length stay in order
 
     without = {
         "nothing": [],
-        "packing": [patch("bert_multitask.model.encoder.Packing", Padded)],
+        "packing": [patch("bert_multitask.data.collate.Packing", Padded)],
         "buckets in attention": [patch("bert_multitask.model.packing.BUCKET_STEP", 512)],
         "plain operations for SDPA's": [patch("bert_multitask.model.encoder.eager_attention", sdpa_attention_forward)],
         "dropout from 16 bits": [patch("bert_multitask.model.encoder.drop", nn.functional.dropout)],

@@ -50,3 +50,18 @@ def test_buckets_are_the_packed_rows(rows):
         seen += padded[:, 0].tolist()
     first = torch.arange(1.0, 1 + mask.numel()).view(mask.shape)[:, 0]
     assert torch.equal(batch.unsort(torch.tensor(seen)), first)
+
+
+@given(masks, st.booleans())
+def test_a_moved_packing_is_the_same(rows, with_buckets):
+    """As a batch's tensors it can be moved, here to another type of numbers; also the one of each row twice."""
+    mask = torch.tensor(rows)
+    batch = Packing(mask, twice=True)
+    _ = with_buckets and batch.buckets
+    moved = batch.to(torch.int32)
+    assert moved.index.dtype == moved.twice.index.dtype == torch.int32 and batch.index.dtype == torch.int64
+    again = Packing(torch.cat([mask, mask]))
+    for name in ("index", "inverse", "begins", "first", "mask"):
+        assert torch.equal(getattr(moved, name), getattr(batch, name))
+        assert torch.equal(getattr(moved.twice, name), getattr(again, name))
+    assert [bucket.tokens for bucket in moved.twice.buckets] == [bucket.tokens for bucket in again.buckets]

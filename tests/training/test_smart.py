@@ -455,7 +455,7 @@ def test_the_teacher_is_the_running_mean(make_trainer):
     )
     expected.append({name: weight.double().clone() for name, weight in trainer.model.named_parameters()})
     trainer.train()
-    for name, weight in trainer.teacher.average.module.named_parameters():
+    for name, weight in trainer.teacher.average.named_parameters():
         torch.testing.assert_close(weight.double(), expected[-1][name], atol=1e-6, rtol=1e-5, msg=name)
     penalties = logged(trainer, "bregman_sst")
     assert penalties[0] == pytest.approx(0, abs=1e-6) and penalties[-1] > 1e-6, "the teacher begins as the model"
@@ -565,12 +565,12 @@ def test_the_trainers_passes_see_the_whole_batch(make_trainer, monkeypatch, pair
     task = model.tasks[name]
     terms = {term: value for term, _, value in trainer.penalties(batch, {name: [clean]}, None)}
     assert terms["smart"].item() == pytest.approx(0, abs=1e-9)
-    teacher = by_hand(trainer, trainer.teacher.average.module.eval(), batch, name)
+    teacher = by_hand(trainer, trainer.teacher.average.eval(), batch, name)
     assert terms["bregman"].item() == pytest.approx(
         DIVERGENCES[task.divergence](clean, teacher).mean().item(), rel=1e-5
     ) and (terms["bregman"] > 1e-3)
-    trainer.teacher.average.module.train()
-    assert not torch.equal(by_hand(trainer, trainer.teacher.average.module, batch, name), teacher), "dropout matters"
+    trainer.teacher.average.train()
+    assert not torch.equal(by_hand(trainer, trainer.teacher.average, batch, name), teacher), "dropout matters"
     assert not MomentumTeacher(model.train(), 0.9).average.training
 
 
