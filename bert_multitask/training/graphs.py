@@ -86,6 +86,7 @@ class StepGraphs(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.graphs.clear()  # a training may end with other weights in the parameters than those that they read
+        self.pool = None
 
     def step(self, model: nn.Module, inputs: Mapping, items: Mapping[str, Tensor], rows: Tensor) -> Terms | None:
         """Forward and backward of a micro-batch, whose gradients are added to those that are there; None at the first

@@ -121,8 +121,7 @@ class Step:
         with precision(self.dtype):
             if self.stock is None:
                 return self.model(**batch).loss
-            inputs = dict(batch)
-            task, labels = inputs.pop("task"), inputs.pop("labels")
+            task, labels, inputs = self.stock.split(batch)
             return self.stock.loss(task, self.model(**inputs).logits, labels)
 
     def __call__(self, batch: dict) -> Tensor:

@@ -3,13 +3,11 @@
 import itertools
 import time
 from functools import partial
-from unittest.mock import patch
 
 import torch
 from torch import nn
 
 from bert_multitask.model import encoder as modeling
-from bert_multitask.model.packing import Packing
 
 from .device import GPU, count_operations, synchronise, time_steps
 from .gpu_sides import PACKED, SIDES, STOCK, DeviceRig, Step, build, chosen
@@ -73,9 +71,8 @@ def replay_steps(session: Session) -> None:
 
 def replay_step(model: nn.Module, batch: dict, dtype: str) -> dict:
     """Times of a step of one batch, launched kernel by kernel and replayed as a graph; where there is no GPU, the
-    former alone. The packing is made beforehand, because its lengths cross to the CPU."""
-    packing = Packing(batch["attention_mask"])
-    with chosen(PACKED), patch("bert_multitask.model.encoder.Packing", lambda mask: packing):
+    former alone. The batch brings its packing, whose lengths would have to cross to the CPU."""
+    with chosen(PACKED):
         step = Step(model, dtype, capturable=GPU)
         if not GPU:
             return {"eager": time_steps(step, [batch] * 5), "loss": step(batch).item()}

@@ -33,6 +33,12 @@ class Stock:
             self.model.classifier.weight.copy_(torch.cat(rows))
             self.model.classifier.bias.copy_(torch.cat(biases))
 
+    @staticmethod
+    def split(batch: dict) -> tuple[str, torch.Tensor, dict]:
+        """A batch's task and labels, and the inputs that the stock model takes."""
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids")}
+        return batch["task"], batch["labels"], inputs
+
     def predict(self, task: str, logits: torch.Tensor) -> torch.Tensor:
         """All logits (B, 7) -> those of the task, as the multitask model gives them."""
         logits = logits[:, self.columns[task]]
@@ -58,6 +64,5 @@ class StockTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of the batch's task."""
-        inputs = dict(inputs)
-        task, labels = inputs.pop("task"), inputs.pop("labels")
+        task, labels, inputs = self.stock.split(inputs)
         return self.stock.loss(task, model(**inputs).logits, labels)

@@ -119,7 +119,9 @@ class Rig:
         args = TrainingArguments(**self.settings(), remove_unused_columns=False)
         trainer = StockTrainer(self.stock.model, args, callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
-        trainer.stock, trainer.loader = self.stock, self.trainer(seed).get_train_dataloader()
+        ours = self.trainer(seed)
+        ours.data_collator.packs = False
+        trainer.stock, trainer.loader = self.stock, ours.get_train_dataloader()
         trainer.train()
         forget_trainer(self.stock.model)
         return clock

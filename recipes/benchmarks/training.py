@@ -55,21 +55,19 @@ def loss_difference(rig: Rig) -> float:
     rig.model.eval(), rig.stock.model.eval()
     differences = []
     for batch in rig.batches():
-        ours, inputs = rig.model(**batch).loss, dict(batch)
-        task, labels = inputs.pop("task"), inputs.pop("labels")
+        ours, (task, labels, inputs) = rig.model(**batch).loss, rig.stock.split(batch)
         differences.append(abs(ours - rig.stock.loss(task, rig.stock.model(**inputs).logits, labels)).item())
     return max(differences)
 
 
 def forward_and_backward(rig: Rig, batch: dict, stock: bool) -> None:
     """One step of either side but for the optimizer's."""
-    inputs = dict(batch)
     with torch.autocast("cpu", torch.bfloat16, enabled=rig.options.bf16):
         if stock:
-            task, labels = inputs.pop("task"), inputs.pop("labels")
+            task, labels, inputs = rig.stock.split(batch)
             loss = rig.stock.loss(task, rig.stock.model(**inputs).logits, labels)
         else:
-            loss = rig.model(**inputs).loss
+            loss = rig.model(**batch).loss
     loss.backward()
 
 
@@ -140,11 +138,11 @@ def smart(options) -> dict:
         return found
 
     def stock_step(batch: dict) -> torch.Tensor:
-        model, task, labels = plain.stock.model, batch.pop("task"), batch.pop("labels")
-        embeddings = model.get_input_embeddings()(batch.pop("input_ids"))
+        model, (task, labels, inputs) = plain.stock.model, plain.stock.split(batch)
+        embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
 
         def predict(embeddings: torch.Tensor) -> torch.Tensor:
-            return plain.stock.predict(task, model(inputs_embeds=embeddings, **batch).logits)
+            return plain.stock.predict(task, model(inputs_embeds=embeddings, **inputs).logits)
 
         logits = predict(embeddings)
         penalty = SMARTLoss(predict, lambda a, b: divergences[task](a, b).mean())(embeddings, logits)
