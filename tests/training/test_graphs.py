@@ -124,7 +124,7 @@ def on_cpu(monkeypatch, packed_attention):
 CASES = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
-    "every-term": {"task_settings": EVERY_TERM},
+    "every-term": {"task_settings": EVERY_TERM, "smart_place": "embeddings", "smart_reduction": "sum"},
     "encoders": {"model_settings": {"encoder_sharing": "per_task"}},
 }
 
