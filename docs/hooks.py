@@ -7,6 +7,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
+from bert_multitask.training.jobs import SeedArguments
 from bert_multitask.training.search_space import TuneArguments
 
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
@@ -31,9 +32,10 @@ def flags_page() -> str:
     lines = [
         "# Flags",
         "Flags of `bert-multitask train` and of the training recipes, and fields of their YAML. The other fields of "
-        "`transformers.TrainingArguments` are flags too. `bert-multitask tune` has those of `TuneArguments` besides.",
+        "`transformers.TrainingArguments` are flags too. `SeedArguments` are of `bert-multitask train` alone, and "
+        "`TuneArguments` of `bert-multitask tune`.",
     ]
-    for arguments in (RunArguments, MultitaskTrainingArguments, TuneArguments):
+    for arguments in (RunArguments, MultitaskTrainingArguments, SeedArguments, TuneArguments):
         lines += [f"## {arguments.__name__}", "| flag | what it does |\n|---|---|"]
         own = [field for field in fields(arguments) if field.name in vars(arguments)["__annotations__"]]
         lines[-1] += "".join(f"\n| `--{field.name}` | {describe(field)} |" for field in own)

@@ -12,15 +12,9 @@ OUT/study.md, written anew after each run: dev scores as mean ± sd over seeds, 
 
 import argparse
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +28,11 @@ from bert_multitask.evaluation.tables import read_decisions
 from bert_multitask.inference.split_tables import SplitTables
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.losses import labelled_rows
+from bert_multitask.training.jobs import Job, run_jobs, training_job
 from bert_multitask.training.run import run_recipe
 from bert_multitask.training.yaml_file import load_yaml
 
 PARTS = ("all", "half A", "half B")  # of the dev rows
-RUNNING: list[subprocess.Popen] = []
 FIELDS = {"base", "reference", "seeds", "variants"}
 
 
@@ -96,22 +90,12 @@ def change(base: Mapping, variant: Mapping | None) -> dict:
     return flags
 
 
-def train(run: Run, flags: Mapping, data_dir: str, threads: int) -> None:
-    """Train what is left of a run, in a process of its own; its output goes to a file beside the folder.
-
-    Raises:
-        InputError: it failed.
-    """
-    config, log = run.folder.with_suffix(".yaml"), run.folder.with_suffix(".log")
+def make_job(run: Run, flags: Mapping, data_dir: str) -> Job:
+    """The job of a run, whose flags it writes beside the folder."""
+    config = run.folder.parent / f"{run.folder.name}.yaml"
     write_text(config, yaml.safe_dump(dict(flags), sort_keys=False))
-    argv = [sys.executable, "-m", "bert_multitask", "train", config, "--output_dir", run.folder]
-    argv += ["--data_dir", data_dir, "--seed", str(run.seed)]
-    argv += ["--resume_from_checkpoint"] if (run.folder / "run.json").exists() else []
-    environ = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    with log.open("ab") as stream, subprocess.Popen(argv, stdout=stream, stderr=stream, env=environ) as process:
-        RUNNING.append(process)
-    if process.returncode:
-        raise InputError(f"{run.folder.name} failed; see {log}")
+    argv = [config, "--output_dir", run.folder, "--data_dir", data_dir, "--seed", run.seed]
+    return training_job(run.folder, argv)
 
 
 class Results:
@@ -227,25 +211,15 @@ def main(argv: list[str]) -> None:
     flags = {name: change(study["base"], variant) for name, variant in study["variants"].items()}
     runs = [Run(name, seed, options.output_dir / f"{name}-seed{seed}") for seed in seeds for name in flags]
     chosen = [run for run in runs if not run.finished and run.variant in (options.only or flags)]
-    threads, writing = max(1, (os.cpu_count() or 1) // options.jobs), Lock()
+    jobs = (make_job(run, flags[run.variant], options.data_dir) for run in chosen)
 
-    def finish(run: Run) -> None:
-        train(run, flags[run.variant], options.data_dir, threads)
-        with writing:
-            write_results(options, study, runs)
-            print(f"{run.folder.name} is finished; {options.output_dir / 'study.md'} has the scores", flush=True)
+    def finish(job: Job) -> None:
+        write_results(options, study, runs)
+        print(f"{job.name} is finished; {options.output_dir / 'study.md'} has the scores", flush=True)
 
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    with ThreadPoolExecutor(options.jobs) as pool:
-        try:
-            list(pool.map(finish, chosen))
-        except BaseException:  # one failed, or we are to stop; a run that is told to stop saves a checkpoint
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in RUNNING:
-                process.terminate()
-            raise
+    run_jobs(jobs, options.jobs, finish)
     print(write_results(options, study, runs))
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_recipe(main, stopped="the same command goes on")

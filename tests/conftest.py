@@ -1,6 +1,7 @@
 """Small offline fixtures: a random BERT with a real vocabulary, folders of made-up rows, the real data where it is."""
 
 import dataclasses
+import gc
 import json
 import os
 import runpy
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import psutil
@@ -21,6 +23,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 from transformers.utils import logging
 
 from bert_multitask.__main__ import main
+from bert_multitask.commands.train import main as train
 from bert_multitask.data.rows import load_rows, usable_rows
 from bert_multitask.data.tokens import tokenise
 from bert_multitask.model import encoder
@@ -41,12 +44,14 @@ SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "in
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_and_isolated(tmp_path_factory):
-    """No progress bars, and token caches that end with the tests."""
+    """No progress bars, and token caches that end with the tests. What is imported by now is never collected: each
+    trainer collects garbage, and would look at all of it."""
     import datasets
 
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -251,6 +256,22 @@ def run_here(monkeypatch, *argv, recipe: Path | str = RECIPE) -> int:
     except SystemExit as stop:
         return stop.code
     return 0
+
+
+@pytest.fixture
+def trained_here(monkeypatch) -> list[str]:
+    """The names of the runs that `run_jobs` trains, which is done in this process."""
+    names = []
+
+    def start(argv, log, environ):
+        assert argv[:3] == ["-m", "bert_multitask", "train"]
+        train(argv[3:])
+        folder = argv[argv.index("--output_dir") + 1] if "--output_dir" in argv else Path(argv[3]).with_suffix("")
+        names.append(Path(folder).name)
+        return SimpleNamespace(returncode=0, poll=lambda: 0)
+
+    monkeypatch.setattr("bert_multitask.training.jobs.start", start)
+    return names
 
 
 def launch(

@@ -13,6 +13,7 @@ from conftest import MINILM, ROOT, run_here
 from bert_multitask import MultitaskPipeline, MultitaskTrainingArguments, load_task
 from bert_multitask.model.tasks import load_tasks
 from bert_multitask.training.arguments import RunArguments
+from bert_multitask.training.jobs import SeedArguments
 from bert_multitask.training.search_space import TuneArguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -172,7 +173,7 @@ def test_nothing_is_left_to_fill_in():
 def test_flags_named_in_the_pages_exist(page):
     other = {"config_file", "num_processes", "num_cpu_threads_per_process", "quiet", "help", "logdir", "option"}
     other |= {f"no_{field.name}" for field in fields(MultitaskTrainingArguments) if field.default is True}
-    kinds = (RunArguments, MultitaskTrainingArguments, TuneArguments)
+    kinds = (RunArguments, MultitaskTrainingArguments, SeedArguments, TuneArguments)
     flags = {field.name for arguments in kinds for field in fields(arguments)}
     for recipe in [*(ROOT / "recipes").glob("*.py"), *(ROOT / "bert_multitask" / "commands").glob("*.py")]:
         other |= set(re.findall(r'"--([a-z0-9_]+)"', recipe.read_text()))

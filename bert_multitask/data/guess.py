@@ -34,12 +34,7 @@ LONG = 4  # words that a text has on average, and the name of a class has not
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
-
-    Attributes:
-        name: of the column.
-        values: of all rows.
-    """
+    """A column of a table: its name, and its values in all rows."""
 
     name: str
     values: Sequence
@@ -47,9 +42,8 @@ class Column:
     @cached_property
     def known(self) -> list:
         """The values that are not missing."""
-        missing = (value is None or value != value for value in self.values)
-        values = [value for value, gap in zip(self.values, missing, strict=True) if not gap]
-        return [value for value in values if isinstance(value, (list, tuple)) or label_key(value) not in MISSING]
+        present = [value for value in self.values if value is not None and value == value]
+        return [value for value in present if isinstance(value, (list, tuple)) or label_key(value) not in MISSING]
 
     @cached_property
     def is_lists(self) -> bool:
@@ -62,10 +56,14 @@ class Column:
         return [value if isinstance(value, (list, tuple)) else str(value).split() for value in self.known]
 
     @cached_property
+    def words(self) -> set:
+        """The different `items`."""
+        return {item for items in self.items for item in items}
+
+    @cached_property
     def distinct(self) -> set:
         """The different values, of lists those in them."""
-        values = [item for items in self.items for item in items] if self.is_lists else self.known
-        return set(map(label_key, values))
+        return set(map(label_key, self.words if self.is_lists else self.known))
 
     @cached_property
     def numbers(self) -> list[float]:
@@ -89,8 +87,8 @@ class Column:
     @property
     def is_id(self) -> bool:
         """Whether it names the rows."""
-        named = IDS.fullmatch(self.name.casefold()) and not self.is_lists
-        return bool(named) and len(set(map(str, self.known))) == len(self.values)
+        named = IDS.fullmatch(self.name.casefold()) is not None and not self.is_lists
+        return named and len(set(map(str, self.known))) == len(self.values)
 
 
 def guess_tasks(columns: Mapping[str, Sequence], name: str) -> tuple[list[dict], dict[str, str]]:
@@ -133,15 +131,15 @@ def guess_tasks(columns: Mapping[str, Sequence], name: str) -> tuple[list[dict],
 def guess_tags(columns: Sequence[Column]) -> tuple[dict, list[tuple[str, dict, str]]]:
     """The column of words and that of tags, which are as many in each row; nothing where there are none. Tags that are
     not lists but texts have to be called as labels are."""
-    for words in sorted(columns, key=lambda column: -len({item for items in column.items for item in items})):
+    for words in sorted(columns, key=lambda column: -len(column.words)):
         sizes = list(map(len, words.items))
+        others = [column for column in columns if column is not words and column.is_lists == words.is_lists]
         alike = [
             column
-            for column in columns
-            if column is not words and column.is_lists == words.is_lists and list(map(len, column.items)) == sizes
-            if column.is_lists or column.is_named_label
+            for column in others
+            if (column.is_lists or column.is_named_label) and len(column.words) <= MOST_CLASSES
+            if list(map(len, column.items)) == sizes
         ]
-        alike = [column for column in alike if len({item for items in column.items for item in items}) <= MOST_CLASSES]
         if alike and sum(sizes) > (0 if words.is_lists else 2 * len(sizes)):
             tags = choose_labels(alike)[-1]
             return {"text": words.name}, [(tags.name, {"kind": "token_classification"}, "a tag for each word")]
@@ -232,10 +230,8 @@ def read_table_hub(path: str, name: str | None = None) -> tuple[dict[str, list],
         raise InputError(f"{path}: has the splits {', '.join(dataset)}; expected train, and perhaps others")
     # Ours by the beginning of theirs, of several the first: validation, validation_matched, dev, test …
     first = {"train": "train$", "dev": "val|dev", "test": "test"}
-    found = {
-        ours: next((split for split in dataset if re.match(theirs, split)), None) for ours, theirs in first.items()
-    }
-    splits = {ours: split for ours, split in found.items() if split}
+    found = {ours: [split for split in dataset if re.match(theirs, split)] for ours, theirs in first.items()}
+    splits = {ours: splits[0] for ours, splits in found.items() if splits}
     hub = {"path": path} | ({"name": name} if name else {}) | {"splits": splits}
     rows = dataset["train"].with_format(None)
     return {column: rows[column][:] for column in rows.column_names}, {"hub": hub}

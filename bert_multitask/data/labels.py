@@ -33,7 +33,6 @@ class LabelReader:
     These are the rules of one class or score; the kind of task says how a label is made of them (`Kind.read`).
 
     Args:
-        task: whose labels.
         names: of the classes in this source; by default the task's `label_names`.
         numbered: numbers are class numbers, whatever the names are, as in files of predictions.
         dataset: the source is a `datasets.Dataset`, from the Hub or in memory.
@@ -53,10 +52,7 @@ class LabelReader:
             self.classes = {key: number for key, number in self.classes.items() if not isinstance(key, Decimal)}
         if numbered or not are_numbers:
             self.classes |= {number: number for number in range(len(names))}
-        if names:
-            self.hides = -1 not in self.classes
-        else:
-            self.hides = dataset and self.kind.number(task, -1) is None
+        self.hides = -1 not in self.classes if names else dataset and self.kind.number(task, -1) is None
         self.expected = "a label"  # of a task that does not know its own yet
         if not task.is_open:
             self.expected = self.kind.describe_labels(task, names, numbered or not are_numbers)
@@ -85,11 +81,8 @@ class LabelReader:
         return self.kind.number(self.task, float(key)) if isinstance(key, Decimal) else None
 
     def wrong_part(self, raw: object) -> object:
-        """What to show of a label that cannot be read: the first such tag where each word has one, else the whole."""
-        parts = raw.split() if isinstance(raw, str) else raw
-        if not self.kind.words or not isinstance(parts, (list, tuple)):
-            return raw
-        return next((part for part in parts if self.read_one(part) is None), raw)
+        """What to show of a label that cannot be read: the first such name in it, else the whole."""
+        return next((part for part in self.kind.parts(raw) if self.read_one(part) is None), raw)
 
     def check_names(self, names: Sequence[str], where: str) -> None:
         """Refuse the names of a `ClassLabel` column that are not the task's, in whatever order.
@@ -107,15 +100,8 @@ class LabelReader:
 def name_labels(
     rows: Iterable[dict], features: Features, column: str, reader: LabelReader, where: str
 ) -> Iterator[dict]:
-    """Yield rows with the names that the numbers of a `ClassLabel` column, or of a column of lists of them, mean, and
-    None for -1. Rows of a source without such a column stay as they are.
-
-    Args:
-        rows: of the source.
-        features: of the source.
-        column: of the labels.
-        reader: of the labels.
-        where: file or dataset, for messages.
+    """Yield rows with names instead of the class numbers of a `ClassLabel` column, or of a column of lists of them, and
+    with None instead of -1. Rows of a source without such a column stay as they are.
 
     Raises:
         InputError: the column's names are not the task's, or a number has no name.
@@ -127,13 +113,12 @@ def name_labels(
     reader.check_names(names, f"{where}: column {column!r}")
     for number, row in enumerate(rows, start=1):
         codes = row[column] if isinstance(row[column], list) else [row[column]]
-        missing = [code is None or code != code or code == -1 for code in codes]
-        for code, gap in zip(codes, missing, strict=True):
-            if not gap and code not in range(len(names)):
-                raise InputError(
-                    f"{where}, row {number}: {column} is {code!r}; expected a class from 0 to {len(names) - 1}"
-                )
-        found = [None if gap else names[int(code)] for code, gap in zip(codes, missing, strict=True)]
+        codes = [None if code is None or code != code or code == -1 else code for code in codes]
+        if wrong := [code for code in codes if code is not None and code not in range(len(names))]:
+            raise InputError(
+                f"{where}, row {number}: {column} is {wrong[0]!r}; expected a class from 0 to {len(names) - 1}"
+            )
+        found = [None if code is None else names[int(code)] for code in codes]
         yield row | {column: found if isinstance(row[column], list) else found[0]}
 
 

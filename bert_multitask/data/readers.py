@@ -45,10 +45,6 @@ def is_url(path: str) -> bool:
 def reading(path: str, form: str) -> Iterator[None]:
     """Turn what goes wrong while a file is read into an `InputError` that names the file.
 
-    Args:
-        path: of the file, for the message.
-        form: what it is read as, for the message.
-
     Raises:
         InputError: the file cannot be opened or read on, or its content is damaged.
     """
@@ -67,6 +63,15 @@ def reading(path: str, form: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def opened(path: str, task: Task) -> Iterator[tuple[Callable, BinaryIO]]:
+    """The reader of a file, one of READERS, and its decompressed bytes; errors as those of `reading`."""
+    read, form, decompress = file_form(path, task)
+    local = fetch(path, task)
+    with reading(path, form), decompress(local, "rb") as file:
+        yield read, file
+
+
 def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
     """Yield the rows of a file, local or remote, under our column names.
 
@@ -78,11 +83,7 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
     """
     needed = needed_columns(task, labelled)
     for number, row in enumerate(read_as_written(path, task), start=1):
-        for column in needed:
-            if column not in row:
-                raise InputError(
-                    f"{path}: no column {column!r} in row {number}; its columns are {', '.join(filter(None, row))}"
-                )
+        check_has_columns(row, needed, f"{path}, row {number}")
         yield rename_columns(row, task, task, path, number, task.id or "id")
 
 
@@ -92,9 +93,7 @@ def read_as_written(path: str, task: Task) -> Iterator[dict]:
     Raises:
         InputError: the file cannot be read or is damaged.
     """
-    read, form, decompress = file_form(path, task)
-    local = fetch(path, task)
-    with reading(path, form), decompress(local, "rb") as file:
+    with opened(path, task) as (read, file):
         yield from read(file, path, task)
 
 
@@ -102,17 +101,14 @@ def read_tables(path: str, task: Task, size: int, schema: pyarrow.Schema | None 
     """Yield the rows of a file as Arrow tables, with all its columns, as they are. Few rows are held at a time.
 
     Args:
-        path: of the file, local or remote.
-        task: says how tables quote.
         size: rows of a table; the last one may have fewer.
         schema: that all tables get; by default each has what its own values are, which may differ in JSON lines.
 
     Raises:
         InputError: the file cannot be read or is damaged, or a column has values of several types.
     """
-    read, form, decompress = file_form(path, task)
-    if read is read_parquet:
-        with reading(path, form), decompress(fetch(path, task), "rb") as file:
+    if file_form(path, task)[0] is read_parquet:
+        with opened(path, task) as (_, file):
             yield from parquet_tables(file, path, size)
         return
     rows = read_as_written(path, task)
@@ -149,25 +145,29 @@ def needed_columns(columns: HubSource | Task, labelled: bool) -> list[str]:
     return [*text_parts(columns.text), *text_parts(columns.text_pair), *filter(None, names)]
 
 
+def check_has_columns(columns: Iterable[str], needed: Iterable[str], where: str) -> None:
+    """Refuse a row or a dataset, which `where` says, without a column that is needed."""
+    for column in needed:
+        if column not in columns:
+            names = ", ".join(map(str, filter(None, columns)))
+            raise InputError(f"{where}: no column {column!r}; its columns are {names}")
+
+
 def rename_columns(
     row: Mapping, columns: HubSource | Task, task: Task, path: str, number: int, ids: str | None
 ) -> dict:
     """A row under our column names, its label as the source gives it.
 
     Args:
-        row: of the source.
         columns: the source's names of its columns.
-        task: which says what a text may be.
-        path: of the source, for messages.
         number: of the row, from 1.
         ids: the column of ids; None where there is none.
     """
+    pair = as_text(read_text(row, columns.text_pair, path, number), path, number) if columns.text_pair else None
     return {
         "id": as_id(row.get(ids), path, number),
         "text": as_text(task.read_text(read_text(row, columns.text, path, number)), path, number),
-        "text_pair": as_text(read_text(row, columns.text_pair, path, number), path, number)
-        if columns.text_pair
-        else None,
+        "text_pair": pair,
         "label": row.get(columns.label),
     }
 
@@ -301,11 +301,13 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
             end = table.line_num
     except UnicodeDecodeError as error:
         file.seek(0)
-        line = next(number for number, line in enumerate(file, start=1) if not is_utf8(line))
+        line = next(
+            number for number, line in enumerate(file, start=1) if line.decode(errors="ignore").encode() != line
+        )
         raise InputError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
     if spanning:
         logger.warning(
-            f"{path}: {len(spanning)} rows span several lines, the first is row {spanning[0]}; that is right for "
+            f"{path}: {len(spanning):,} rows span several lines, the first is row {spanning[0]}; that is right for "
             "quoted texts with line breaks, otherwise check for a stray quote"
         )
 
@@ -330,15 +332,6 @@ def numbered_rows(table: Iterator[list[str]], path: str) -> Iterator[tuple[int, 
             yield number, line, fields
             number += 1
         line = table.line_num + 1
-
-
-def is_utf8(line: bytes) -> bool:
-    """Whether these bytes are UTF-8."""
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def read_json_lines(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
@@ -399,10 +392,9 @@ def read_parquet(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
 
 def class_names(path: str, task: Task) -> list[str] | None:
     """The names of a Parquet file's column of labels, where that is a `ClassLabel`, in its order."""
-    read, form, decompress = file_form(path, task)
-    if read is not read_parquet:
+    if file_form(path, task)[0] is not read_parquet:
         return None
-    with reading(path, form), decompress(fetch(path, task), "rb") as file, parquet.ParquetFile(file) as table:
+    with opened(path, task) as (_, file), parquet.ParquetFile(file) as table:
         return feature_names(column_features(table.schema_arrow, task.label, path).get(task.label))
 
 

@@ -27,16 +27,9 @@ from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
 from ..model.tasks import SPLITS, HubSource, Task, label_key, load_task, text_parts
 from .dev_share import draw_dev_rows
-from .labels import (
-    LabelReader,
-    even_labels,
-    feature_names,
-    infer_label_names,
-    label_numbers,
-    name_labels,
-    uneven_rows,
-)
+from .labels import LabelReader, even_labels, feature_names, infer_label_names, label_numbers, name_labels, uneven_rows
 from .readers import (
+    check_has_columns,
     claim_id,
     class_names,
     column_features,
@@ -48,8 +41,7 @@ from .readers import (
 
 logger = logging.get_logger(__name__)
 
-USES = {"train": "train on", "dev": "score"}
-SHOWN_GAPS = 10  # rows with gaps that are named one by one
+SHOWN_GAPS = 5  # rows with gaps that are named one by one
 SHOWN_NAMES = 12  # of labels that were found
 SAMPLE = "package:bert_multitask/sample"
 CLEAN = "bert_multitask"  # what clean rows have as the name of their builder, so that they are not read again
@@ -57,10 +49,7 @@ HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-
 
 
 def load_rows(
-    task: Task,
-    data_dir: str = HANDOUT,
-    splits: Collection[str] = SPLITS,
-    labelled: Collection[str] = ("train", "dev"),
+    task: Task, data_dir: str = HANDOUT, splits: Collection[str] = SPLITS, labelled: Collection[str] = ("train", "dev")
 ) -> DatasetDict:
     """Read a task's rows, with clean columns, in the source's order.
 
@@ -84,10 +73,8 @@ def load_rows(
     wanted = set(splits)
     if task.dev_share and "dev" in splits:
         wanted, labelled = wanted | {"train"}, {*labelled, "train"}
-    if is_from_hub(task, data_dir):
-        rows = read_hub(task, wanted, labelled)
-    else:
-        rows = read_files(task, data_dir, wanted, labelled)
+    from_hub = is_from_hub(task, data_dir)
+    rows = read_hub(task, wanted, labelled) if from_hub else read_files(task, data_dir, wanted, labelled)
     if task.dev_share and "train" in rows:
         chosen = draw_dev_rows(task, rows["train"])
         rows["dev"], rows["train"] = (take(rows["train"], np.flatnonzero(side)) for side in (chosen, ~chosen))
@@ -97,9 +84,8 @@ def load_rows(
 def read_files(task: Task, data_dir: str, splits: Collection[str], labelled: Collection[str]) -> dict[str, Dataset]:
     """Read a task's files: {split: clean rows}."""
     rows = {}
-    for split, name in task.files.items():
-        if split not in splits:
-            continue
+    for split in [split for split in task.files if split in splits]:
+        name = task.files[split]
         path = find_file(name, data_dir)
         if split == "test" and not is_url(path) and not os.path.exists(path):
             logger.warning(f"{path}: no such file; task {task.name!r} has no test rows to predict")
@@ -150,7 +136,7 @@ def with_label_names(
 def describe_label_names(task: Task) -> str:
     """A line with the label names that a task found in its training rows, of many the first."""
     names = task.label_names
-    more = f", … ({len(names)} in all)" if len(names) > SHOWN_NAMES else ""
+    more = f", … ({len(names)} in all)" * (len(names) > SHOWN_NAMES)
     return f"{task.name:12} label_names from its training rows: {', '.join(names[:SHOWN_NAMES])}{more}"
 
 
@@ -168,7 +154,7 @@ def training_labels(
         rows, where, source = load_hub(task, ["train"])["train"], hub_place(task, "train"), task.hub
     if not isinstance(rows, Dataset):
         return where, None, (row["label"] for row in read_mappings(rows, task, where, labelled=True))
-    check_has_columns(rows, source, True, where)
+    check_has_columns(rows.column_names, needed_columns(source, True), where)
     return where, feature_names(rows.features[source.label]), rows.with_format(None)[source.label]
 
 
@@ -200,7 +186,7 @@ def add_extra_rows(task: Task, data_dir: str, splits: Collection[str], labelled:
 
 
 def text_key(row: Mapping) -> tuple[str, ...]:
-    """What the texts of a clean row have in common with those that differ by case, punctuation or order alone."""
+    """The texts of a clean row without case, punctuation and the order of a pair."""
     texts = [row["text"], row["text_pair"]] if "text_pair" in row else [row["text"]]
     return tuple(sorted(" ".join(re.findall(r"\w+", text.casefold())) for text in texts))
 
@@ -217,10 +203,11 @@ def drop_empty(task: Task, rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
         InputError: a train or dev split has no rows.
     """
     for split, part in rows.items():
+        where = f"{part.info.description}: has no rows; task {task.name!r}"
         if not len(part) and split != "test":
-            raise InputError(f"{part.info.description}: has no rows; task {task.name!r} needs some to {USES[split]}")
+            raise InputError(f"{where} needs some to {'train on' if split == 'train' else 'score'}")
         if not len(part):
-            logger.warning(f"{part.info.description}: has no rows; task {task.name!r} has no test rows to predict")
+            logger.warning(f"{where} has no test rows to predict")
     return {split: part for split, part in rows.items() if len(part)}
 
 
@@ -237,7 +224,11 @@ def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> 
 
 
 def load_hub(task: Task, splits: Collection[str]) -> dict[str, Dataset]:
-    """A task's datasets on the Hub as they are: {split: rows}."""
+    """A task's datasets on the Hub as they are: {split: rows}.
+
+    Raises:
+        InputError: the task names none, or it cannot be loaded.
+    """
     source = task.hub
     if source is None:
         raise InputError(f"task {task.name!r} says nowhere where its rows are; add files or hub to the task")
@@ -271,27 +262,11 @@ def hub_ids(remote: Dataset, where: str) -> str | None:
 def read_dataset(
     remote: Dataset, source: HubSource | Task, reader: LabelReader, where: str, labelled: bool, ids: str | None
 ) -> Iterator[dict]:
-    """Yield a dataset's rows under our column names; a row without an id is called by its number, from 0.
-
-    Args:
-        remote: the dataset.
-        source: its columns.
-        reader: of its labels.
-        where: its name, for messages.
-        labelled: whether it must have a column of labels.
-        ids: its column of ids, which may be missing.
-    """
-    check_has_columns(remote, source, labelled, where)
+    """Yield a dataset's rows under our column names; a row without an id is called by its number, from 0."""
+    check_has_columns(remote.column_names, needed_columns(source, labelled), where)
     rows = name_labels(remote, remote.features, source.label, reader, where)
     for number, row in enumerate(rows, start=1):
         yield rename_columns(row, source, reader.task, where, number, ids)
-
-
-def check_has_columns(remote: Dataset, source: HubSource | Task, labelled: bool, where: str) -> None:
-    """Refuse a dataset without a column that `read_dataset` needs."""
-    for column in needed_columns(source, labelled):
-        if column not in remote.column_names:
-            raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(remote.column_names)}")
 
 
 def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
@@ -330,10 +305,7 @@ def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bo
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             raise InputError(f"{source}, row {number}: is {row!r}; expected a dictionary")
-        if missing := [column for column in needed if column not in row]:
-            raise InputError(
-                f"{source}, row {number}: has no {missing[0]!r}; its columns are {', '.join(map(str, row))}"
-            )
+        check_has_columns(row, needed, f"{source}, row {number}")
         yield rename_columns(row, task, task, source, number, task.id or "id")
 
 
@@ -341,9 +313,7 @@ def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
     """Some rows of a file as clean rows, which are called by their numbers in the file, from 0.
 
     Args:
-        task: whose rows; a column of labels may be missing.
         table: the rows, as `read_tables` gives them.
-        path: of the file, for messages.
         first: number of the first row, from 1.
 
     Raises:
@@ -362,10 +332,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, fir
     """Collect raw rows into a dataset of clean columns, checking every label.
 
     Args:
-        task: whose rows.
         raw: dictionaries of `id`, `text`, `text_pair` and `label`, the label as the source writes it.
-        source: name of the file or split, for messages.
-        reader: of the source's labels.
         first: number of the first row, for messages.
 
     Raises:
@@ -410,11 +377,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, fir
 
 def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8, which half of a surrogate pair cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.encode(errors="ignore").decode() == text
 
 
 def text_columns(task: Task) -> list[str]:
@@ -454,7 +417,7 @@ def check_clean(task: Task, rows: Dataset) -> None:
 
 
 def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
-    """The rows a split is used with, after saying which have gaps, by file and row number (from 1).
+    """The rows a split is used with; a warning names those with gaps.
 
     Training leaves out rows with an empty text, and rows without a label. A task of a group keeps rows without a label,
     which may have another label of the group (see `token_rows.join_groups`). The other splits keep every row: one
@@ -465,34 +428,34 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
         InputError: no row is left to train on, a dev split has no label to score, or the rows are not clean.
     """
     check_clean(task, rows)
-    source, gaps = rows.info.description, []
+    source = rows.info.description
     # [:] reads a column at once; going through it would read row by row, ten times as long.
-    texts = [rows[column][:] for column in text_columns(task)]
-    unlabelled = (~labelled_rows(np.array(even_labels(rows["label"][:])))).tolist()
-    none_labelled = all(unlabelled)
-    if split != "test" and none_labelled:
+    texts = zip(*(rows[column][:] for column in text_columns(task)), strict=True)
+    empty = np.array([not all(map(str.strip, row)) for row in texts], bool)
+    unlabelled = ~labelled_rows(np.array(even_labels(rows["label"][:])))
+    if split != "test" and unlabelled.all():
         raise InputError(f"{source}: no row has a label in column {task.label!r}; task {task.name!r} needs some")
-    kept = []
-    for index, row_texts in enumerate(zip(*texts, strict=True)):
-        empty = not all(map(str.strip, row_texts))
-        needs_label = not (none_labelled or (split == "train" and task.group))
-        if empty or (unlabelled[index] and needs_label):
-            gap = " and ".join(["an empty text"] * empty + ["no label"] * unlabelled[index])
-            fate = "left out of training" if split == "train" else "predicted" + ", not scored" * unlabelled[index]
-            # A part of a file has other numbers than the file.
-            named = f"the row with id {rows['id'][index]!r}" if task.dev_share else f"row {index + 1}"
-            gaps.append(f"{source}: {named} has {gap}; it is {fate}")
-        if not empty and (task.group or not unlabelled[index]):
-            kept.append(index)
-    for gap in gaps[:SHOWN_GAPS]:
-        logger.warning(gap)
-    if len(gaps) > SHOWN_GAPS:
-        logger.warning(f"{source}: the same goes for {len(gaps) - SHOWN_GAPS} more rows")
-    if split != "train" or len(kept) == len(rows):
+    kept = ~empty if task.group else ~empty & ~unlabelled
+    fates = ("left out of training",) * 2 if split == "train" else ("predicted", "predicted, not scored")
+    needs_label = not (unlabelled.all() or (split == "train" and task.group))
+    for gap, places, fate in zip(("an empty text", "no label"), (empty, unlabelled & needs_label), fates, strict=True):
+        if places.any():
+            logger.warning(f"{source}: {gap} in {name_rows(task, rows, places)}; {fate}")
+    if split != "train" or kept.all():
         return rows
-    if not kept:
+    if not kept.any():
         raise InputError(f"{source}: no row has both a text and a label; task {task.name!r} has nothing to train on")
-    return take(rows, kept)
+    return take(rows, np.flatnonzero(kept))
+
+
+def name_rows(task: Task, rows: Dataset, chosen: np.ndarray) -> str:
+    """Rows in words, the first few one by one: by their numbers, from 1, or by their ids where these are a part of a
+    file, which has other numbers."""
+    numbers = np.flatnonzero(chosen)
+    names = [repr(rows["id"][int(row)]) if task.dev_share else str(row + 1) for row in numbers[:SHOWN_GAPS]]
+    s = "s" * (len(numbers) > 1)
+    what = f"row{s} with id{s}" if task.dev_share else f"row{s}"
+    return f"{what} {', '.join(names)}" + f", … ({len(numbers):,} in all)" * (len(numbers) > SHOWN_GAPS)
 
 
 def take(rows: Dataset, indices: Sequence[int] | np.ndarray) -> Dataset:

@@ -35,9 +35,8 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
-        tokenizer(
-            "a", "\U00010348", return_token_type_ids=True
-        )  # some damage shows only in use, or with an unknown character
+        # Some damage shows only in use, or with an unknown character.
+        tokenizer("a", "\U00010348", return_token_type_ids=True)
     except BaseException as error:  # missing, broken and foreign files fail in different ways
         # A panic of the tokenizer's Rust code is no Exception; Ctrl-C and exits are none either.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -48,13 +47,7 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(name: str, tokenizer: object, vocab_size: int) -> None:
-    """Refuse what is no fast tokenizer of a model with so many tokens (see `load_tokenizer`).
-
-    Args:
-        name: of the checkpoint or the argument, for messages.
-        tokenizer: what was loaded or given.
-        vocab_size: of the model.
-    """
+    """Refuse what is no fast tokenizer of a model with so many tokens (see `load_tokenizer`)."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(f"{name} is a {type(tokenizer).__name__}; expected the model's own fast tokenizer")
     if not tokenizer.is_fast:
@@ -76,11 +69,7 @@ def check_tokenizer(name: str, tokenizer: object, vocab_size: int) -> None:
 
 
 def tokenise_splits(
-    task: Task,
-    rows: DatasetDict,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    pair_encoding: str = "joint",
+    task: Task, rows: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int, pair_encoding: str = "joint"
 ) -> dict[str, Dataset]:
     """The model inputs of every split: of its `usable_rows`, by `tokenise`."""
     return {
@@ -95,13 +84,10 @@ def tokenise(
     """Turn clean rows into model inputs, once: the result is cached on disk and memory-mapped.
 
     Texts reach the tokenizer as they are. A jointly encoded pair becomes one sequence, [CLS] a [SEP] b [SEP]; a
-    separately encoded one becomes two, [CLS] a [SEP] and [CLS] b [SEP]; which tokens those are the tokenizer says. What
-    is longer than `max_length` loses tokens of the longer text, which ones `task.truncation` says, and how many rows
-    did is logged.
+    separately encoded one becomes two, [CLS] a [SEP] and [CLS] b [SEP]; which tokens those are the tokenizer says. Rows
+    longer than `max_length` lose tokens of the longer text, as `task.truncation` says; how many rows did is logged.
 
     Args:
-        task: whose rows.
-        rows: clean rows.
         tokenizer: a fast tokenizer; its truncation and padding are switched off afterwards, as a saved tokenizer's
             should be.
         max_length: tokens a sequence may have, special tokens included.
@@ -167,11 +153,11 @@ def tokenise_batch(
 def warn_of_cuts(task: Task, tokens: Dataset, max_length: int) -> None:
     """Say how many rows were cut, and how many words have no token."""
     if truncated := sum(tokens["truncated"][:]):
-        logger.warning(f"{task.name}: {truncated} of {len(tokens)} rows were cut to {max_length} tokens")
+        logger.warning(f"{task.name}: {truncated:,} of {len(tokens):,} rows were cut to {max_length} tokens")
     if lost := [row.count(-1) for row in tokens["word_starts"][:] if -1 in row] if KINDS[task.kind].words else []:
         logger.warning(
-            f"{task.name}: {sum(lost)} words of {len(lost)} of {len(tokens)} rows have no token, and so no prediction "
-            "and no part in training and scores: they were cut off, or the tokenizer leaves out all their characters"
+            f"{task.name}: {sum(lost):,} words of {len(lost):,} of {len(tokens):,} rows have no token: they were cut "
+            "off, or the tokenizer leaves out all their characters; they are not trained on, predicted or scored"
         )
 
 
@@ -200,9 +186,7 @@ def encode(
     """Tokenise a batch of rows.
 
     Args:
-        tokenizer: a fast tokenizer.
         texts: the rows' texts, and for pairs their second texts.
-        max_length: tokens a sequence may have.
         separate: whether a pair becomes two sequences and not one.
         words: whether a text is tokenised word by word, as white space sets them apart.
         truncation: what is kept of a row that is too long (see `kept_tokens`).
@@ -278,16 +262,8 @@ def kept_tokens(texts: list[int | None], max_length: int, truncation: str) -> li
 
 
 def cached(name: str, compute: Callable[..., Dataset], features: Features, count: int) -> Dataset:
-    """Tokens from the cache, computed and stored where they are not in it.
-
-    A damaged cache file is replaced. A cache that cannot be written is done without, in memory. Both are logged.
-
-    Args:
-        name: of the cache file.
-        compute: `Dataset.map` with its function; it takes `cache_file_name` or `keep_in_memory`.
-        features: of the tokens.
-        count: number of rows.
-    """
+    """Tokens from the cache file of that name. Where there is none they are computed, by `Dataset.map`, and stored. A
+    damaged file is replaced; where none can be written, tokens stay in memory. Both are logged."""
     if not count:
         return compute(keep_in_memory=True)
     folder = Path(datasets.config.HF_DATASETS_CACHE, "bert_multitask")

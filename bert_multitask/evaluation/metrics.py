@@ -527,7 +527,7 @@ def score(task: Task, predictions: np.ndarray, references: np.ndarray) -> float:
     value = float(metric.score(*metric.task_columns(task, predictions, references)))
     if not np.isfinite(value):
         raise NonFiniteError(
-            f"task {task.name!r}: {task.metric} of {len(references)} rows is {value}, which is no score"
+            f"task {task.name!r}: {task.metric} of {len(references):,} rows is {value}, which is no score"
         )
     return value
 

@@ -15,10 +15,10 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def predict_logits(
-    model: MultitaskBertModel, task: str, tokens: Dataset | Mapping[str, list], batch_size: int
+    model: MultitaskBertModel, task: str, tokens: Dataset | Mapping[str, list], batch_size: int, bf16: bool = False
 ) -> np.ndarray:
     """`predict_tasks` of one task: logits (N, …)."""
-    return predict_tasks(model, [task], tokens, batch_size)[task]
+    return predict_tasks(model, [task], tokens, batch_size, bf16=bf16)[task]
 
 
 @torch.inference_mode()
@@ -28,6 +28,7 @@ def predict_tasks(
     tokens: Dataset | Mapping[str, list],
     batch_size: int,
     progress: Callable[[int], object] | None = None,
+    bf16: bool = False,
 ) -> dict[str, np.ndarray]:
     """Run a model on rows in batches of similar length, an encoder that tasks share once for all of them.
 
@@ -37,6 +38,7 @@ def predict_tasks(
         tokens: rows of `tokenise`, or the columns that `encode` gives, N.
         batch_size: rows at a time.
         progress: is called with the number of rows of each batch that is done.
+        bf16: whether the encoder computes in bfloat16, by autocast; heads always compute in fp32.
 
     Returns:
         Logits of each task in the rows' own order, fp32, (N, C), (N,), or (N, L, …) with zeros beyond a row's tokens.
@@ -47,14 +49,15 @@ def predict_tasks(
     collate = Collator(model.config.pad_token_id or 0)
     model.eval()
     logits: dict[str, list[torch.Tensor]] = {task: [] for task in tasks}
-    for start in range(0, len(order), batch_size):
-        rows = read_rows(tokens, order[start : start + batch_size].tolist())
-        inputs = collate([{"task": tasks[0], "labels": UNLABELLED} | row for row in rows])
-        found = model.forward_all(tasks, *(inputs[name].to(model.device) for name in INPUTS))
-        for task, values in found.items():
-            logits[task].append(values.float().cpu())
-        if progress:
-            progress(len(rows))
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):  # around all batches: it keeps cast weights
+        for start in range(0, len(order), batch_size):
+            rows = read_rows(tokens, order[start : start + batch_size].tolist())
+            inputs = collate([{"task": tasks[0], "labels": UNLABELLED} | row for row in rows])
+            found = model.forward_all(tasks, *(inputs[name].to(model.device) for name in INPUTS))
+            for task, values in found.items():
+                logits[task].append(values.float().cpu())
+            if progress:
+                progress(len(rows))
     back = np.argsort(order)
     return {
         task: join_rows(parts, 0).numpy()[back] if parts else no_logits(model, task) for task, parts in logits.items()

@@ -274,7 +274,7 @@ def check_alike(members: Sequence[Predictions]) -> None:
             if one != two:
                 raise InputError(f"{other.source}: row {number} has id {two!r}, and {one!r} in {first.source}")
         if len(ours) != len(theirs):
-            raise InputError(f"{other.source} has {len(theirs)} rows, and {first.source} has {len(ours)}")
+            raise InputError(f"{other.source} has {len(theirs):,} rows, and {first.source} has {len(ours):,}")
         if different := other_texts(first.table, other.table):
             raise InputError(f"{other.source}: the row with id {different[0]!r} has other texts than in {first.source}")
         for number, (one, two) in enumerate(zip(*map(count_labels, (first, other)), strict=True), start=1):

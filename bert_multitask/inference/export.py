@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..model import classifier  # noqa: F401 - it makes AutoModelForSequenceClassification know its classes
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
 
@@ -86,7 +87,7 @@ def fill_stock(model: MultitaskBertModel, task: str, auto_class: type) -> PreTra
     squashed = getattr(head, "squashed", False)
     config = stock_classifier_config(model, task)
     if not squashed:  # else the pipeline would leave out the sigmoid
-        config.problem_type = KINDS[spec.kind].problem_type(spec)
+        config.problem_type = KINDS[spec.kind].problem_type
     try:
         stock = auto_class.from_config(config).eval()
     except ValueError:  # the architecture has none

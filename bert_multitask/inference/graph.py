@@ -252,6 +252,6 @@ def export_graph(
     tokenizer.padding_side, tokenizer.truncation_side = "right", "left" if spec.truncation == "tail" else "right"
     tokenizer.save_pretrained(folder)
     config = stock_classifier_config(model, task)
-    config.problem_type = KINDS[spec.kind].problem_type(spec)
+    config.problem_type = KINDS[spec.kind].problem_type
     config.save_pretrained(folder)
     return files

@@ -49,6 +49,7 @@ class MultitaskPipeline:
         batch_size: rows at a time.
         max_length: tokens that a row may have; longer rows are cut as in training. By default the run's own, else 512;
             never more than the model can take.
+        bf16: whether to compute in bfloat16 where it is safe, as --bf16 does in training.
 
     Attributes:
         tasks: {name: task} of the model.
@@ -65,11 +66,12 @@ class MultitaskPipeline:
         device: str | torch.device | None = None,
         batch_size: int = 64,
         max_length: int | None = None,
+        bf16: bool = False,
     ):
         for name, value in (("batch_size", batch_size), ("max_length", max_length)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; expected at least 1")
-        self.key, self.device, self.batch_size = uuid.uuid4().hex, device, batch_size
+        self.key, self.device, self.batch_size, self.bf16 = uuid.uuid4().hex, device, batch_size, bf16
         self.run = self.parts = None
         if isinstance(model, MultitaskBertModel):
             check_tokenizer("tokenizer", tokenizer, model.config.vocab_size)
@@ -244,7 +246,7 @@ class MultitaskPipeline:
             found = {}
             for given, names in groups:
                 tokens = self.encode(tokenizer, given, self.tasks[names[0]])
-                for name, logits in predict_tasks(model, names, tokens, self.batch_size, step).items():
+                for name, logits in predict_tasks(model, names, tokens, self.batch_size, step, self.bf16).items():
                     check_finite(self.tasks[name], logits)
                     found[name] = KINDS[self.tasks[name].kind].table(self.tasks[name], logits, tokens)
         return {name: found[name] for name in texts}

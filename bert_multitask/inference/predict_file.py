@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from accelerate import PartialState
 from pyarrow import ArrowException, parquet
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..data.collate import join_rows
@@ -206,6 +207,7 @@ def begin(source: RowFile, pipe: MultitaskPipeline, folder: Path) -> None:
         "tasks": [task.to_config() for task in source.tasks.values()],
         "max_length": pipe.max_length,
         "rows_per_part": source.size,
+        "bf16": pipe.bf16,
     }
     record = folder / SETTINGS
     there = next((part for part in source.part_paths(folder) if part.exists()), None)
@@ -216,7 +218,7 @@ def begin(source: RowFile, pipe: MultitaskPipeline, folder: Path) -> None:
     if before is None and there:
         raise InputError(f"{there} is there, but no {SETTINGS} says what it is of; name another --output_dir")
     now = json.loads(to_json(settings))
-    if changed := [key for key in now if before is not None and before.get(key) != now[key]]:
+    if changed := [key for key in now if before is not None and before.get(key, False) != now[key]]:
         raise InputError(
             f"{folder} has predictions with other {' and '.join(changed)} ({SETTINGS}); name another --output_dir, or "
             "delete it to begin again"
@@ -257,11 +259,10 @@ def predict_parts(source: RowFile, pipe: MultitaskPipeline, folder: Path, proces
 
 def show_progress(what: str, rows: int | None = None) -> Any:
     """A bar with the rows that are done, rows/s and, of a known number of rows, the time left; on the first process."""
-    return logging.tqdm(
+    return tqdm(  # not of Transformers, whose bars a pipe does not show: a log of a large job should
         desc=what,
         total=rows,
         unit=" rows",
-        unit_scale=True,
         delay=0.1,  # so that an error in the first rows has a line of its own
         leave=rows is not None,
         disable=not PartialState().is_main_process,

@@ -65,6 +65,7 @@ class SplitTables:
         tasks: names of the tasks to take, or JSON of a task with its name and its files; by default all.
         data_dir: where the rows are (see `load_rows`); by default where the runs among `names` have theirs.
         batch_size: rows that a process predicts at a time.
+        bf16: whether runs compute in bfloat16 (see `predict_tasks`).
 
     Attributes:
         names: as they were given, of opened runs their names.
@@ -84,9 +85,10 @@ class SplitTables:
         tasks: Sequence[str] | None = None,
         data_dir: str | None = None,
         batch_size: int = 64,
+        bf16: bool = False,
     ):
         self.names = [name.name if isinstance(name, TrainedRun) else name for name in names]
-        self.split, self.data_dir, self.batch_size = split, data_dir, batch_size
+        self.split, self.data_dir, self.batch_size, self.bf16 = split, data_dir, batch_size, bf16
         self.given = read_specs(tasks or ())
         self.read: dict[str, Dataset | None] = {}  # rows and tokens, by all that they depend on
         self.tables = [{} if isinstance(name, TrainedRun) else find_tables(name, split) for name in names]
@@ -189,7 +191,7 @@ class SplitTables:
             for names in same_tokens({name: tokens for name, (*_, tokens) in inputs[number].items()}):
                 tokens = inputs[number][names[0]][-1]
                 share = np.array_split(np.arange(len(tokens)), processes.num_processes)[processes.process_index]
-                found = predict_tasks(model, names, tokens.select(share), self.batch_size)
+                found = predict_tasks(model, names, tokens.select(share), self.batch_size, bf16=self.bf16)
                 for name, (task, rows, tokens) in ((name, inputs[number][name]) for name in names):
                     parts = [torch.from_numpy(part) for part in gather_object([found[name]])]
                     table = prediction_table(task, tokens["id"][:], join_rows(parts, 0).numpy(), tokens)

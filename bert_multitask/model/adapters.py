@@ -67,12 +67,8 @@ def lora_fields(given: Any) -> dict[str, Any]:
 
 
 def add_adapters(encoder: PreTrainedModel, fields: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Put adapters into an encoder, which alone are trained.
-
-    Args:
-        encoder: is changed in place.
-        fields: as `lora_fields` gives them.
-        names: of the adapters.
+    """Put adapters of these names into an encoder, in place; from then on they alone are trained. `fields` are those of
+    `lora_fields`.
 
     Raises:
         InputError: a layer that is named is not there, or peft refuses it.

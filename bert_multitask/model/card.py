@@ -49,8 +49,6 @@ def model_card(
     """Write a card, with metadata that the Hub reads (`model-index`); what is not given is left out.
 
     Args:
-        tasks: {name: task}.
-        config: the model's.
         repo_id: where it will be; by default the card says PATH.
         base_model: what training started from. A Hub id is named; a local path is omitted, so that it cannot leak.
         scores: {task: (dev score, lower and upper bound of its 95 % interval or None)}; also of "overall".
@@ -116,23 +114,25 @@ def is_hub_id(name: str | None) -> bool:
 
 def model_index(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -> list[EvalResult]:
     """The scores of the tasks, as the Hub's leaderboards read them."""
+    seed = {"seed": settings["seed"]} if "seed" in settings else {}
     results = []
-    for name in tasks.keys() & scores.keys():
+    for name, task in tasks.items():
+        if name not in scores:
+            continue
         value, low, high = scores[name]
         interval = {} if low is None else {"confidence_interval_95": [round(low, 4), round(high, 4)]}
-        seed = {"seed": settings["seed"]} if "seed" in settings else {}
         results.append(
             EvalResult(
-                task_type=KINDS[tasks[name].kind].task_type(tasks[name]),
+                task_type=KINDS[task.kind].task_type(task),
                 dataset_type=name,
                 dataset_name=name,
                 dataset_split="dev",
-                metric_type=tasks[name].metric,
+                metric_type=task.metric,
                 metric_value=round(value, 4),
                 metric_args=(interval | seed) or None,
             )
         )
-    return sorted(results, key=lambda result: list(tasks).index(result.dataset_name))
+    return results
 
 
 def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_model: str | None) -> str:
@@ -142,12 +142,7 @@ def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_
     start = f", fine-tuned from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
     size = f"{config.num_hidden_layers} layers, {config.hidden_size} wide"
     rows = [
-        (
-            name,
-            task.kind,
-            describe_input(task, config),
-            KINDS[task.kind].describe_output(task),
-        )
+        (name, task.kind, describe_input(task, config), KINDS[task.kind].describe_output(task))
         for name, task in tasks.items()
     ]
     each = "an adapter and a head" if config.encoder_sharing == "adapters" else "a head"

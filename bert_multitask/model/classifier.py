@@ -18,7 +18,6 @@ class OneTask:
     the task's labels, or its name for a score.
 
     Args:
-        config: of one task.
         encoder: to take, instead of a new one.
 
     Raises:
@@ -32,13 +31,10 @@ class OneTask:
         (self.task,) = self.tasks.values()
         config.id2label = dict(enumerate(self.task.label_names or [self.task.name]))
         config.label2id = {label: number for number, label in config.id2label.items()}
-        config.problem_type = KINDS[self.task.kind].problem_type(self.task)
+        config.problem_type = KINDS[self.task.kind].problem_type
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> SequenceClassifierOutput:
         """Score a batch.
 

@@ -44,7 +44,7 @@ class MultitaskBertConfig(BertConfig):
     tasks: list | None = None  # a list, because JSON configurations sort the keys of dictionaries
     pair_encoding: str = "joint"
     pooling: str = "cls"
-    encoder_sharing = "shared"  # no fields, these two: the model type says them
+    encoder_sharing = "shared"  # this and `lora` are no fields: the model type says them
     lora = None
     dropout_fields = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # the encoder's probabilities of dropout
 
@@ -151,7 +151,8 @@ def is_offline() -> bool:
 class PerTaskBertConfig(MultitaskBertConfig):
     """The configuration of a model with one encoder for each task (the paper's 3-BERT, section 4.2.1), or with
     adapters. It has a model type of its own, because a stock `BertModel` would find none of its weights in such a
-    checkpoint, or not all, and begin at random.
+    checkpoint, or not all, and begin at random. The class has the name that checkpoints give in `auto_map`; it is older
+    than adapters.
 
     Attributes:
         encoder_sharing: "per_task"; "adapters", one encoder with an adapter for each task; or "shared", with one
@@ -167,8 +168,6 @@ class PerTaskBertConfig(MultitaskBertConfig):
 
 class MultitaskConfig(PreTrainedConfig):
     """The configuration of a model with any other encoder than BERT, shared or one for each task.
-
-    What this project asks of an encoder's configuration (`hidden_size`, `vocab_size`, …) is answered by the encoder's.
 
     Attributes:
         text_config: the encoder's own configuration, whole.
@@ -246,15 +245,11 @@ class MultitaskConfig(PreTrainedConfig):
         fields = self.text_config.to_dict().items()
         return tuple(name for name, value in fields if "dropout" in name and isinstance(value, float | int))
 
-    @property
-    def hidden_size(self) -> int:
-        """Width of the encoder's last hidden states."""
-        return self.text_config.hidden_size
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Layers of the encoder."""
-        return self.text_config.num_hidden_layers
+    # What is asked of any encoder's configuration.
+    hidden_size = property(lambda self: self.text_config.hidden_size)
+    num_hidden_layers = property(lambda self: self.text_config.num_hidden_layers)
+    type_vocab_size = property(lambda self: getattr(self.text_config, "type_vocab_size", 1))  # 1: it takes no types
+    pad_token_id = property(lambda self: self.text_config.pad_token_id)
 
     @property
     def vocab_size(self) -> int:
@@ -265,16 +260,6 @@ class MultitaskConfig(PreTrainedConfig):
     def vocab_size(self, value: int) -> None:
         """`resize_token_embeddings` sets it."""
         self.text_config.vocab_size = value
-
-    @property
-    def type_vocab_size(self) -> int:
-        """Token types that the encoder knows; 1 where it takes none."""
-        return getattr(self.text_config, "type_vocab_size", 1)
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """Vocabulary index of padding."""
-        return self.text_config.pad_token_id
 
     @property
     def max_position_embeddings(self) -> int:

@@ -14,6 +14,17 @@ class HeadLinear(nn.Linear):
     two layers in a row are so small that a pair task learns next to nothing in its first hundred steps."""
 
 
+def without_axis(logits: Tensor) -> Tensor:
+    """Logits (B, C), or (B,) where there is one for each row."""
+    return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
+
+
+def in_range(place: Tensor, score_range: tuple[float, float]) -> Tensor:
+    """A place from 0 to 1 -> the score there."""
+    low, high = score_range
+    return low + (high - low) * place
+
+
 class LinearHead(nn.Module):
     """Dropout and one linear layer: H x C for the classes of one text (paper, section 4.1, SA); 2H x 1 for "yes" to two
     texts (section 4.1, PD); and, in the same way, 2H x C for the classes of two texts."""
@@ -25,8 +36,7 @@ class LinearHead(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Embeddings (B, H) or (B, 2, H) -> logits (B, C), or (B,) where there is one for each row."""
-        logits = self.classifier(self.dropout(embedding).flatten(1))
-        return logits.squeeze(-1) if self.classifier.out_features == 1 else logits
+        return without_axis(self.classifier(self.dropout(embedding).flatten(1)))
 
     def linear(self) -> tuple[Tensor, Tensor]:
         """Its layer's weight (C, texts * H) and bias (C,)."""
@@ -43,11 +53,11 @@ class TwoLayerHead(nn.Module):
         self.dropout = nn.Dropout(task.dropout)
         self.hidden = HeadLinear(hidden_size, 32)
         self.output = HeadLinear(32, KINDS[task.kind].outputs(task))
+        self.score_range = task.score_range
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Embeddings (B, H) -> logits (B, C), or (B,) where there is one for each row."""
-        logits = self.output(self.hidden(self.dropout(embedding)))
-        return logits.squeeze(-1) if self.output.out_features == 1 else logits
+        return without_axis(self.output(self.hidden(self.dropout(embedding))))
 
     def linear(self) -> tuple[Tensor, Tensor]:
         """The weight (C, H) and bias (C,) of both layers as one, up to an activation after them."""
@@ -60,13 +70,9 @@ class SigmoidHead(TwoLayerHead):
 
     ranged = bounded = squashed = True
 
-    def __init__(self, hidden_size: int, task: Task, texts: int = 1):
-        super().__init__(hidden_size, task)
-        self.low, self.high = task.score_range
-
     def forward(self, embedding: Tensor) -> Tensor:
         """Embeddings (B, H) -> scores within the score range (B,)."""
-        return self.low + (self.high - self.low) * super().forward(embedding).sigmoid()
+        return in_range(super().forward(embedding).sigmoid(), self.score_range)
 
 
 class CosineHead(nn.Module):
@@ -80,12 +86,12 @@ class CosineHead(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(task.dropout)
         self.projection = HeadLinear(hidden_size, hidden_size)
-        self.low, self.high = task.score_range
+        self.score_range = task.score_range
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Embeddings (B, 2, H) -> scores within the score range (B,)."""
         first, second = self.projection(self.dropout(embedding)).unbind(1)
-        return self.low + (self.high - self.low) * (functional.cosine_similarity(first, second) + 1) / 2
+        return in_range((functional.cosine_similarity(first, second) + 1) / 2, self.score_range)
 
 
 class ScaledCosineHead(nn.Module):
@@ -113,10 +119,7 @@ class ScaledCosineHead(nn.Module):
         """Embeddings (B, 2, H) -> logits (B,), or with a score range scores within it."""
         first, second = self.dropout(embedding).unbind(1)
         logits = self.scale * functional.cosine_similarity(first, second) + self.shift
-        if self.score_range is None:
-            return logits
-        low, high = self.score_range
-        return low + (high - low) * logits.sigmoid()
+        return logits if self.score_range is None else in_range(logits.sigmoid(), self.score_range)
 
 
 class TokenHead(LinearHead):
@@ -155,11 +158,7 @@ has none is exported with its code.
 
 
 def find_head(task: Task, texts: int) -> str:
-    """The key of a task's head: the one that it names, or the first of its kind's that fits.
-
-    Args:
-        task: whose.
-        texts: sequences of a row, 1 or 2.
+    """The key of a task's head: the one that it names, or the first of its kind's that fits rows of so many sequences.
 
     Raises:
         InputError: there is no such head, or it does not fit the task.

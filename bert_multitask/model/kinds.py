@@ -5,7 +5,8 @@ become predictions, tables, votes and pictures. A new kind is one subclass of `K
 entry: `KINDS["ranking"] = Ranking()`. Metrics and pictures are named by their keys in `metrics.METRICS` and
 `plots.PICTURES`: this file lies beside a checkpoint's weights, where neither package need be installed.
 
-B or N rows, C classes.
+Shapes: B or N rows, C classes, L tokens, W words. A method that overrides another has a docstring only where it adds
+to that one's.
 """
 
 import math
@@ -34,7 +35,8 @@ class Kind:
             Of heads the default is the first that reads as many sequences as the task has. A metric has the name that
             a task gives it, and its key in METRICS.
         classes: how many label names a task has, the fewest and the most (None: any number); None, it has none.
-        unweighted: why a task has no class weights and label smoothing, after "a … task"; None, it may have them.
+        unweighted: why a task has no class weights and label smoothing, to be read after "a … task"; None, it may have
+            them.
         ranged: whether a task may have a score range.
         dtype: of labels, "int64" or "float32"; the mark of a missing one follows from it (see `losses.no_label`).
         nested: whether the label of a row is a list. Integers may be lists of different lengths, which are filled up
@@ -48,6 +50,7 @@ class Kind:
         orderable: whether a task may say that its classes are `ordered`.
         soft: the column of a teacher's prediction table that a model can learn from; None, there is none.
         pipeline: of Transformers, that takes an exported model.
+        problem_type: `config.problem_type` of stock classes of Transformers; None, they need none.
     """
 
     keys: Mapping[str, Sequence[str] | Mapping[str, str]]
@@ -65,6 +68,7 @@ class Kind:
     orderable = False
     soft: str | None = None
     pipeline = "text-classification"
+    problem_type: str | None = None
 
     @property
     def missing(self) -> int | float:
@@ -74,7 +78,7 @@ class Kind:
     # What a task says.
 
     def check_task(self, task: "Task", where: str) -> None:
-        """Refuse label names, their order, a range of scores or label smoothing that such a task does not have.
+        """Refuse fields of a task that do not fit its kind.
 
         Raises:
             InputError: names the field.
@@ -90,6 +94,11 @@ class Kind:
         if task.label_smoothing and self.unweighted:
             raise InputError(
                 f"{where}: label_smoothing is {task.label_smoothing}; {a_task} {self.unweighted}, so leave it out"
+            )
+        if task.prediction_column and self.nested:
+            raise InputError(
+                f"{where}: prediction_column is {task.prediction_column!r}; the course's form holds one value a row, "
+                f"and a label of {a_task} is a list, so leave it out"
             )
         if task.is_open:
             return
@@ -107,30 +116,29 @@ class Kind:
     # Texts and labels.
 
     def text(self, value: object) -> object:
-        """A text as its source gives it -> as text, where the kind of task takes more than text."""
+        """A text as its source gives it -> a string, for kinds that also take lists of words."""
         return value
 
     def align(self, label: Any, text: str, where: str) -> Any:
-        """A label as its row has it beside its text; `where` is the row, for messages.
+        """The label of a row, completed by what its text says; `where` names the row in messages.
 
         Raises:
-            InputError: they do not fit together.
+            InputError: the label does not fit the text.
         """
         return label
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> Any:
-        """A label as its source gives it -> a label; None where it is none.
+        """A label as its source gives it -> as the task has it; None if it cannot be read.
 
         Args:
-            task: whose.
-            raw: a text, a number or None, or what else the source has.
-            read_one: reads the name or the number of a class, or a score: a class, a score, or the mark of a missing
-                one; None where it is none of these (see `labels.LabelReader`).
+            raw: a text, a number, None, or what else the source has.
+            read_one: reads a single name, number or score: gives a class, a score, the mark of a missing one, or None
+                if it is none of these (see `labels.LabelReader`).
         """
         return read_one(raw)
 
     def parts(self, raw: object) -> Sequence:
-        """The names or numbers of classes in a label as its source gives it."""
+        """The single names or numbers in a label as its source gives it."""
         return [raw]
 
     def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
@@ -142,30 +150,28 @@ class Kind:
         return names
 
     def number(self, task: "Task", value: float) -> float | None:
-        """The label that a number is which names no class; None where it is none."""
+        """The label that a number stands for if it names no class, such as a score; None if it is no label."""
         return None
 
     def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
         """What a label may be, for messages.
 
         Args:
-            task: whose.
             names: of the classes in this source. By default it is a label of clean or tokenised rows, with the task's
                 names.
             numbers: whether the numbers of the classes are labels, too.
         """
-        names = names or task.label_names
-        return f"a class from 0 to {len(names) - 1} ({', '.join(names)})" if numbers else f"one of {', '.join(names)}"
+        if names is None:
+            return f"a class from 0 to {len(task.label_names) - 1} ({', '.join(task.label_names)})"
+        codes = f" (or its number, from 0 to {len(names) - 1})" if numbers else ""
+        return f"one of {', '.join(names)}{codes}"
 
     def are_labels(self, task: "Task", values: np.ndarray) -> np.ndarray:
-        """Which numbers, float64 (…), are labels of the task, or in the list that one is, or the mark of a missing one:
-        truth values of the same shape."""
-        return ((values >= 0) & (values < len(task.label_names)) & (values == np.floor(values))) | (
-            values == self.missing
-        )
+        """Which numbers, float64 (…), may stand in a label of the task, or mark a missing one: truth values (…)."""
+        return np.isin(values, [*range(len(task.label_names)), self.missing])
 
     def width(self, task: "Task") -> int | None:
-        """How long the list is that a label is; None where a label is no list, or lists are of different lengths."""
+        """Length of the list that a label is; None if labels are no lists, or lists of different lengths."""
         return None
 
     # Logits.
@@ -189,27 +195,17 @@ class Kind:
         raise NotImplementedError
 
     def evidence(self, task: "Task", logits: Tensor) -> Tensor | None:
-        """The number of each row whose change by a word says what the word did for the answer: logits, float (B, …) ->
-        (B,), higher where the answer is surer; None, there is no such number."""
+        """How sure the answer is, as one number a row: logits, float (B, …) -> (B,). How it changes by a word says
+        what the word did for the answer. None, there is no such number."""
         return None
-
-    def problem_type(self, task: "Task") -> str | None:
-        """What stock classes of Transformers call the task (`config.problem_type`); None, they need not know."""
-        raise NotImplementedError
 
     def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
         """Logits as a stock classifier gives them, float (B, C), or (B, 1)."""
         return logits
 
     def stock_layer(self, task: "Task", weight: Tensor, bias: Tensor, squashed: bool) -> tuple[Tensor, Tensor]:
-        """A linear head, weight (outputs, H) and bias (outputs,), as a stock classifier's layer.
-
-        Args:
-            task: whose.
-            weight: of the head.
-            bias: of the head.
-            squashed: whether the head goes on with a sigmoid, which then is left to whoever uses the classifier.
-        """
+        """A linear head, weight (outputs, H) and bias (outputs,), as a stock classifier's layer. `squashed`: the head
+        goes on with a sigmoid, which then is left to whoever uses the classifier."""
         return weight, bias
 
     def export_note(self, task: "Task") -> str | None:
@@ -235,7 +231,6 @@ class Kind:
         """Predictions as the values of `columns`, N of each.
 
         Args:
-            task: whose.
             logits: fp32 (N, …), all finite; of tokens, filled up beyond the end of a row.
             tokens: the tokenised rows, where they are at hand, for kinds whose table does not have a row's logits as
                 they are.
@@ -271,7 +266,6 @@ class Kind:
         """The prediction of several models, M of them (paper, section 4.6).
 
         Args:
-            task: whose.
             members: their predictions of the same rows, as `arrays` gives them.
             vote: "mode" or "soft".
 
@@ -280,14 +274,21 @@ class Kind:
         """
         raise NotImplementedError
 
-    # Errors, for reports.
+    # Errors, for reports. Labels and predictions are arrays, (N,) or (N, …).
+
+    def scored(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Which labels are known and predicted: truth values of the same shape."""
+        return (labels != self.missing) & (predicted != self.missing)
 
     def errors(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """(N,): 1 where a prediction is wrong and 0 where it is right; or how far off it is (see `shares`)."""
-        return (predicted != labels).astype(float)
+        distances = self.distances(predicted, labels)
+        return (distances > 0).astype(float) if self.shares else distances
 
     def distances(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """(N,): how far off predictions are."""
+        """(N,): how far off predictions are, or how many of a row's list are wrong."""
+        if self.nested:
+            return ((predicted != labels) & self.scored(predicted, labels)).sum(-1)
         return np.abs(predicted - labels)
 
     def losses(self, predicted: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
@@ -296,7 +297,7 @@ class Kind:
 
     def distance_picture(self, task: "Task") -> str | None:
         """Key in `plots.DISTANCES` of the picture of `distances`; None where no prediction can be nearly right."""
-        return None
+        return "classes" if task.ordered else None
 
     def baseline(self, labels: np.ndarray) -> np.ndarray | None:
         """What one would predict for every row without a look at its text, of the form of the labels; None, nothing."""
@@ -322,7 +323,7 @@ class Kind:
         return task.label_names[int(value)]
 
     def show_beside(self, task: "Task", value: Any, text: str) -> str:
-        """A label or prediction of a text, where it can be read beside that."""
+        """A label or prediction as text, for a table that shows the row's text beside it."""
         return self.show(task, value)
 
 
@@ -340,27 +341,22 @@ class Classification(Kind):
     view = "bars"
     orderable = True
     soft = "probabilities"
+    problem_type: str | None = "single_label_classification"
 
     def distil(self, task: "Task", logits: Tensor, soft: Tensor) -> Tensor:
         """`soft_divergence` of the classes."""
         return soft_divergence(self.stock_logits(task, logits), soft, task.distill_temperature).mean()
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
-        """The most likely class."""
         return logits.argmax(-1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The softmax."""
         return logits.softmax(-1)
 
-    def evidence(self, task: "Task", logits: Tensor) -> Tensor:
+    def evidence(self, task: "Task", logits: Tensor) -> Tensor | None:
         """The log odds of the most likely class."""
         chosen = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
         return logits[chosen] - logits.masked_fill(chosen, -math.inf).logsumexp(-1)
-
-    def problem_type(self, task: "Task") -> str:
-        """One label a row."""
-        return "single_label_classification"
 
     def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
         """`label`, the class, and `probabilities` of all of them."""
@@ -379,7 +375,6 @@ class Classification(Kind):
         return shown
 
     def answers(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
-        """As `Kind.answers`, with the label's name."""
         return super().answers(task, columns) | {"label": self.plain(task, columns)["label"]}
 
     def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
@@ -403,15 +398,10 @@ class Classification(Kind):
         return {"label": preference.argmax(-1)} | combined  # the first, the lowest, of equals
 
     def losses(self, predicted: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
-        """As `Kind.losses`."""
         if probabilities is None:
             return self.distances(predicted, labels)
-        true = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
-        return -np.log(np.maximum(true, np.finfo(np.float32).tiny))
-
-    def distance_picture(self, task: "Task") -> str | None:
-        """Of classes that have an order a prediction can be off by one."""
-        return "classes" if task.ordered else None
+        classes = np.where(labels == self.missing, 0, labels)
+        return nats(np.take_along_axis(probabilities, classes[..., None], axis=-1)[..., 0])
 
     def baseline(self, labels: np.ndarray) -> np.ndarray:
         """The most frequent class."""
@@ -420,12 +410,12 @@ class Classification(Kind):
 
     def flags(self, task: "Task", predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One of each a decision."""
-        scored = (labels != self.missing) & (predicted != self.missing)
+        scored = self.scored(predicted, labels)
         classes = np.arange(len(task.label_names))
         return predicted[scored][:, None] == classes, labels[scored][:, None] == classes
 
     def distributions(self, labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As they are."""
+        """Those of labels that are known and predicted."""
         scored = (labels != self.missing) & (probabilities.sum(-1) > 0)
         return probabilities[scored], labels[scored]
 
@@ -459,27 +449,24 @@ class Binary(Classification):
         return 1
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
-        """ "Yes" above logit 0."""
         return (logits > 0).astype(np.int64)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of "no" and of "yes", (B, 2)."""
-        return torch.stack([torch.zeros_like(logits), logits], dim=-1).softmax(-1)  # of (0, x) it is (1 - p, p)
+        return no_and_yes(logits).softmax(-1)
 
     def evidence(self, task: "Task", logits: Tensor) -> Tensor:
         """The log odds of the answer."""
         return logits.abs()
 
     def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
-        """(0, x), whose softmax is (1 - p, p)."""
-        return torch.stack([torch.zeros_like(logits), logits], dim=-1)
+        return no_and_yes(logits)
 
     def stock_layer(self, task: "Task", weight: Tensor, bias: Tensor, squashed: bool) -> tuple[Tensor, Tensor]:
-        """The logits (0, x)."""
+        """The logits of `no_and_yes`."""
         return torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
 
     def yes(self, probabilities: np.ndarray) -> np.ndarray:
-        """Of "yes"."""
         return probabilities[:, 1:]
 
 
@@ -502,6 +489,7 @@ class Regression(Kind):
     decoded = "logits.item()"
     view = "score"
     soft = "score"
+    problem_type = "regression"
 
     def distil(self, task: "Task", logits: Tensor, soft: Tensor) -> Tensor:
         """The task's loss, of the teacher's scores as labels."""
@@ -514,7 +502,6 @@ class Regression(Kind):
         return value if low <= value <= high else None
 
     def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
-        """A score from the lowest to the highest."""
         return "a score from {:g} to {:g}".format(*task.score_range) if task.score_range else "a number"
 
     def are_labels(self, task: "Task", values: np.ndarray) -> np.ndarray:
@@ -525,20 +512,13 @@ class Regression(Kind):
         return ((low <= scores) & (scores <= high)) | np.isnan(values)
 
     def outputs(self, task: "Task") -> int:
-        """One: the score."""
         return 1
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
-        """The score as it is."""
         return logits
 
     def evidence(self, task: "Task", logits: Tensor) -> Tensor:
-        """The score."""
         return logits
-
-    def problem_type(self, task: "Task") -> str:
-        """One score a row."""
-        return "regression"
 
     def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
         """(B, 1): the score's place in its range, from 0 to 1; without a range the score."""
@@ -551,13 +531,11 @@ class Regression(Kind):
         return weight / (high - low), (bias - low) / (high - low)
 
     def export_note(self, task: "Task") -> str | None:
-        """What 0 and 1 are."""
         if task.score_range is None:
             return None
         return "its score is the place between {:g} and {:g}, from 0 to 1".format(*task.score_range)
 
     def describe_output(self, task: "Task") -> str:
-        """A score from the lowest to the highest."""
         return self.describe_labels(task)
 
     def task_type(self, task: "Task") -> str:
@@ -576,12 +554,7 @@ class Regression(Kind):
         """The mean, whatever the vote."""
         return {"score": mean([member["score"] for member in members])}
 
-    def errors(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """(N,): |predicted - true|."""
-        return self.distances(predicted, labels)
-
     def distance_picture(self, task: "Task") -> str:
-        """Over the range."""
         return "scores"
 
     def baseline(self, labels: np.ndarray) -> np.ndarray:
@@ -589,7 +562,6 @@ class Regression(Kind):
         return np.full_like(labels, labels.mean(dtype=np.float64))
 
     def show(self, task: "Task", value: float) -> str:
-        """With two digits."""
         return f"{value:.2f}"
 
 
@@ -611,61 +583,50 @@ class Multilabel(Kind):
     view = "labels"
     picture = "labels"
     soft = "probabilities"
+    problem_type = "multi_label_classification"
 
     def distil(self, task: "Task", logits: Tensor, soft: Tensor) -> Tensor:
         """The mean over the labels of `soft_divergence` of yes and no."""
-        logits, soft = logits.view(soft.shape), torch.stack([1 - soft, soft], dim=-1)
-        both = torch.stack([torch.zeros_like(logits), logits], dim=-1)
-        return soft_divergence(both, soft, task.distill_temperature).mean()
+        logits, soft = no_and_yes(logits.view(soft.shape)), torch.stack([1 - soft, soft], dim=-1)
+        return soft_divergence(logits, soft, task.distill_temperature).mean()
 
     def check_task(self, task: "Task", where: str) -> None:
-        """As `Kind.check_task`. A name cannot have the character that separates names in a table, and the course's
-        form of predictions holds one value a row."""
         super().check_task(task, where)
         if divided := [name for name in task.label_names or () if SEPARATOR in name]:
             raise InputError(
                 f"{where}: label_names has {divided[0]!r}; {SEPARATOR} separates the names in a field, so a name of a "
                 f"{task.kind} task cannot have it"
             )
-        if task.prediction_column:
-            raise InputError(
-                f"{where}: prediction_column is {task.prediction_column!r}; the course's form holds one label a row, "
-                "so leave it out"
-            )
 
     def parts(self, raw: object) -> Sequence:
         """Those of a list, or of a field."""
         if isinstance(raw, str):
             return [] if raw.strip() == SEPARATOR else raw.split(SEPARATOR)
-        return raw if isinstance(raw, (list, tuple, np.ndarray)) else [raw]
+        return raw if is_list(raw) else [raw]
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> list[int] | None:
         """A list of names or numbers, each once; or one field, names with `SEPARATOR` between them, and `SEPARATOR`
         alone where no label applies. A field without any is no label."""
         found = [read_one(part) for part in self.parts(raw)]
-        if found == [self.missing] and not isinstance(raw, (list, tuple, np.ndarray)):
+        if found == [self.missing] and not is_list(raw):
             return found * len(task.label_names)
         if {None, self.missing} & set(found) or len(set(found)) < len(found):
             return None
         return [int(label in found) for label in range(len(task.label_names))]
 
     def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
-        """The names, and how a field has several."""
         if names is None:
             return f"0 or 1 for each of {', '.join(task.label_names)}"
         codes = f" (or their numbers, from 0 to {len(names) - 1})" if numbers else ""
         return f"a list of {', '.join(names)}{codes}, each once; in a table a{SEPARATOR}b, and {SEPARATOR} for none"
 
     def are_labels(self, task: "Task", values: np.ndarray) -> np.ndarray:
-        """0 and 1."""
         return np.isin(values, [0, 1, self.missing])
 
     def width(self, task: "Task") -> int:
-        """One number for each label."""
         return len(task.label_names)
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
-        """Each label whose logit is above 0."""
         return (with_classes(logits) > 0).astype(np.int64)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -676,20 +637,13 @@ class Multilabel(Kind):
         """The log odds of the most likely label."""
         return with_classes(logits).amax(-1)
 
-    def problem_type(self, task: "Task") -> str:
-        """Several labels a row."""
-        return "multi_label_classification"
-
     def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
-        """As they are, also a single one with an axis."""
         return with_classes(logits)
 
     def export_note(self, task: "Task") -> str:
-        """How to see all labels."""
         return "each label has a probability of its own: give the pipeline top_k=None to see them all"
 
     def describe_output(self, task: "Task") -> str:
-        """The names."""
         return f"any of {', '.join(task.label_names)}"
 
     def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
@@ -707,7 +661,6 @@ class Multilabel(Kind):
         }
 
     def table(self, task: "Task", logits: np.ndarray, tokens: Any = None) -> dict[str, Any]:
-        """As `Kind.table`, with names."""
         columns = super().table(task, logits)
         return columns | {"labels": self.names(task, columns["labels"])}
 
@@ -721,13 +674,11 @@ class Multilabel(Kind):
 
     def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
         """`labels`, 0 or 1 for each, and `probabilities`, both (N, C)."""
-        flags = [[name in row for name in task.label_names] for row in columns["labels"]]
-        arrays = {name: np.array(values) for name, values in columns.items() if name != "labels"}
-        arrays |= {"labels": np.array(flags, np.int64)}
+        flags = np.array([[name in row for name in task.label_names] for row in columns["labels"]], np.int64)
+        arrays = super().arrays(task, {**columns, "labels": flags})
         return {name: values.reshape(-1, len(task.label_names)) for name, values in arrays.items()}
 
     def lists(self, task: "Task", arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """As `Kind.lists`, with names."""
         return super().lists(task, arrays) | {"labels": self.names(task, arrays["labels"])}
 
     def combine(self, task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
@@ -740,31 +691,20 @@ class Multilabel(Kind):
         chosen = likely if vote == "soft" else np.where(2 * votes == len(members), likely, 2 * votes > len(members))
         return {"labels": chosen.astype(np.int64)} | combined
 
-    def errors(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """(N,): 0 where all labels are right, otherwise 1."""
-        return (self.distances(predicted, labels) > 0).astype(float)
-
-    def distances(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """(N,): how many labels are wrong."""
-        return ((predicted != labels) & (labels != self.missing)).sum(-1)
-
     def losses(self, predicted: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
-        """(N,): -ln of the probability of just the true labels, in nats; without probabilities, `distances`."""
+        """The sum over the labels."""
         if probabilities is None:
             return self.distances(predicted, labels)
-        true = np.select([labels == 1, labels == 0], [probabilities, 1 - probabilities], 1.0)
-        return -np.log(np.maximum(true, np.finfo(np.float32).tiny)).sum(-1)
+        return nats(np.select([labels == 1, labels == 0], [probabilities, 1 - probabilities], 1.0)).sum(-1)
 
     def baseline(self, labels: np.ndarray) -> np.ndarray:
         """Each label that more than half of the rows have."""
-        known = labels != self.missing
-        often = 2 * ((labels == 1) & known).sum(0) > known.sum(0)
+        often = 2 * (labels == 1).sum(0) > (labels != self.missing).sum(0)
         return np.broadcast_to(often.astype(labels.dtype), labels.shape)
 
     def flags(self, task: "Task", predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each row any number. A label that is missing counts as neither predicted nor true."""
-        known = labels != self.missing
-        return (predicted == 1) & known, (labels == 1) & known
+        return (predicted == 1) & (labels != self.missing), labels == 1
 
     def distributions(self, labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Each label of each row, between no and yes."""
@@ -772,11 +712,9 @@ class Multilabel(Kind):
         return np.stack([1 - probabilities[known], probabilities[known]], axis=-1), labels[known]
 
     def yes(self, probabilities: np.ndarray) -> np.ndarray:
-        """Of each label."""
         return probabilities
 
     def show(self, task: "Task", value: np.ndarray) -> str:
-        """The names."""
         return ", ".join(*self.names(task, [value])) or "none"
 
     def names(self, task: "Task", rows: Iterable[Sequence[int]]) -> list[list[str]]:
@@ -790,7 +728,7 @@ class TokenClassification(Classification):
     A word's tag is predicted at its first token. Labels are classes, one a word, and in tokenised rows one a token,
     where only first tokens have one; logits are (B, L, C). A word without a token was cut off, or is of characters that
     the tokenizer leaves out: it has no prediction, its mark is that of a missing label, and it is not scored. In arrays
-    rows are filled up with that mark, (N, W), and `words` (N,) counts a row's words.
+    rows are filled up with that mark, (N, W), and `words` (N,) counts a row's words. Files show a missing tag as "_".
     """
 
     keys = {
@@ -807,13 +745,13 @@ class TokenClassification(Classification):
     orderable = False
     soft = None
     pipeline = "token-classification"
+    problem_type = None
 
     def check_task(self, task: "Task", where: str) -> None:
         """Refuse what would make two texts of a row or two tags of a word; and entities by tags that mark none."""
         super().check_task(task, where)
-        for field in ("text_pair", "prediction_column"):
-            if getattr(task, field) is not None:
-                raise InputError(f"{where}: a {task.kind} task has no {field}; leave it out")
+        if task.text_pair is not None:
+            raise InputError(f"{where}: a {task.kind} task has no text_pair; leave it out")
         names = task.label_names or ()
         if spaced := [name for name in names if len(name.split()) != 1]:
             raise InputError(f"{where}: label_names has {spaced[0]!r}; files set tags apart by white space")
@@ -825,24 +763,21 @@ class TokenClassification(Classification):
             )
 
     def text(self, value: object) -> object:
-        """As `join_words`."""
         return join_words(value)
 
     def parts(self, raw: object) -> Sequence:
         """The tags of a list, or of a text."""
         raw = raw.split() if isinstance(raw, str) else raw
-        return raw if isinstance(raw, (list, tuple, np.ndarray)) else [raw]
+        return raw if is_list(raw) else [raw]
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> list | None:
         """A list of tags, or a text of tags that white space sets apart; an empty list for a row without tags."""
-        raw = raw.tolist() if isinstance(raw, np.ndarray) else raw
-        if raw is None or raw != raw:
-            return []
-        if isinstance(raw, str):
-            raw = raw.split()
-            if raw and read_one(" ".join(raw)) == self.missing:
+        if not is_list(raw):
+            if raw is None or raw != raw or (isinstance(raw, str) and read_one(raw) == self.missing):
                 return []
-        found = [read_one(tag) for tag in raw] if isinstance(raw, (list, tuple)) else [None]
+            if not isinstance(raw, str):
+                return None
+        found = [read_one(tag) for tag in self.parts(raw)]
         return None if None in found else found
 
     def align(self, label: list, text: str, where: str) -> list:
@@ -853,40 +788,30 @@ class TokenClassification(Classification):
         return label or [self.missing] * words
 
     def describe_labels(self, task: "Task", names: Sequence[str] | None = None, numbers: bool = True) -> str:
-        """A tag for each word."""
         return f"a list of tags, each {super().describe_labels(task, names, numbers)}"
 
     def evidence(self, task: "Task", logits: Tensor) -> None:
         """There is an answer a word, and no one number of the row."""
 
-    def problem_type(self, task: "Task") -> None:
-        """Stock token classifiers have no such field."""
-
     def export_note(self, task: "Task") -> str:
-        """Which tokens count."""
         return 'a word has the tag of its first token: aggregation_strategy="first"'
 
     def describe_output(self, task: "Task") -> str:
-        """One of the tags for each word."""
         return f"for each word one of {', '.join(task.label_names)}"
 
     def columns(self, task: "Task") -> dict[str, tuple[Callable[[object], bool], str]]:
         """`label`, a class for each word, and `probabilities` of all of them, zeros for a word without a prediction."""
-        count, missing = len(task.label_names), self.missing
-
-        def are_tags(value: object) -> bool:
-            """Whether this is a list of classes or marks of a missing one."""
-            return isinstance(value, list) and all(
-                type(tag) is int and (0 <= tag < count or tag == missing) for tag in value
-            )
-
-        def are_distributions(value: object) -> bool:
-            """Whether this is a list of distributions or zeros."""
-            return isinstance(value, list) and all(is_distribution(p, count) or p == [0] * count for p in value)
-
+        count = len(task.label_names)
+        tags, none = {*range(count), self.missing}, [0] * count
         return {
-            "label": (are_tags, f"a list of classes from 0 to {count - 1}, or {missing} for a word without one"),
-            "probabilities": (are_distributions, f"for each word {count} probabilities that sum to 1"),
+            "label": (
+                lambda value: isinstance(value, list) and all(type(tag) is int and tag in tags for tag in value),
+                f"a list of classes from 0 to {count - 1}, or {self.missing} for a word without one",
+            ),
+            "probabilities": (
+                lambda value: isinstance(value, list) and all(is_distribution(p, count) or p == none for p in value),
+                f"for each word {count} probabilities that sum to 1",
+            ),
         }
 
     def table(self, task: "Task", logits: np.ndarray, tokens: Any = None) -> dict[str, Any]:
@@ -900,7 +825,6 @@ class TokenClassification(Classification):
         return columns
 
     def read_written(self, task: "Task", text: str, read_one: Callable) -> list | None:
-        """As `plain` shows tags."""
         found = [self.missing if tag == "_" else read_one(tag) for tag in text.split()]
         return None if None in found else found
 
@@ -915,7 +839,6 @@ class TokenClassification(Classification):
         return shown
 
     def plain(self, task: "Task", columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
-        """The tags' names, set apart by spaces, "_" where there is none."""
         return {"label": [self.name_tags(task, tags) for tags in columns["label"]]}
 
     def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
@@ -954,29 +877,11 @@ class TokenClassification(Classification):
             combined["probabilities"] /= np.where(share > 0, share, 1)[..., None]
         return combined | {"words": members[0]["words"]}
 
-    def errors(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """(N,): 1 where a word of the row is wrong."""
-        return (self.distances(predicted, labels) > 0).astype(float)
-
-    def distances(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """(N,): how many words are wrong."""
-        return ((predicted != labels) & self.scored(predicted, labels)).sum(-1)
-
     def losses(self, predicted: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
-        """As `Kind.losses`, the mean over the row's words."""
-        if probabilities is None:
-            return self.distances(predicted, labels)
+        """The mean over the row's words."""
+        found = super().losses(predicted, labels, probabilities)
         scored = self.scored(predicted, labels)
-        true = np.take_along_axis(probabilities, np.where(scored, labels, 0)[..., None], axis=-1)[..., 0]
-        words = -np.log(np.maximum(true, np.finfo(np.float32).tiny)) * scored
-        return words.sum(-1) / np.maximum(scored.sum(-1), 1)
-
-    def scored(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Which words have a tag and a prediction: truth values (N, W)."""
-        return (predicted != self.missing) & (labels != self.missing)
-
-    def distance_picture(self, task: "Task") -> None:
-        """Tags have no order."""
+        return found if found.ndim == 1 else (found * scored).sum(-1) / np.maximum(scored.sum(-1), 1)
 
     def name_tags(self, task: "Task", tags: Sequence[int]) -> str:
         """Classes by their names, set apart by spaces; "_" where there is none."""
@@ -1001,6 +906,11 @@ def join_words(value: object) -> object:
     return " ".join("_".join(str("" if word is None else word).split()) or "_" for word in value)
 
 
+def is_list(value: object) -> bool:
+    """Whether a label as its source gives it is a list."""
+    return isinstance(value, (list, tuple, np.ndarray))
+
+
 KINDS: dict[str, Kind] = {
     "classification": Classification(),
     "binary": Binary(),
@@ -1014,11 +924,10 @@ ALIASES = {"similarity": "regression"}
 
 
 def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
-    """The keys of a table that fit a task: those that its kind names, the default first, and the entries of others that
-    have the kind in their attribute `kinds`, or have none and are named by no kind.
+    """The keys of a table that fit a task: those that its kind names, the default first, and entries added from outside
+    the package whose attribute `kinds` has the kind, or that have no such attribute.
 
     Args:
-        task: whose.
         field: "head", "loss", "divergence" or "metric".
         table: HEADS, LOSSES, DIVERGENCES or METRICS.
     """
@@ -1034,7 +943,7 @@ def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
 
 
 def entry_key(task: "Task", field: str, key: str) -> str:
-    """The key in its table of what a task names: a metric may mean another one for each kind."""
+    """The key in its table of a name that a task gives: `f1` is macro-F1 in classification and F1 in binary tasks."""
     named = KINDS[task.kind].keys[field]
     return named.get(key, key) if isinstance(named, Mapping) else key
 
@@ -1069,6 +978,16 @@ def mean_probabilities(task: "Task", members: Sequence[Mapping[str, np.ndarray]]
     if vote == "soft":
         raise InputError(f"a soft vote on {task.name!r} needs probabilities: give Parquet files, or vote by mode")
     return {}
+
+
+def nats(probabilities: np.ndarray) -> np.ndarray:
+    """-ln of probabilities, of the same shape; 0 counts as the smallest fp32 number."""
+    return -np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+
+
+def no_and_yes(logits: Tensor) -> Tensor:
+    """Logits x of "yes" (…) -> (0, x), float (…, 2), whose softmax is (1 - p, p)."""
+    return torch.stack([torch.zeros_like(logits), logits], dim=-1)
 
 
 def with_classes(logits: "np.ndarray | Tensor") -> "np.ndarray | Tensor":

@@ -84,10 +84,8 @@ def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
 
 @torch.no_grad()
 def check_embeddings(encoder: PreTrainedModel) -> None:
-    """Refuse an encoder in which word embeddings do not stand for tokens: SMART and attribution start from them.
-
-    Args:
-        encoder: with its weights, in evaluation mode.
+    """Refuse an encoder, in evaluation mode, that computes another thing from its word embeddings than from the tokens:
+    SMART and attribution start from them.
 
     Raises:
         InputError: its hidden states differ, or it cannot be called so.

@@ -12,7 +12,7 @@ from inspect import signature
 from torch import nn
 
 from .errors import InputError
-from .fields import check_fields, read_fields
+from .fields import check_fields, fits, read_fields
 from .kinds import ALIASES, KINDS, join_words
 from .losses import LOSSES
 
@@ -30,6 +30,22 @@ GROUP_FIELDS = (
 # torch module that holds the heads by name.
 RESERVED = {"overall", "loss", "runtime", *dir(nn.ModuleDict())}
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII)
+FACTOR = ("a factor of at least 0", lambda value: value >= 0)
+COUNT = ("a whole number of at least 1", lambda value: value >= 1)
+# Number fields of a task -> what is expected, and the test. None is no value, and passes.
+RANGES = {
+    "label_smoothing": ("a share in [0, 1)", lambda value: 0 <= value < 1),
+    "epochs": COUNT,
+    "max_train_samples": COUNT,
+    "dropout": ("a probability in [0, 1)", lambda value: 0 <= value < 1),
+    "loss_weight": ("a factor above 0", lambda value: value > 0),
+    "smart_weight": FACTOR,
+    "bregman_weight": FACTOR,
+    "rdrop_weight": FACTOR,
+    "distill_weight": ("a share in (0, 1]", lambda value: 0 < value <= 1),
+    "distill_temperature": ("a number above 0", lambda value: value > 0),
+    "dev_share": ("a share above 0 and up to 0.5", lambda value: 0 < value <= 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -242,12 +258,10 @@ class Task:
         object.__setattr__(self, "class_weights", check_class_weights(self))
 
     def read_plain(self, where: str) -> None:
-        """Give fields the types that YAML and JSON cannot write; a frozen dataclass needs the long way."""
+        """Convert fields whose types YAML and JSON cannot write. The class is frozen, hence `object.__setattr__`."""
         plain = {}
         if isinstance(self.label_names, (list, tuple)):
             plain["label_names"] = check_label_names(self.label_names, f"{where}: label_names")
-        if isinstance(self.score_range, list):
-            plain["score_range"] = tuple(self.score_range)
         try:
             if isinstance(self.hub, dict):
                 plain["hub"] = read_fields(HubSource, self.hub, "hub")
@@ -260,57 +274,38 @@ class Task:
             object.__setattr__(self, key, value)
 
     def check_labels(self, where: str) -> None:
-        """Refuse label names, a range of scores or label smoothing that the kind of task does not have."""
+        """Refuse labels that do not fit the kind of task or those of the Hub dataset."""
         if self.score_range is not None:
             object.__setattr__(self, "score_range", tuple(map(float, self.score_range)))
         KINDS[self.kind].check_task(self, where)
-        names = self.label_names or ()
-        if self.hub and self.hub.label_names and len(self.hub.label_names) != len(names):
+        theirs, ours = ((self.hub and self.hub.label_names) or ()), self.label_names or ()
+        if theirs and len(theirs) != len(ours):
             raise InputError(
-                f"{where}: hub has {len(self.hub.label_names)} label_names and the task {len(names)}; expected the "
-                "same labels in the same order"
+                f"{where}: hub has {len(theirs)} label_names and the task {len(ours)}; expected the same labels in the "
+                "same order"
             )
 
     def check_columns(self, where: str) -> None:
-        """Refuse columns of texts that are none, or that the kind of task cannot join."""
+        """Refuse columns of texts that do not fit the task."""
         read_text_columns(self, where)
         if self.by_words and not isinstance(self.text, str):
-            raise InputError(
-                f"{where}: text is {list(self.text)}; a {self.kind} task has a tag for each word of one column"
-                if KINDS[self.kind].words
-                else f"{where}: text is {list(self.text)}; with word_by_word it is one column"
-            )
+            why = f"a {self.kind} task" if KINDS[self.kind].words else "a task with word_by_word"
+            raise InputError(f"{where}: text is {list(self.text)}; {why} reads the words of one column")
         if self.word_by_word and self.text_pair is not None:
             raise InputError(f"{where}: word_by_word is for one text a row, not for a text_pair")
 
     def check_ranges(self, where: str) -> None:
-        """Refuse numbers that are out of range."""
-        if self.dev_share is not None and not 0 < self.dev_share <= 0.5:
-            raise InputError(f"{where}: dev_share is {self.dev_share}; expected a share above 0 and up to 0.5")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"{where}: dropout is {self.dropout}; expected a probability in [0, 1)")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"{where}: label_smoothing is {self.label_smoothing}; expected a share in [0, 1)")
-        for key in ("smart_weight", "bregman_weight", "rdrop_weight"):
-            if getattr(self, key) < 0:
-                raise InputError(f"{where}: {key} is {getattr(self, key)}; expected a factor of at least 0")
+        """Refuse numbers that are out of range, and a teacher of a kind that learns from none."""
+        for name, (expected, is_fine) in RANGES.items():
+            if (value := getattr(self, name)) is not None and not is_fine(value):
+                raise InputError(f"{where}: {name} is {value}; expected {expected}")
         if self.distill_from is not None and KINDS[self.kind].soft is None:
             raise InputError(f"{where}: a {self.kind} task cannot learn from a teacher; leave distill_from out")
-        if not 0 < self.distill_weight <= 1 or self.distill_temperature <= 0:
-            raise InputError(
-                f"{where}: distill_weight is {self.distill_weight} and distill_temperature {self.distill_temperature}; "
-                "expected a share in (0, 1] and a number above 0"
-            )
-        if self.loss_weight <= 0:
-            raise InputError(f"{where}: loss_weight is {self.loss_weight}; expected a factor above 0")
-        for key in ("epochs", "max_train_samples"):
-            if (value := getattr(self, key)) is not None and value < 1:
-                raise InputError(f"{where}: {key} is {value}; expected a whole number of at least 1")
 
     @property
     def loss_options(self) -> dict:
-        """What the task's loss takes besides logits and labels, as far as the task has it: `class_weights`, in the
-        order of the classes, `label_smoothing` and `score_range`.
+        """What the task's loss takes besides logits and labels: those of `class_weights` (in the order of the classes),
+        `label_smoothing` and `score_range` that the task has.
 
         Raises:
             InputError: the weights are "balanced", and no labels have been counted yet.
@@ -320,20 +315,16 @@ class Task:
                 f"task {self.name!r}: class_weights is 'balanced', and no training labels have been counted; "
                 "MultitaskTrainer counts them; elsewhere use Task.balance, or give a weight for each label name"
             )
-        options = {}
-        if self.class_weights:
-            options["class_weights"] = tuple(self.class_weights.values())
-        if self.label_smoothing:
-            options["label_smoothing"] = self.label_smoothing
-        if self.score_range and "score_range" in signature(LOSSES[self.loss]).parameters:
-            options["score_range"] = self.score_range
-        return options
+        options = {
+            "class_weights": self.class_weights and tuple(self.class_weights.values()),
+            "label_smoothing": self.label_smoothing,
+            "score_range": "score_range" in signature(LOSSES[self.loss]).parameters and self.score_range,
+        }
+        return {name: value for name, value in options.items() if value}
 
     def balance(self, labels: Iterable[int]) -> "Task":
-        """This task with numbers for "balanced" class weights (scikit-learn's formula); as it is if it has others.
-
-        Args:
-            labels: of the training rows, as class numbers; others, such as -100 for no label, are not counted.
+        """This task with numbers for "balanced" class weights (scikit-learn's formula) by the classes of its training
+        rows, where -100 is not counted; as it is if it has others.
 
         Raises:
             InputError: a class has no row.
@@ -414,20 +405,17 @@ def check_class_weights(task: Task) -> dict | str | None:
     if missing := [name for name in task.label_names if name not in weights]:
         raise InputError(f"{where} has no weight for {missing[0]!r}; expected one for each of {names}")
     for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+        if not fits(weight, float) or weight <= 0:
             raise InputError(f"{where}: {name!r} has {weight!r}; expected a number above 0")
     return {name: float(weights[name]) for name in task.label_names}
 
 
 def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
-    """Make a task of a preset's name, of a dictionary of `Task` fields (from YAML or a checkpoint), or of itself.
+    """Make a task of a preset's name, of a dictionary of `Task` fields (from YAML or a checkpoint), or of itself. If
+    `named`, it must have label names, where its kind has any.
 
     A dictionary with the key "preset" has that preset's fields but for those that it gives: `{"preset": "sts",
     "pooling": "mean"}`.
-
-    Args:
-        spec: one of these.
-        named: whether it must have label names, where its kind has any.
 
     Raises:
         InputError: the name is no preset, or a field is unknown, missing or out of range.
@@ -436,26 +424,26 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
         if spec not in TASKS:
             raise InputError(f"unknown task {spec!r}; choose from {', '.join(TASKS)}, or define it in the YAML")
         return TASKS[spec]
-    if not isinstance(spec, (dict, Task)):
+    if isinstance(spec, dict):
+        if "preset" in spec:
+            preset = vars(load_task(str(spec["preset"])))
+            spec = preset | {key: value for key, value in spec.items() if key != "preset"}
+        if "labels" in spec:
+            raise InputError(f"group {spec.get('name')!r} is several tasks; expected one")
+        if missing := sorted({"name", "kind"} - set(spec)):
+            raise InputError(
+                f"a task in tasks has no field {missing[0]!r}: {spec}; tasks is a list, each with its fields"
+            )
+        spec = read_fields(Task, spec, f"task {spec['name']!r}")
+    if not isinstance(spec, Task):
         raise InputError(f"a task is {spec!r}; expected a name or the fields of a Task")
-    if isinstance(spec, dict) and "preset" in spec:
-        spec = vars(load_task(str(spec["preset"]))) | {key: value for key, value in spec.items() if key != "preset"}
-    if isinstance(spec, dict) and "labels" in spec:
-        raise InputError(f"group {spec.get('name')!r} is several tasks; expected one")
-    if isinstance(spec, dict) and (missing := sorted({"name", "kind"} - set(spec))):
-        raise InputError(f"a task in tasks has no field {missing[0]!r}: {spec}; tasks is a list, each with its fields")
-    task = spec if isinstance(spec, Task) else read_fields(Task, spec, f"task {spec['name']!r}")
     if named:
-        task.check_named()
-    return task
+        spec.check_named()
+    return spec
 
 
 def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> dict[str, Task]:
-    """Make the tasks of one run or model: {name: task}, in the order given.
-
-    Args:
-        specs: see `load_task`.
-        named: whether they must have label names, where their kinds have any.
+    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`).
 
     Raises:
         InputError: as `load_task`; or two tasks would share files, which some file systems find whatever the case.
@@ -485,9 +473,6 @@ def open_group(spec: "str | dict | Task") -> "list[str | dict | Task]":
             {"name": "people", "kind": "token_classification", "label": "tags"}]}
 
     A task has the fields of the group but for those that it gives itself.
-
-    Args:
-        spec: see `load_task`; what is no group is returned as it is.
 
     Raises:
         InputError: the group has no name, its labels are no list of fields, or it has a field that only they have.
@@ -542,7 +527,7 @@ def check_groups(tasks: Mapping[str, Task]) -> None:
 
 
 def shared_value(task: Task, field: str) -> object:
-    """The value of one of GROUP_FIELDS, of a Hub dataset without what is of its labels."""
+    """The value of one of GROUP_FIELDS; of a Hub dataset without its labels, which differ between tasks."""
     value = getattr(task, field)
     return replace(value, label="label", label_names=None) if isinstance(value, HubSource) else value
 
@@ -567,14 +552,11 @@ def check_name(name: str) -> None:
 def check_splits(splits: dict[str, str], where: str, dev_share: float | None = None) -> None:
     """Refuse splits without train and dev, or with others than test beside them. With a `dev_share` of the training
     rows there is no other dev split."""
-    if dev_share is None:
-        needed, expected = (
-            {"train", "dev"},
-            "train, dev and perhaps test; without dev rows give the task dev_share: 0.1",
-        )
-    else:
-        needed, expected = {"train"}, "train and perhaps test, since dev_share takes the dev rows from train"
+    needed = {"train", "dev"} if dev_share is None else {"train"}
     if not needed <= splits.keys() <= needed | {"test"}:
+        expected = "train, dev and perhaps test; without dev rows give the task dev_share: 0.1"
+        if dev_share is not None:
+            expected = "train and perhaps test, since dev_share takes the dev rows from train"
         raise InputError(f"{where} has {', '.join(splits) or 'none'}; expected {expected}")
 
 
@@ -598,8 +580,7 @@ def read_text_columns(spec: Task | HubSource | ExtraRows, where: str) -> None:
 
 
 def label_key(label: str | int | float) -> str | Decimal:
-    """What two labels have in common that are the same: their number, or their text, whatever its case and the white
-    space around it."""
+    """What labels are compared by: their number, or their text without case and surrounding white space."""
     text = str(label).strip().casefold()
     return Decimal(text) if NUMBER.fullmatch(text) else text
 
@@ -608,8 +589,8 @@ def check_label_names(names: Sequence, where: str) -> tuple[str, ...]:
     """Label names as texts without white space around them; YAML reads some as numbers.
 
     Raises:
-        InputError: a name is no text or number, is empty, has a line break or a control character, or there is another
-            that the same labels would mean.
+        InputError: a name is no text or number, is empty, has a line break or a control character, or is the same label
+            as another.
     """
     known: dict[str | Decimal, str] = {}
     for name in names:
@@ -644,10 +625,6 @@ def glue(
     the dropout that BERT's authors use. Of GLUE's two metrics of a task it has one.
 
     Args:
-        name: of the dataset's configuration.
-        kind: of task.
-        text: its column of texts.
-        text_pair: its column of second texts.
         label_names: as the dataset has them; of a binary task "yes" is the last.
         metric: key of `metrics.METRICS`.
         suffix: of the names of its dev and test splits. The labels of the test splits are hidden (-1).
@@ -667,20 +644,21 @@ def glue(
     )
 
 
-GLUE = (
-    glue("cola", "binary", "sentence", None, ("unacceptable", "acceptable"), "matthews"),
-    glue("sst2", "binary", "sentence", None, ("negative", "positive")),
-    glue("mrpc", "binary", "sentence1", "sentence2", ("not_equivalent", "equivalent"), "f1"),
-    glue("qqp", "binary", "question1", "question2", ("not_duplicate", "duplicate"), "f1"),
-    glue("stsb", "regression", "sentence1", "sentence2", None, "pearson"),
-    glue(
-        *("mnli", "classification", "premise", "hypothesis"),
-        *(("entailment", "neutral", "contradiction"), "accuracy", "_matched"),
-    ),
-    glue("qnli", "classification", "question", "sentence", ("entailment", "not_entailment")),
-    glue("rte", "classification", "sentence1", "sentence2", ("entailment", "not_entailment")),
-    glue("wnli", "binary", "sentence1", "sentence2", ("not_entailment", "entailment")),
-)
+MNLI = ("entailment", "neutral", "contradiction")
+GLUE = {
+    task.name: task
+    for task in (
+        glue("cola", "binary", "sentence", None, ("unacceptable", "acceptable"), "matthews"),
+        glue("sst2", "binary", "sentence", None, ("negative", "positive")),
+        glue("mrpc", "binary", "sentence1", "sentence2", ("not_equivalent", "equivalent"), "f1"),
+        glue("qqp", "binary", "question1", "question2", ("not_duplicate", "duplicate"), "f1"),
+        glue("stsb", "regression", "sentence1", "sentence2", None, "pearson"),
+        glue("mnli", "classification", "premise", "hypothesis", MNLI, suffix="_matched"),
+        glue("qnli", "classification", "question", "sentence", ("entailment", "not_entailment")),
+        glue("rte", "classification", "sentence1", "sentence2", ("entailment", "not_entailment")),
+        glue("wnli", "binary", "sentence1", "sentence2", ("not_entailment", "entailment")),
+    )
+}
 TASKS = {
     task.name: task
     for task in (
@@ -704,14 +682,7 @@ TASKS = {
             label_names=("different", "paraphrase"),
             epochs=3,
             files=course_files("quora"),
-            # The labels of GLUE's test splits are hidden (-1).
-            hub=HubSource(
-                "nyu-mll/glue",
-                "qqp",
-                text="question1",
-                text_pair="question2",
-                label_names=("not_duplicate", "duplicate"),
-            ),
+            hub=replace(GLUE["qqp"].hub, label_names=GLUE["qqp"].label_names),
             course_rows={"train": 283_010, "dev": 40_429, "test": 80_859},
             prediction_column="Predicted_Is_Paraphrase",
         ),
@@ -723,7 +694,7 @@ TASKS = {
             label="similarity",
             score_range=(0.0, 5.0),
             files=course_files("sts"),
-            hub=HubSource("nyu-mll/glue", "stsb", text="sentence1", text_pair="sentence2"),
+            hub=GLUE["stsb"].hub,
             course_rows={"train": 6040, "dev": 863, "test": 1725},
             prediction_column="Predicted_Similiary",  # the course's spelling, which its graders read
         ),
@@ -738,5 +709,5 @@ TASKS = {
             prediction_column="Predicted_Sentiment",
         ),
     )
-} | {f"glue/{task.name}": task for task in GLUE}
+} | {f"glue/{name}": task for name, task in GLUE.items()}
 """The presets, by name: sst, quora, sts (the paper's three), cfimdb, and GLUE's, as glue/mrpc, whose task is mrpc."""

@@ -134,11 +134,8 @@ def are_apart(model: MultitaskBertModel) -> bool:
 
 
 class StopAtBadStep(TrainerCallback):
-    """Looks for numbers that are not finite at the end of a step that is logged, evaluated or saved, and of the last.
-
-    Args:
-        check: raises an error where there is one; it is told whether the weights will be saved.
-    """
+    """Looks for numbers that are not finite at the end of a step that is logged, evaluated or saved, and of the last:
+    `check` raises an error where there is one, and is told whether the weights will be saved."""
 
     def __init__(self, check: Callable[[bool], None]):
         self.check = check
@@ -172,11 +169,7 @@ class TimeEstimate(TrainerCallback):
 
 
 class HistoryFile(TrainerCallback):
-    """Writes every log entry to a JSON-lines file as it comes; a resumed run rewrites what its checkpoint remembers.
-
-    Args:
-        path: of the file.
-    """
+    """Writes every log entry to a JSON-lines file as it comes; a resumed run rewrites what its checkpoint remembers."""
 
     def __init__(self, path: Path):
         self.path = path

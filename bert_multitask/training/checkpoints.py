@@ -47,7 +47,6 @@ def find_checkpoint(folder: Path, name: str, best: bool = False) -> Path | None:
     damaged in another way is passed over, with a warning, for the last that is whole.
 
     Args:
-        folder: of the run.
         name: "last", or the folder of one checkpoint.
         best: whether training ends with the weights of the best checkpoint, which then must be whole, too.
 
@@ -108,7 +107,6 @@ def check_checkpoint(folder: Path, files: Iterable[str] = ()) -> None:
     anything else could run code; and one that lacks what is NEEDED, which would begin anew.
 
     Args:
-        folder: the checkpoint.
         files: names of other files that it must have.
 
     Raises:

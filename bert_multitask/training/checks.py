@@ -39,13 +39,7 @@ REFUSED = {
 
 
 def check_parts(model: object, args: object, refused: Mapping[str, object]) -> None:
-    """Refuse a model or arguments of another kind, and arguments of Trainer that would be ignored.
-
-    Args:
-        model: what was given as the model.
-        args: what was given as the arguments.
-        refused: {argument of REFUSED: what was given}.
-    """
+    """Refuse a model or arguments of another kind, and what was given for the arguments of REFUSED."""
     for name, value in refused.items():
         if value is not None:
             raise InputError(f"MultitaskTrainer takes no {name}: {REFUSED[name]}")
@@ -240,12 +234,6 @@ def check_training(
 ) -> None:
     """Refuse settings that do not fit the model, its tasks or each other; each check below says which.
 
-    Args:
-        model: to train.
-        args: how.
-        plan: the task of each step.
-        compute_metrics: {task: the user's own function}.
-
     Raises:
         InputError: names the setting.
     """
@@ -264,13 +252,7 @@ def check_training(
 def check_metrics(
     tasks: Mapping[str, Task], args: MultitaskTrainingArguments, compute_metrics: Mapping[str, Callable]
 ) -> None:
-    """Refuse metrics that no evaluation would give.
-
-    Args:
-        tasks: of the model.
-        args: which name the metric of the best checkpoint.
-        compute_metrics: {task: function}, whose keys show at the first evaluation.
-    """
+    """Refuse metrics that no evaluation would give; the keys of `compute_metrics` show at the first evaluation."""
     for task in tasks.values():
         find_metric(task)
     if args.include_for_metrics and not compute_metrics:
@@ -365,11 +347,7 @@ def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) 
 
 def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
     """Refuse weights that training would round away, cannot move or could not give back, and point out heads that stay
-    as they are.
-
-    Args:
-        model: to be trained; also one that peft made.
-        plan: the task of each step.
+    as they are. The model may be one that peft made.
 
     Raises:
         InputError: names the weight or the task, and what to do.

@@ -112,7 +112,6 @@ def check_values(args: TrainingArguments, choices: Mapping[str, object]) -> None
     """Refuse values that no run can have.
 
     Args:
-        args: before Transformers looks at them.
         choices: {field: the words it may be}.
 
     Raises:

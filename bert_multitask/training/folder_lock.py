@@ -34,14 +34,11 @@ class FolderLock:
     The operating system ends the lock with the process, however that ends, so a lock left behind by a dead process
     holds nothing. `running.json` is for the message, and for what the operating system cannot see: a process of another
     machine, or a file system without locks.
-
-    Args:
-        path: of the folder.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.lock: filelock.BaseFileLock | None = None
+        self.lock = filelock.FileLock(path / LOCK)
         self.is_new = False
 
     def __enter__(self) -> Self:
@@ -53,15 +50,14 @@ class FolderLock:
         try:
             self.is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock = filelock.FileLock(self.path / LOCK)
             self.acquire()
             self.refuse_another()
             write_json(self.path / RUNNING, this_process())
         except OSError as error:
-            self.release()
+            self.lock.release(force=True)
             raise cannot_write(self.path, error) from error
         except BaseException:
-            self.release()
+            self.lock.release(force=True)
             raise
         return self
 
@@ -71,7 +67,7 @@ class FolderLock:
             (self.path / RUNNING).unlink(missing_ok=True)
             if self.is_new and not contents(self.path):
                 shutil.rmtree(self.path)
-        self.release()
+        self.lock.release(force=True)
 
     def acquire(self) -> None:
         """Take the operating system's lock, where the file system has one."""
@@ -95,11 +91,6 @@ class FolderLock:
                 f"--output_dir {self.path} is being written by {describe(writer)}; if that is not running any more, "
                 f"delete {self.path / RUNNING}"
             )
-
-    def release(self) -> None:
-        """Give the operating system's lock back."""
-        if self.lock:
-            self.lock.release(force=True)
 
 
 def contents(path: Path) -> set[str]:

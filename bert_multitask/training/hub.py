@@ -15,14 +15,11 @@ CARD, PICTURE = "README.md", "scores.png"
 # All that others need to use and judge a model. Nothing else of the folder: run.json, TensorBoard's files and Trainer's
 # know paths and names of the machine.
 PUBLIC = [CARD, "config.json", "model*.safetensors*", "tokenizer*", "vocab.txt", "*.py", "metrics.json"]
-# What a model card says of the training arguments.
+# What a model card says of the training arguments: always, and where they are not as they are by default.
 CARD_SETTINGS = (
     "seed schedule budget learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm bf16 fp16"
 ).split()
-
 CARD_SMART = ("smart_projection", "smart_place", "smart_reduction", "smart_radius", "smart_steps")  # with SMART
-
-# The same, where they are not as they are by default.
 CARD_LEVERS = ("head_learning_rate", "layer_decay", "ema_decay", "ema_start", "sampling_temperature")
 
 
@@ -59,11 +56,9 @@ def push_folder(
     """Upload the PUBLIC files of a run folder, in one commit; the card gets the repository's name.
 
     Args:
-        folder: of the run.
         repo_id: of a repository that exists (`open_repo`).
         revision: branch; made if it is not there. By default main.
         token: with write access; by default the one of this machine.
-        commit_message: of the commit.
         picture: of the scores, a PNG, which is pushed beside the card and shown in it.
         told: further fields of the card's metadata, such as `license` and `language`; None leaves one as it is.
 
@@ -109,17 +104,11 @@ def public_files(folder: Path) -> list[Path]:
     return files
 
 
-def named_card(
-    file: Path,
-    repo_id: str,
-    revision: str | None = None,
-    picture: bool = False,
-    told: Mapping[str, object] | None = None,
-) -> bytes:
-    """The card in a run folder, with the lines that load the model naming where it goes; with a picture of the scores,
-    and further metadata."""
+def named_card(file: Path, repo_id: str, revision: str | None, picture: bool, told: Mapping[str, object]) -> bytes:
+    """The card in a run folder, with the name of its repository in the lines that load the model, further metadata, and
+    perhaps a picture of the scores."""
     card = ModelCard.load(file)
-    for field, value in (told or {}).items():
+    for field, value in told.items():
         if value is not None:
             setattr(card.data, field, value)
     if picture:

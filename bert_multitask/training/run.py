@@ -70,7 +70,7 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     """
     logging.set_verbosity(args.get_process_log_level())  # Trainer does so too, after the model is loaded
     check_launch()
-    quieten_bars(show_downloads=args.process_index == 0 and sys.stderr.isatty())
+    quieten_bars(args.process_index == 0)
     with RunFolder(args, overwrite=run.overwrite) as folder, explained_failures(args):
         callbacks = [HistoryFile(folder.path / "history.jsonl"), StopAtStepEnd(STOP)]
         prepared = prepare(run, args, callbacks)
@@ -91,10 +91,10 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
 
 
 def quieten_bars(show_downloads: bool) -> None:
-    """Hide the libraries' own progress bars, of which each would leave a line; those of downloads may stay."""
+    """Hide progress bars of libraries, each of which would leave a line; in a terminal downloads may show theirs."""
     logging.disable_progress_bar()  # the Hub's, too
     datasets.disable_progress_bars()
-    if show_downloads:
+    if show_downloads and sys.stderr.isatty():
         enable_progress_bars()
 
 
@@ -165,13 +165,8 @@ def prepare(
     callbacks: Sequence[TrainerCallback] = (),
     plan: Sequence[str] | None = None,
 ) -> Prepared:
-    """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens.
-
-    Args:
-        run: which checkpoint, tasks and rows.
-        args: how to train.
-        callbacks: of the training.
-        plan: the task of each step, instead of the schedule's.
+    """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens. `plan`
+    replaces the schedule's.
 
     Raises:
         InputError: something is wrong with the input.
@@ -196,13 +191,7 @@ def prepare(
 
 
 def load_model(run: RunArguments, tasks: list[Task], tell: Callable[[str], object] = logger.info) -> MultitaskBertModel:
-    """The checkpoint in the run's layout, with new heads for the tasks.
-
-    Args:
-        run: which checkpoint and layout.
-        tasks: of the run.
-        tell: is called with a line on which heads are new.
-    """
+    """The checkpoint in the run's layout, with new heads for the tasks; `tell` is called with a line on these."""
     fields = {name: getattr(run, name) for name in ("encoder_sharing", "pair_encoding", "pooling")}
     if run.encoder_dropout is not None:
         config = MultitaskBertConfig.from_pretrained(run.model_name_or_path)
@@ -234,15 +223,7 @@ def tokenise_rows(
     rows: Mapping[str, DatasetDict],
     config: MultitaskBertConfig,
 ) -> tuple[PreTrainedTokenizerBase, dict[str, dict[str, Dataset]]]:
-    """The tokenizer of the run's checkpoint, and {task: its tokenised rows by split}, of training those it samples.
-
-    Args:
-        run: the run's arguments.
-        args: whose first process writes the cache that the others read.
-        tasks: of the run.
-        rows: {task: its clean rows by split}.
-        config: of the model that reads the tokens.
-    """
+    """The tokenizer of the run's checkpoint, and {task: its tokenised rows by split}, of training those it samples."""
     tokenizer = load_tokenizer(run.model_name_or_path, config.vocab_size)
     max_length = min(run.max_length, config.max_position_embeddings)
     tokenizer.model_max_length = max_length  # saved with it, so that a checkpoint on the Hub is read as it was trained
@@ -289,9 +270,11 @@ def predict_splits(
 
 def estimate_scores(tasks: dict[str, Task], outputs: dict[str, PredictionOutput]) -> dict[str, Estimate]:
     """{task: its score and the bounds of its 95 % interval}, and the overall score's, of predictions with labels."""
-    labelled = {name: labelled_rows(output.label_ids) for name, output in outputs.items()}
-    predicted = {name: decide(tasks[name], output.predictions)[labelled[name]] for name, output in outputs.items()}
-    labels = {name: output.label_ids[labelled[name]] for name, output in outputs.items()}
+    predicted, labels = {}, {}
+    for name, output in outputs.items():
+        known = labelled_rows(output.label_ids)
+        predicted[name] = decide(tasks[name], output.predictions)[known]
+        labels[name] = output.label_ids[known]
     scores = Scores(tasks, predicted, labels)
     return {name: scores[name] for name in (*tasks, "overall")}
 
@@ -301,16 +284,14 @@ def run_recipe(
 ) -> None:
     """Run the `main` of a recipe or a command; what is wrong with the input is one line, and exit code 2.
 
-    SIGTERM and Ctrl-C end it with a line, and exit code 143 or 130; so does the end of its launcher.
-
-    Args:
-        main: takes the arguments.
-        stopped: what goes on with the work after a stop; by default what `train` says, if it was called.
-        argv: the arguments; by default those of the process.
+    SIGTERM and Ctrl-C end it with a line, and exit code 143 or 130; so does the end of its launcher. `stopped` says how
+    the work goes on after that; by default as `train` says, if it was called.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a console may lack a character of a task's name
+    if not sys.stderr.isatty():
+        quieten_bars(show_downloads=False)
     with STOP, STOP.advising(stopped), warnings_as_lines():
         try:
             main(list(sys.argv[1:] if argv is None else argv))

@@ -79,10 +79,9 @@ class RunFolder:
     """
 
     def __init__(self, args: MultitaskTrainingArguments, overwrite: bool):
-        self.args = args
+        self.args, self.overwrite = args, overwrite
         self.path = Path(args.output_dir)
         self.checkpoint: str | None = None
-        self.overwrite = overwrite
         self.data: dict[str, dict] = {}  # {task: {split: rows and fingerprint}}, on the first process
         if args.resume_from_checkpoint and overwrite:
             raise InputError("--overwrite and --resume_from_checkpoint exclude each other")
@@ -149,9 +148,6 @@ class RunFolder:
         """Write `run.json`: the configuration, versions, commit and data fingerprints that make the run repeatable.
 
         Args:
-            run: the run's arguments.
-            tasks: as trained.
-            rows: {task: its clean rows by split}.
             batch_size: rows of one optimizer step.
             batches: {task: its batches in the whole plan}, from which a report draws the plan.
             max_length: tokens that a row may have, and the model can take.
@@ -209,8 +205,7 @@ def deciding_settings(
     data: Mapping[str, dict],
     batch_size: int,
 ) -> dict[str, object]:
-    """What decides a run's weights and scores, {name: value}, of its arguments, tasks, `fingerprints` and rows of a
-    step."""
+    """{name: value} of all that decides a run's weights and scores; `data` are its `fingerprints`."""
     training = args.to_dict()
     return (
         {field.name: training[field.name] for field in dataclasses.fields(args) if field.name not in HARMLESS}
@@ -229,12 +224,7 @@ def deciding_fields(task: Task) -> dict[str, object]:
 
 
 def recorded_settings(record: Mapping, names: Iterable[str]) -> dict[str, object]:
-    """What decided a recorded run, {name: value}, with what an older version recorded elsewhere or did not know.
-
-    Args:
-        record: of `run.json`.
-        names: of the settings that decide today.
-    """
+    """What decided a recorded run, {name: value}, with what an older version recorded elsewhere or did not know."""
     fields = [*dataclasses.fields(RunArguments), *dataclasses.fields(MultitaskTrainingArguments)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
     known = defaults | record["training"] | record["run"]

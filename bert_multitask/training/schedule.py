@@ -153,11 +153,12 @@ class PlanSampler:
 
 def describe(plan: list[str], rows: Mapping[str, int], epochs: Mapping[str, int], batch_size: int) -> str:
     """The plan as a table, to be read before training: rows, epochs, batches and share of the steps by task."""
-    lines = [f"{'task':12} {'rows':>9} {'epochs':>7} {'batches':>8} {'share':>7}"]
+    width = max(12, *map(len, rows))
+    lines = [f"{'task':{width}} {'rows':>9} {'epochs':>7} {'batches':>8} {'share':>7}"]
     for task, count in rows.items():
         batches = plan.count(task)
         seen = batches / -(-count // batch_size)
         cut = "" if seen == epochs[task] else f"   of {epochs[task]} epochs"
         cut += f"; {1 - seen:.0%} of the rows are left out" if seen < 1 else ""
-        lines.append(f"{task:12} {count:9,} {seen:7.3g} {batches:8,} {batches / len(plan):7.1%}{cut}")
+        lines.append(f"{task:{width}} {count:9,} {seen:7.3g} {batches:8,} {batches / len(plan):7.1%}{cut}")
     return "\n".join(lines + [f"{len(plan):,} steps of up to {batch_size} rows"])

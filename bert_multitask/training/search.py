@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .arguments import MultitaskTrainingArguments, RunArguments, check_launch, t
 from .callbacks import HistoryFile
 from .checkpoints import list_checkpoints
 from .folder_lock import contents, remove
+from .jobs import Job, run_jobs
 from .run import load_model, prepare, trainer_data
 from .run_folder import compare_settings, deciding_settings, fingerprints
 from .search_space import TuneArguments, configure, present_settings, read_space, to_flags
@@ -36,6 +37,7 @@ if is_optuna_available():
     import optuna
     from optuna.trial import TrialState
 
+STUDY, TRIAL = "search", "trial-"  # the study's name, and what the names of the trials' jobs begin with
 # What decides a trial's score, besides what decides its weights.
 SCORING = "eval_strategy eval_steps eval_delay metric_for_best_model load_best_model_at_end".split()
 
@@ -73,18 +75,26 @@ class Search:
         args: the same.
         options: what is searched, and how often.
         given: the flags that the user set, {name: value}, for the best trial's YAML file.
+        joins: whether this process runs one trial of a search (see `run_side_by_side`), and keeps no books.
 
     Raises:
         InputError: something is wrong with the input; nothing is written then.
     """
 
     def __init__(
-        self, run: RunArguments, args: MultitaskTrainingArguments, options: TuneArguments, given: dict[str, object]
+        self,
+        run: RunArguments,
+        args: MultitaskTrainingArguments,
+        options: TuneArguments,
+        given: dict[str, object],
+        joins: bool = False,
     ):
         if not is_optuna_available():
             raise InputError("a search needs optuna: pip install 'bert_multitask[tune]'")
         if args.resume_from_checkpoint:
             raise InputError("--resume_from_checkpoint is of a run; a search goes on by the command that began it")
+        if options.jobs > 1 < args.world_size:
+            raise InputError("--jobs starts a process for each trial; call it without `accelerate launch`")
         logging.set_verbosity(args.get_process_log_level())
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial is told of below
         check_launch()
@@ -108,7 +118,9 @@ class Search:
         self.tasks = self.named(self.tasks)
         self.data = trainer_data(trainer.processing_class, tokens)
         self.heading = f"{describe_rows(self.tasks, rows)}\n\n{trainer.describe_plan()}"
-        self.study = self.open_study(rows, trainer) if self.first else None
+        # Early scores say little: a learning rate may still be warming up.
+        self.pruner = optuna.pruners.MedianPruner(n_warmup_steps=len(trainer.plan) // 3)
+        self.study = self.open_study(rows, trainer) if self.first and not joins else None
 
     def named(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks with the label names that were found when the search began."""
@@ -119,6 +131,11 @@ class Search:
         if contents(self.folder) and not (self.folder / "study.db").exists():
             raise InputError(f"--output_dir {self.folder} exists and holds no search; choose another folder")
 
+    @property
+    def storage(self) -> str:
+        """The address of the study."""
+        return f"sqlite:///{(self.folder / 'study.db').resolve()}"
+
     def open_study(self, rows: Mapping[str, DatasetDict], trainer: MultitaskTrainer) -> "optuna.Study":
         """The study in the folder, or a new one, of these rows and steps. An interrupted trial is run again."""
         if self.run.overwrite:
@@ -127,11 +144,10 @@ class Search:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             study = optuna.create_study(
-                study_name="search",
-                storage=f"sqlite:///{file.resolve()}",
+                study_name=STUDY,
+                storage=self.storage,
                 direction="maximize" if self.highest else "minimize",
-                # Early scores say little: a learning rate may still be warming up.
-                pruner=optuna.pruners.MedianPruner(n_warmup_steps=len(trainer.plan) // 3),
+                pruner=self.pruner,
                 load_if_exists=True,
             )
         except Exception as error:  # damage shows in several ways
@@ -157,40 +173,75 @@ class Search:
         if self.first:
             self.write()
 
-    def run_trial(self) -> bool:
-        """Run one more trial, a plain run, on all processes; False where there are enough.
+    def run_side_by_side(self, argv: Sequence[str]) -> None:
+        """`run_trials` with so many at a time as --jobs says, each in a process of its own.
 
-        Its score is what a run ends with, the best checkpoint's.
+        Args:
+            argv: of this command, which is called again for each trial.
         """
+        print(self.heading, flush=True)
+
+        def jobs() -> Iterator[Job]:
+            """The next trial, when there is room for it."""
+            while trial := self.ask():
+                self.suggest(trial)
+                folder = self.folder / "trials" / str(trial.number)
+                folder.mkdir(parents=True, exist_ok=True)
+                command = ["-m", "bert_multitask", "tune", *argv]
+                yield Job(f"{TRIAL}{trial.number}", command, folder / "output.log")
+
+        run_jobs(jobs(), self.options.jobs, lambda job: self.write(int(job.name.removeprefix(TRIAL))))
+        self.write()
+
+    def run_one(self, number: int) -> None:
+        """Run a trial that another process has asked for (see `run_side_by_side`)."""
+        storage = optuna.storages.RDBStorage(self.storage)
+        self.study = optuna.load_study(study_name=STUDY, storage=storage, pruner=self.pruner)
+        study = storage.get_study_id_from_name(STUDY)
+        trial = optuna.trial.Trial(self.study, storage.get_trial_id_from_study_id_trial_number(study, number))
+        self.train_trial(trial, number, trial.params)
+
+    def run_trial(self) -> bool:
+        """Run one more trial, on all processes; False where there are enough."""
         trial = self.ask() if self.first else None
         asked = (trial.number, self.suggest(trial)) if trial else None
         (asked,) = broadcast_object_list([asked])
         if asked is None:
             return False
+        self.train_trial(trial, *asked)
+        return True
+
+    def train_trial(self, trial: "optuna.Trial | None", number: int, settings: dict[str, object]) -> None:
+        """Train a trial, a plain run, and tell the study its score: what a run ends with, the best checkpoint's.
+
+        Args:
+            trial: optuna's; None on the other processes.
+            number: of the trial.
+            settings: {flag or flag.task: value}.
+        """
         release_memory()  # of the trainer before: it is part of circles of references
-        trainer, report, metrics = self.make_trial(*asked), ReportToTrial(trial, self.metric), {}
+        trainer, report, metrics = self.make_trial(number, settings), ReportToTrial(trial, self.metric), {}
         trainer.add_callback(report)
         try:
             trainer.train()
             trainer.remove_callback(report)
             metrics = {} if report.pruned else trainer.evaluate()
         except NonFiniteError as error:
-            logger.warning(f"trial {asked[0]} diverged: {error}")
+            logger.warning(f"trial {number} diverged: {error}")
         PartialState().wait_for_everyone()  # before checkpoints go that another process may still be reading
         if self.first:
             remove_checkpoints(Path(trainer.args.output_dir))
             self.tell(trial, report.pruned, metrics)
-        return True
 
     def ask(self) -> "optuna.Trial | None":
         """The next trial; None where there are enough. The first has the flags as they are."""
-        finished = len(self.finished())
-        if finished >= self.options.n_trials:
+        begun = len(self.finished()) + len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+        if begun >= self.options.n_trials:
             return None
         # A seed for each, so that a search that was stopped goes on as it would have.
-        seed = np.random.SeedSequence([self.args.seed, finished]).generate_state(1)
+        seed = np.random.SeedSequence([self.args.seed, begun]).generate_state(1)
         self.study.sampler = optuna.samplers.TPESampler(seed=int(seed[0]))
-        if not finished and not self.study.get_trials(states=(TrialState.WAITING,)):
+        if not begun and not self.study.get_trials(states=(TrialState.WAITING,)):
             self.study.enqueue_trial(present_settings(self.space, self.run, self.args))
         return self.study.ask()
 
@@ -216,7 +267,6 @@ class Search:
         """Tell the study how a trial ended.
 
         Args:
-            trial: the trial.
             pruned: whether the pruner ended it; its score is the last that was reported.
             metrics: of its end; empty where it was pruned or diverged. No score, and one that is NaN, count as the
                 worst possible.
@@ -251,9 +301,10 @@ class Search:
             for trial in self.finished()
         ]
 
-    def write(self) -> None:
-        """Write `trials.csv` and `best.yaml`, and print the last trial."""
+    def write(self, number: int | None = None) -> None:
+        """Write `trials.csv` and `best.yaml`, and print a trial, by default the last."""
         table = self.table()
+        row = next((row for row in table if row["trial"] == number), table[-1])
         with (self.folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, table[0])
             writer.writeheader()
@@ -265,7 +316,7 @@ class Search:
         heading = f"# The best of {len(table)} trials, number {best.number}: {self.metric} {best.value:.4f}\n"
         (self.folder / "best.yaml").write_text(heading + text, encoding="utf-8")
         print(
-            f"trial {table[-1]['trial']} {table[-1]['state']}: {self.metric} {table[-1]['score']:.4f}; best of "
+            f"trial {row['trial']} {row['state']}: {self.metric} {row['score']:.4f}; best of "
             f"{len(table)}: {best.value:.4f}, trial {best.number}, {self.folder / 'best.yaml'}",
             flush=True,
         )

@@ -32,6 +32,9 @@ class TuneArguments:
     n_trials: int = field(
         default=20, metadata={"help": "trials in all: those that --output_dir already has finished count"}
     )
+    jobs: int = field(
+        default=1, metadata={"help": "trials at a time, in processes with equal shares of the CPU's threads"}
+    )
     search: dict | str | None = field(
         default=None,
         metadata={
@@ -53,8 +56,6 @@ def read_space(search: str | Mapping, run: RunArguments, args: MultitaskTraining
     Args:
         search: YAML file, JSON, or what they hold: {flag: {low, high} or choices}. `log: true` searches the logarithm;
             `flag.task` is a flag's value for one task.
-        run: the flags that are not searched.
-        args: the same.
 
     Raises:
         InputError: names the entry and what is wrong with it.

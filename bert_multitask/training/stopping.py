@@ -24,7 +24,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # steps, which end with a checkpoint, and otherwise.
 GRACE, BRIEF_GRACE = 7.0, 3.0
 REPEAT = 1.0  # seconds within which a second SIGINT is the same Ctrl-C: the terminal sends one, the launcher another
-LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # variables that launchers set
+JOB = "BERT_MULTITASK_JOB"  # the variable of a process that `jobs.run_jobs` started
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", JOB}  # variables that launchers set
 POLL = 0.5  # seconds between looks at the launcher
 
 
@@ -174,11 +175,8 @@ def own_command() -> list[str]:
 
 
 def resume_command(overwrite: bool) -> str:
-    """The command line that goes on with this run; of a flag that is there twice, the last counts.
-
-    Args:
-        overwrite: whether the run was begun with --overwrite, which excludes going on.
-    """
+    """The command line that goes on with this run: without --overwrite, which excludes going on. Of a flag that is
+    there twice, the last counts."""
     return shlex.join([*own_command(), "--resume_from_checkpoint", *(["--overwrite", "false"] if overwrite else [])])
 
 
@@ -188,9 +186,6 @@ class StopAtStepEnd(TrainerCallback):
     All processes stop at the same step. The first that was asked announces the step after its own in the store by which
     the processes met. None can finish that step without it, so all find the announcement at its end. Reading the store
     is no collective operation.
-
-    Args:
-        request: of this process.
     """
 
     KEY = "bert_multitask/last_step"

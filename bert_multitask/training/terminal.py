@@ -23,12 +23,7 @@ LIBRARIES = ("transformers", "accelerate", "datasets", "huggingface_hub", "py.wa
 
 
 def say(text: str = "", file: TextIO | None = None) -> None:
-    """Print above the progress bars, where there are any.
-
-    Args:
-        text: one or several lines.
-        file: to print to; by default standard output.
-    """
+    """Print a text above the progress bars, where there are any; by default to standard output."""
     file = file or sys.stdout
     tqdm.write(text, file=file)
     file.flush()  # a pipe would get it late
@@ -74,11 +69,7 @@ class TrainingTable(ProgressCallback):
     """Prints a row for each log entry of training: the step, then each task's loss, or its dev score; and shows a
     progress bar of training, and one of each evaluation, where standard error is a terminal.
 
-    The history file has all that is logged; this is what a person follows.
-
-    Args:
-        tasks: of the model.
-        plan: the task of each step.
+    The history file has all that is logged; this is what a person follows. `plan` is the task of each step.
     """
 
     def __init__(self, tasks: Mapping[str, Task], plan: Sequence[str]):
@@ -206,29 +197,21 @@ def describe_scores(
     """The dev scores as a table, with labelled rows, and intervals where they are known.
 
     Args:
-        tasks: of the model.
-        metrics: as in `metrics.json`.
         rows: {task: its labelled dev rows}.
         scores: {task or "overall": its score and interval}; None where there are no predictions.
     """
-    lines = [f"{'dev score':22} {'rows':>8} {'score':>9}" + "   95 % interval" * (scores is not None)]
-    keys = {name: f"eval_{name}_{task.metric}" for name, task in tasks.items()} | {"overall": "eval_overall"}
-    for name, key in keys.items():
-        task = f"{name:12} {tasks[name].metric if name in tasks else '':10}"
+    width = max(12, *map(len, tasks))
+    lines = [f"{'dev score':{width + 11}} {'rows':>8} {'score':>8}" + "   95 % interval" * (scores is not None)]
+    for name in (*tasks, "overall"):
+        metric, count = (tasks[name].metric, f"{rows[name]:,}") if name in tasks else ("", "")
+        score = metrics[f"eval_{name}_{metric}".removesuffix("_")]
         interval = f"   {scores[name].low:.4f} to {scores[name].high:.4f}" if scores else ""
-        count = f"{rows[name]:,}" if name in rows else ""
-        lines.append(f"{task:23}{count:>8} {metrics[key]:9.4f}{interval}")
+        lines.append(f"{name:{width}} {metric:10} {count:>8} {score:8.4f}{interval}")
     return "\n".join(lines)
 
 
 def describe_end(folder: Path, kept: str, has_predictions: bool) -> str:
-    """What a finished run left, and which commands use it.
-
-    Args:
-        folder: of the run.
-        kept: which step's weights it has.
-        has_predictions: whether the predictions of dev and test rows are there.
-    """
+    """What a finished run left, and which commands use it; `kept` says which step's weights it has."""
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     name = shlex.quote(str(folder))
     lines = [f"kept: {kept}"]

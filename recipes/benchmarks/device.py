@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 import torch
+from transformers.utils.import_utils import enable_tf32
 
 from .rig import WARM_UP
 
@@ -23,12 +24,12 @@ def synchronise() -> None:
 @contextlib.contextmanager
 def precision(dtype: str) -> Iterator[None]:
     """Compute in fp32, in fp32 with TF32 products ("tf32") or with bf16 autocast ("bf16")."""
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    enable_tf32(dtype == "tf32")  # as --tf32 does: PyTorch's other ways to say it would outlast that one
     try:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bf16"):
             yield
     finally:
-        torch.set_float32_matmul_precision("highest")
+        enable_tf32(False)
 
 
 def time_steps(step: Callable[[dict], object], batches: Sequence[dict], warm_up: int = WARM_UP) -> dict[str, float]:

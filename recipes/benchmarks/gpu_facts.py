@@ -12,17 +12,39 @@ import torch
 from bert_multitask.training.run_folder import installed_version
 
 from .device import DEVICE, GPU, precision, synchronise
+from .gpu_sides import OURS, Step, build, chosen
+from .rig import NAMES
 from .session import Session
 
 PACKAGES = "torch triton transformers accelerate tokenizers huggingface_hub datasets evaluate pyarrow numpy".split()
 
 
 def facts(session: Session) -> None:
-    """The machine, its ceilings, what is installed, the cost of one launch."""
+    """The machine, what is installed, how long the first step takes, the cost of one launch."""
     session.measure("facts", describe_machine)
+    session.measure("facts", first_step)
     if GPU:
-        session.measure("facts", device_ceilings)
         session.measure("facts", launch_cost)
+
+
+def ceilings(session: Session) -> None:
+    """What the device reaches."""
+    if GPU:
+        session.measure("ceilings", device_ceilings)
+
+
+def first_step() -> dict:
+    """Seconds of a small step, in which the libraries are loaded, so that no later measurement has them."""
+    start = time.perf_counter()
+    model, _ = build("tiny")
+    ids = torch.randint(1000, (4, 16), device=DEVICE)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    labels = torch.zeros(4, dtype=torch.long, device=DEVICE)
+    for dtype in ("tf32", "bf16"):
+        with chosen(OURS):
+            Step(model, dtype, lambda inputs: model(NAMES[0], **inputs, labels=labels).loss)(batch)
+    synchronise()
+    return {"seconds of the first steps": round(time.perf_counter() - start, 1)}
 
 
 def describe_machine() -> dict:

@@ -14,12 +14,12 @@ from bert_multitask.model.losses import DIVERGENCES
 from bert_multitask.training.smart import DropoutMasks
 
 from .device import DEVICE, precision
-from .gpu_sides import PACKED, PADDED, DeviceRig, chosen
+from .gpu_sides import OURS, PADDED, DeviceRig, chosen
+from .peers import INPUTS
 from .rig import NAMES
 from .session import Session
 
-ATTENTION = {PADDED: "sdpa", PACKED: "sdpa", "ours eager": "eager"}  # side -> implementation
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+ATTENTION = {PADDED: "sdpa", OURS: "sdpa", "ours eager": "eager"}  # side -> implementation
 
 
 def parity(session: Session) -> None:
@@ -83,7 +83,7 @@ def smart_step(model: MultitaskBertModel, batch: dict, side: str, dtype: str) ->
     0, if the device gives the same random numbers again."""
     model.to(DEVICE).train().zero_grad()
     model.set_attn_implementation(ATTENTION[side])
-    inputs = {key: batch[key] for key in ("attention_mask", "token_type_ids")}
+    inputs = {key: value for key, value in batch.items() if key not in ("task", "labels", "input_ids")}
     embeddings = model.encoder(batch["task"]).get_input_embeddings()(batch["input_ids"])
     torch.manual_seed(0)
     with precision(dtype), chosen(side):

@@ -1,38 +1,42 @@
-"""The sides that benchmark.py gpu compares: the stock model, and ours with attention of several kinds."""
+"""The sides that benchmark.py gpu compares: the stock model, and ours."""
 
 import contextlib
+import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest.mock import patch
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bert_multitask import MultitaskBertModel
+from bert_multitask import MultitaskBertModel, MultitaskTrainingArguments
 from bert_multitask.model.configuration import MultitaskBertConfig
-from bert_multitask.model.encoder import SelfAttention
 from bert_multitask.model.tasks import TASKS
 
 from .device import DEVICE, GPU, precision
 from .peers import Stock
 from .rig import NAMES, Rig
 
-STOCK, PADDED, PACKED, PROJECTED = "stock sdpa", "ours padded", "ours packed", "ours packed, one QKV product"
-SIDES = (STOCK, PADDED, PACKED, PROJECTED)
+STOCK, OURS, PADDED = "stock sdpa", "ours", "ours padded"
+SIDES = (STOCK, OURS)
 SHAPES = {"minilm": (6, 384, 12), "bert-base": (12, 768, 12), "tiny": (2, 48, 4)}  # layers, width, heads
+HAS_GRAPHS = any(field.name == "cuda_graphs" for field in dataclasses.fields(MultitaskTrainingArguments))
 
 
 @contextlib.contextmanager
 def chosen(side: str) -> Iterator[None]:
-    """Let our attention take padded or packed tokens, as the side says."""
-    is_packed = side in (PACKED, PROJECTED)
+    """Leave our attention as it is (OURS), or let it take padded tokens on a GPU, too (PADDED). On a CPU ours gets a
+    stand-in for the GPU's kernels, so that the way to them is tried."""
+    changes = {}
+    if side == PADDED:
+        changes = {"takes_packed": lambda *_: False}
+    elif side == OURS and not GPU:
+        changes = {"takes_packed": lambda *_: True, "packed_attention": attend_row_by_row}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(patch("bert_multitask.model.encoder.takes_packed", lambda *_: is_packed))
-        if is_packed and not GPU:
-            stack.enter_context(patch("bert_multitask.model.encoder.packed_attention", attend_row_by_row))
-        if side == PROJECTED:
-            stack.enter_context(patch.object(SelfAttention, "project", project_at_once))
+        for name, change in changes.items():
+            stack.enter_context(patch(f"bert_multitask.model.encoder.{name}", change))
         yield
 
 
@@ -48,14 +52,6 @@ def attend_row_by_row(
         for (a, b), (c, d) in zip(*bounds, strict=True)
     ]
     return torch.cat(attended, 2).transpose(1, 2), None
-
-
-def project_at_once(layer: SelfAttention, hidden: Tensor, queried: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """`SelfAttention.project` by one product with the weights of all three, or of keys and values."""
-    layers = [layer.key, layer.value] + ([layer.query] if queried is None else [])
-    weight, bias = torch.cat([part.weight for part in layers]), torch.cat([part.bias for part in layers])
-    keys, values, *queries = functional.linear(hidden, weight, bias).chunk(len(layers), -1)
-    return queries[0] if queries else layer.query(hidden[queried]), keys, values
 
 
 def build(shape: str) -> tuple[MultitaskBertModel, Stock]:
@@ -81,13 +77,12 @@ class DeviceRig(Rig):
     """The rig with its Trainers on the device."""
 
     batch_size, workers = 32, 0
-    tf32 = None  # PyTorch's setting as it is: `precision` changes it, and two ways to change it do not mix
 
     def settings(self) -> dict:
-        """The rig's, with rows of a step, workers of the loader and whether products of fp32 use TF32."""
+        """The rig's, with rows of a step, workers of the loader, and products of fp32 with TF32, on both sides."""
         return super().settings() | {
             "use_cpu": not GPU,
-            "tf32": self.tf32,
+            "tf32": True if GPU else None,
             "per_device_train_batch_size": self.batch_size,
             "dataloader_num_workers": self.workers,
         }
@@ -95,10 +90,7 @@ class DeviceRig(Rig):
     def device_batches(self, batch_size: int) -> list[dict]:
         """The batches of a round with so many rows each, on the device."""
         self.batch_size = batch_size
-        return [
-            {key: value.to(DEVICE) if hasattr(value, "to") else value for key, value in batch.items()}
-            for batch in self.batches()
-        ]
+        return [send_to_device(batch, DEVICE) for batch in self.batches()]
 
 
 class Step:
@@ -107,26 +99,17 @@ class Step:
     Args:
         model: to train, of either side.
         dtype: as for `precision`.
-        stock: the other side's losses, where the model is its.
-        capturable: whether a CUDA graph can hold the optimizer's step.
+        loss: of a batch.
     """
 
-    def __init__(self, model: nn.Module, dtype: str, stock: Stock | None = None, capturable: bool = False):
-        self.model, self.dtype, self.stock = model.train(), dtype, stock
-        parameters = list(model.parameters())
-        self.optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True, capturable=capturable)
-
-    def loss(self, batch: dict) -> Tensor:
-        """The loss of a batch."""
-        with precision(self.dtype):
-            if self.stock is None:
-                return self.model(**batch).loss
-            task, labels, inputs = self.stock.split(batch)
-            return self.stock.loss(task, self.model(**inputs).logits, labels)
+    def __init__(self, model: nn.Module, dtype: str, loss: Callable[[dict], Tensor]):
+        self.model, self.dtype, self.loss = model.train(), dtype, loss
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def __call__(self, batch: dict) -> Tensor:
         """Take the step; returns its loss."""
-        loss = self.loss(batch)
+        with precision(self.dtype):
+            loss = self.loss(batch)
         with precision("tf32" if self.dtype == "tf32" else "fp32"):  # autocast remembers its own, TF32 does not
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

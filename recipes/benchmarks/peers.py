@@ -8,6 +8,8 @@ from bert_multitask import MultitaskBertModel
 from bert_multitask.model.heads import LinearHead
 from bert_multitask.model.losses import LOSSES
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of a batch, those that a stock model takes
+
 
 class Stock:
     """The same function as a `MultitaskBertModel` with a pooler, as a stock `BertForSequenceClassification`: one logit
@@ -33,12 +35,6 @@ class Stock:
             self.model.classifier.weight.copy_(torch.cat(rows))
             self.model.classifier.bias.copy_(torch.cat(biases))
 
-    @staticmethod
-    def split(batch: dict) -> tuple[str, torch.Tensor, dict]:
-        """A batch's task and labels, and the inputs that the stock model takes."""
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids")}
-        return batch["task"], batch["labels"], inputs
-
     def predict(self, task: str, logits: torch.Tensor) -> torch.Tensor:
         """All logits (B, 7) -> those of the task, as the multitask model gives them."""
         logits = logits[:, self.columns[task]]
@@ -50,6 +46,11 @@ class Stock:
     def loss(self, task: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The multitask model's loss, of the stock model's logits."""
         return LOSSES[self.tasks[task].loss](logits=self.predict(task, logits), labels=labels)
+
+    def batch_loss(self, batch: dict) -> torch.Tensor:
+        """The multitask model's loss of a batch."""
+        logits = self.model(**{name: batch[name] for name in INPUTS}).logits
+        return self.loss(batch["task"], logits, batch["labels"])
 
 
 class StockTrainer(Trainer):
@@ -64,5 +65,4 @@ class StockTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of the batch's task."""
-        task, labels, inputs = self.stock.split(inputs)
-        return self.stock.loss(task, model(**inputs).logits, labels)
+        return self.stock.batch_loss(inputs)

@@ -5,10 +5,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from bert_multitask import MultitaskBertModel, MultitaskTrainer, MultitaskTrainingArguments
+from bert_multitask.data.collate import Collator
 from bert_multitask.data.rows import load_rows
 from bert_multitask.data.tokens import load_tokenizer, tokenise_splits
 from bert_multitask.model.tasks import TASKS
@@ -38,6 +40,9 @@ class Clock(TrainerCallback):
             vars(owner).pop(name, None)
 
     def on_step_end(self, args, state, control, **kwargs):
+        done = len(self.ends) + 1
+        if torch.accelerator.is_available() and done in (WARM_UP, middle(state.max_steps), state.max_steps):
+            torch.accelerator.synchronize()  # where what is measured begins and ends
         self.ends.append(self.now())
         if len(self.ends) == WARM_UP:
             self.inside = 0.0
@@ -46,6 +51,12 @@ class Clock(TrainerCallback):
     def seconds(self) -> float:
         """Of all the timed steps."""
         return self.ends[-1] - self.ends[WARM_UP - 1]
+
+    @property
+    def second_half(self) -> float:
+        """Seconds of a step in the second half of the timed ones."""
+        half = self.ends[middle(len(self.ends)) - 1 :]
+        return (half[-1] - half[0]) / max(1, len(half) - 1)
 
     def watch(self, owner, name: str) -> None:
         """Count the time in a method of an object, until training ends."""
@@ -63,12 +74,18 @@ class Clock(TrainerCallback):
         setattr(owner, name, timed)
 
 
+def middle(steps: int) -> int:
+    """The step after which the second half of the timed ones begins."""
+    return (WARM_UP + steps) // 2
+
+
 class Rig:
     """The model, its stock twin, and the rows of the real mix."""
 
     def __init__(self, options, smart: bool = False):
         set_seed(0)
         self.options = options
+        self.own = {}  # training arguments of our side alone
         tasks = [vars(TASKS[name]) | {"smart_weight": float(smart and name in SMART_NAMES)} for name in NAMES]
         self.model = MultitaskBertModel.from_pretrained(options.model_name_or_path, tasks=tasks, pooling="pooler")
         self.stock = Stock(self.model)
@@ -80,7 +97,7 @@ class Rig:
 
     def trainer(self, seed: int) -> MultitaskTrainer:
         """Ours, on the first steps of the seed's plan."""
-        args = MultitaskTrainingArguments(**self.settings(), data_seed=seed, load_best_model_at_end=False)
+        args = MultitaskTrainingArguments(**self.settings(), **self.own, data_seed=seed, load_best_model_at_end=False)
         return MultitaskTrainer(self.model, args, {name: splits["train"] for name, splits in self.tokens.items()})
 
     def settings(self) -> dict:
@@ -101,7 +118,7 @@ class Rig:
     def train(self, seed: int, now: Callable[[], float] = time.perf_counter) -> Clock:
         """Time our side."""
         trainer, clock = self.trainer(seed), Clock(now)
-        trainer.remove_callback(PrinterCallback)  # a benchmark prints what it measured
+        trainer.remove_callback(trainer.table)  # a benchmark prints what it measured
         trainer.add_callback(clock)
         clock.watch(self.model, "forward")
         clock.watch(trainer.accelerator, "backward")
@@ -120,7 +137,7 @@ class Rig:
         trainer = StockTrainer(self.stock.model, args, callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
         ours = self.trainer(seed)
-        ours.data_collator.packs = False
+        ours.data_collator = Collator(self.model.config.pad_token_id or 0)  # which adds nothing for our encoder
         trainer.stock, trainer.loader = self.stock, ours.get_train_dataloader()
         trainer.train()
         forget_trainer(self.stock.model)

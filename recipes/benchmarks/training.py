@@ -19,6 +19,7 @@ from bert_multitask.model.losses import DIVERGENCES, LOSSES
 from bert_multitask.model.packing import Packing
 
 from .memory import forget_peak, resident
+from .peers import INPUTS
 from .rig import SMART_NAMES, WARM_UP, Rig, alternate
 
 
@@ -55,19 +56,14 @@ def loss_difference(rig: Rig) -> float:
     rig.model.eval(), rig.stock.model.eval()
     differences = []
     for batch in rig.batches():
-        ours, (task, labels, inputs) = rig.model(**batch).loss, rig.stock.split(batch)
-        differences.append(abs(ours - rig.stock.loss(task, rig.stock.model(**inputs).logits, labels)).item())
+        differences.append(abs(rig.model(**batch).loss - rig.stock.batch_loss(batch)).item())
     return max(differences)
 
 
 def forward_and_backward(rig: Rig, batch: dict, stock: bool) -> None:
     """One step of either side but for the optimizer's."""
     with torch.autocast("cpu", torch.bfloat16, enabled=rig.options.bf16):
-        if stock:
-            task, labels, inputs = rig.stock.split(batch)
-            loss = rig.stock.loss(task, rig.stock.model(**inputs).logits, labels)
-        else:
-            loss = rig.model(**batch).loss
+        loss = rig.stock.batch_loss(batch) if stock else rig.model(**batch).loss
     loss.backward()
 
 
@@ -138,8 +134,9 @@ def smart(options) -> dict:
         return found
 
     def stock_step(batch: dict) -> torch.Tensor:
-        model, (task, labels, inputs) = plain.stock.model, plain.stock.split(batch)
-        embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
+        model, task, labels = plain.stock.model, batch["task"], batch["labels"]
+        embeddings = model.get_input_embeddings()(batch["input_ids"])
+        inputs = {name: batch[name] for name in INPUTS[1:]}
 
         def predict(embeddings: torch.Tensor) -> torch.Tensor:
             return plain.stock.predict(task, model(inputs_embeds=embeddings, **inputs).logits)

@@ -94,4 +94,4 @@ def test_too_few_rows_and_gaps_are_named(tmp_path, rows, caplog, propagated_logs
     task = make_task(write(tmp_path / "all.csv", rows))
     for split, part in load_rows(task).items():
         usable_rows(task, part, split)
-    assert "all.csv: the row with id 'r7' has an empty text" in caplog.text
+    assert "all.csv: an empty text in row with id 'r7'" in caplog.text

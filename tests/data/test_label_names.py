@@ -66,7 +66,7 @@ def test_lists_and_tags():
         ([f"text {n}" for n in range(30)], {}, "label has 30 different values in 30 labels; give task 't' label_names"),
         ([{"a": 1}], {}, "row 1: label has .* which may be no class"),
         (["NN", "VB"], {"kind": "token_classification"}, "say metric: accuracy"),
-        (["a", "b"], {"label": "gold"}, "row 1: has no 'gold'"),
+        (["a", "b"], {"label": "gold"}, "row 1: no column 'gold'"),
     ],
 )
 def test_what_says_no_names_is_refused(labels, fields, message):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import ROOT, write_table
+from conftest import ROOT, run_here, write_table
 from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from hypothesis import HealthCheck, given, settings
@@ -60,8 +60,8 @@ def test_real_gaps_are_reported(real_data, caplog, propagated_logs):
         rows = load_rows(TASKS["quora"], real_data)[split]
         usable = usable_rows(TASKS["quora"], rows, split)
         assert len(usable) == len(rows) - (split == "train")
-    assert "quora-train.csv: row 2576 has no label; it is left out of training" in caplog.text
-    assert "quora-dev.csv: row" in caplog.text and "predicted, not scored" in caplog.text
+    assert "quora-train.csv: no label in row 2576; left out of training" in caplog.text
+    assert "quora-dev.csv: no label in row" in caplog.text and "predicted, not scored" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["sst", "quora", "sts", "cfimdb"])
@@ -75,8 +75,8 @@ def test_the_sample(name):
         assert min(labels.count(label) for label in range(len(TASKS[name].label_names))) > 30
 
 
-def test_the_sample_is_what_its_script_writes(tmp_path):
-    subprocess.run([sys.executable, ROOT / "recipes" / "make_sample.py", tmp_path], check=True)
+def test_the_sample_is_what_its_script_writes(monkeypatch, tmp_path):
+    assert run_here(monkeypatch, tmp_path, recipe=ROOT / "recipes" / "make_sample.py") == 0
     shipped = ROOT / "bert_multitask" / "sample"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in shipped.iterdir())
     for path in tmp_path.iterdir():
@@ -126,7 +126,7 @@ def test_many_gaps_are_counted(course_folder, caplog, propagated_logs):
     header = ["", "id", "sentence", "sentiment"]
     write_table(course_folder / "ids-sst-dev.csv", header, [[i, i, "x", "" if i else 1] for i in range(20)])
     usable_rows(TASKS["sst"], load_rows(TASKS["sst"], str(course_folder))["dev"], "dev")
-    assert len(caplog.messages) == 11 and "9 more rows" in caplog.messages[-1]
+    assert caplog.messages == ["ids-sst-dev.csv: no label in rows 2, 3, 4, 5, 6, … (19 in all); predicted, not scored"]
 
 
 def test_gaps_are_left_out_of_training_and_predicted(course_folder, caplog, propagated_logs):
@@ -139,12 +139,10 @@ def test_gaps_are_left_out_of_training_and_predicted(course_folder, caplog, prop
     assert usable_rows(TASKS["quora"], loaded["dev"], "dev")["id"][:] == ["a", "b", "c", "d"]
     usable_rows(TASKS["quora"], loaded["test"], "test")
     assert caplog.messages == [
-        "quora-train.csv: row 2 has an empty text; it is left out of training",
-        "quora-train.csv: row 3 has no label; it is left out of training",
-        "quora-train.csv: row 4 has an empty text and no label; it is left out of training",
-        "quora-dev.csv: row 2 has an empty text; it is predicted",
-        "quora-dev.csv: row 3 has no label; it is predicted, not scored",
-        "quora-dev.csv: row 4 has an empty text and no label; it is predicted, not scored",
+        "quora-train.csv: an empty text in rows 2, 4; left out of training",
+        "quora-train.csv: no label in rows 3, 4; left out of training",
+        "quora-dev.csv: an empty text in rows 2, 4; predicted",
+        "quora-dev.csv: no label in rows 3, 4; predicted, not scored",
     ]
 
 
@@ -166,10 +164,10 @@ def test_any_text_survives_and_no_row_is_lost(tmp_path, rows):
     ("name", "file", "content", "message"),
     [
         ("sst", "ids-sst-train.csv", None, "ids-sst-train.csv: no such file; task 'sst'"),
-        ("sst", "ids-sst-dev.csv", "\tid\ttext\tsentiment\n0\ta\tb\t1\n", "'sentence' in row 1; its columns are id"),
+        ("sst", "ids-sst-dev.csv", "\tid\ttext\tsentiment\n0\ta\tb\t1\n", "row 1: no column 'sentence'; its columns"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\n0\ta\tb\n", "no column 'sentiment'"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1\n1\tc\td\t5\n", "row 2: sentiment is '5'; "
-         "expected a class from 0 to 4"),
+         "expected one of negative, somewhat negative, .*from 0 to 4"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\t1.5\n", "row 1: sentiment is '1.5'"),
         ("sst", "ids-sst-train.csv", "\tid\tsentence\tsentiment\n0\ta\tb\tinf\n", "row 1: sentiment is 'inf'"),
         ("sts", "sts-dev.csv", "\tid\tsentence1\tsentence2\tsimilarity\n0\ta\tb\tc\t5.1\n", "a score from 0 to 5"),
@@ -504,13 +502,13 @@ def test_every_file_form_gives_the_same_rows(tmp_path, form):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("train.jsonl", b'{"premise": "a"}\n', "train.jsonl: no column 'hypothesis' in row 1; its columns are premise"),
+        ("train.jsonl", b'{"premise": "a"}\n', "train.jsonl, row 1: no column 'hypothesis'; its columns are premise"),
         ("train.jsonl", b'{"premise": "a"\n', "train.jsonl: line 1 is not JSON"),
         ("train.jsonl", b"\n[1]\n", "train.jsonl: line 2 is not a JSON object"),
         ("train.json", b"[]", "train.json: task 'nli' reads files that end in .csv, .tsv, .txt, .jsonl, .parquet"),
         ("train.jsonl", b'{"premise": "\xff"}\n', "line 1 is not JSON"),
         ("train.parquet", b"PAR", "train.parquet: cannot be read as Parquet"),
-        ("train.csv", b"premise,hypothesis,gold\na,b,maybe\n", "row 1: gold is 'maybe'; expected a class from 0 to 2"),
+        ("train.csv", b"premise,hypothesis,gold\na,b,maybe\n", "row 1: gold is 'maybe'; expected one of "),
         ("train.csv", b"premise,hypothesis,gold\na,b\n", "row 1 .line 2. has 2 fields but the header has 3"),
     ],
 )

@@ -36,7 +36,7 @@ def test_from_memory(task):
         assert rows["text"][:] == TEXTS and rows["text_pair"][:] == PAIRS and rows["label"][:] == [1, 0, 0, 1]
     turned = clean_rows(load_task(FIELDS | {"text": ["body", "subject"]}), ROWS[:1])
     assert turned["text"][:] == ["body: Win now\nsubject: Prize"], "in the order that the task gives"
-    with pytest.raises(InputError, match="row 1: has no 'body'"):
+    with pytest.raises(InputError, match="row 1: no column 'body'"):
         clean_rows(task, [{"subject": "a", "to": "b", "label": "no"}])
     with pytest.raises(InputError, match="row 1 holds .*expected a text"):
         clean_rows(task, [ROWS[0] | {"body": ["a"]}])

@@ -287,7 +287,7 @@ def test_raw_rows_to_predict_need_no_labels(model, tokenizer):
     ("given", "message"),
     [
         ([{"text": "x", "label": "lowest"}], r"\['a'\], row 1: label is 'lowest'; expected"),
-        ([{"text": "x", "label": "low"}, {"label": "low"}], r"\['a'\], row 2: has no 'text'"),
+        ([{"text": "x", "label": "low"}, {"label": "low"}], r"\['a'\], row 2: no column 'text'"),
         (Dataset.from_dict({"sentence": ["x"], "label": [0]}), r"\['a'\]: no column 'text'; its columns are sentence"),
         (Dataset.from_dict({"text": ["x"]}), r"\['a'\]: no column 'label'"),
         (Dataset.from_dict({"text": ["x"], "label": [None]}), r"\['a'\]: no row has a label in column 'label'"),

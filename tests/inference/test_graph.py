@@ -28,15 +28,15 @@ TEXTS = ["Is it far?", "How far is it, then, if one walks all the way to the old
 LONG = "It is far, " * 9  # more tokens than LONGEST
 LONGEST = 24
 BATCHES = [[0], [3], [0, 1], [2, 0, 1, 3, 2]]  # a row, a row that is cut, and shorter rows beside longer ones
-LAYOUTS = [("quora", "separate", "mean")]
-SLOW = [
+# All of them are slow; test_readme.py has a quick one, of sst.
+LAYOUTS = [
+    ("quora", "separate", "mean"),
     ("sst", "joint", "cls"),
     ("sst", "joint", "pooler"),
     ("sts", "joint", "cls"),
     ("sts", "separate", "cls"),
     ("genre", "joint", "mean"),
 ]
-LAYOUTS += [pytest.param(*layout, marks=pytest.mark.slow) for layout in SLOW]
 
 
 def make_model(folder: str, **layout) -> MultitaskBertModel:
@@ -59,6 +59,7 @@ def tokens(folder: Path, rows: list) -> dict:
     return dict(AutoTokenizer.from_pretrained(folder)(*columns, padding=True, truncation=True, return_tensors="np"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "pair_encoding", "pooling"), LAYOUTS)
 def test_onnx_answers_as_the_pipeline_does(tiny_bert, tokenizer, tmp_path, task, pair_encoding, pooling):
     """From texts to answers: minBERT without padding and its tokens, against the graph and the tokenizer beside it."""

@@ -12,7 +12,6 @@ import torch
 from conftest import ROOT, finish, launch, run_here
 from pyarrow import parquet as pq
 from sklearn.metrics import accuracy_score, f1_score
-from transformers.utils import logging
 
 from bert_multitask.inference import predict_file as job
 from bert_multitask.inference.pipeline import MultitaskPipeline
@@ -200,6 +199,7 @@ def test_parts_of_something_else_are_not_kept(tmp_path, run, pipe, tiny_bert, to
         "rows": (pipe, other, out),
         "weights": (MultitaskPipeline(model, tokenizer), path, out),
         "max_length": (MultitaskPipeline(run, max_length=9), path, out),
+        "bf16": (MultitaskPipeline(run, bf16=True), path, out),
         "tasks": (pipe, path, out, ["topic"]),
     }.items():
         with pytest.raises(InputError, match=f"has predictions with other {changed} .predict.json"):
@@ -239,9 +239,8 @@ def test_mistakes_end_it_before_anything_is_predicted(tmp_path, pipe, name, cont
     assert not (tmp_path / "out").exists()
 
 
-def test_mistakes_have_a_line_of_their_own(monkeypatch, tmp_path, pipe, capsys, caplog, propagated_logs):
+def test_mistakes_have_a_line_of_their_own(tmp_path, pipe, capsys, caplog, propagated_logs):
     """No progress bar stands before them; what is done already is said."""
-    monkeypatch.setattr(logging, "_tqdm_active", True)
     with pytest.raises(InputError, match=r"none\.csv: no such file; expected one of rows"):
         predict_file(pipe, str(tmp_path / "none.csv"), tmp_path / "out")
     (tmp_path / "a.csv").write_text("title,topic\na,sports\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import finish, launch, run_here
 
 from bert_multitask.data.rows import SAMPLE, load_rows
@@ -85,6 +86,21 @@ def test_as_the_run_itself_predicted(monkeypatch, tmp_path, run, files, split, c
         assert set(scores) == {key for key in metrics if not key.endswith("_loss")}
         assert scores == pytest.approx({key: metrics[key] for key in scores}, abs=1e-4)
         assert f"{scores['eval_overall']:.4f}" in printed
+
+
+def test_bf16_changes_rounding_alone(monkeypatch, tmp_path, run):
+    """By a few of bfloat16's steps, 2**-8 of a value; of a file and of a split alike."""
+    flags = ["--split", "dev", "--output_dir", tmp_path, "--bf16"]
+    assert run_here(monkeypatch, run, *flags, recipe=PREDICT) == 0
+    found, exact = tables(tmp_path, "dev"), tables(run / "predictions", "dev")
+    pipe = MultitaskPipeline(str(run), bf16=True)
+    assert pipe.load()[0].dtype == torch.float32
+    for task, column in {"sst": "probabilities", "sts": "score"}.items():
+        rows = load_rows(TASKS[task], SAMPLE)["dev"]
+        texts = list(zip(rows["text"], rows["text_pair"], strict=True)) if task == "sts" else rows["text"][:]
+        np.testing.assert_allclose(pipe.table(task, texts)[column][:], found[task][column][:], atol=1e-3)
+        differences = np.abs(np.array(found[task][column][:]) - np.array(exact[task][column][:]))
+        assert 1e-6 < differences.max() < 0.02
 
 
 def test_rows_without_labels_or_texts_are_predicted(monkeypatch, tmp_path, run, files, capsys):

@@ -265,7 +265,7 @@ def test_rows_that_do_not_fit_are_refused(row, message):
     ("content", "message"),
     [
         ("EU B-LOC\nrejects\n", "a.conll: line 2 has 1 columns; those before it have 2"),
-        ("EU\nrejects\n", "a.conll: no column '1' in row 1; its columns are 0"),
+        ("EU\nrejects\n", "a.conll, row 1: no column '1'; its columns are 0"),
         ("EU O\n\na\xff O\n", "a.conll: line 3 is not UTF-8"),
         ("EU B-ORG\n", "a.conll, row 1: 1 has 'B-ORG'"),
     ],
@@ -281,7 +281,7 @@ def test_damaged_columns_are_refused(tmp_path, content, message):
     ("fields", "message"),
     [
         ({"text_pair": "other"}, "has no text_pair"),
-        ({"prediction_column": "Predicted"}, "has no prediction_column"),
+        ({"prediction_column": "Predicted"}, "prediction_column is 'Predicted'"),
         ({"label_names": ["O", "B-New York"]}, "'B-New York'"),
         ({"label_names": ["NOUN", "VERB"]}, "'NOUN'; .*metric: accuracy"),
         ({"label_names": ["O"]}, "two or more label_names"),

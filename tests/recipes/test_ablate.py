@@ -2,18 +2,14 @@
 
 import json
 import runpy
-import subprocess
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import mean, stdev
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, run_here, write_course
 
-from bert_multitask.commands.train import main as train
 from bert_multitask.evaluation.intervals import Scores
 from bert_multitask.evaluation.tables import read_decisions
 from bert_multitask.inference.split_tables import SplitTables
@@ -54,27 +50,11 @@ def study(tmp_path, tiny_bert) -> list:
     return [path, "--data_dir", write_course(tmp_path / "data"), "--output_dir", tmp_path / "out"]
 
 
-@pytest.fixture
-def trained(monkeypatch) -> list[str]:
-    """The names of the runs that are trained, which is done in this process."""
-    names, start = [], subprocess.Popen
-
-    def run(argv, **kwargs):
-        if "train" not in argv:
-            return start(argv, **kwargs)  # git, for the commit in run.json
-        names.append(Path(argv[6]).name)
-        train(list(map(str, argv[4:])))
-        return nullcontext(SimpleNamespace(returncode=0, terminate=lambda: None))
-
-    monkeypatch.setattr(subprocess, "Popen", run)
-    return names
-
-
-def test_a_study(monkeypatch, study, trained, tmp_path, capsys):
+def test_a_study(monkeypatch, study, trained_here, tmp_path, capsys):
     out, others = tmp_path / "out", ["mean-seed0", "alone-seed0", "mean-seed1", "alone-seed1"]
     assert run_here(monkeypatch, *study, "--only", "plain", recipe=ABLATE) == 0
     assert run_here(monkeypatch, *study, recipe=ABLATE) == 0
-    assert trained == ["plain-seed0", "plain-seed1", *others], "each once"
+    assert trained_here == ["plain-seed0", "plain-seed1", *others], "each once"
     alone_is_compared_where_it_can_be(out)
     tasks = {name: json.loads((out / f"{name}-seed1/config.json").read_text())["tasks"] for name in ("plain", "mean")}
     assert [task["pooling"] for task in tasks["plain"]] == [None, None]
@@ -133,14 +113,7 @@ def alone_is_compared_where_it_can_be(out: Path):
     ],
     ids=["reference", "field", "task", "only"],
 )
-def test_what_is_no_study(monkeypatch, study, trained, capsys, change, flags, message):
+def test_what_is_no_study(monkeypatch, study, trained_here, capsys, change, flags, message):
     study[0].write_text(yaml.safe_dump(yaml.safe_load(study[0].read_text()) | change))
     assert run_here(monkeypatch, *study, *flags, recipe=ABLATE) == 2
-    assert message in capsys.readouterr().err and not trained
-
-
-def test_a_run_that_fails_names_its_log(monkeypatch, study, capsys):
-    failed = SimpleNamespace(returncode=1, terminate=lambda: None)
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: nullcontext(failed))
-    assert run_here(monkeypatch, *study, recipe=ABLATE) == 2
-    assert "plain-seed0 failed; see" in capsys.readouterr().err
+    assert message in capsys.readouterr().err and not trained_here

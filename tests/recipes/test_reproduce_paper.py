@@ -121,6 +121,24 @@ def test_tables_and_figures(monkeypatch, paper, flags, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_several_runs_at_a_time(monkeypatch, paper, flags, tmp_path, trained_here, capsys):
+    """The runs are those of one after the other, and so is the page."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    only = ["--only", "table1", "--jobs", 2]
+    assert run_here(monkeypatch, *flags, "--output_dir", out, *only, recipe=REPRODUCE) == 0
+    assert trained_here == ["baseline-seed0", "baseline_tpe-seed0"]
+    assert run_here(monkeypatch, CONFIGS / "paper/baseline_tpe.yaml", *flags, "--output_dir", whole) == 0
+    second = out / "runs/baseline_tpe-seed0"
+    assert scores(second) == scores(whole) and not list(out.glob("runs/*/checkpoint-*"))
+    table = cells((out / "paper.md").read_text(), "Table 1")
+    assert table[1][1] == f"{scores(second)['eval_quora_accuracy']:.3f}"
+    assert run_here(monkeypatch, *flags, "--output_dir", out, *only, recipe=REPRODUCE) == 0
+    assert len(trained_here) == 2, "nothing is trained again"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_here(monkeypatch, *flags, "--output_dir", out, *only, recipe=REPRODUCE) == 2
+    assert "--jobs starts a process for each run" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_stop_costs_the_steps_since_the_last_checkpoint(monkeypatch, paper, flags, tmp_path, capsys):
     out, whole = tmp_path / "out", tmp_path / "whole"

@@ -128,6 +128,25 @@ def test_a_trial_of_a_bert_per_task_is_a_plain_run(monkeypatch, searched, tmp_pa
     assert not [*(tmp_path / "search").rglob("*.safetensors")]
 
 
+@pytest.mark.slow
+def test_trials_side_by_side_are_plain_runs(monkeypatch, searched, tmp_path, capsys):
+    """The first is the flags, as of a search of one trial after the other; there are as many as asked for, also after
+    a stop, and none twice."""
+    config, folder = searched[0], tmp_path / "search"
+    table = search(monkeypatch, config, folder, "--n_trials", 3, "--jobs", 2)
+    assert [(row["trial"], row["state"]) for row in table] == [(str(n), "complete") for n in range(3)]
+    assert table[0] | {"seconds": 0} == read_table(searched[1])[0] | {"seconds": 0}
+    assert len({row["learning_rate"] for row in table}) == 3
+    for row in table:
+        compare_with_plain_run(monkeypatch, config, folder, row)
+    assert not [*(folder / "trials").rglob("*.safetensors")]
+    printed = capsys.readouterr().out
+    assert all(printed.count(f"trial {number} complete") for number in range(3))
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
+    study.ask()  # as of a search that was killed
+    assert len(search(monkeypatch, config, folder, "--n_trials", 4, "--jobs", 2)) == 4
+
+
 def test_the_first_trial_is_the_flags_and_the_best_ends_as_yaml(monkeypatch, searched):
     """Which train_multitask.py trains as it is."""
     config, folder = searched
