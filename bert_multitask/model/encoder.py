@@ -587,11 +587,6 @@ class MinBertModel(MinBertPreTrainedModel):
             attentions=tuple(map(packing.pad_weights, attentions)) if output_attentions else None,
         )
 
-    def attends_packed(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether attention takes packed tokens in training, on a device and in a dtype, by PyTorch's own kernels."""
-        rate = self.config.attention_probs_dropout_prob
-        return self.config._attn_implementation == "sdpa" and takes_packed(self.config, device, dtype, rate)
-
     def wanted_outputs(self, attentions: bool | None, hidden_states: bool | None) -> tuple[bool, bool]:
         """Whether to return attention weights and hidden states: as asked, or else as the configuration says."""
         attentions = self.config.output_attentions if attentions is None else attentions

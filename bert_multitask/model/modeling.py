@@ -485,15 +485,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                 the other way round.
         """
         if task is None and self.config.encoder_sharing == "shared":
-            return self.encode(
-                next(iter(self.tasks)),
-                input_ids,
-                attention_mask,
-                token_type_ids,
-                inputs_embeds=inputs_embeds,
-                packing=packing,
-                perturbation=perturbation,
-            )
+            options = {"inputs_embeds": inputs_embeds, "packing": packing, "perturbation": perturbation}
+            return self.encode(next(iter(self.tasks)), input_ids, attention_mask, token_type_ids, **options)
         names = self.members(task) if task is None or isinstance(task, str) else list(task)
         if len(names) > 1 and self.config.encoder_sharing != "shared":
             raise InputError(f"tasks {', '.join(names)} have an encoder each; run them one after the other")

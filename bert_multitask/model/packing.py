@@ -51,7 +51,7 @@ class Packing:
         attention_mask: 1 or True for real tokens, shape (B, L).
         twice: whether to make the packing of these rows followed by themselves, too, as R-Drop runs them.
         token_step: if given, one row more, the last, has 1 to so many filler tokens that T is a multiple of it. They
-            are copies of the batch's first token that nobody reads, and the packing serves packed attention alone.
+            are copies of the batch's first token that nobody reads.
 
     Attributes:
         shape: (B, L).
@@ -122,6 +122,8 @@ class Packing:
     def buckets(self) -> list[Bucket]:
         """The sorted rows, cut by length on a CPU, where attention between padding costs much; elsewhere in one bucket,
         because launching kernels costs more there."""
+        if self.has_filler:
+            return [self.whole_bucket()]
         step = BUCKET_STEP if self.mask.device.type == "cpu" else self.shape[1]
         rows, places = self.inverse[self.index // self.shape[1]], self.index % self.shape[1]
         buckets, row, token = [], 0, 0
@@ -133,6 +135,13 @@ class Packing:
             buckets.append(Bucket(tokens, self.mask[row : row + size, :length], within))
             row, token = row + size, token + tokens
         return buckets
+
+    def whole_bucket(self) -> Bucket:
+        """All rows and that of filler as one bucket, (B + 1, longest), whose shapes are those of the packing."""
+        numbers = torch.arange(len(self.index), device=self.index.device)
+        rows = torch.bucketize(numbers, self.begins[1:], right=True)
+        mask = torch.arange(self.longest, device=self.index.device) < self.begins.diff()[:, None]
+        return Bucket(len(self.index), mask, rows * self.longest + numbers - self.begins[rows])
 
     def flash_arguments(self, first_token_only: bool) -> dict[str, Tensor | int]:
         """Where the rows of packed queries and keys begin, and the longest, as Transformers' flash attention takes them

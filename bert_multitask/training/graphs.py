@@ -38,8 +38,7 @@ def check_graphs(model: MultitaskBertModel, args: MultitaskTrainingArguments, gi
     Raises:
         InputError: names what is in the way.
     """
-    parts = [model.encoder(name) for name in model.tasks]
-    device = args.device
+    device, attention = args.device, model.config._attn_implementation
     found = {
         f"on a {device.type}, only on an NVIDIA GPU": device.type != "cuda" or torch.version.hip is not None,
         "with several processes": args.world_size > 1,
@@ -53,17 +52,13 @@ def check_graphs(model: MultitaskBertModel, args: MultitaskTrainingArguments, gi
             word in args.optim.value for word in ("layerwise", "lomo")
         ),
         "with an encoder that is no BERT": not model.takes_packing,
+        f"with attn_implementation {attention!r}, only with 'sdpa'": attention != "sdpa",
         "with a head that reads every token": any(
             getattr(head, "reads_tokens", False) for head in model.heads.values()
         ),
     } | {f"with a {name}": value is not None for name, value in given.items()}
     if reasons := [reason for reason, holds in found.items() if holds]:
         raise InputError(f"--cuda_graphs does not work {reasons[0]}; leave it out, or change that")
-    if not all(part.attends_packed(device, torch.bfloat16 if args.bf16 else part.dtype) for part in parts):
-        raise InputError(
-            "--cuda_graphs needs attention on packed tokens: --bf16, or no dropout of attention; attn_implementation "
-            "'sdpa'; heads of a multiple of 8 and at most 256 values; a GPU from Ampere on; or leave it out"
-        )
 
 
 class StepGraphs(TrainerCallback):
@@ -86,6 +81,7 @@ class StepGraphs(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.graphs.clear()  # a training may end with other weights in the parameters than those that they read
+        self.pool = None
 
     def step(self, model: nn.Module, inputs: Mapping, items: Mapping[str, Tensor], rows: Tensor) -> Terms | None:
         """Forward and backward of a micro-batch, whose gradients are added to those that are there; None at the first
@@ -138,7 +134,8 @@ class StepGraph:
 
         def run() -> list[Tensor]:
             """Forward and backward; the values of the loss and the log in one tensor, and the logits."""
-            terms = owner.terms(model, **self.given)
+            # Of new packings, which remember nothing that was computed of them.
+            terms = owner.terms(model, **change_tensors(self.given, Tensor.detach))
             trained = {one: sums for one, sums in owner.gradients.items() if one.requires_grad}
             found = torch.autograd.grad(terms.loss, list(trained), allow_unused=True)
             # Without those of which the loss is no function: an idle head stays as it is, by its moments, too.

@@ -62,8 +62,11 @@ def logged(trainer, key: str = "loss") -> list[float]:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("twice", [False, True])
-def test_rounded_shapes_change_no_number(packed_attention, pooling, twice):
+@pytest.mark.parametrize("attention", ["packed", "padded"])
+def test_rounded_shapes_change_no_number(request, pooling, twice, attention):
     """Predictions, loss and gradients, also from word embeddings; of the tokens 128, 256 … are computed."""
+    if attention == "packed":
+        request.getfixturevalue("packed_attention")
     model = make_model(NO_DROPOUT | {"pooling": pooling}).double().train()
     rows = [make_rows("sst")[number] for number in (3, 0, 7, 5, 9)]
     found = []
@@ -115,7 +118,7 @@ def rerun(graphs: StepGraphs, run):
 
 
 @pytest.fixture
-def on_cpu(monkeypatch, packed_attention):
+def on_cpu(monkeypatch):
     """Graphs as on a GPU, of which a CPU has none."""
     monkeypatch.setattr("bert_multitask.training.trainer.check_graphs", lambda *_: None)
     monkeypatch.setattr(StepGraphs, "record", rerun)
@@ -124,15 +127,17 @@ def on_cpu(monkeypatch, packed_attention):
 CASES = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
-    "every-term": {"task_settings": EVERY_TERM},
+    "every-term": {"task_settings": EVERY_TERM, "smart_place": "embeddings", "smart_reduction": "sum"},
     "encoders": {"model_settings": {"encoder_sharing": "per_task"}},
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_replay_is_the_step(on_cpu, tmp_path, monkeypatch, case):
+def test_a_replay_is_the_step(request, on_cpu, tmp_path, monkeypatch, case):
     """Weights and logs of a training are those without, bit for bit: with dropout, AdamW's moments and weight decay of
     idle heads, batches of several shapes, the last of an epoch, and steps of a replay and an eager micro-batch."""
+    if case != "plain":
+        request.getfixturevalue("packed_attention")
     settings = CASES[case] | {"use_cpu": True, "weight_decay": 0.1, "ema_decay": 0.9}
     graphs = train(tmp_path / "graphs", True, **settings)
     with monkeypatch.context() as patch:
@@ -180,7 +185,6 @@ def test_what_a_graph_cannot_hold_is_refused(tmp_path, monkeypatch, settings, gi
         for each in ({}, settings)
     )
     monkeypatch.setattr(MultitaskTrainingArguments, "device", torch.device("cuda"))
-    monkeypatch.setattr("bert_multitask.model.encoder.takes_packed", lambda *_: True)
     check_graphs(make_model(), plain, {"data_collator": None})
     with pytest.raises(InputError, match=f"--cuda_graphs does not work with .*{message}"):
         check_graphs(make_model(), args, given)
@@ -205,33 +209,28 @@ def test_on_a_gpu_losses_and_weights_are_those_without(tmp_path, case, bf16):
 
 
 @gpu
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("task_settings", [{}, EVERY_TERM], ids=["plain", "every-term"])
-def test_on_a_gpu_a_replay_draws_the_numbers_of_the_eager_step(tmp_path, monkeypatch, task_settings):
+def test_on_a_gpu_a_replay_draws_the_numbers_of_the_eager_step(tmp_path, monkeypatch, task_settings, bf16):
     """With dropout and SMART's noise, on the same rounded shapes."""
     settings = {"optim": "sgd", "learning_rate": 0.05, "task_settings": task_settings}
-    settings["model_settings"] = {"attention_probs_dropout_prob": 0.0}
+    settings["bf16"] = bf16
     graphs = train(tmp_path / "graphs", True, **settings)
     monkeypatch.setattr(StepGraphs, "step", lambda *_: None)
     eager = train(tmp_path / "eager", True, **settings)
-    torch.testing.assert_close(torch.tensor(logged(graphs)), torch.tensor(logged(eager)), atol=1e-4, rtol=1e-4)
+    tolerance = {"atol": 2e-2, "rtol": 2e-2} if bf16 else {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(torch.tensor(logged(graphs)), torch.tensor(logged(eager)), **tolerance)
 
 
 @gpu
 def test_on_a_gpu_a_resumed_run_goes_on_the_same(tmp_path):
     settings = {"optim": "sgd", "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 12}
-    settings |= {"save_total_limit": None, "model_settings": {"attention_probs_dropout_prob": 0.0}}
+    settings["save_total_limit"] = None
     straight = train(tmp_path, True, **settings)
     resumed = train(tmp_path, True, resume=str(tmp_path / "checkpoint-12"), **settings)
     assert any(resumed.graphs.graphs.values())
     for one, other in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-
-
-@gpu
-def test_on_a_gpu_graphs_with_dropout_of_attention_need_bf16(tmp_path):
-    assert any(train(tmp_path / "bf16", True, bf16=True).graphs.graphs.values())
-    with pytest.raises(InputError, match="--cuda_graphs needs attention on packed tokens: --bf16"):
-        train(tmp_path / "fp32", True)
 
 
 @gpu

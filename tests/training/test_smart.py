@@ -260,9 +260,9 @@ def test_training_takes_the_librarys_penalty_as_its_users_do(make_trainer, tiny_
     loss = library.sym_kl_loss if task == "sst" else squares
     torch.manual_seed(3)
     expected = library.SMARTLoss(predict, loss, step_size=1e-3, epsilon=1e-5)(embedded, predict(embedded))
-    trainer.step_rows = torch.tensor(len(batch["labels"]))
+    rows = torch.tensor(len(batch["labels"]))
     torch.manual_seed(3)
-    ((_, _, penalty),) = trainer.penalties(batch, {task: [model(task, **inputs).logits]}, None)
+    ((_, _, penalty),) = trainer.penalties(batch, {task: [model(task, **inputs).logits]}, None, rows)
     assert penalty.item() == pytest.approx(expected.item(), rel=1e-3) and penalty > 0
 
     ours = {name.replace(".base_layer", ""): weight for name, weight in model.encoder(task).named_parameters()}
