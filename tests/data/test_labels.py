@@ -7,6 +7,7 @@ import json
 import datasets
 import numpy as np
 import pytest
+import torch
 from conftest import NO_DROPOUT, weights
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from hypothesis import HealthCheck, given, settings
@@ -473,6 +474,9 @@ def test_processes_count_the_labelled_rows_of_a_step_together(make_trainer):
     for keys, *shares in zip(whole, *samplers, strict=True):
         batches = [Collator(0)(trainer.train_dataset.__getitems__(share)) for share in shares]
         assert len({batch["labels"].dtype for batch in batches}) == 1, "processes gather them"
-        counts = [next(iter(trainer.get_batch_samples(iter([batch]), 1, "cpu")[1].values())) for batch in batches]
+        counts = [
+            next(iter(trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))[1].values()))
+            for batch in batches
+        ]
         labels = np.array([row["labels"] for row in trainer.train_dataset.__getitems__(keys)])
         assert sum(map(int, counts)) == is_labelled(labels).sum()

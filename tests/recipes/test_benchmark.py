@@ -58,11 +58,11 @@ def test_exports_are_measured(monkeypatch, tmp_path, tiny_bert):
 
 SLOW = [
     pytest.param(what, marks=pytest.mark.slow)
-    for what in ("smart", "group", "predict", "ensemble", "ablate", "tokenize")
+    for what in ("train", "smart", "group", "predict", "ensemble", "ablate", "tokenize")
 ]
 
 
-@pytest.mark.parametrize("what", ["train", "import", *SLOW])
+@pytest.mark.parametrize("what", ["import", *SLOW])
 def test_benchmark(tiny_bert, what):
     pytest.importorskip({"predict": "sentence_transformers", "smart": "smart_pytorch"}.get(what, "torch"))
     flags = ([] if what == "tokenize" else ["--rounds", 1]) + (

@@ -307,7 +307,7 @@ def test_the_quickstart_learns(monkeypatch, tmp_path):
     """A part of it, to be quick: each task ends well above what guessing the commonest label gives."""
     folder = tmp_path / "run"
     config = CONFIGS / "quickstart.yaml"
-    flags = ["--output_dir", folder, "--budget", 0.35, "--eval_steps", 0.5, "--save_steps", 0.5]
+    flags = ["--output_dir", folder, "--budget", 0.25, "--eval_steps", 0.5, "--save_steps", 0.5]
     assert run_here(monkeypatch, config, *flags) == 0
     metrics = json.loads((folder / "metrics.json").read_text())
     for task, metric in (("sst", "accuracy"), ("quora", "accuracy"), ("sts", "pearson")):
