@@ -460,8 +460,9 @@ class MultitaskTrainer(Trainer):
         kept, predicted = {f"loss_{name}": loss for name, loss in losses.items()}, {}
         if training:
             logits = {name: values.chunk(passes) for name, values in by_name(outputs["logits"], unit).items()}
-            share = rows_with_label(labels).sum()
-            share = share / rows.clamp(min=1) * scale if items else share
+            labelled = rows_with_label(labels).sum()
+            rows = rows if items else labelled  # called outside of a step, the batch is all of it
+            share = labelled / rows.clamp(min=1) * scale
             kept |= self.add_terms(losses, inputs, logits, soft, masks, share, rows)
             predicted = {name: values[0].detach().float() for name, values in logits.items()}
         loss = sum((task.loss_weight if training else 1) * losses[task.name] for task in tasks)
