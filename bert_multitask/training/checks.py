@@ -158,6 +158,17 @@ def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:
             )
         if "soft_labels" in part.column_names and "soft_labels" not in batch:
             raise InputError(f"data_collator loses the soft_labels of task {name!r}, which a teacher gave")
+        check_packing(batch)
+
+
+def check_packing(batch: Mapping[str, Any]) -> None:
+    """Refuse a batch of a user's collator whose packing is of another mask: attention would go by that."""
+    packing, mask = batch.get("packing"), batch.get("attention_mask")
+    if packing is not None and (mask is None or not packing.fits(mask.flatten(0, -2))):
+        raise InputError(
+            f"data_collator gives a packing that is not of its attention_mask, for rows of task {batch['task']!r}; "
+            "leave packing out, or change the rows before Collator makes both"
+        )
 
 
 def check_optimizers(

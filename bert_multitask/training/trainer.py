@@ -60,6 +60,7 @@ from .checks import (
     by_task,
     check_collator,
     check_optimizers,
+    check_packing,
     check_parts,
     check_plan,
     check_training,
@@ -420,6 +421,8 @@ class MultitaskTrainer(Trainer):
         Scaling is as Trainer's: a loss is divided by the task's labelled rows of the whole step (or by the sum of their
         class weights), all processes and accumulation steps together.
         """
+        if type(self.data_collator) is not Collator:
+            check_packing(inputs)
         terms, outputs = self.loss_terms(model, inputs, by_name(num_items_in_batch, inputs["task"]), self.step_rows)
         if model.training:
             self.note(terms, inputs)
