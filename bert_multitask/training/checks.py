@@ -290,7 +290,7 @@ def check_smart(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> 
             "perturbed word embeddings alone; leave the flag out"
         )
     kept = PLACES[args.smart_place]
-    if (args.bf16 or args.fp16) and args.smart_projection == "ball" and args.smart_radius < kept:
+    if args.mixed_precision in ("bf16", "fp16") and args.smart_projection == "ball" and args.smart_radius < kept:
         logger.warning(
             f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares "
             f"little more than dropout masks; a radius from {kept:g} up is kept (docs/results.md)"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -42,8 +43,9 @@ def check_graphs(model: MultitaskBertModel, args: MultitaskTrainingArguments, gi
     found = {
         f"on a {device.type}, only on an NVIDIA GPU": device.type != "cuda" or torch.version.hip is not None,
         "with several processes": args.world_size > 1,
-        "with --fp16, which scales the loss by what the last steps gave": args.fp16,
-        "with --deepspeed": bool(args.deepspeed),
+        # Accelerate's configuration may say these two, too.
+        "with --fp16, which scales the loss by what the last steps gave": args.mixed_precision == "fp16",
+        "with --deepspeed": args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
         "with --torch_compile": args.torch_compile,
         "with gradient checkpointing": any(getattr(args, name, False) for name in CHECKPOINTING),
         "with --smart_share_dropout": args.smart_share_dropout,

@@ -236,6 +236,22 @@ def test_what_a_graph_cannot_hold_is_refused(tmp_path, monkeypatch, settings, gi
         check_graphs(make_model(), args, given)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [("ACCELERATE_MIXED_PRECISION", "fp16", "--fp16"), ("ACCELERATE_USE_DEEPSPEED", "true", "--deepspeed")],
+)
+def test_what_accelerates_configuration_says_is_refused_too(tmp_path, monkeypatch, variable, value, message):
+    """`accelerate launch` hands it on in variables; a replay would leave the scale of fp16's loss out."""
+    settings = {"report_to": "none", "use_cpu": True, "cuda_graphs": True, "eval_strategy": "no"}
+    if message == "--fp16":
+        monkeypatch.setenv(variable, value)
+    args = MultitaskTrainingArguments(output_dir=str(tmp_path), **settings)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(MultitaskTrainingArguments, "device", torch.device("cuda"))
+    with pytest.raises(InputError, match=f"--cuda_graphs does not work with {message}"):
+        check_graphs(make_model(), args, {})
+
+
 @gpu
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("bf16", [False, True])
