@@ -312,8 +312,9 @@ class MultitaskTrainer(Trainer):
             for each in labels
         ]
         total = sum(counts)
-        total = (total.pin_memory() if device.type == "cuda" else total).to(device, non_blocking=True)
-        batches = send_to_device(batches, device, non_blocking=True)
+        on_cuda = device.type == "cuda"  # elsewhere memory may be freed before it is copied (pytorch#189690, of mps)
+        total = (total.pin_memory() if on_cuda else total).to(device, non_blocking=on_cuda)
+        batches = send_to_device(batches, device, non_blocking=on_cuda)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:  # else each scales its own loss
             total = self.accelerator.gather(total[None]).sum(0)
         self.step_rows, *items = total
