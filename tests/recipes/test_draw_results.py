@@ -110,4 +110,4 @@ def test_the_pictures_are_light_and_small(draw, results):
             picture = draw.PICTURES / f"{name}-{theme}.svg"
             assert "<svg" in picture.read_text() and picture.stat().st_size < 40_000
     names = [text.get_text() for text in draw.score_picture(results, draw.THEMES["light"]).axes[0].texts]
-    assert len(names) == len(draw.overview(results)) == 9 and "one model (ours)" in names
+    assert len(names) == len(draw.overview(results)) > 1 and "one model (ours)" in names
