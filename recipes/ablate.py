@@ -28,7 +28,7 @@ from bert_multitask.evaluation.tables import read_decisions
 from bert_multitask.inference.split_tables import SplitTables
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.losses import labelled_rows
-from bert_multitask.training.jobs import Job, run_jobs, training_job
+from bert_multitask.training.jobs import Job, run_jobs, training_job, write_config
 from bert_multitask.training.run import run_recipe
 from bert_multitask.training.yaml_file import load_yaml
 
@@ -47,6 +47,11 @@ class Run(NamedTuple):
     def finished(self) -> bool:
         """Whether it is complete."""
         return (self.folder / "metrics.json").exists()
+
+    @property
+    def config(self) -> Path:
+        """The file with its flags, beside the folder."""
+        return self.folder.parent / f"{self.folder.name}.yaml"
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
@@ -92,9 +97,8 @@ def change(base: Mapping, variant: Mapping | None) -> dict:
 
 def make_job(run: Run, flags: Mapping, data_dir: str) -> Job:
     """The job of a run, whose flags it writes beside the folder."""
-    config = run.folder.parent / f"{run.folder.name}.yaml"
-    write_text(config, yaml.safe_dump(dict(flags), sort_keys=False))
-    argv = [config, "--output_dir", run.folder, "--data_dir", data_dir, "--seed", run.seed]
+    write_text(run.config, yaml.safe_dump(dict(flags), sort_keys=False))
+    argv = [run.config, "--output_dir", run.folder, "--data_dir", data_dir, "--seed", run.seed]
     return training_job(run.folder, argv)
 
 
@@ -210,6 +214,8 @@ def main(argv: list[str]) -> None:
     seeds = options.seeds or study["seeds"]
     flags = {name: change(study["base"], variant) for name, variant in study["variants"].items()}
     runs = [Run(name, seed, options.output_dir / f"{name}-seed{seed}") for seed in seeds for name in flags]
+    for run in [run for run in runs if run.folder.exists()]:
+        write_config(run.config, flags[run.variant])  # which refuses those of a study that has changed since
     chosen = [run for run in runs if not run.finished and run.variant in (options.only or flags)]
     jobs = (make_job(run, flags[run.variant], options.data_dir) for run in chosen)
 

@@ -17,7 +17,7 @@ from ..inference.split_tables import describe_scores
 from ..model.tasks import Task
 from ..training.arguments import MultitaskTrainingArguments, RunArguments, to_field
 from ..training.folder_lock import FolderLock
-from ..training.jobs import SeedArguments, train_seeds
+from ..training.jobs import SeedArguments, check_same_rows, train_seeds
 from ..training.run import train
 from ..training.stopping import STOP
 from ..training.terminal import say
@@ -39,8 +39,13 @@ def main(argv: list[str]) -> None:
 
 
 def describe_seeds(tasks: Mapping[str, Task], folders: Mapping[str, Path]) -> str:
-    """The dev scores of {name: run folder} as a table, with their mean and standard deviation."""
+    """The dev scores of {name: run folder} as a table, with their mean and standard deviation.
+
+    Raises:
+        InputError: the runs have different rows.
+    """
     scores = {name: json.loads((folder / "metrics.json").read_text("utf-8")) for name, folder in folders.items()}
+    check_same_rows(folders.values())
     columns = {key: [found[key] for found in scores.values()] for key in next(iter(scores.values()))}
     scores["mean"] = {key: mean(values) for key, values in columns.items()}
     if len(folders) > 1:

@@ -120,14 +120,14 @@ def mean_squared_error(*, logits: Tensor, labels: Tensor, num_items: Tensor | fl
 
     Args:
         logits: predicted scores, float (B,).
-        labels: true scores, or NaN where a row has none, float (B,).
+        labels: true scores, or NaN where a row has none, float (B,) or (B, 1).
         num_items: divisor of the sum; by default the number of labelled rows.
 
     Returns:
         Scalar, at least fp32.
     """
     labelled = is_labelled(labels)
-    predicted, true = (at_least_fp32(values).where(labelled, 0) for values in (logits, labels))
+    predicted, true = (at_least_fp32(values).where(labelled, 0) for values in (logits.view_as(labels), labels))
     total = functional.mse_loss(predicted, true.to(predicted.dtype), reduction="sum")
     return divide(total, count_items(labels) if num_items is None else num_items)
 
@@ -144,7 +144,7 @@ def score_cross_entropy(
 
     Args:
         logits: predicted scores within the range, float (B,).
-        labels: true scores, or NaN where a row has none, float (B,).
+        labels: true scores, or NaN where a row has none, float (B,) or (B, 1).
         score_range: lowest and highest score.
         num_items: divisor of the sum; by default the number of labelled rows.
 
@@ -153,7 +153,8 @@ def score_cross_entropy(
     """
     labelled, (low, high) = is_labelled(labels), score_range
     predicted, true = (
-        ((at_least_fp32(values).where(labelled, low) - low) / (high - low)).clamp(0, 1) for values in (logits, labels)
+        ((at_least_fp32(values).where(labelled, low) - low) / (high - low)).clamp(0, 1)
+        for values in (logits.view_as(labels), labels)
     )
     with torch.autocast(predicted.device.type, enabled=False):  # which refuses this loss, though it is in fp32
         total = functional.binary_cross_entropy(predicted, true.to(predicted.dtype), reduction="sum")

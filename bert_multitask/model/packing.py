@@ -99,6 +99,10 @@ class Packing:
         self.is_exact = all(unhidden)
         self.twice = Packing(torch.cat([attention_mask] * 2), token_step=token_step) if twice else None
 
+    def fits(self, attention_mask: Tensor) -> bool:
+        """Whether it is the packing of this mask, (B, L); waits for an accelerator."""
+        return self.shape == attention_mask.shape and torch.equal(self.unsort(self.mask).bool(), attention_mask.bool())
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """A copy with each tensor changed by a function."""
         copied = copy.copy(self)

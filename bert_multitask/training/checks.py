@@ -158,6 +158,17 @@ def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:
             )
         if "soft_labels" in part.column_names and "soft_labels" not in batch:
             raise InputError(f"data_collator loses the soft_labels of task {name!r}, which a teacher gave")
+        check_packing(batch)
+
+
+def check_packing(batch: Mapping[str, Any]) -> None:
+    """Refuse a batch of a user's collator whose packing is of another mask: attention would go by that."""
+    packing, mask = batch.get("packing"), batch.get("attention_mask")
+    if packing is not None and (mask is None or not packing.fits(mask.flatten(0, -2))):
+        raise InputError(
+            f"data_collator gives a packing that is not of its attention_mask, for rows of task {batch['task']!r}; "
+            "leave packing out, or change the rows before Collator makes both"
+        )
 
 
 def check_optimizers(
@@ -279,7 +290,7 @@ def check_smart(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> 
             "perturbed word embeddings alone; leave the flag out"
         )
     kept = PLACES[args.smart_place]
-    if (args.bf16 or args.fp16) and args.smart_projection == "ball" and args.smart_radius < kept:
+    if args.mixed_precision in ("bf16", "fp16") and args.smart_projection == "ball" and args.smart_radius < kept:
         logger.warning(
             f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares "
             f"little more than dropout masks; a radius from {kept:g} up is kept (docs/results.md)"

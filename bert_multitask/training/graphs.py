@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -42,8 +43,9 @@ def check_graphs(model: MultitaskBertModel, args: MultitaskTrainingArguments, gi
     found = {
         f"on a {device.type}, only on an NVIDIA GPU": device.type != "cuda" or torch.version.hip is not None,
         "with several processes": args.world_size > 1,
-        "with --fp16, which scales the loss by what the last steps gave": args.fp16,
-        "with --deepspeed": bool(args.deepspeed),
+        # Accelerate's configuration may say these two, too.
+        "with --fp16, which scales the loss by what the last steps gave": args.mixed_precision == "fp16",
+        "with --deepspeed": args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
         "with --torch_compile": args.torch_compile,
         "with gradient checkpointing": any(getattr(args, name, False) for name in CHECKPOINTING),
         "with --smart_share_dropout": args.smart_share_dropout,
@@ -78,10 +80,28 @@ class StepGraphs(TrainerCallback):
         self.graphs: dict[Hashable, StepGraph | None] = {}  # None, shapes that were seen once
         self.gradients: dict[nn.Parameter, Tensor] = {}  # which the graphs add to
         self.pool: Any = None
+        self.settings: list = []  # as of the graphs
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.graphs.clear()  # a training may end with other weights in the parameters than those that they read
+    def on_train_begin(self, args, state, control, model: nn.Module, **kwargs):
+        self.forget()  # a training may end with other weights in the parameters than those that they read
+        self.args, self.parameters = args, list(model.parameters())
+        self.dropouts = [part for part in model.modules() if isinstance(part, nn.Dropout)]
+
+    def forget(self) -> None:
+        """Drop all graphs, and their memory."""
+        self.graphs.clear()
         self.pool = None
+
+    def current_settings(self, model: nn.Module) -> list:
+        """What a graph holds as it was when it was recorded, and a user's callback may change between steps: which
+        parameters are trained, the rates of dropout, the settings of the tasks and of SMART."""
+        return [
+            [one.requires_grad for one in self.parameters],
+            [part.p for part in self.dropouts],
+            model.config.attention_probs_dropout_prob,
+            dict(model.tasks),
+            {name: value for name, value in vars(self.args).items() if name.startswith("smart_")},
+        ]
 
     def step(self, model: nn.Module, inputs: Mapping, items: Mapping[str, Tensor], rows: Tensor) -> Terms | None:
         """Forward and backward of a micro-batch, whose gradients are added to those that are there; None at the first
@@ -93,6 +113,9 @@ class StepGraphs(TrainerCallback):
             items: {task: divisor of its summed loss}.
             rows: labelled rows of the step.
         """
+        if (settings := self.current_settings(model)) != self.settings:
+            self.forget()
+            self.settings = settings
         given = {"inputs": inputs, "items": items, "rows": rows}
         key = shapes_of(given)
         if key not in self.graphs:

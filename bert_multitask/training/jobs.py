@@ -15,6 +15,7 @@ import yaml
 from ..data.records import write_text
 from ..model.errors import InputError
 from .arguments import MultitaskTrainingArguments
+from .run_folder import read_run
 from .stopping import JOB, STOP, Stopped
 from .yaml_file import load_yaml
 
@@ -175,11 +176,35 @@ def train_seeds(
     configs = {}
     for folder, value in zip(folders.values(), options.values, strict=True):
         configs[folder] = folder.parent / f"{folder.name}.yaml"
+        if (folder / "run.json").exists() and not configs[folder].exists():
+            raise InputError(
+                f"{folder} holds a run that --{options.flag}s did not begin, perhaps with other flags; use another "
+                "--output_dir, or remove it"
+            )
         write_config(configs[folder], shared | {"output_dir": str(folder), options.flag: value})
     left = {name: folder for name, folder in folders.items() if not (folder / "metrics.json").exists()}
     jobs = (training_job(folder, [configs[folder]]) for folder in left.values())
     run_jobs(jobs, options.jobs, lambda job: tell(f"{job.name} is finished: {folders[job.name]}"))
     return folders
+
+
+def check_same_rows(folders: Iterable[Path]) -> None:
+    """Refuse runs that were trained or scored on different rows, as where the data changed between two of them.
+
+    Raises:
+        InputError: names two runs, and the task.
+    """
+    decided = {folder: read_run(str(folder))["decides"].items() for folder in folders}
+    (first, rows), *others = [
+        (folder, {name: value for name, value in items if name.startswith("rows of ")})
+        for folder, items in decided.items()
+    ]
+    for folder, found in others:
+        if different := sorted(name for name in rows.keys() | found.keys() if rows.get(name) != found.get(name)):
+            raise InputError(
+                f"{different[0].replace(' of ', ' of task ')} in {folder} are others than in {first}, so their scores "
+                "have no mean; remove the folder with the older rows, and call the command again"
+            )
 
 
 def write_config(path: Path, flags: Mapping[str, object]) -> None:

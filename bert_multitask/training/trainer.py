@@ -60,6 +60,7 @@ from .checks import (
     by_task,
     check_collator,
     check_optimizers,
+    check_packing,
     check_parts,
     check_plan,
     check_training,
@@ -311,8 +312,9 @@ class MultitaskTrainer(Trainer):
             for each in labels
         ]
         total = sum(counts)
-        total = (total.pin_memory() if device.type == "cuda" else total).to(device, non_blocking=True)
-        batches = send_to_device(batches, device, non_blocking=True)
+        on_cuda = device.type == "cuda"  # elsewhere memory may be freed before it is copied (pytorch#189690, of mps)
+        total = (total.pin_memory() if on_cuda else total).to(device, non_blocking=on_cuda)
+        batches = send_to_device(batches, device, non_blocking=on_cuda)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:  # else each scales its own loss
             total = self.accelerator.gather(total[None]).sum(0)
         self.step_rows, *items = total
@@ -420,6 +422,8 @@ class MultitaskTrainer(Trainer):
         Scaling is as Trainer's: a loss is divided by the task's labelled rows of the whole step (or by the sum of their
         class weights), all processes and accumulation steps together.
         """
+        if type(self.data_collator) is not Collator:
+            check_packing(inputs)
         terms, outputs = self.loss_terms(model, inputs, by_name(num_items_in_batch, inputs["task"]), self.step_rows)
         if model.training:
             self.note(terms, inputs)
@@ -460,8 +464,9 @@ class MultitaskTrainer(Trainer):
         kept, predicted = {f"loss_{name}": loss for name, loss in losses.items()}, {}
         if training:
             logits = {name: values.chunk(passes) for name, values in by_name(outputs["logits"], unit).items()}
-            share = rows_with_label(labels).sum()
-            share = share / rows.clamp(min=1) * scale if items else share
+            labelled = rows_with_label(labels).sum()
+            rows = rows if items else labelled  # called outside of a step, the batch is all of it
+            share = labelled / rows.clamp(min=1) * scale
             kept |= self.add_terms(losses, inputs, logits, soft, masks, share, rows)
             predicted = {name: values[0].detach().float() for name, values in logits.items()}
         loss = sum((task.loss_weight if training else 1) * losses[task.name] for task in tasks)

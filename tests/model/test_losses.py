@@ -105,6 +105,13 @@ def test_any_number_may_be_a_score(labels, expected):
     assert is_labelled(torch.tensor(labels)).tolist() == expected
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_labels_in_a_column_are_those_of_their_rows(name):
+    """Labels (B, 1), as stock regression models take them, and not each row's label for every row."""
+    logits, labels = tensors(name)
+    assert loss(name)(logits=logits, labels=labels[:, None]).item() == loss(name)(logits=logits, labels=labels).item()
+
+
 WEIGHTS = {"cross_entropy": (0.3, 2.0, 1.1, 0.6), "binary_cross_entropy": (0.7, 2.5)}
 OPTIONS = {
     "weights": lambda name: {"class_weights": WEIGHTS[name]},

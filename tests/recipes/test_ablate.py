@@ -117,3 +117,17 @@ def test_what_is_no_study(monkeypatch, study, trained_here, capsys, change, flag
     study[0].write_text(yaml.safe_dump(yaml.safe_load(study[0].read_text()) | change))
     assert run_here(monkeypatch, *study, *flags, recipe=ABLATE) == 2
     assert message in capsys.readouterr().err and not trained_here
+
+
+def test_a_study_that_has_changed_is_refused(monkeypatch, study, trained_here, tmp_path, capsys):
+    """Its finished runs would stand for variants that they are not."""
+    assert run_here(monkeypatch, *study, "--only", "plain", "--seeds", 0, recipe=ABLATE) == 0
+    content = yaml.safe_load(study[0].read_text())
+    content["variants"]["mean"]["learning_rate"] = 1e-3  # which has no run yet
+    study[0].write_text(yaml.safe_dump(content))
+    assert run_here(monkeypatch, *study, "--only", "plain", "--seeds", 0, recipe=ABLATE) == 0
+    content["base"]["max_steps"] = 1
+    study[0].write_text(yaml.safe_dump(content))
+    assert run_here(monkeypatch, *study, "--only", "plain", recipe=ABLATE) == 2
+    assert "plain-seed0.yaml: max_steps was 2 and is 1" in capsys.readouterr().err
+    assert trained_here == ["plain-seed0"]

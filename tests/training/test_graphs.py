@@ -164,6 +164,52 @@ def test_a_resumed_run_goes_on_the_same(on_cpu, tmp_path):
         assert torch.equal(one, other)
 
 
+def thaw(model, args):
+    model.bert.embeddings.requires_grad_(True)
+
+
+def freeze(model, args):
+    model.bert.embeddings.requires_grad_(False)
+
+
+def drop_less(model, args):
+    model.bert.embeddings.dropout.p = 0.0
+
+
+def drop_less_attention(model, args):
+    model.config.attention_probs_dropout_prob = 0.0
+
+
+def weigh_less(model, args):
+    for task in list(model.tasks.values()):
+        model.change_task(dataclasses.replace(task, loss_weight=0.25, smart_weight=0.5))
+
+
+def perturb_more(model, args):
+    args.smart_radius = args.smart_step_size = 0.5
+
+
+@pytest.mark.parametrize("change", [thaw, freeze, drop_less, drop_less_attention, weigh_less, perturb_more])
+def test_what_a_callback_changes_is_seen(on_cpu, tmp_path, change):
+    """Gradual unfreezing, say: a graph of before would go on without it, and is dropped."""
+    settings = {"report_to": "none", "use_cpu": True, "cuda_graphs": True, "eval_strategy": "no"}
+    args = MultitaskTrainingArguments(output_dir=str(tmp_path), **settings)
+    trainer = MultitaskTrainer(make_model(), args, {name: make_rows(name) for name in NAMES})
+    model, args, graphs = trainer.model, trainer.args, trainer.graphs
+    if change is thaw:
+        freeze(model, args)
+    graphs.on_train_begin(args, trainer.state, trainer.control, model=model)
+    (batch,), items = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, args.device)
+
+    def step() -> bool:
+        """Whether a graph did it."""
+        return graphs.step(model.train(), batch, items, trainer.step_rows) is not None
+
+    assert [step() for _ in range(3)] == [False, True, True]
+    change(model, args)
+    assert [step() for _ in range(3)] == [False, True, True]
+
+
 def test_it_is_refused_without_a_gpu(tmp_path):
     with pytest.raises(InputError, match="--cuda_graphs does not work on a cpu"):
         train(tmp_path, True, use_cpu=True)
@@ -188,6 +234,22 @@ def test_what_a_graph_cannot_hold_is_refused(tmp_path, monkeypatch, settings, gi
     check_graphs(make_model(), plain, {"data_collator": None})
     with pytest.raises(InputError, match=f"--cuda_graphs does not work with .*{message}"):
         check_graphs(make_model(), args, given)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [("ACCELERATE_MIXED_PRECISION", "fp16", "--fp16"), ("ACCELERATE_USE_DEEPSPEED", "true", "--deepspeed")],
+)
+def test_what_accelerates_configuration_says_is_refused_too(tmp_path, monkeypatch, variable, value, message):
+    """`accelerate launch` hands it on in variables; a replay would leave the scale of fp16's loss out."""
+    settings = {"report_to": "none", "use_cpu": True, "cuda_graphs": True, "eval_strategy": "no"}
+    if message == "--fp16":
+        monkeypatch.setenv(variable, value)
+    args = MultitaskTrainingArguments(output_dir=str(tmp_path), **settings)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(MultitaskTrainingArguments, "device", torch.device("cuda"))
+    with pytest.raises(InputError, match=f"--cuda_graphs does not work with {message}"):
+        check_graphs(make_model(), args, {})
 
 
 @gpu

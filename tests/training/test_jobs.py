@@ -87,6 +87,21 @@ def test_a_run_for_each_seed(monkeypatch, config, trained_here, capsys):
     assert (run["training"]["seed"], run["training"]["max_steps"]) == (5, 4)
 
 
+def test_runs_of_other_flags_or_rows_have_no_mean(monkeypatch, config, trained_here, capsys):
+    """A finished run in a seed's folder that another command trained, and data that changed between two runs."""
+    out = config.parent / "out"
+    seeds = [config, "--max_steps", 1, "--eval_strategy", "no", "--no_do_predict", "--output_dir", out, "--seeds"]
+    assert run_here(monkeypatch, *seeds, 3, recipe="train") == 0
+    run, record = json.loads((out / "seed-3" / "run.json").read_text()), out / "seed-3" / "run.json"
+    run["decides"]["rows of sts"]["dev"]["sha256"] = "another"
+    record.write_text(json.dumps(run))
+    assert run_here(monkeypatch, *seeds, 3, 4, recipe="train") == 2
+    assert "rows of task sts in" in capsys.readouterr().err and trained_here == ["seed-3", "seed-4"]
+    (out / "seed-3.yaml").unlink()
+    assert run_here(monkeypatch, *seeds, 3, 4, recipe="train") == 2
+    assert "seed-3 holds a run that --seeds did not begin" in capsys.readouterr().err
+
+
 def test_a_soup_of_several_data_seeds(monkeypatch, config, trained_here):
     out = config.parent / "out"
     flags = [config, "--max_steps", 1, "--eval_strategy", "no", "--no_do_predict", "--output_dir", out]

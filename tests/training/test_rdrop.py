@@ -76,6 +76,18 @@ def test_a_step_without_a_label_adds_nothing(make_trainer):
     assert trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=items).item() == 0
 
 
+def test_a_batch_outside_of_a_step_is_all_of_it(make_trainer):
+    """`compute_loss` in a loop of the user's, without the number of items: the term counts once, not once a row."""
+    trainer = make_trainer(task_settings={"sst": {"rdrop_weight": 3.0}})
+    batch = next(batch for batch in trainer.get_train_dataloader() if batch["task"] == "sst")
+    _, items = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    losses = []
+    for given in (items, None):
+        torch.manual_seed(0)
+        losses.append(trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=given).item())
+    assert len(batch["labels"]) > 1 and losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
 def test_it_joins_the_loss_of_its_tasks_alone(make_trainer):
     trainer = make_trainer(task_settings=RDROP, logging_steps=1)
     trainer.train()

@@ -15,6 +15,7 @@ import torch
 from conftest import NO_DROPOUT, ROOT, run_here, weights
 from datasets import Dataset
 from torch import nn
+from torch.nn import functional
 from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -413,6 +414,27 @@ def test_data_collator(make_trainer):
     trainer.train()
     assert len(seen) > len(trainer.plan)
     assert trainer.evaluate()["eval_sst_loss"] != plain.evaluate()["eval_sst_loss"]
+
+
+@pytest.mark.parametrize("pair_encoding", ["joint", "separate"])
+def test_a_packing_of_another_mask_is_refused(make_trainer, pair_encoding):
+    """Attention goes by the packing, so a mask that a user's collator changed later would do nothing."""
+    pad = Collator(0, packs=True)
+
+    def hide(rows):
+        """Hides each row's last token, as a regulariser might."""
+        batch = pad(rows)
+        mask = batch["attention_mask"]
+        return batch | {"attention_mask": mask * functional.pad(mask, (0, 1))[..., 1:]}
+
+    model = {"pair_encoding": pair_encoding}
+    with pytest.raises(InputError, match="a packing that is not of its attention_mask, for rows of task 'sst'"):
+        make_trainer(model, given={"data_collator": hide})
+    trainer = make_trainer(model, given={"data_collator": lambda rows: pad(rows)})  # which fits
+    trainer.train()
+    trainer.data_collator = hide
+    with pytest.raises(InputError, match="a packing that is not of its attention_mask"):
+        trainer.evaluate()
 
 
 def test_optimizers(make_trainer):

@@ -62,6 +62,19 @@ def test_a_step_that_packs_its_own_batch_waits(make_trainer, packed_attention):
         trainer.training_step(trainer.model, batch, items)
 
 
+def test_a_device_that_could_read_freed_memory_waits(make_trainer, monkeypatch):
+    """Apple's: PyTorch copies a tensor there after it was freed, if it is not told to wait. A meta device stands in."""
+    trainer, moved, to = make_trainer(), [], torch.Tensor.to
+
+    def note(tensor, device, non_blocking=False):
+        moved.append(non_blocking)
+        return to(tensor, device, non_blocking=non_blocking)
+
+    monkeypatch.setattr(torch.Tensor, "to", note)
+    batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("meta"))
+    assert batches[0]["packing"].index.is_meta and len(moved) > 8 and not any(moved)
+
+
 def test_means_of_the_weights_wait_for_nothing(make_trainer):
     trainer = make_trainer(task_settings={"sst": TERMS}, ema_decay=0.9)
     for keeper in (trainer.averaging, trainer.teacher):
