@@ -22,6 +22,8 @@ from ..model.modeling import MultitaskBertModel
 from .export import export_encoder, stock_classifier_config
 
 OPSET = 18  # of ONNX: the oldest that PyTorch's exporter writes
+BLOCK = 64  # values of a weight's column, and of a token's vector, that share a scale in 8 bits
+INT8 = 4  # "accuracy level" of a product whose inputs are quantised too
 TOLERANCE = 1e-4  # of a logit, relative and absolute: runtimes sum in another order
 # Batches to trace a graph with, and to compare it on: a row alone, and rows of different length.
 TRACED = ["a", "a b c d"]
@@ -148,15 +150,17 @@ def write_onnx(graph: Graph, folder: Path) -> Path:
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Silence the exporter, which warns of optional packages that are not installed, and of its own code."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Silence exporters, which warn of optional packages that are not installed and of their own code, and would set up
+    the root logger."""
+    root, disabled, held = logging.getLogger(), logging.root.manager.disable, logging.NullHandler()
+    root.addHandler(held)  # `logging.basicConfig` does nothing where a handler is
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        log.setLevel(level)
+        logging.disable(disabled)
+        root.removeHandler(held)
 
 
 class OnnxSession:
@@ -177,12 +181,20 @@ class OnnxSession:
 
 
 def write_int8(path: Path) -> Path:
-    """Write an ONNX model with 8-bit weights (dynamic quantisation): `model_quantized.onnx`, the name that Optimum and
-    Transformers.js use."""
-    from onnxruntime.quantization import quantize_dynamic
+    """Write an ONNX model with 8-bit weights: `model_quantized.onnx`, the name that Optimum and Transformers.js use.
 
-    smaller = path.with_stem("model_quantized")
-    quantize_dynamic(path, smaller)
+    A matrix product multiplies 8-bit weights and inputs with a scale for each `BLOCK` values of both (ONNX Runtime's
+    operator `MatMulNBits`). The usual `quantize_dynamic` has one scale for the inputs of a whole batch, which a few
+    large activations make coarse; it is used for the embeddings alone, which have no inputs.
+    """
+    with no_warnings():
+        from onnxruntime.quantization import quantize_dynamic
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        products = MatMulNBitsQuantizer(str(path), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=INT8)
+        products.process()
+        smaller = path.with_stem("model_quantized")
+        quantize_dynamic(products.model.model, smaller, op_types_to_quantize=["Gather"])
     return smaller
 
 
