@@ -1,6 +1,7 @@
 """Training of a tiny model on a few rows: what moves, what is logged, what is scored, and what must not matter."""
 
 import dataclasses
+import gc
 import json
 import time
 from functools import partial
@@ -307,13 +308,17 @@ def test_a_schedule_says_whether_it_evaluates_at_epoch_ends(make_trainer, monkey
         assert any(isinstance(callback, EpochEnds) for callback in callbacks) == ends
 
 
-def test_persistent_workers_evaluate_each_task_on_its_own_rows(make_trainer):
+def test_persistent_workers_evaluate_each_task_on_its_own_rows(make_trainer, monkeypatch):
     """Trainer keeps such loaders, and would keep one for all tasks if it were given no names."""
     expected = make_trainer().evaluate()
     trainer = make_trainer(dataloader_num_workers=1, dataloader_persistent_workers=True)
     for metrics in (trainer.evaluate(), trainer.evaluate()):
         for task in ROWS:
             assert metrics[f"eval_{task}_loss"] == pytest.approx(expected[f"eval_{task}_loss"], rel=1e-5)
+    # PyTorch ends each loader's workers when it is collected, and waits so long for them, 5 s, perhaps in a later test.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    del trainer
+    gc.collect()
 
 
 def test_arguments_can_be_used_again(make_trainer):
