@@ -20,9 +20,10 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT, finish, launch, losses, write_course
+from conftest import ROOT, SIZE, finish, launch, losses, write_course
 from safetensors.torch import load_file
 from torch.distributed.fsdp import fully_shard
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from bert_multitask.model import encoder as modeling
 from bert_multitask.model.errors import InputError
@@ -165,6 +166,28 @@ def test_two_processes_train_as_one(rows_config, tmp_path):
         loss, weights = compare(tmp_path / "two" / name, tmp_path / "one" / name, 2, accumulation)
         assert loss < 1e-5 and weights < 1e-5, (name, loss, weights)
         compare_predictions(tmp_path / "two" / name, tmp_path / "one" / name)
+
+
+@pytest.mark.slow
+def test_two_processes_train_another_encoder_as_one(rows_config, tiny_bert, tmp_path):
+    """One that Transformers runs, with SMART and class weights."""
+    tokenizer, folder = AutoTokenizer.from_pretrained(tiny_bert), tmp_path / "electra"
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model("electra", **SIZE | {"vocab_size": len(tokenizer)})).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+
+    def flags(processes: int) -> list[str]:
+        return [*flags_of(rows_config, "shared-smart-fp32", processes), "--model_name_or_path", str(folder)]
+
+    two = start({tmp_path / "two" / "run": flags(2)}, processes=2)
+    launched.train({str(tmp_path / "one" / "run"): flags(1)})
+    printed = finish(two)
+    assert two.returncode == 0, printed
+    loss, weights = compare(tmp_path / "two" / "run", tmp_path / "one" / "run", 2, 1)
+    assert loss < 1e-5 and weights < 1e-5, (loss, weights)
+    compare_predictions(tmp_path / "two" / "run", tmp_path / "one" / "run")
 
 
 CONFIGURATIONS = {
