@@ -256,6 +256,8 @@ def show_progress(what: str, rows: int | None = None) -> Any:
         desc=what,
         total=rows,
         unit=" rows",
+        # A row of several tasks counts in shares, which are no whole numbers.
+        bar_format=rows and "{l_bar}{bar}| {n:,.0f}/{total:,.0f} [{elapsed}<{remaining}, {rate_fmt}]",
         delay=0.1,  # so that an error in the first rows has a line of its own
         leave=rows is not None,
         disable=not PartialState().is_main_process,
