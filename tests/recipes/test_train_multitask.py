@@ -303,6 +303,7 @@ def test_a_killed_run_resumes_to_the_same_weights(monkeypatch, config, capsys):
     assert (killed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_quickstart_learns(monkeypatch, tmp_path):
     """A part of it, to be quick: each task ends well above what guessing the commonest label gives."""
     folder = tmp_path / "run"
