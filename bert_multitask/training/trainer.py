@@ -134,19 +134,14 @@ class MultitaskTrainer(Trainer):
         refused = {"model_init": model_init, "preprocess_logits_for_metrics": preprocess_logits_for_metrics}
         check_parts(model, args, refused)
         processing_class = processing_class or find_tokenizer(model, train_dataset, eval_dataset)
-        with args.main_process_first(desc="tokenising"):  # of raw rows; the others read them from the cache
-            train = train_rows(train_dataset, model, args, processing_class)
-            dev = eval_rows(eval_dataset, model, args, processing_class)
-        balance_tasks(model, train)
-        train, dev = join_groups(train, model, "train_dataset", "train"), join_groups(dev, model, "eval_dataset")
+        train, dev = self.prepare_rows(train_dataset, eval_dataset, model, args, processing_class)
         args = self.plan_steps(model, args, {name: len(rows) for name, rows in train.items()}, plan)
         self.loss_functions = loss_functions(compute_loss_func, model.tasks)
         self.metric_functions = by_task(compute_metrics, model.tasks, "compute_metrics")
         check_training(model, args, self.plan, self.metric_functions)
         check_optimizers(model, args, optimizers, optimizer_cls_and_kwargs)
-        if data_collator is not None:
-            for rows in (train, dev):
-                check_collator(data_collator, rows)
+        for rows in (train, dev) if data_collator is not None else ():
+            check_collator(data_collator, rows)
         if args.cuda_graphs:
             check_graphs(model, args, {"compute_loss_func": compute_loss_func, "data_collator": data_collator})
         if args.paper_optimizer:
@@ -165,6 +160,21 @@ class MultitaskTrainer(Trainer):
         )
         self.add_keepers()
         self.add_callbacks()
+
+    @staticmethod
+    def prepare_rows(
+        train_dataset: Mapping[str, Dataset] | Dataset | None,
+        eval_dataset: Mapping[str, Dataset] | Dataset | None,
+        model: MultitaskBertModel,
+        args: MultitaskTrainingArguments,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
+        """The rows to train on and those to evaluate on, tokenised: {task or group: rows}."""
+        with args.main_process_first(desc="tokenising"):  # of raw rows; the others read them from the cache
+            train = train_rows(train_dataset, model, args, tokenizer)
+            dev = eval_rows(eval_dataset, model, args, tokenizer)
+        balance_tasks(model, train)
+        return join_groups(train, model, "train_dataset", "train"), join_groups(dev, model, "eval_dataset")
 
     @staticmethod
     def new_collator(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> Collator:
