@@ -49,6 +49,7 @@ from bert_multitask.data.rows import SAMPLE, load_rows
 from bert_multitask.data.tokens import load_tokenizer, tokenise_splits
 from bert_multitask.model.losses import is_labelled
 from bert_multitask.model.tasks import TASKS
+from bert_multitask.training.run import quieten_bars, run_recipe
 
 
 def tokenize(options) -> dict:
@@ -147,16 +148,15 @@ COMMANDS = {
 }
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     for name, (function, flags) in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=function.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        form = argparse.ArgumentDefaultsHelpFormatter
+        command = commands.add_parser(name, help=function.__doc__, formatter_class=form)
         for flag in flags:
             command.add_argument(f"--{flag}", **FLAGS[flag])
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def check_model(options: argparse.Namespace) -> None:
@@ -164,25 +164,18 @@ def check_model(options: argparse.Namespace) -> None:
     name = getattr(options, "model_name_or_path", None)
     if name and not isinstance(config := MultitaskBertConfig.from_pretrained(name), BertConfig):
         kind = config.stock().model_type
-        raise InputError(
-            f"--model_name_or_path {name} is of type {kind!r}; the benchmarks measure minBERT: give a BERT"
-        )
+        raise InputError(f"--model_name_or_path {name} is of type {kind!r}; minBERT is measured here: give a BERT")
 
 
-def main() -> None:
-    options = parse()
+def main(argv: list[str]) -> None:
+    options = parse(argv)
     logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
+    quieten_bars(show_downloads=False)
+    check_model(options)
     try:
-        check_model(options)
         result = COMMANDS[options.what][0](options)
     except ModuleNotFoundError as error:
-        print(f'error: {error}; the peers come with: pip install "bert_multitask[benchmark]"', file=sys.stderr)
-        sys.exit(2)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        raise InputError(f'{error}; the peers come with: pip install "bert_multitask[benchmark]"') from error
     if options.json:
         print(json.dumps(result))
         return
@@ -195,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -10,6 +10,7 @@ recorded by `cp OUT/study.json docs/results/levers.json && python recipes/draw_r
 """
 
 import json
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -175,11 +176,7 @@ def reproduced(results: Mapping, element: str) -> Table:
 
 
 def drawn(results: Mapping, name: str) -> str:
-    """The Markdown of one block: a table, and below a group of runs its command and data.
-
-    Raises:
-        InputError: there is nothing of that name.
-    """
+    """The Markdown of one block: a table, and below a group of runs its command and data."""
     if name == "overview":
         return markdown(overview_table(results))
     if name in TABLES:
@@ -216,12 +213,8 @@ def fold(command: str) -> str:
 
 def rewrite(page: str, results: Mapping) -> str:
     """A page with its drawn blocks written anew."""
-    head, *blocks = page.split("<!-- draw: ")
-    parts = [head]
-    for block in blocks:
-        name, rest = block.split(" -->", 1)
-        parts.append(f"{name} -->\n\n{drawn(results, name)}\n\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}")
-    return "<!-- draw: ".join(parts)
+    block = r"(<!-- draw: (.*?) -->).*?(<!-- end -->)"
+    return re.sub(block, lambda found: f"{found[1]}\n\n{drawn(results, found[2])}\n\n{found[3]}", page, flags=re.DOTALL)
 
 
 def score_picture(results: Mapping, colours: Mapping[str, str]) -> Figure:

@@ -15,7 +15,6 @@ folders without their checkpoints; OUT/ensemble, the predictions of the six memb
 import argparse
 import gc
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from bert_multitask.commands.command_line import CommandParser, RecipeParser, lo
 from bert_multitask.data.rows import HANDOUT, load_rows, usable_rows
 from bert_multitask.model.errors import InputError
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
-from bert_multitask.training.checkpoints import list_checkpoints
+from bert_multitask.training.checkpoints import remove_checkpoints
 from bert_multitask.training.jobs import Job as ProcessJob
 from bert_multitask.training.jobs import run_jobs, training_job
 from bert_multitask.training.run import prepare, run_recipe, train
@@ -108,34 +107,22 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         data |= fingerprints({t.name: load_rows(t, job.run.data_dir) for t in tasks if t.name not in data})
         if record := read_run(job.args.output_dir):
             own = {task.name: data[task.name] for task in tasks}
-            settings = deciding_settings(job.run, job.args, tasks, own, job.args.total_train_batch_size)
+            settings = deciding_settings(job.run, job.args, tasks, own)
             compare_settings(recorded_settings(record, settings), settings, job.folder)
-
-
-def finish(job: Job) -> None:
-    """Train what is left of a run in this process."""
-    if not job.finished:
-        job.args.resume_from_checkpoint = "last" if (job.folder / "run.json").exists() else None
-        train(job.run, job.args)
-        gc.collect()  # a trainer is part of circles of references; its model would stay
-    remove_checkpoints(job)
-
-
-def remove_checkpoints(job: Job) -> None:
-    """Remove the checkpoints of a finished run: a run of the full paper leaves 4 GB of them."""
-    if job.args.process_index == 0:
-        for checkpoint in list_checkpoints(job.folder).values():
-            shutil.rmtree(checkpoint)
 
 
 def finish_in_turn(options: argparse.Namespace, flags: list[str], jobs: Mapping, first: bool) -> None:
     """Train what is left of all runs in this process, one after the other, and write the results after each."""
     for number, job in enumerate(jobs.values(), start=1):
-        was_finished = job.finished
-        if first and not was_finished:
-            print(f"\n=== run {number} of {len(jobs)}: {job.folder.name}\n", flush=True)
-        finish(job)
-        if first and (not was_finished or number == len(jobs)):
+        if is_left := not job.finished:
+            if first:
+                print(f"\n=== run {number} of {len(jobs)}: {job.folder.name}\n", flush=True)
+            job.args.resume_from_checkpoint = "last" if (job.folder / "run.json").exists() else None
+            train(job.run, job.args)
+            gc.collect()  # a trainer is part of circles of references; its model would stay
+        if first:
+            remove_checkpoints(job.folder)  # a run of the full paper leaves 4 GB of them
+        if first and (is_left or number == len(jobs)):
             write_paper(options, flags, jobs)
 
 
@@ -145,7 +132,7 @@ def finish_side_by_side(options: argparse.Namespace, flags: list[str], runs: Map
     (options.output_dir / "runs").mkdir(parents=True, exist_ok=True)
 
     def take(ended: ProcessJob) -> None:
-        remove_checkpoints(jobs[left[ended.name]])
+        remove_checkpoints(jobs[left[ended.name]].folder)
         print(f"{ended.name} is finished", flush=True)
         write_paper(options, flags, jobs)
 
@@ -200,15 +187,8 @@ def measure(job: Job, argv: list[str]) -> dict[tuple, float]:
 
 
 def estimate(job: Job, seconds: Mapping[tuple, float], rows: Mapping[str, Mapping[str, int]]) -> tuple[int, float]:
-    """Steps of a run, and its seconds: its steps, its evaluations, its predictions at the end.
-
-    A row's forward pass is taken as its share of what a step's passes are (PASSES).
-
-    Args:
-        job: the run.
-        seconds: {cost key: seconds of a step}.
-        rows: {task: {split: rows}}.
-    """
+    """Steps of a run, and its seconds: its steps, its evaluations, its predictions at the end; from {cost key: seconds
+    of a step} and {task: {split: rows}}. A row's forward pass is taken as its share of a step's passes (PASSES)."""
     keys = cost_keys(job)
     step = {name: seconds[key] for name, key in keys.items()}
     row = {name: seconds[key] / BATCH / PASSES["smart" if key[-1] else "train"] for name, key in keys.items()}
@@ -231,10 +211,8 @@ def describe_jobs(jobs: Mapping[tuple, Job], argv: Mapping[tuple, list[str]]) ->
         left += 0.0 if job.finished else time_left
         lines.append(f"{job.folder.name:34} {state:10} {steps:9,} {time_left / 60:9,.1f}")
     heading = f"{'run':34} {'state':10} {'steps':>9} {'minutes':>9}"
-    total = (
-        f"about {left / 3600:.1f} hours for what is not finished, on this machine, by the median of {MEASURED} steps"
-    )
-    return "\n".join([heading, *lines, total])
+    total = f"about {left / 3600:.1f} hours for what is not finished, on this machine"
+    return "\n".join([heading, *lines, f"{total}, by the median of {MEASURED} steps"])
 
 
 def main(argv: list[str]) -> None:

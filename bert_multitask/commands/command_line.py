@@ -93,12 +93,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The flags of a command. Errors are `InputError`s, one line each. Further arguments are `ArgumentParser`'s.
-
-    Args:
-        name: of the command; None for a recipe, which is called by its file.
-        description: the beginning of the help.
-    """
+    """The flags of a command, or of a recipe, which has no name. Errors are `InputError`s, one line each. Further
+    arguments are `ArgumentParser`'s."""
 
     def __init__(self, name: str | None, description: str, **options):
         prog = f"bert-multitask {name}" if name else None
@@ -127,7 +123,7 @@ class RecipeParser(CommandParser, HfArgumentParser):
         dataclass_types: whose fields are the flags.
         default_config: configuration file where the command line names none (see `find_config`).
         description: the beginning of the help.
-        name: of the command; None for a recipe, which is called by its file.
+        name: see `CommandParser`.
     """
 
     def __init__(

@@ -100,13 +100,7 @@ def main(argv: list[str]) -> None:
 def guess_table(
     table: str, name: str, config_name: str | None, taken: Collection[str]
 ) -> tuple[list[dict], dict[str, str], list[str]]:
-    """Guess the tasks of one of the tables.
-
-    Args:
-        table: file, address or id.
-        name: of the table.
-        config_name: see `read_source`.
-        taken: names of other tables' tasks; the table's name is added to a task of such a name.
+    """Guess the tasks of one of the tables. The table's name is added to a task of a name that is taken.
 
     Returns:
         The fields of each task, {name of the task: the reason for its kind}, and the columns that no task reads.

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..data.rows import load_rows, text_columns
+from ..data.rows import text_columns
 from ..model.card import escape
 from ..model.errors import InputError
 from ..model.kinds import KINDS
@@ -233,7 +233,7 @@ def find_examples(pipe: MultitaskPipeline, name: str) -> list[list[str]]:
     if place is None or not place.is_known:
         return []
     try:
-        rows = load_rows(place.task, place.data_dir or "", splits=["dev"], labelled=()).get("dev")
+        rows = place.load("dev")
     except InputError:  # the data are not on this machine
         return []
     columns = [rows[column][:] for column in text_columns(place.task)] if rows else []

@@ -54,11 +54,8 @@ def combine(task: Task, tables: Sequence[Dataset], vote: str = "mode") -> Datase
 
 
 def halve(task: Task, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the labelled rows in two halves: one to select on, one to score. They are drawn with a fixed seed.
-
-    Raises:
-        InputError: there are fewer than four labelled rows.
-    """
+    """The numbers of the labelled rows, four at least, in two halves: one to select on, one to score. They
+    are drawn with a fixed seed."""
     labelled = np.flatnonzero(labelled_rows(labels))
     if len(labelled) < 4:
         raise InputError(f"{len(labelled)} labelled rows of {task.name!r} are too few to select on one half of them")
@@ -70,13 +67,8 @@ def select_greedily(task: Task, tables: Sequence[Dataset], labels: np.ndarray, v
     Models", sections 2 and 2.1).
 
     The list begins with the best member. M - 1 times the member is added with which the list scores best. The result is
-    the beginning of the list that scored best. Ties go to the first member and to the shortest list.
-
-    Args:
-        task: whose tables.
-        tables: of the members, M.
-        labels: (N,), `no_label` where a row has none.
-        vote: one of VOTES.
+    the beginning of the list that scored best. Ties go to the first member and to the shortest list. A row without a
+    label has `no_label`; the other arguments are those of `combine`.
 
     Returns:
         The members' numbers, from 0; a member has as many votes as times it is in the list.

@@ -34,15 +34,10 @@ class Graph(nn.Module):
     """One task, from tokens to its answer, in the form that is traced. The encoder is Transformers' own with the same
     weights: minBERT removes padding, so its graph would fit one batch alone.
 
-    Args:
-        model: with the task.
-        task: its name.
-        tokenizer: of the model; the graph takes what it gives.
-
     Attributes:
         classifier: the task, on the CPU, in evaluation mode.
-        inputs: names of the inputs.
-        outputs: names of the outputs.
+        inputs: their names, of what the tokenizer gives.
+        outputs: their names.
 
     Raises:
         InputError: the model has no such task.
@@ -85,11 +80,8 @@ class Graph(nn.Module):
 
     @torch.inference_mode()
     def check(self, run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> None:
-        """Raise InputError if an exported graph does not give this module's answers.
-
-        Args:
-            run: the exported graph: {input: values} -> {output: values}.
-        """
+        """Raise InputError if an exported graph, {input: values} -> {output: values}, does not give this module's
+        answers."""
         for texts in COMPARED:
             batch = self.tokens(texts)
             given, expected = run(batch), self(**batch)
@@ -223,10 +215,6 @@ def export_graph(
     config.json with the labels' names, where Optimum looks for them.
 
     Args:
-        model: with the task.
-        task: its name.
-        tokenizer: of the model.
-        folder: to write.
         form: "onnx" or "pt2".
         int8: of ONNX, whether to write a model with 8-bit weights beside it.
         max_length: tokens that a row may have; by default as the tokenizer has it.

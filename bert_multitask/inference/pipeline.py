@@ -195,16 +195,7 @@ class MultitaskPipeline:
         self, texts: Mapping[str, Texts], taken: Iterable[str], progress: Callable[[float], object] | None = None
     ) -> Columns:
         """Predictions as columns {task}_{column} to add to rows: those of a CSV file, and the others of the tasks'
-        prediction tables.
-
-        Args:
-            texts: {task: the texts of the rows}.
-            taken: columns that the rows have.
-            progress: see `predict`.
-
-        Raises:
-            InputError: the rows have such a column already.
-        """
+        prediction tables. The arguments are those of `predict`; InputError if such a column is taken already."""
         columns = {}
         for name, found in self.predict(texts, progress).items():
             shown = found | KINDS[self.tasks[name].kind].plain(self.tasks[name], found)
@@ -261,15 +252,8 @@ class MultitaskPipeline:
 
 
 def as_list(rows: Any, pairs: bool = False) -> tuple[bool, list]:
-    """Whether this is a single row, and the rows as a list.
-
-    Args:
-        rows: as in a call.
-        pairs: whether a tuple of two texts is a row.
-
-    Raises:
-        InputError: it is neither a row nor a sequence of rows.
-    """
+    """Whether the rows of a call are a single one, as a tuple of two texts is where there are `pairs`, and the rows as
+    a list. What is neither a row nor a sequence of rows is an InputError."""
     is_pair = pairs and isinstance(rows, tuple) and len(rows) == 2
     is_pair = is_pair and all(isinstance(as_given(text), str) for text in rows)
     # A dictionary of columns is no row.
@@ -289,12 +273,8 @@ def own_columns(task: Task) -> list[str]:
 
 
 def find_columns(task: Task, columns: Iterable[str], where: str | None) -> list[str | tuple[str, ...]]:
-    """The columns of a task's texts, one or several for each text: its own, else `text` (and `text_pair`).
-
-    Raises:
-        InputError: neither are there; the message names `where`, which has the columns. Without `where` the result is
-            [] instead.
-    """
+    """The columns of a task's texts, one or several for each text: its own, else `text` (and `text_pair`). If neither
+    are there, an InputError names `where`, which has the columns; without `where` the result is []."""
     own, columns = own_columns(task), list(columns)
     if {*own} <= {*columns}:
         return [task.text, task.text_pair] if task.text_pair else [task.text]
@@ -308,11 +288,8 @@ def find_columns(task: Task, columns: Iterable[str], where: str | None) -> list[
 
 
 def plain_texts(task: Task, rows: Sequence) -> Texts:
-    """The texts of plain rows, and for a pair task their second texts, a list each.
-
-    Raises:
-        InputError: a row is not what the task takes.
-    """
+    """The texts of plain rows, and for a pair task their second texts, a list each; InputError for a row that the task
+    does not take."""
     texts: Texts = [[] for _ in text_columns(task)]
     for number, row in enumerate(rows):
         if isinstance(row, Mapping):
@@ -337,11 +314,8 @@ def as_given(text: Any) -> Any:
 
 
 def read_column(task: Task, rows: Sequence[Mapping], column: str | tuple[str, ...]) -> list[str]:
-    """The texts of a frame's column, or of several joined, read as those of files are (see `as_text`).
-
-    Raises:
-        InputError: a value is no text; the message names its row.
-    """
+    """The texts of a frame's column, or of several joined, read as those of files are (see `as_text`); InputError, with
+    its row, for a value that is no text."""
     texts = []
     for number, row in enumerate(rows, start=1):
         texts.append(as_text(task.read_text(read_text(row, column, "rows", number)), "rows", number))

@@ -70,13 +70,8 @@ class RowFile:
 
     @classmethod
     def open(cls, pipe: MultitaskPipeline, path: str, names: Sequence[str] | None, size: int) -> "RowFile":
-        """Read a file once, so that every mistake in it is found before anything is predicted.
-
-        Args:
-            pipe: whose tasks they are.
-            path: of the file.
-            names: of the tasks to predict; None, all whose columns it has.
-            size: rows of a part.
+        """Read a file once, so that every mistake in it is found before anything is predicted: by the tasks of these
+        names or, without them, by all whose columns it has.
 
         Raises:
             InputError: the file cannot be read or has no rows, a task's columns are missing, a text or a label cannot
@@ -188,11 +183,8 @@ def predict_file(
 
 
 def begin(source: RowFile, pipe: MultitaskPipeline, folder: Path) -> None:
-    """Record in a folder what its parts are made of: the file, the weights and the settings.
-
-    Raises:
-        InputError: the folder has parts of another file, model or setting.
-    """
+    """Record in a folder what its parts are made of: the file, the weights and the settings; InputError if it has parts
+    of others."""
     with open(fetch(source.path, source.form), "rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     settings = {

@@ -4,11 +4,11 @@ import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, SpaceCardData, create_commit
+from huggingface_hub import SpaceCardData
 from packaging.requirements import Requirement
 
 from ..model.errors import InputError
-from ..training.hub import public_files, reason
+from ..training.hub import commit_files, public_files, reason
 from .trained_run import TrainedRun
 
 GRADIO = "6.31.0"  # the version that the tests use
@@ -31,12 +31,8 @@ Try a model of the tasks {tasks}: {model}. The page is made by `bert_multitask`,
 
 
 def space_files(name: str, title: str) -> dict[str, bytes | Path]:
-    """The files of a Space: the page, its requirements, its card and this package's code; of a run folder also the
-    files that would be pushed to the Hub, so that the Space needs no other repository.
-
-    Args:
-        name: run folder or Hub id.
-        title: of the Space.
+    """The files of a Space for a run folder or Hub id: the page, its requirements, its card and this package's code; of
+    a folder also the files that would be pushed to the Hub, so that the Space needs no other repository.
 
     Returns:
         {path in the Space: content, or the file that has it}.
@@ -45,14 +41,8 @@ def space_files(name: str, title: str) -> dict[str, bytes | Path]:
         InputError: there is no such run, or one of its files is a link that leaves the folder.
     """
     run, is_local = TrainedRun.open(name), Path(name).is_dir()
-    metadata = SpaceCardData(
-        title=title,
-        sdk="gradio",
-        sdk_version=GRADIO,
-        python_version="3.11",
-        app_file="app.py",
-        models=None if is_local else [name],
-    )
+    settings = {"sdk": "gradio", "sdk_version": GRADIO, "python_version": "3.11", "app_file": "app.py"}
+    metadata = SpaceCardData(title=title, **settings, models=None if is_local else [name])
     model = "its weights lie in this Space" if is_local else f"[{name}](https://huggingface.co/{name})"
     card = CARD.format(metadata=metadata.to_yaml(), title=title, tasks=", ".join(run.tasks), model=model)
     adapters = ["peft"] if run.config.lora else []
@@ -85,14 +75,8 @@ def write_space(files: Mapping[str, bytes | Path], folder: Path) -> None:
 
 
 def push_space(files: Mapping[str, bytes | Path], repo_id: str) -> str:
-    """Upload the files of `space_files` to a Space that exists, in one commit; returns its address.
-
-    Raises:
-        InputError: nothing was committed.
-    """
-    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    """Upload the files of `space_files` to a Space that exists, in one commit; returns its address."""
     try:
-        commit = create_commit(repo_id, operations, commit_message="Push a demo", repo_type="space")
+        return commit_files(files, repo_id, "Push a demo", repo_type="space")
     except Exception as error:  # the client's errors and its network library's share no base class
         raise InputError(f"--space {repo_id}: nothing was uploaded ({reason(error)}); try again") from error
-    return commit.commit_url

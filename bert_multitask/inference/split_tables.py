@@ -18,14 +18,7 @@ from ..data.rows import load_rows, usable_rows
 from ..data.tokens import tokenise
 from ..evaluation.metrics import overall_score, score_decisions, score_keys
 from ..evaluation.predict import group_alike, predict_tasks
-from ..evaluation.tables import (
-    Predictions,
-    check_alike,
-    find_tables,
-    prediction_table,
-    read_decisions,
-    with_texts,
-)
+from ..evaluation.tables import Predictions, check_alike, find_tables, prediction_table, read_decisions, with_texts
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError
 from ..model.losses import labelled_rows
@@ -50,6 +43,10 @@ class Place(NamedTuple):
     def is_known(self) -> bool:
         """Whether the rows can be read."""
         return self.data_dir is not None if self.task.files else self.task.hub is not None
+
+    def load(self, split: str) -> Dataset | None:
+        """The clean rows of a split, with or without labels; None where the task has no such split."""
+        return load_rows(self.task, self.data_dir or "", splits=[split], labelled=()).get(split)
 
 
 class SplitTables:
@@ -159,7 +156,7 @@ class SplitTables:
         key = repr(("rows", data_dir, task.name, task.label_names, *(getattr(task, field) for field in SOURCE)))
         if key not in self.read:
             try:
-                rows = load_rows(task, data_dir or "", splits=[self.split], labelled=()).get(self.split)
+                rows = place.load(self.split)
             except InputError as error:  # in the rows, or in what the record says about them
                 said = f" ({record} names the rows and their columns)" if record else ""
                 raise InputError(f"{error}{said}") from error
@@ -214,11 +211,8 @@ def same_tokens(tokens: Mapping[str, Dataset]) -> list[list[str]]:
 
 
 def read_specs(specs: Sequence[str]) -> dict[str, dict]:
-    """Read `--tasks`, names or JSON: {name: the fields given}.
-
-    Raises:
-        InputError: a value is damaged JSON, or has other fields than those of SOURCE.
-    """
+    """Read `--tasks`, names or JSON: {name: the fields given}; InputError for damaged JSON, and for other fields than
+    those of SOURCE."""
     given = {}
     for spec in specs:
         fields = parse_json("--tasks", spec) if spec.startswith("{") else {"name": spec}
@@ -232,12 +226,7 @@ def read_specs(specs: Sequence[str]) -> dict[str, dict]:
 
 def read_places(name: str, within: Sequence[str] = ()) -> dict[str, Place]:
     """{task: where its rows are}, as `run.json` says of a run, or of the first member of an ensemble that has the task;
-    {} where there is neither.
-
-    Args:
-        name: of a run or ensemble.
-        within: the ensembles whose member it is.
-    """
+    {} where there is neither. `within` are the ensembles whose member it is."""
     if (record := read_run(name)) is not None:
         path = Path(resolve_folder(name), "run.json")
         return {task.name: Place(task, record["data_dir"], path) for task in load_tasks(record["tasks"]).values()}
@@ -266,13 +255,7 @@ def is_run(name: str) -> bool:
 def score_tables(
     tasks: Mapping[str, Task], tables: Mapping[str, Dataset], labels: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """The scores of the tasks that have labels, by the keys of `score_keys`.
-
-    Args:
-        tasks: {name: task}.
-        tables: {name: prediction table}.
-        labels: {name: labels (N,) of the table's rows} of the scored tasks.
-    """
+    """The scores of {name: prediction table}, by the keys of `score_keys`; `labels` (N,) are of the tasks to score."""
     scored = {name: tasks[name] for name in tables if name in labels}
     scores = {
         name: score_decisions(task, read_decisions(task, tables[name]), labels[name]) for name, task in scored.items()
@@ -284,13 +267,7 @@ def score_tables(
 def describe_scores(
     scores: Mapping[str, Mapping[str, float]], tasks: Mapping[str, Task], title: str = "dev score"
 ) -> str:
-    """The scores of several predictions as a table, a line each.
-
-    Args:
-        scores: {what predicted: its `score_tables`}, all of the same tasks.
-        tasks: {name: task}.
-        title: of the first column.
-    """
+    """{what predicted: its `score_tables`, of the same tasks} as a table, a line each; the title heads its names."""
     frame = pd.DataFrame.from_dict(scores, orient="index")
     keys = {key: name for name, key in score_keys(tasks).items() if key in frame}
     frame = frame[list(keys)].rename(columns=keys).rename_axis(columns=title)

@@ -8,7 +8,6 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..data.records import read_history
-from ..data.rows import load_rows
 from ..evaluation.tables import find_tables
 from ..inference.split_tables import SplitTables, read_ensemble
 from ..model.configuration import resolve_folder
@@ -99,9 +98,9 @@ def read_train(found: SplitTables) -> dict[str, Dataset]:
     for name, task in found.tasks.items():
         place = found.locate(task)
         with contextlib.suppress(InputError):
-            if place.is_known:
-                train |= {name: load_rows(place.task, place.data_dir or "", splits=["train"], labelled=()).get("train")}
-    return {name: rows for name, rows in train.items() if rows is not None}
+            if place.is_known and (rows := place.load("train")) is not None:
+                train[name] = rows
+    return train
 
 
 def open_dev(name: str, tasks: Sequence[str] | None, data_dir: str | None) -> dict[str, LabelledPredictions]:

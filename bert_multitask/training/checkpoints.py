@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -58,16 +59,15 @@ def find_checkpoint(folder: Path, name: str, best: bool = False) -> Path | None:
     # All checkpoints of a run hold the same files. Their code and card are not read to go on.
     files = {file.name for path in saved for file in path.iterdir() if file.is_file()}
     files = {file for file in files if not file.endswith((".py", ".md"))}
+    candidates = reversed(saved)
     if name != "last":
+        candidates = [Path(name)]
         if not Path(name, TRAINER_STATE_NAME).is_file():
             raise InputError(f"--resume_from_checkpoint {name}: no checkpoint; expected a folder checkpoint-N")
         if Path(name).resolve().parent != folder.resolve():
             raise InputError(f"--resume_from_checkpoint {name}: not a checkpoint of the run in {folder}")
-        check_checkpoint(Path(name), files)
-        check_best(Path(name), best)
-        return Path(name)
     damage = []
-    for checkpoint in reversed(saved):
+    for checkpoint in candidates:
         try:
             check_checkpoint(checkpoint, files)
         except InputError as error:
@@ -84,14 +84,17 @@ def find_checkpoint(folder: Path, name: str, best: bool = False) -> Path | None:
 
 
 def check_best(checkpoint: Path, best: bool) -> None:
-    """Refuse to go on from a checkpoint if the best one so far, with whose weights training may end, is damaged.
-
-    Raises:
-        InputError: names the file.
-    """
+    """Raise InputError, which names the file, if the best checkpoint so far, with whose weights training may end, is
+    damaged."""
     step = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes()).get("best_global_step")
     if best and step and (folder := checkpoint.with_name(f"checkpoint-{step}")) != checkpoint:
         check_checkpoint(folder)
+
+
+def remove_checkpoints(run: Path) -> None:
+    """Remove a run's checkpoints, and the best weights of each task; its history stays."""
+    for folder in [*list_checkpoints(run).values(), run / "_best"]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_state(folder: Path) -> None:
@@ -103,15 +106,9 @@ def remove_state(folder: Path) -> None:
 
 
 def check_checkpoint(folder: Path, files: Iterable[str] = ()) -> None:
-    """Refuse a checkpoint with a file that is cut off, or that holds more than tensors and plain data: unpickling
-    anything else could run code; and one that lacks what is NEEDED, which would begin anew.
-
-    Args:
-        files: names of other files that it must have.
-
-    Raises:
-        InputError: names the file.
-    """
+    """Raise InputError, which names the file, if a checkpoint has one that is cut off, or that holds more than tensors
+    and plain data: unpickling anything else could run code; or if it lacks what is NEEDED, which would begin anew, or
+    one of other `files`."""
     for what, patterns in NEEDED.items():
         if not any(file for pattern in patterns for file in folder.glob(pattern)):
             raise InputError(

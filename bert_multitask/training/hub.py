@@ -68,19 +68,15 @@ def push_folder(
     Raises:
         InputError: nothing was committed; the folder is as it was.
     """
-    files = public_files(Path(folder))
+    contents: dict[str, bytes | Path] = {file.name: file for file in public_files(Path(folder))}
     try:
         if revision is not None:
             create_branch(repo_id, branch=revision, token=token, exist_ok=True)
-        contents: dict[str, bytes | Path] = {file.name: file for file in files}
-        if card := next((file for file in files if file.name == CARD), None):
-            contents[CARD] = named_card(card, repo_id, revision, picture is not None, told)
+        if CARD in contents:
+            contents[CARD] = named_card(contents[CARD], repo_id, revision, picture is not None, told)
         if picture is not None:
             contents[PICTURE] = picture
-        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
-        return create_commit(
-            repo_id, operations, commit_message=commit_message, token=token, revision=revision
-        ).commit_url
+        return commit_files(contents, repo_id, commit_message, token=token, revision=revision)
     except Exception as error:  # as above
         where = f" --hub_revision {revision}" if revision else ""
         raise InputError(
@@ -89,12 +85,15 @@ def push_folder(
         ) from error
 
 
-def public_files(folder: Path) -> list[Path]:
-    """The PUBLIC files of a folder, sorted.
+def commit_files(files: Mapping[str, bytes | Path], repo_id: str, message: str, **options) -> str:
+    """Upload {path in the repository: content, or the file that has it} in one commit; returns its address."""
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    return create_commit(repo_id, operations, commit_message=message, **options).commit_url
 
-    Raises:
-        InputError: one is a link that leaves the folder; it could publish any file of the machine.
-    """
+
+def public_files(folder: Path) -> list[Path]:
+    """The PUBLIC files of a folder, sorted; InputError if one is a link that leaves the folder, which could publish any
+    file of the machine."""
     files = sorted({file for pattern in PUBLIC for file in folder.glob(pattern) if file.is_file()})
     for file in files:
         if not file.resolve().is_relative_to(folder.resolve()):
@@ -124,10 +123,9 @@ def base_license(name: str | None) -> str | None:
     """The licence of the checkpoint that training started from, as its card says: in its folder, or on the Hub. None
     where there is none to read."""
     try:
-        file = Path(name, CARD) if name else None
-        if file is None or not (file.is_file() or is_hub_id(name)):
-            return None
-        return ModelCard.load(file if file.is_file() else name).data.license
+        if name and Path(name, CARD).is_file():
+            return ModelCard.load(Path(name, CARD)).data.license
+        return ModelCard.load(name).data.license if is_hub_id(name) else None
     except Exception:  # no card, a damaged one, no network: the client's errors share no base class
         return None
 
@@ -139,8 +137,7 @@ def card_settings(args: MultitaskTrainingArguments, tasks: Mapping[str, Task], b
     if smart:
         settings["smart_weight"] = ", ".join(f"{name} {weight:g}" for name, weight in smart.items())
         settings |= {name: getattr(args, name) for name in CARD_SMART}
-    levers = {name: getattr(args, name) for name in CARD_LEVERS}
-    settings |= {name: value for name, value in levers.items() if value != getattr(type(args), name)}
+    settings |= {name: vars(args)[name] for name in CARD_LEVERS if vars(args)[name] != getattr(type(args), name)}
     settings |= {f"loss_weight of {name}": task.loss_weight for name, task in tasks.items() if task.loss_weight != 1}
     for field in ("rdrop_weight", "class_weights", "label_smoothing"):
         values = {name: getattr(task, field) for name, task in tasks.items()}

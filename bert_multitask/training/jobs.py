@@ -15,7 +15,7 @@ import yaml
 from ..data.records import write_text
 from ..model.errors import InputError
 from .arguments import MultitaskTrainingArguments
-from .run_folder import read_run
+from .run_folder import compare_settings, read_run
 from .stopping import JOB, STOP, Stopped
 from .yaml_file import load_yaml
 
@@ -24,13 +24,8 @@ ONE_RUN = ("resume_from_checkpoint", "overwrite", "push_to_hub")  # flags that a
 
 
 class Job(NamedTuple):
-    """What a process does.
-
-    Attributes:
-        name: for messages; the process finds it in the variable JOB.
-        argv: its command line, after the interpreter.
-        log: file to which its output is added.
-    """
+    """What a process does: its name, for messages and in its variable JOB; its command line, after the interpreter; and
+    the file to which its output is added."""
 
     name: str
     argv: list[str]
@@ -38,12 +33,8 @@ class Job(NamedTuple):
 
 
 def training_job(folder: Path, argv: Iterable[object]) -> Job:
-    """Train what is left of a run; its output goes to a file beside the folder.
-
-    Args:
-        folder: of the run.
-        argv: of `bert-multitask train`, but for --resume_from_checkpoint.
-    """
+    """Train what is left of a run by `bert-multitask train` with these flags; its output goes to a file beside the
+    folder."""
     resume = ["--resume_from_checkpoint"] if (folder / "run.json").exists() else []
     command = ["-m", "bert_multitask", "train", *map(str, argv), *resume]
     return Job(folder.name, command, folder.parent / f"{folder.name}.log")
@@ -51,12 +42,8 @@ def training_job(folder: Path, argv: Iterable[object]) -> Job:
 
 def run_jobs(jobs: Iterable[Job], at_once: int, finished: Callable[[Job], object]) -> None:
     """Run each job, so many at a time, with an equal share of the CPU threads of this process unless OMP_NUM_THREADS
-    says how many. They end with this process, however that ends; a run then saves a checkpoint.
-
-    Args:
-        jobs: the next is taken when there is room for it.
-        at_once: what --jobs says.
-        finished: is called with each job that has ended.
+    says how many; the next is taken from `jobs` when there is room for it, and `finished` is called with each that has
+    ended. They end with this process, however that ends; a run then saves a checkpoint.
 
     Raises:
         InputError: a job failed, and the others were stopped; or none may run.
@@ -93,17 +80,12 @@ def run_jobs(jobs: Iterable[Job], at_once: int, finished: Callable[[Job], object
 
 def start(argv: list[str], log, environ: Mapping[str, str]) -> subprocess.Popen:
     """Start a Python process that writes to a log."""
-    return subprocess.Popen(
-        [sys.executable, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environ
-    )
+    streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([sys.executable, *argv], **streams, env=environ)
 
 
 def check_ended(job: Job, code: int) -> None:
-    """Refuse a job that ended with another code than 0.
-
-    Raises:
-        InputError: says where its log is, and the last line of that.
-    """
+    """Raise InputError if a job ended with another code than 0, with the last line of its log."""
     if code:
         lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n") if job.log.exists() else []
         last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
@@ -123,8 +105,7 @@ class SeedArguments:
         default=None, metadata={"help": "the same with each --data_seed, in data_seed-N: such runs can be a soup"}
     )
     jobs: int = field(
-        default=1,
-        metadata={"help": "how many of these runs at a time, with equal shares of the CPU's threads"},
+        default=1, metadata={"help": "how many of these runs at a time, with equal shares of the CPU's threads"}
     )
 
     def __post_init__(self):
@@ -175,7 +156,7 @@ def train_seeds(
     folders = {f"{options.flag}-{value}": Path(args.output_dir, f"{options.flag}-{value}") for value in options.values}
     configs = {}
     for folder, value in zip(folders.values(), options.values, strict=True):
-        configs[folder] = folder.parent / f"{folder.name}.yaml"
+        configs[folder] = folder.with_name(f"{folder.name}.yaml")
         if (folder / "run.json").exists() and not configs[folder].exists():
             raise InputError(
                 f"{folder} holds a run that --{options.flag}s did not begin, perhaps with other flags; use another "
@@ -189,37 +170,22 @@ def train_seeds(
 
 
 def check_same_rows(folders: Iterable[Path]) -> None:
-    """Refuse runs that were trained or scored on different rows, as where the data changed between two of them.
-
-    Raises:
-        InputError: names two runs, and the task.
-    """
-    decided = {folder: read_run(str(folder))["decides"].items() for folder in folders}
-    (first, rows), *others = [
-        (folder, {name: value for name, value in items if name.startswith("rows of ")})
-        for folder, items in decided.items()
-    ]
-    for folder, found in others:
-        if different := sorted(name for name in rows.keys() | found.keys() if rows.get(name) != found.get(name)):
-            raise InputError(
-                f"{different[0].replace(' of ', ' of task ')} in {folder} are others than in {first}, so their scores "
-                "have no mean; remove the folder with the older rows, and call the command again"
-            )
+    """Raise InputError, which names two runs and the task, if runs were trained or scored on different rows, as where
+    the data changed between two of them."""
+    first, *others = ((folder, read_run(str(folder))["decides"]) for folder in folders)
+    for folder, decides in others:
+        for name in sorted(decides.keys() | first[1].keys()):
+            if name.startswith("rows of ") and decides.get(name) != first[1].get(name):
+                raise InputError(
+                    f"{name.replace(' of ', ' of task ')} in {folder} are others than in {first[0]}, so their scores "
+                    "have no mean; remove the folder with the older rows, and call the command again"
+                )
 
 
 def write_config(path: Path, flags: Mapping[str, object]) -> None:
-    """Write a run's flags as YAML.
-
-    Raises:
-        InputError: the file has other flags.
-    """
+    """Write a run's flags as YAML; InputError if the file has other flags."""
     text = yaml.safe_dump(dict(flags), sort_keys=False, allow_unicode=True)
-    before, now = load_yaml(path) if path.exists() else None, yaml.safe_load(text)
-    if before not in (None, now):
-        name = min(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        raise InputError(
-            f"{path}: {name} was {before.get(name)!r} and is {now.get(name)!r}; use the flags that the runs were begun "
-            "with, or another --output_dir"
-        )
+    if before := path.exists() and load_yaml(path):
+        compare_settings(before, yaml.safe_load(text), path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

@@ -74,9 +74,8 @@ def train(run: RunArguments, args: MultitaskTrainingArguments) -> dict[str, floa
     with RunFolder(args, overwrite=run.overwrite) as folder, explained_failures(args):
         callbacks = [HistoryFile(folder.path / "history.jsonl"), StopAtStepEnd(STOP)]
         prepared = prepare(run, args, callbacks)
-        tasks, rows, tokens, trainer = prepared
-        max_length = min(run.max_length, trainer.model.config.max_position_embeddings)
-        folder.begin(run, tasks, rows, trainer.batch_size, trainer.batches, max_length)
+        tasks, rows, _, trainer = prepared
+        folder.begin(run, tasks, rows, trainer)
         if args.process_index == 0:
             say(f"\n{describe_rows(tasks, rows)}\n\n{trainer.describe_plan()}")
         advice = f"go on with: {resume_command(run.overwrite)}"
@@ -99,16 +98,10 @@ def quieten_bars(show_downloads: bool) -> None:
 
 
 def write_results(
-    run: RunArguments,
-    args: MultitaskTrainingArguments,
-    folder: RunFolder,
-    prepared: Prepared,
+    run: RunArguments, args: MultitaskTrainingArguments, folder: RunFolder, prepared: Prepared
 ) -> tuple[dict[str, float], dict[str, object]]:
-    """Write the trained model, its predictions, its card and its scores.
-
-    Returns:
-        The dev scores, and what the card says.
-    """
+    """Write the trained model, its predictions, its card and its scores; returns the dev scores, and what the card
+    says."""
     tasks, rows, tokens, trainer = prepared
     trainer.save_model(_internal_call=True)  # else it would push before there are scores
     if args.do_predict:
@@ -165,12 +158,8 @@ def prepare(
     callbacks: Sequence[TrainerCallback] = (),
     plan: Sequence[str] | None = None,
 ) -> Prepared:
-    """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens. `plan`
-    replaces the schedule's.
-
-    Raises:
-        InputError: something is wrong with the input.
-    """
+    """Check all input, for an InputError if something is wrong, and build the trainer; nothing is computed and nothing
+    written but the cache of tokens. `plan` replaces the schedule's."""
     set_seed(args.seed)
     given = run.load_tasks()
     tasks = [with_label_names(task, run.data_dir) for task in given]
@@ -183,8 +172,7 @@ def prepare(
             tell(describe_label_names(task))
     model = load_model(run, tasks, tell)
     tokenizer, tokens = tokenise_rows(run, args, tasks, rows, model.config)
-    data = trainer_data(tokenizer, tokens)
-    trainer = MultitaskTrainer(model, args, **data, callbacks=list(callbacks), plan=plan)
+    trainer = MultitaskTrainer(model, args, **trainer_data(tokenizer, tokens), callbacks=list(callbacks), plan=plan)
     # The trainer has counted the labels of "balanced" class weights, which are recorded with the run.
     tasks = [replace(task, class_weights=trainer.model.tasks[task.name].class_weights) for task in tasks]
     return Prepared(tasks, rows, tokens, trainer)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from datasets import DatasetDict
+from transformers import Trainer
 from transformers.utils import logging
 
 from ..data.readers import unique_keys
@@ -72,10 +73,6 @@ class RunFolder:
     """`--output_dir`, held against other runs and checked before anything is computed.
 
     A run is finished when its `metrics.json` exists, which is written last. The first process holds the folder.
-
-    Args:
-        args: `output_dir` and `resume_from_checkpoint`.
-        overwrite: whether a run that is there may be replaced.
     """
 
     def __init__(self, args: MultitaskTrainingArguments, overwrite: bool):
@@ -137,20 +134,10 @@ class RunFolder:
         remove(list_checkpoints(self.path).values())
 
     def begin(
-        self,
-        run: RunArguments,
-        tasks: Sequence[Task],
-        rows: Mapping[str, DatasetDict],
-        batch_size: int,
-        batches: Mapping[str, int],
-        max_length: int,
+        self, run: RunArguments, tasks: Sequence[Task], rows: Mapping[str, DatasetDict], trainer: Trainer
     ) -> None:
-        """Write `run.json`: the configuration, versions, commit and data fingerprints that make the run repeatable.
-
-        Args:
-            batch_size: rows of one optimizer step.
-            batches: {task: its batches in the whole plan}, from which a report draws the plan.
-            max_length: tokens that a row may have, and the model can take.
+        """Write `run.json`: the configuration, versions, commit and data fingerprints that make the run repeatable, and
+        the trainer's {task: batches in the whole plan}, from which a report draws the plan.
 
         Raises:
             InputError: the run to resume had other settings, or its folder cannot be written.
@@ -159,11 +146,11 @@ class RunFolder:
             return
         self.data = fingerprints(rows)
         record = {
-            "decides": deciding_settings(run, self.args, tasks, self.data, batch_size),
+            "decides": deciding_settings(run, self.args, tasks, self.data),
             "run": dataclasses.asdict(run),
-            **row_places(tasks, run.data_dir, max_length),
+            **row_places(tasks, run.data_dir, trainer.processing_class.model_max_length),
             "training": self.args.to_dict(),  # Transformers blanks the tokens
-            "batches": dict(batches),
+            "batches": dict(trainer.batches),
             "processes": self.args.world_size,
             "versions": {name: installed_version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "commit": git_commit(),
@@ -199,11 +186,7 @@ def fingerprints(rows: Mapping[str, DatasetDict]) -> dict[str, dict]:
 
 
 def deciding_settings(
-    run: RunArguments,
-    args: MultitaskTrainingArguments,
-    tasks: Sequence[Task],
-    data: Mapping[str, dict],
-    batch_size: int,
+    run: RunArguments, args: MultitaskTrainingArguments, tasks: Sequence[Task], data: Mapping[str, dict]
 ) -> dict[str, object]:
     """{name: value} of all that decides a run's weights and scores; `data` are its `fingerprints`."""
     training = args.to_dict()
@@ -214,7 +197,7 @@ def deciding_settings(
         | {"tasks": [task.name for task in tasks]}
         | {f"task {task.name}": deciding_fields(task) for task in tasks}
         | {f"rows of {name}": splits for name, splits in data.items()}
-        | {"rows of a step": batch_size}
+        | {"rows of a step": args.total_train_batch_size}
     )
 
 
@@ -238,11 +221,8 @@ def recorded_settings(record: Mapping, names: Iterable[str]) -> dict[str, object
 
 
 def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
-    """Refuse to go on, in a folder, with settings that would have given other results.
-
-    Raises:
-        InputError: names the first setting that differs.
-    """
+    """Raise InputError, which names the first setting that differs, if a run that began with other settings would go on
+    at a path."""
     now = json.loads(to_json(now))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):

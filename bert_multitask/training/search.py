@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..model.errors import InputError, NonFiniteError
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch, to_field
 from .callbacks import HistoryFile
-from .checkpoints import list_checkpoints
+from .checkpoints import remove_checkpoints
 from .folder_lock import contents, remove
 from .jobs import Job, run_jobs
 from .run import load_model, prepare, trainer_data
@@ -48,11 +47,7 @@ WRITTEN = ("study.db*", "trials", "trials.csv", "best.yaml", "search.png")
 class ReportToTrial(TrainerCallback):
     """Tells a trial the score of each evaluation, and ends its training where the study's pruner gives it up.
 
-    Of several processes the first asks the pruner, and all end together.
-
-    Args:
-        trial: optuna's; None on the other processes.
-        metric: key of the score.
+    Of several processes the first alone has the trial and asks the pruner; all end together.
     """
 
     def __init__(self, trial: "optuna.Trial | None", metric: str):
@@ -106,7 +101,8 @@ class Search:
         self.args = replace(args, push_to_hub=False, save_only_model=True)
         self.first = args.process_index == 0
         self.folder = Path(args.output_dir)
-        self.check_folder()
+        if contents(self.folder) and not (self.folder / "study.db").exists():
+            raise InputError(f"--output_dir {self.folder} exists and holds no search; choose another folder")
         self.metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
         self.tasks = run.load_tasks()
         tasks = {task.name: task for task in self.tasks}
@@ -120,24 +116,19 @@ class Search:
         self.heading = f"{describe_rows(self.tasks, rows)}\n\n{trainer.describe_plan()}"
         # Early scores say little: a learning rate may still be warming up.
         self.pruner = optuna.pruners.MedianPruner(n_warmup_steps=len(trainer.plan) // 3)
-        self.study = self.open_study(rows, trainer) if self.first and not joins else None
+        self.study = self.open_study(rows) if self.first and not joins else None
 
     def named(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks with the label names that were found when the search began."""
         return [replace(task, label_names=self.names[task.name]) for task in tasks]
-
-    def check_folder(self) -> None:
-        """Refuse a folder that holds something else."""
-        if contents(self.folder) and not (self.folder / "study.db").exists():
-            raise InputError(f"--output_dir {self.folder} exists and holds no search; choose another folder")
 
     @property
     def storage(self) -> str:
         """The address of the study."""
         return f"sqlite:///{(self.folder / 'study.db').resolve()}"
 
-    def open_study(self, rows: Mapping[str, DatasetDict], trainer: MultitaskTrainer) -> "optuna.Study":
-        """The study in the folder, or a new one, of these rows and steps. An interrupted trial is run again."""
+    def open_study(self, rows: Mapping[str, DatasetDict]) -> "optuna.Study":
+        """The study in the folder, or a new one, of these rows. An interrupted trial is run again."""
         if self.run.overwrite:
             remove([path for pattern in WRITTEN for path in self.folder.glob(pattern)])
         file = self.folder / "study.db"
@@ -152,7 +143,7 @@ class Search:
             )
         except Exception as error:  # damage shows in several ways
             raise InputError(f"{file}: is not a study ({str(error).splitlines()[0]}); was it cut off?") from error
-        settings = deciding_settings(self.run, self.args, self.tasks, fingerprints(rows), trainer.batch_size)
+        settings = deciding_settings(self.run, self.args, self.tasks, fingerprints(rows))
         settings |= {name: getattr(self.args, name) for name in SCORING} | {"search": self.space}
         if "settings" in study.user_attrs:
             compare_settings(study.user_attrs["settings"], settings, self.folder)
@@ -174,11 +165,7 @@ class Search:
             self.write()
 
     def run_side_by_side(self, argv: Sequence[str]) -> None:
-        """`run_trials` with so many at a time as --jobs says, each in a process of its own.
-
-        Args:
-            argv: of this command, which is called again for each trial.
-        """
+        """`run_trials` with so many at a time as --jobs says, each by a call of this command (`argv`)."""
         print(self.heading, flush=True)
 
         def jobs() -> Iterator[Job]:
@@ -212,13 +199,8 @@ class Search:
         return True
 
     def train_trial(self, trial: "optuna.Trial | None", number: int, settings: dict[str, object]) -> None:
-        """Train a trial, a plain run, and tell the study its score: what a run ends with, the best checkpoint's.
-
-        Args:
-            trial: optuna's; None on the other processes.
-            number: of the trial.
-            settings: {flag or flag.task: value}.
-        """
+        """Train a trial, a plain run with {flag or flag.task: value}, and tell the study its score: what a run ends
+        with, the best checkpoint's. Only the first process has optuna's `trial`."""
         release_memory()  # of the trainer before: it is part of circles of references
         trainer, report, metrics = self.make_trial(number, settings), ReportToTrial(trial, self.metric), {}
         trainer.add_callback(report)
@@ -264,13 +246,8 @@ class Search:
         return MultitaskTrainer(model, args, **self.data, callbacks=[history])
 
     def tell(self, trial: "optuna.Trial", pruned: bool, metrics: dict[str, float]) -> None:
-        """Tell the study how a trial ended.
-
-        Args:
-            pruned: whether the pruner ended it; its score is the last that was reported.
-            metrics: of its end; empty where it was pruned or diverged. No score, and one that is NaN, count as the
-                worst possible.
-        """
+        """Tell the study how a trial ended: the score of one that the pruner ended is the last that was reported. No
+        metrics, as of one that diverged, and a score that is NaN count as the worst possible."""
         if metrics:
             trial.set_user_attr("metrics", metrics)
         if pruned:
@@ -342,9 +319,3 @@ def find_importances(study: "optuna.Study", settings: Collection[str]) -> dict[s
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(settings))
-
-
-def remove_checkpoints(run: Path) -> None:
-    """Remove the weights that a trial left; its history stays."""
-    for folder in [*list_checkpoints(run).values(), run / "_best"]:
-        shutil.rmtree(folder, ignore_errors=True)

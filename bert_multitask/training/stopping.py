@@ -30,11 +30,7 @@ POLL = 0.5  # seconds between looks at the launcher
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop, as by Ctrl-C, which libraries let through.
-
-    Attributes:
-        signum: the signal; the exit code is 128 more.
-    """
+    """The run was asked to stop, as by Ctrl-C, which libraries let through; the exit code is 128 more than `signum`."""
 
     def __init__(self, signum: int):
         super().__init__(signum)

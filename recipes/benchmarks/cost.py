@@ -81,13 +81,11 @@ def fit(work: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def paper_run(path: Path, lengths: Mapping, config: BertConfig, constants: np.ndarray) -> dict[str, float | str]:
-    """Steps and hours of one of the paper's systems, on the course's row counts.
+    """Steps and hours of one of the paper's systems, whose configuration is at a path, on the course's row counts and
+    the machine's constants.
 
     Args:
-        path: its configuration.
         lengths: {(task, pair_encoding): tokens of each sequence, (rows,) or (rows, 2)}, of a sample of the rows.
-        config: the encoder's.
-        constants: the machine's.
     """
     run, args, _ = RecipeParser((RunArguments, MultitaskTrainingArguments), path, "").parse([str(path)])
     tasks = {task.name: task for task in run.load_tasks()}
@@ -99,17 +97,11 @@ def paper_run(path: Path, lengths: Mapping, config: BertConfig, constants: np.nd
         batches = [tokens[start : start + size].flatten() for start in starts]
         return float(np.mean([count_work(batch, config, kind) for batch in batches], axis=0) @ constants)
 
-    size = args.per_device_eval_batch_size
-    steps, training, evaluation = run_cost(
-        run,
-        args,
-        {name: task.course_rows for name, task in tasks.items()},
-        {
-            name: seconds(task, "smart" if task.smart_weight else "train", args.total_train_batch_size)
-            for name, task in tasks.items()
-        },
-        {name: seconds(task, "predict", size) / size for name, task in tasks.items()},
-    )
+    rows, size = args.total_train_batch_size, args.per_device_eval_batch_size
+    step = {name: seconds(task, "smart" if task.smart_weight else "train", rows) for name, task in tasks.items()}
+    predict = {name: seconds(task, "predict", size) / size for name, task in tasks.items()}
+    course_rows = {name: task.course_rows for name, task in tasks.items()}
+    steps, training, evaluation = run_cost(run, args, course_rows, step, predict)
     hours = {"training, h": training / 3600, "evaluation, h": evaluation / 3600}
     return {"run": path.stem, "steps": steps} | hours | {"in all, h": sum(hours.values())}
 
@@ -124,8 +116,6 @@ def run_cost(
     """Steps of a run, the seconds of its training, and those of its evaluations and of its predictions at the end.
 
     Args:
-        run: its tasks and layout.
-        args: its schedule, and when it evaluates.
         rows: {task: {split: rows}}.
         step: {task: seconds of a training step}.
         predict: {task: seconds of the prediction of a row}.
@@ -144,14 +134,7 @@ def count_evaluations(
     plan: list[str], rows: Mapping[str, int], args: MultitaskTrainingArguments, per_task: bool
 ) -> Counter[str]:
     """{task: how often training predicts its dev rows}: at shares of the plan, at its end and at a sequential plan's
-    epoch ends; of all tasks or, where each has its encoder, after the first time of those that trained since.
-
-    Args:
-        plan: task of each step.
-        rows: {task: training rows}.
-        args: of the run; its processes and accumulation say the rows of a step.
-        per_task: whether each task has an encoder of its own.
-    """
+    epoch ends; of all tasks or, `per_task` (each has its encoder), after the first time of those that trained since."""
     every = math.ceil(args.eval_steps * len(plan)) if args.eval_steps < 1 else int(args.eval_steps)
     steps = {*range(every, len(plan), every), len(plan)}
     if args.evaluates_epoch_ends:

@@ -13,6 +13,7 @@ from .rig import WARM_UP
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
+LISTED = 8  # kernels that are listed
 
 
 def synchronise() -> None:
@@ -58,14 +59,9 @@ def time_steps(step: Callable[[dict], object], batches: Sequence[dict], warm_up:
     return {key: round(value, 3) for key, value in result.items()}
 
 
-def count_operations(step: Callable[[dict], object], batches: Sequence[dict], largest: int = 0) -> dict:
-    """What PyTorch's profiler counts in a step: launches, operations and time of the device, synchronisations.
-
-    Args:
-        step: to count in.
-        batches: the mean is over them.
-        largest: kernels to list: name, number, milliseconds of a step.
-    """
+def count_operations(step: Callable[[dict], object], batches: Sequence[dict]) -> dict:
+    """What PyTorch's profiler counts in a step, on average over the batches: launches, operations and time of the
+    device, synchronisations, and the largest kernels: name, number, milliseconds."""
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * GPU
     with torch.profiler.profile(activities=activities) as profile:
         for batch in batches:
@@ -77,17 +73,16 @@ def count_operations(step: Callable[[dict], object], batches: Sequence[dict], la
     kernels = [event for event in events if is_device_operation(event)]
     calls = Counter({event.key: event.count for event in events if event.key.startswith("cu")})
     waits = {key: number for key, number in calls.items() if "Synchronize" in key or "Memcpy" in key}
-    result = {
+    listed = sorted(kernels, key=lambda kernel: -kernel.self_device_time_total)[:LISTED]
+    return {
         "launches a step": round(sum(number for key, number in calls.items() if "LaunchKernel" in key) / count),
         "device operations a step": round(sum(kernel.count for kernel in kernels) / count),
         "device ms a step": round(sum(kernel.self_device_time_total for kernel in kernels) / count / 1e3, 3),
         "syncs a step": {key: round(number / count, 1) for key, number in waits.items()},
+        "kernels": [
+            (k.key[:70], round(k.count / count, 1), round(k.self_device_time_total / count / 1e3, 3)) for k in listed
+        ],
     }
-    kernels.sort(key=lambda kernel: -kernel.self_device_time_total)
-    listed = [
-        (k.key[:70], round(k.count / count, 1), round(k.self_device_time_total / count / 1e3, 3)) for k in kernels
-    ]
-    return result | ({"kernels": listed[:largest]} if largest else {})
 
 
 def is_device_operation(event) -> bool:

@@ -14,7 +14,7 @@ from transformers import DataCollatorWithPadding
 from bert_multitask.evaluation.predict import predict_logits, read_rows
 
 from .device import DEVICE, GPU, precision
-from .gpu_sides import HAS_GRAPHS, OURS, SIDES, STOCK, DeviceRig, chosen
+from .gpu_sides import OURS, SIDES, STOCK, DeviceRig, chosen
 from .peers import INPUTS, Stock
 from .rig import NAMES, WARM_UP
 from .session import Session
@@ -33,9 +33,6 @@ def loop(session: Session) -> None:
 
 def graphs(session: Session) -> None:
     """The same of ours with --cuda_graphs."""
-    if GPU and not HAS_GRAPHS:
-        session.report("graphs", skipped="there is no flag --cuda_graphs")
-        return
     session.run_apart("graphs", loop_with_graphs, 90)  # a capture that fails may leave the device unusable
 
 

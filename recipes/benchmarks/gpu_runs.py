@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .device import GPU
-from .gpu_sides import HAS_GRAPHS
 from .session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,14 +21,8 @@ TINY += ["--eval_strategy", "no", "--save_strategy", "no", "--do_predict", "Fals
 
 
 class Run:
-    """The README's run, in a process of its own, or one with each of several seeds, side by side.
-
-    Args:
-        session: whose folder gets the run and its log.
-        name: of both.
-        flags: more, for `train_multitask.py`.
-        seeds: one, or several for `--seeds` with as many `--jobs`.
-    """
+    """The README's run with more flags, in a process of its own, or one with each of several seeds, side by side. The
+    session's folder gets them and their log."""
 
     def __init__(self, session: Session, name: str, flags: Sequence[str], seeds: Sequence[int]):
         self.folder, self.log = session.folder / name, session.folder / f"{name}.log"
@@ -80,10 +73,10 @@ def read_run(folder: Path) -> dict:
 
 
 def report_runs(session: Session, stage: str, seeds: Sequence[int]) -> None:
-    """Report the runs of some seeds side by side, with CUDA graphs where there are any, and without; those that outlast
-    the session are ended."""
+    """Report the runs of some seeds side by side, on a GPU with CUDA graphs, too; those that outlast the session are
+    ended."""
     tf32 = ["--tf32", "True"] if GPU else []
-    variants = {"tf32-graphs": [*tf32, "--cuda_graphs", "True"]} if GPU and HAS_GRAPHS else {}
+    variants = {"tf32-graphs": [*tf32, "--cuda_graphs", "True"]} if GPU else {}
     for name, flags in (variants | {"tf32": tf32}).items():
 
         def finish(name: str = name, flags: Sequence[str] = flags) -> dict:

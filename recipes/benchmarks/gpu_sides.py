@@ -1,7 +1,6 @@
 """The sides that benchmark.py gpu compares: the stock model, and ours."""
 
 import contextlib
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from unittest.mock import patch
@@ -11,7 +10,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bert_multitask import MultitaskBertModel, MultitaskTrainingArguments
+from bert_multitask import MultitaskBertModel
 from bert_multitask.model.configuration import MultitaskBertConfig
 from bert_multitask.model.tasks import TASKS
 
@@ -22,7 +21,6 @@ from .rig import NAMES, Rig
 STOCK, OURS, PADDED = "stock sdpa", "ours", "ours padded"
 SIDES = (STOCK, OURS)
 SHAPES = {"minilm": (6, 384, 12), "bert-base": (12, 768, 12), "tiny": (2, 48, 4)}  # layers, width, heads
-HAS_GRAPHS = any(field.name == "cuda_graphs" for field in dataclasses.fields(MultitaskTrainingArguments))
 
 
 @contextlib.contextmanager
@@ -34,9 +32,7 @@ def chosen(side: str) -> Iterator[None]:
         changes = {"takes_packed": lambda *_: False}
     elif side == OURS and not GPU:
         changes = {"takes_packed": lambda *_: True, "packed_attention": attend_row_by_row}
-    with contextlib.ExitStack() as stack:
-        for name, change in changes.items():
-            stack.enter_context(patch(f"bert_multitask.model.encoder.{name}", change))
+    with patch.multiple("bert_multitask.model.encoder", **changes) if changes else contextlib.nullcontext():
         yield
 
 
@@ -94,13 +90,7 @@ class DeviceRig(Rig):
 
 
 class Step:
-    """Forward, backward, clipping and AdamW of one side, without a loader or Trainer.
-
-    Args:
-        model: to train, of either side.
-        dtype: as for `precision`.
-        loss: of a batch.
-    """
+    """Forward, backward, clipping and AdamW of a side, in a `precision`, without a loader or Trainer."""
 
     def __init__(self, model: nn.Module, dtype: str, loss: Callable[[dict], Tensor]):
         self.model, self.dtype, self.loss = model.train(), dtype, loss

@@ -55,7 +55,7 @@ def measure_step(model: nn.Module, loss: Callable[[dict], Tensor], side: str, dt
     step = Step(model, dtype, loss)
     with chosen(side):
         times = time_steps(step, batches)
-        counts = count_operations(step, batches[WARM_UP : WARM_UP + 3], largest=8)
+        counts = count_operations(step, batches[WARM_UP : WARM_UP + 3])
     if GPU:
         times["peak MB"] = round(times["peak MB"] - others)
     return times | counts

@@ -1,11 +1,10 @@
 """Several labels of one text: a group, which one pass of the encoder answers, against a task for each label."""
 
-import tempfile
 import time
 from collections.abc import Sequence
 from statistics import median
 
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
 from bert_multitask import MultitaskBertModel, MultitaskTrainer, MultitaskTrainingArguments
 from bert_multitask.data.rows import load_rows
@@ -14,9 +13,9 @@ from bert_multitask.data.tokens import load_tokenizer
 from bert_multitask.evaluation.predict import predict_tasks
 from bert_multitask.model.tasks import TASKS
 
-from .rig import alternate
+from .rig import Clock, alternate, training_settings
 
-ROWS = 32  # of a step
+ROWS = 32  # of a step: the default of --per_device_train_batch_size
 WARM_UP = 1  # batches that are not timed
 SENTENCES = (
     {"name": "grade", "kind": "classification", "label": "grade", "label_names": list("01234")},
@@ -42,16 +41,6 @@ def group(options) -> dict:
             result[f"{verb}, {what}: times cheaper"] = median(ratios)
             result[f"{verb}, {what}: least of the rounds"] = min(ratios)
     return result
-
-
-class ProcessorTime(TrainerCallback):
-    """The processor's seconds at the end of each step: what a step costs, also where other processes are at work."""
-
-    def __init__(self):
-        self.ends = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.ends.append(time.process_time())
 
 
 def make_rows(data_dir: str, count: int) -> list[dict]:
@@ -84,20 +73,9 @@ class Side:
 
     def train(self, seed: int) -> float:
         """The processor's seconds of the steps after the warm-up."""
-        units = list(self.model.units)
-        args = MultitaskTrainingArguments(
-            output_dir=tempfile.gettempdir(),
-            data_seed=seed,
-            per_device_train_batch_size=ROWS,
-            bf16=self.options.bf16,
-            eval_strategy="no",
-            save_strategy="no",
-            load_best_model_at_end=False,
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-        )
-        clock, plan = ProcessorTime(), units * (WARM_UP + self.options.steps)
+        plan = list(self.model.units) * (WARM_UP + self.options.steps)
+        args = MultitaskTrainingArguments(**training_settings(self.options) | {"max_steps": -1}, data_seed=seed)
+        clock = Clock(time.process_time)
         trainer = MultitaskTrainer(self.model, args, self.tokens, plan=plan, callbacks=[clock])
         trainer.remove_callback(trainer.table)  # a benchmark prints what it measured
         trainer.train()

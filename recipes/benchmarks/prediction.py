@@ -47,11 +47,6 @@ def predict_rows(options) -> dict:
 
         return side
 
-    answerer = MultitaskPipeline(rig.model, rig.tokenizer)
-
-    def ours(name: str, rows: list):
-        return answerer.table(name, rows)
-
     def cross_encoder(_, rows: list):
         return encoder.predict(rows, batch_size=64, convert_to_tensor=True, show_progress_bar=False)
 
@@ -59,6 +54,7 @@ def predict_rows(options) -> dict:
         inputs = [{"text": row[0], "text_pair": row[1]} if isinstance(row, tuple) else row for row in rows]
         return pipe(inputs, batch_size=32, function_to_apply="none")
 
+    ours = MultitaskPipeline(rig.model, rig.tokenizer).table
     sides = timed(ours, texts), timed(stock_pipeline, texts), timed(ours, pairs), timed(cross_encoder, pairs)
     return compare_sides(rig, sum(map(len, texts.values())), list(alternate(options.rounds, *sides)))
 

@@ -97,23 +97,12 @@ class Rig:
 
     def trainer(self, seed: int) -> MultitaskTrainer:
         """Ours, on the first steps of the seed's plan."""
-        args = MultitaskTrainingArguments(**self.settings(), **self.own, data_seed=seed, load_best_model_at_end=False)
+        args = MultitaskTrainingArguments(**self.settings(), **self.own, data_seed=seed)
         return MultitaskTrainer(self.model, args, {name: splits["train"] for name, splits in self.tokens.items()})
 
     def settings(self) -> dict:
         """What both sides' arguments have in common."""
-        return {
-            "output_dir": tempfile.gettempdir(),
-            "max_steps": WARM_UP + self.options.steps,
-            "learning_rate": 1e-5,
-            "logging_steps": 10,
-            "eval_strategy": "no",
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "bf16": self.options.bf16,
-            "use_cpu": True,
-        }
+        return training_settings(self.options)
 
     def train(self, seed: int, now: Callable[[], float] = time.perf_counter) -> Clock:
         """Time our side."""
@@ -146,6 +135,22 @@ class Rig:
     def batches(self, seed: int = 0) -> list[dict]:
         """The batches of a round."""
         return list(self.trainer(seed).get_train_dataloader())
+
+
+def training_settings(options) -> dict:
+    """The arguments of a training whose steps alone are measured."""
+    return {
+        "output_dir": tempfile.gettempdir(),
+        "max_steps": WARM_UP + options.steps,
+        "learning_rate": 1e-5,
+        "logging_steps": 10,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": options.bf16,
+        "use_cpu": True,
+    }
 
 
 def forget_trainer(model: nn.Module) -> None:

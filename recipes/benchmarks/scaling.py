@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from bert_multitask.training.schedule import PlanSampler, count_batches, round_r
 from bert_multitask.training.yaml_file import CONFIGS
 
 from .cost import FEATURES, PASSES, count_work, fit, paper_run
+from .memory import resident
 from .rig import NAMES
 
 PAPER = CONFIGS / "paper"
@@ -106,11 +106,7 @@ def read_settings(path: str) -> list[Setting]:
 
 
 class Mix:
-    """The lengths of the real rows.
-
-    Args:
-        options: `model_name_or_path`, whose tokenizer cuts the rows of `data_dir`.
-    """
+    """The lengths of the rows of `data_dir`, by the tokenizer of `model_name_or_path`."""
 
     def __init__(self, options):
         tokenizer = load_tokenizer(options.model_name_or_path, BERT_BASE.vocab_size)
@@ -157,7 +153,7 @@ def measure(setting: Setting, batches: list[np.ndarray]) -> dict[str, np.ndarray
 def take_steps(rank: int, setting: Setting, batches: list[np.ndarray], folder: str) -> None:
     """What one process does, and writes to its file in the folder."""
     torch.set_num_threads(1)
-    before = resident_peak()
+    before = resident("VmHWM")
     if setting.processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=setting.processes)
     set_seed(rank)
@@ -184,15 +180,14 @@ def take_steps(rank: int, setting: Setting, batches: list[np.ndarray], folder: s
             optimizer.step()
             optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-    result = {"seconds": seconds[WARM_UP:], "memory": resident_peak() - before, "sent": sum(sent) / len(batches) / 1e6}
+    result = {
+        "seconds": seconds[WARM_UP:],
+        "memory": resident("VmHWM") - before,
+        "sent": sum(sent) / len(batches) / 1e6,
+    }
     Path(folder, f"{rank}.json").write_text(json.dumps(result))
     if setting.processes > 1:
         dist.destroy_process_group()
-
-
-def resident_peak() -> float:
-    """The most memory that this process has held, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
 
 
 def count_bytes(sent: list[int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -12,14 +12,8 @@ from pathlib import Path
 
 @dataclasses.dataclass
 class Session:
-    """Where results go and how long there is.
-
-    Args:
-        options: of the command line.
-        folder: gets `results.jsonl`, to which lines are added, and logs.
-        start: `time.perf_counter()` at the beginning, in seconds.
-        end: the same when the time is over.
-    """
+    """Where results go, `results.jsonl` in a folder, and how long there is: from start to end, by
+    `time.perf_counter()`."""
 
     options: Namespace
     folder: Path
@@ -46,14 +40,8 @@ class Session:
             file.write(line + "\n")
 
     def measure(self, stage: str, function: Callable[[], Mapping], needs: float = 10, **what) -> None:
-        """Report what a function returns, the error it raises, or that too little time is left to call it.
-
-        Args:
-            stage: to report under.
-            function: returns {name: value}.
-            needs: seconds that it takes at least.
-            what: fields that say what is measured.
-        """
+        """Report what a function returns, the error it raises, or that the seconds that it needs at least are no longer
+        left; `what` says what is measured."""
         if self.remaining() < needs:
             self.report(stage, **what, skipped=f"{self.remaining():.0f} s left, {needs:.0f} needed")
             return

@@ -6,12 +6,14 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 
+from bert_multitask.data.records import read_history
 from bert_multitask.evaluation.intervals import LEVEL, Scores
 from bert_multitask.evaluation.tables import write_predictions
 from bert_multitask.inference.ensemble import check_members, combine
 from bert_multitask.inference.split_tables import SplitTables, score_tables
 from bert_multitask.reporting.document import Document, Picture, Table
-from bert_multitask.reporting.plots import confusion_matrix, scatter, to_png, training_curves
+from bert_multitask.reporting.error_sections import picture
+from bert_multitask.reporting.plots import PICTURES, training_curves
 from bert_multitask.reporting.report import bounds, scores
 from bert_multitask.reporting.subject import Source, open_sources
 
@@ -22,13 +24,7 @@ Jobs = Mapping[tuple[System, int], Job]
 
 
 def write_paper(options: argparse.Namespace, flags: Sequence[str], jobs: Jobs) -> None:
-    """Write paper.html, and paper.md with its PNGs, of the runs that are finished.
-
-    Args:
-        options: of the recipe: `output_dir`, `data_dir`, `budget`, `seeds`, `only`.
-        flags: those that went to every run.
-        jobs: the runs that the tables need.
-    """
+    """Write paper.html, and paper.md with its PNGs, of the runs that are finished; `flags` went to every run."""
     document = Document("BERT on Multitask Training: the paper's numbers, and ours")
     some = next(iter(jobs.values()))
     done, seeds = sum(job.finished for job in jobs.values()), ", ".join(map(str, options.seeds))
@@ -78,12 +74,7 @@ def runs_table(options: argparse.Namespace, jobs: Jobs) -> Table:
 
 
 def beside_the_paper(table: PaperTable, score: Callable[[Row, str], str]) -> Table:
-    """One of the paper's tables: each of our scores with the paper's number to its right.
-
-    Args:
-        table: the paper's.
-        score: (row, column) -> our score as text.
-    """
+    """One of the paper's tables: each of our scores, `score(row, column)`, with the paper's number to its right."""
     columns = [column for column in COLUMNS if column in table.rows[0].paper]
     lines = []
     for row in table.rows:
@@ -95,12 +86,7 @@ def beside_the_paper(table: PaperTable, score: Callable[[Row, str], str]) -> Tab
 
 
 class Results:
-    """The ensemble, and each table and figure as a section of a document.
-
-    Args:
-        options: of the recipe.
-        jobs: the runs that the tables need.
-    """
+    """The ensemble, and each table and figure as a section of a document."""
 
     def __init__(self, options: argparse.Namespace, jobs: Jobs):
         self.options, self.jobs = options, jobs
@@ -135,23 +121,14 @@ class Results:
 
     def add(self, document: Document, element: str) -> None:
         """Add a table or a figure."""
-        number = element[-1]
+        number, budget = element[-1], f"(budget {self.options.budget:.4g})"
         if element in TABLES:
             table = TABLES[element]
-            heading = f"Table {number}: {table.caption} (budget {self.options.budget:.4g})"
-            document.add(
-                heading, beside_the_paper(table, self.score), *(self.table5_notes() if element == "table5" else [])
-            )
+            notes = self.intervals() if element == "table5" else []
+            document.add(f"Table {number}: {table.caption} {budget}", beside_the_paper(table, self.score), *notes)
         else:
-            heading = f"Figure {number}: {FIGURES[element]} (budget {self.options.budget:.4g})"
-            document.add(heading, *(self.figure(element) or [f"{ABSENT} its runs are not finished."]))
-
-    def table5_notes(self) -> list:
-        """How the members were chosen, and how sure their scores are."""
-        chosen = (
-            "The members are the runs of the first seeds: none was selected by its score, as the paper's best six were."
-        )
-        return [chosen, *self.intervals()]
+            shown = self.figure(element) or [f"{ABSENT} its runs are not finished."]
+            document.add(f"Figure {number}: {FIGURES[element]} {budget}", *shown)
 
     def score(self, row: Row, column: str) -> str:
         """One cell of a table."""
@@ -164,9 +141,13 @@ class Results:
         return cell([self.ensemble.get(split, {}).get(column)])
 
     def intervals(self) -> list[str | Table]:
-        """Whether the ensemble is better than its members, on the same rows; nothing before it has voted."""
+        """How the members were chosen; and, after the vote, whether the ensemble is better than they, on the same
+        rows."""
+        chosen = (
+            "The members are the runs of the first seeds: none was selected by its score, as the paper's best six were."
+        )
         if not self.sources:
-            return []
+            return [chosen]
         ensemble, *members = (scores(source.predictions) for source in self.sources)
         found = dict(zip(self.members, members, strict=True))
         lines = [
@@ -176,6 +157,7 @@ class Results:
         lines.append(["Ensemble", f"{ensemble['overall'].value:.4f}", bounds(ensemble["overall"], ".4f"), "", ""])
         interval = f"{LEVEL:.0%} interval"
         return [
+            chosen,
             Table(["Model", "Overall", interval, "Ensemble − model", interval], lines),
             verdict(ensemble, found),
             "Intervals are bootstraps over the dev rows, of differences on the same resampled rows; they know nothing "
@@ -188,21 +170,16 @@ class Results:
             job = self.jobs[BASELINE, self.options.seeds[0]]
             if not job.finished:
                 return []
-            history = [json.loads(line) for line in (job.folder / "history.jsonl").read_text("utf-8").splitlines()]
             tasks = {task.name: task for task in job.run.load_tasks()}
+            drawn = training_curves(read_history(job.folder / "history.jsonl"), tasks)
             alt = "Loss and metric of training and dev rows of each task over the baseline's steps"
-            return [Picture("figure2", to_png(training_curves(history, tasks)), alt)]
+            return [picture("figure2", drawn, alt)]
         if not self.sources:
             return []
+        kind, names = ("scatter", ["sts"]) if element == "figure4" else ("confusion", ["sst", "quora"])
+        *_, alt, draw = PICTURES[kind]
         parts = self.sources[0].predictions
-        if element == "figure4":
-            alt = "Predicted over true similarity, with the line on which they are equal"
-            return [Picture("figure4-sts", to_png(scatter(parts["sts"])), alt)]
-        alt = "Confusion matrix of {}: percent of each true label's rows by predicted label"
-        return [
-            Picture(f"figure3-{name}", to_png(confusion_matrix(parts[name])), alt.format(name))
-            for name in ("sst", "quora")
-        ]
+        return [picture(f"{element}-{name}", draw(parts[name]), alt.format(name)) for name in names]
 
 
 def compare(ensemble: Scores, member: Scores) -> list[str]:

@@ -117,7 +117,10 @@ def test_a_soup_of_several_data_seeds(monkeypatch, config, trained_here):
         (["--seeds", 0, 1, "--overwrite"], "--overwrite is of one run"),
         (["--seeds", 0, "--data_seeds", 1], "--seeds and --data_seeds exclude each other"),
         (["--jobs", 2], "--jobs does nothing without --seeds"),
-        (["--seeds", 0, "--learning_rate", "1e-3"], "seed-0.yaml: learning_rate was None and is 0.001; use the flags"),
+        (
+            ["--seeds", 0, "--learning_rate", "1e-3"],
+            "seed-0.yaml cannot be resumed with other settings: learning_rate was None",
+        ),
     ],
     ids=["resume", "overwrite", "both", "jobs", "other flags"],
 )

@@ -265,7 +265,7 @@ def settings_of(config: Path, flags: list, record: dict) -> dict:
     run, args, _ = parser.parse([str(config), *map(str, flags)])
     tasks = run.load_tasks()
     data = {task.name: record["decides"][f"rows of {task.name}"] for task in tasks}
-    return deciding_settings(run, args, tasks, data, args.train_batch_size * args.gradient_accumulation_steps)
+    return deciding_settings(run, args, tasks, data)
 
 
 @pytest.mark.parametrize("version", ["this", "older"])
@@ -305,7 +305,7 @@ def test_the_list_of_harmless_fields_is_complete():
     }
     assert HARMLESS - {"option"} <= training
     args = MultitaskTrainingArguments(output_dir="run", report_to="none")
-    settings = deciding_settings(RunArguments(), args, [TASKS["sst"]], {"sst": {}}, 32)
+    settings = deciding_settings(RunArguments(), args, [TASKS["sst"]], {"sst": {}})
     assert training - HARMLESS <= settings.keys() and run - HARMLESS_RUN <= settings.keys()
     assert {"tasks", "task sst", "rows of sst", "rows of a step", "mixed precision"} <= settings.keys()
 
