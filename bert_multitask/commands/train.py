@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     tasks = {task.name: task for task in run.load_tasks()}
     given = parser.given(argv) | {"tasks": to_field(run.tasks)}  # whole, where a flag named one that the YAML defines
     with FolderLock(Path(args.output_dir)), STOP.advising("the same command goes on"):
-        folders = train_seeds(args, seeds, given, say)
+        folders = train_seeds(args, seeds, given)
     say(f"\n{describe_seeds(tasks, folders)}\n\nruns: {args.output_dir}/{seeds.flag}-*")
 
 

@@ -267,7 +267,8 @@ def score_tables(
 def describe_scores(
     scores: Mapping[str, Mapping[str, float]], tasks: Mapping[str, Task], title: str = "dev score"
 ) -> str:
-    """{what predicted: its `score_tables`, of the same tasks} as a table, a line each; the title heads its names."""
+    """The scores of several predictions, {name: its `score_tables`}, all of the same tasks, as a table: a line each
+    below the title."""
     frame = pd.DataFrame.from_dict(scores, orient="index")
     keys = {key: name for name, key in score_keys(tasks).items() if key in frame}
     frame = frame[list(keys)].rename(columns=keys).rename_axis(columns=title)

@@ -17,6 +17,7 @@ from ..model.errors import InputError
 from .arguments import MultitaskTrainingArguments
 from .run_folder import compare_settings, read_run
 from .stopping import JOB, STOP, Stopped
+from .terminal import say
 from .yaml_file import load_yaml
 
 POLL = 0.1  # seconds between looks at the processes
@@ -126,21 +127,10 @@ class SeedArguments:
 
 
 def train_seeds(
-    args: MultitaskTrainingArguments,
-    options: SeedArguments,
-    given: Mapping[str, object],
-    tell: Callable[[str], object] = print,
+    args: MultitaskTrainingArguments, options: SeedArguments, given: Mapping[str, object]
 ) -> dict[str, Path]:
-    """Train a run for each seed; runs that are finished are taken as they are, others go on.
-
-    Args:
-        args: of the runs.
-        options: the seeds, and how many runs at a time.
-        given: {flag: value} of what the user set; `args` are made of it.
-        tell: is called with a line on each run that ends.
-
-    Returns:
-        {name: folder} of the runs, in the order of the seeds.
+    """Train a run for each seed, with the flags that are given, {name: value}, of which `args` are made; runs that are
+    finished are taken as they are, others go on. Returns {name: folder} of the runs, in the order of the seeds.
 
     Raises:
         InputError: a flag is of one run, a run was begun with other flags, or failed.
@@ -153,19 +143,20 @@ def train_seeds(
         )
     own = vars(options).keys() | {"output_dir", options.flag}
     shared = {name: value for name, value in given.items() if name not in own and value is not None}
-    folders = {f"{options.flag}-{value}": Path(args.output_dir, f"{options.flag}-{value}") for value in options.values}
-    configs = {}
-    for folder, value in zip(folders.values(), options.values, strict=True):
-        configs[folder] = folder.with_name(f"{folder.name}.yaml")
-        if (folder / "run.json").exists() and not configs[folder].exists():
+    folders, jobs = {}, []
+    for value in options.values:
+        folder = Path(args.output_dir, f"{options.flag}-{value}")
+        config = folder.with_name(f"{folder.name}.yaml")
+        if (folder / "run.json").exists() and not config.exists():
             raise InputError(
                 f"{folder} holds a run that --{options.flag}s did not begin, perhaps with other flags; use another "
                 "--output_dir, or remove it"
             )
-        write_config(configs[folder], shared | {"output_dir": str(folder), options.flag: value})
-    left = {name: folder for name, folder in folders.items() if not (folder / "metrics.json").exists()}
-    jobs = (training_job(folder, [configs[folder]]) for folder in left.values())
-    run_jobs(jobs, options.jobs, lambda job: tell(f"{job.name} is finished: {folders[job.name]}"))
+        write_config(config, shared | {"output_dir": str(folder), options.flag: value})
+        folders[folder.name] = folder
+        if not (folder / "metrics.json").exists():
+            jobs.append(training_job(folder, [config]))
+    run_jobs(jobs, options.jobs, lambda job: say(f"{job.name} is finished: {folders[job.name]}"))
     return folders
 
 
