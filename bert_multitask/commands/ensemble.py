@@ -10,6 +10,7 @@ prints every member's scores and the ensemble's. The rules are in docs/predict.m
 
 import argparse
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from datasets import Dataset
@@ -78,9 +79,9 @@ def collect(options: argparse.Namespace) -> dict[str, SplitTables]:
     return members
 
 
-def vote(members: SplitTables, rule: str, picks: dict[str, list[int]]) -> dict[str, Dataset]:
+def vote(members: SplitTables, rule: str, picks: Mapping[str, list[int]] | None = None) -> dict[str, Dataset]:
     """{task: combined table} of the members picked for each task, or of all."""
-    everyone = range(len(members.tables))
+    picks, everyone = picks or {}, range(len(members.tables))
     return {
         name: combine(task, [members.tables[pick][name].table for pick in picks.get(name, everyone)], rule)
         for name, task in members.tasks.items()
@@ -108,7 +109,7 @@ def report(options: argparse.Namespace, members: SplitTables, picks: dict[str, l
         member: {name: found.table for name, found in tables.items()}
         for member, tables in zip(members.names, members.tables, strict=True)
     }
-    predictions[f"all {len(members.names)}, {options.vote}"] = vote(members, options.vote, {})
+    predictions[f"all {len(members.names)}, {options.vote}"] = vote(members, options.vote)
     parts = {"dev": {name: range(len(labels)) for name, labels in members.labels.items()}}
     if picks:
         predictions[f"selected, {options.vote}"] = vote(members, options.vote, picks)

@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 
+from bert_multitask.commands.ensemble import vote
 from bert_multitask.data.records import read_history
 from bert_multitask.evaluation.intervals import LEVEL, Scores
 from bert_multitask.evaluation.tables import write_predictions
-from bert_multitask.inference.ensemble import check_members, combine
+from bert_multitask.inference.ensemble import check_members
 from bert_multitask.inference.split_tables import SplitTables, score_tables
 from bert_multitask.reporting.document import Document, Picture, Table
 from bert_multitask.reporting.error_sections import picture
@@ -107,13 +108,10 @@ class Results:
         for split in ("dev", "test"):
             members = SplitTables(folders, split, data_dir=data_dir)
             check_members(members)
-            tasks = members.tasks
-            if not tasks:
-                continue
-            tables = {name: combine(tasks[name], [found[name].table for found in members.tables]) for name in tasks}
+            tasks, tables = members.tasks, vote(members, "mode")
             for name, table in tables.items():
                 write_predictions(tasks[name], table, ensemble / f"{name}-{split}")
-            if members.labels.keys() == tasks.keys():
+            if tasks and members.labels.keys() == tasks.keys():
                 found = score_tables(tasks, tables, members.labels)
                 self.ensemble[split] = {name: found[f"eval_{name}_{task.metric}"] for name, task in tasks.items()}
                 self.ensemble[split]["overall"] = found["eval_overall"]
