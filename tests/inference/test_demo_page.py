@@ -273,7 +273,7 @@ def ask(browser: Browser, task: str, texts: list[str]) -> None:
     for number, text in enumerate(texts):
         box = f"{boxes}[{number}]"
         browser.run(f"{box}.value = {json.dumps(text)}; {box}.dispatchEvent(new Event('input', {{bubbles: true}}))")
-    browser.run(f"{SHOWN.format('button.primary')}[0].click()")
+    browser.wait(f"(button => button && (button.click(), true))({SHOWN.format('button.primary')}[0])")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
