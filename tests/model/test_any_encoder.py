@@ -404,7 +404,7 @@ REFUSED = {
     "t5": "encoder-decoder",
     "bart": "encoder-decoder",
     "vit": "takes no input_ids",
-    "clip": "no masked language model",
+    "clip": "not a masked language model",
     "fnet": "takes no attention_mask",
 }
 
