@@ -105,7 +105,7 @@ def by_task(given: object, tasks: Mapping[str, Task], argument: str) -> dict[str
 
 
 def loss_functions(given: object, tasks: Mapping[str, Task]) -> dict[str, Callable]:
-    """The user's losses, {task: function}; refuses one with wrong arguments, or for a task with options of its own loss."""
+    """The user's losses, {task: function}. Refuses wrong arguments, and options of the loss that each replaces."""
     functions = by_task(given, tasks, "compute_loss_func")
     for name, function in functions.items():
         try:
@@ -216,7 +216,7 @@ def check_rates(model: MultitaskBertModel, args: MultitaskTrainingArguments, opt
         raise InputError("--head_learning_rate and --layer_decay do not work with DeepSpeed, which makes the optimizer")
     if args.layer_decay != 1:
         for name in model.tasks:
-            encoder_depths(model.encoder(name))  # raises if it finds no list of layers apart
+            encoder_depths(model.encoder(name))  # raises if it finds no list of layers
 
 
 def check_optim(args: MultitaskTrainingArguments, model: nn.Module) -> None:
@@ -331,7 +331,7 @@ def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) 
     deepspeed = args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     for name in ("ema_decay", "gradient_cosine_steps"):
         if getattr(args, name) and deepspeed:
-            raise InputError(f"--{name} does not work with DeepSpeed, which holds weights and gradients; leave it out")
+            raise InputError(f"--{name} does not work with DeepSpeed, which holds the weights itself; leave it out")
     if sharing != "shared" and deepspeed:
         raise InputError(
             f"--encoder_sharing {sharing} does not work with DeepSpeed: it gives idle weights gradients of zeros, and "

@@ -585,7 +585,7 @@ class MultitaskTrainer(Trainer):
         args, words = self.args, self.model.encoder(next(iter(clean))).get_input_embeddings()
         if args.smart_place == "words":
             key, start = "inputs_embeds", words(input_ids)
-        else:  # added to the embedding layer's output, which each pass computes again, so dropout draws as in the clean
+        else:  # added to the embedding layer's output; each pass computes that, so dropout draws as in the clean pass
             key, start = "perturbation", words.weight.new_zeros(*input_ids.shape, words.weight.shape[1])
             batch = {**batch, "input_ids": input_ids}
 
@@ -691,8 +691,8 @@ class MultitaskTrainer(Trainer):
             check_labelled(loaders, "eval_dataset")
             loaders = join_groups(loaders, self.model, "eval_dataset")
         steps = Counter(self.plan[: self.state.global_step])
-        # With an encoder or adapter for each task, a step changes the weights of one task, so the others keep their
-        # predictions since the last evaluation; not with --ema_decay, which moves all weights in every step.
+        # With an encoder or adapter for each task, a step changes the weights of one task, so the others still have the
+        # predictions of the last evaluation; not with --ema_decay, where every step changes the mean of all weights.
         reuse = self.is_in_train and eval_dataset is None and self.averaging is None and are_apart(self.model)
         outputs, parts = {}, []
         known = {name: output for name, (before, output) in self.evaluated.items() if reuse and before == steps[name]}
