@@ -153,12 +153,12 @@ class RunArguments:
     def __post_init__(self):
         for name in TASK_FIELDS:
             value = getattr(self, name)
-            for_all = ("balanced",) if name == "class_weights" else ()
-            if name == "distill_from" and not str(value).startswith("{"):
-                for_all = (value,)  # a folder
-            value = value if value in for_all else parse_json(f"--{name}", value)
+            is_folder = name == "distill_from" and not isinstance(value, dict) and not str(value).startswith("{")
+            if is_folder or (name == "class_weights" and value == "balanced"):
+                continue
+            value = parse_json(f"--{name}", value)
             numbers = () if name in ("task_epochs", "class_weights") else (int, float)
-            if value not in for_all and not isinstance(value, (dict, NoneType, *numbers)):
+            if not isinstance(value, (dict, NoneType, *numbers)):
                 raise InputError(f"--{name} is {value!r}; expected, for example, {EXAMPLES.get(name, EXAMPLE)}")
             setattr(self, name, value)
         if self.freeze_encoder and self.freeze_layers is not None:
@@ -174,7 +174,8 @@ class RunArguments:
         if self.lora_rank is None:
             names = ("lora_alpha", "lora_target_modules", "lora_train_encoder")
             flags = [f"--{name}" for name in names if getattr(self, name)]
-            flags += ["--encoder_sharing adapters"] * (self.encoder_sharing == "adapters")
+            if self.encoder_sharing == "adapters":
+                flags.append("--encoder_sharing adapters")
             if flags:
                 raise InputError(f"{flags[0]} needs the rank of the adapters, for example --lora_rank 16")
             return

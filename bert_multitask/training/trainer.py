@@ -681,15 +681,14 @@ class MultitaskTrainer(Trainer):
             NonFiniteError: a prediction is not a finite number.
         """
         start = time.perf_counter()
-        # The trainer's own datasets are passed by name: Trainer keeps persistent loaders under these names.
-        loaders = {name: name for name in self.eval_dataset}
-        if eval_dataset is not None or not loaders:
-            given = {} if eval_dataset is None else eval_dataset
-            loaders = rows_by_task(given, self.model, "eval_dataset", "dev", self.processing_class)
-            if not loaders:
-                raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
+        if eval_dataset is None:  # passes the trainer's own by name: Trainer keeps persistent loaders under these names
+            loaders = {name: name for name in self.eval_dataset}
+        else:
+            loaders = rows_by_task(eval_dataset, self.model, "eval_dataset", "dev", self.processing_class)
             check_labelled(loaders, "eval_dataset")
             loaders = join_groups(loaders, self.model, "eval_dataset")
+        if not loaders:
+            raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
         steps = Counter(self.plan[: self.state.global_step])
         # With an encoder or adapter for each task, a step changes the weights of one task, so the others still have the
         # predictions of the last evaluation; not with --ema_decay, where every step changes the mean of all weights.
