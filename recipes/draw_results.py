@@ -212,9 +212,15 @@ def fold(command: str) -> str:
 
 
 def rewrite(page: str, results: Mapping) -> str:
-    """A page with its drawn blocks written anew."""
-    block = r"(<!-- draw: (.*?) -->).*?(<!-- end -->)"
-    return re.sub(block, lambda found: f"{found[1]}\n\n{drawn(results, found[2])}\n\n{found[3]}", page, flags=re.DOTALL)
+    """A page with its drawn blocks written anew.
+
+    Raises:
+        InputError: a block has no end.
+    """
+    block = re.compile(r"(<!-- draw: (.*?) -->).*?(<!-- end -->)", re.DOTALL)
+    if len(block.findall(page)) != page.count("<!-- draw: "):
+        raise InputError("a block has no <!-- end -->")
+    return block.sub(lambda found: f"{found[1]}\n\n{drawn(results, found[2])}\n\n{found[3]}", page)
 
 
 def score_picture(results: Mapping, colours: Mapping[str, str]) -> Figure:

@@ -36,6 +36,8 @@ def test_a_changed_number_changes_its_table_and_the_overview(draw, results):
     assert all("0.600 ± 0.100" in text for text in after) and not any("0.600 ± 0.100" in text for text in before)
     with pytest.raises(InputError, match="nothing.*no runs and no table"):
         draw.drawn(results, "nothing")
+    with pytest.raises(InputError, match="no <!-- end -->"):  # else it would be drawn over what follows it
+        draw.rewrite("<!-- draw: shared -->\n<!-- draw: peers -->\n<!-- end -->", results)
 
 
 def test_a_study_beside_it_is_drawn_with_what_each_change_gave(draw, tmp_path):
