@@ -30,8 +30,7 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
         vocab_size: of the model.
 
     Raises:
-        InputError: there is none, it is no fast one, or its vocabulary is not the model's: tokens were added to it, or
-            its files are missing, where Transformers makes up a tokenizer that knows five words.
+        InputError: there is none, or it does not fit the model (see `check_tokenizer`).
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
@@ -47,7 +46,8 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(name: str, tokenizer: object, vocab_size: int) -> None:
-    """Refuse what is no fast tokenizer of a model with so many tokens (see `load_tokenizer`)."""
+    """Refuse what is no fast tokenizer, or has another vocabulary than the model: tokens were added to it, or its files
+    are missing, where Transformers makes up a tokenizer that knows five words."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(f"{name} is a {type(tokenizer).__name__}; expected the model's own fast tokenizer")
     if not tokenizer.is_fast:
@@ -98,9 +98,6 @@ def tokenise(
         `soft_labels` where the clean rows have them (see `training.distill`). The tokens of a separately encoded pair
         are two lists. Where each word has a label, `labels` has that of a word at its first token and UNLABELLED
         elsewhere, and `word_starts` is as of `encode`.
-
-    Raises:
-        InputError: the rows are not clean.
     """
     check_clean(task, rows)
     separate = task.text_pair is not None and (task.pair_encoding or pair_encoding) == "separate"
@@ -147,7 +144,7 @@ def tokenise_batch(
     texts = [batch[column] for column in text_columns(task)]
     encoded = encode(tokenizer, texts, max_length, separate, task.by_words, task.truncation)
     labels = token_labels(task, batch, encoded) if KINDS[task.kind].words else batch["label"]
-    return {"task": [task.name] * len(batch["id"]), "labels": labels} | encoded
+    return {"task": [task.name] * len(labels), "labels": labels} | encoded
 
 
 def warn_of_cuts(task: Task, tokens: Dataset, max_length: int) -> None:

@@ -898,10 +898,9 @@ def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
         field: "head", "loss", "divergence" or "metric".
         table: HEADS, LOSSES, DIVERGENCES or METRICS.
     """
-    named = KINDS[task.kind].keys[field]
-    lists = [kind.keys[field] for kind in KINDS.values()]
-    taken = {key for keys in lists for key in (*keys, *(keys.values() if isinstance(keys, Mapping) else ()))}
-    found = [key for key in named if entry_key(task, field, key) in table]
+    named = named_keys(KINDS[task.kind], field)
+    taken = {key for kind in KINDS.values() for pair in named_keys(kind, field).items() for key in pair}
+    found = [name for name, key in named.items() if key in table]
     for key, entry in table.items():
         kinds = getattr(entry, "kinds", ())
         if key not in named and (task.kind in kinds or not (kinds or key in taken)):
@@ -909,10 +908,10 @@ def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
     return found
 
 
-def entry_key(task: "Task", field: str, key: str) -> str:
-    """The key in its table of a name that a task gives: `f1` is macro-F1 in classification and F1 in binary tasks."""
-    named = KINDS[task.kind].keys[field]
-    return named.get(key, key) if isinstance(named, Mapping) else key
+def named_keys(kind: Kind, field: str) -> Mapping[str, str]:
+    """{name that a task gives: key in the table}: `f1` is macro-F1 in classification and F1 in binary tasks."""
+    keys = kind.keys[field]
+    return keys if isinstance(keys, Mapping) else dict(zip(keys, keys, strict=True))
 
 
 def find_entry(task: "Task", field: str, table: Mapping[str, Any]) -> Any:
@@ -922,7 +921,7 @@ def find_entry(task: "Task", field: str, table: Mapping[str, Any]) -> Any:
         raise InputError(
             f"task {task.name!r}: {field} is {key!r}; choose one of {', '.join(fitting)} for a {task.kind} task"
         )
-    return table[entry_key(task, field, key)]
+    return table[named_keys(KINDS[task.kind], field).get(key, key)]
 
 
 def mean(values: Sequence[np.ndarray]) -> np.ndarray:

@@ -387,11 +387,7 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
             spec = preset | {key: value for key, value in spec.items() if key != "preset"}
         if "labels" in spec:
             raise InputError(f"group {spec.get('name')!r} is several tasks; expected one")
-        if missing := sorted({"name", "kind"} - set(spec)):
-            raise InputError(
-                f"a task in tasks has no field {missing[0]!r}: {spec}; tasks is a list, each with its fields"
-            )
-        spec = read_fields(Task, spec, f"task {spec['name']!r}")
+        spec = read_fields(Task, spec, f"task {spec.get('name', spec)!r}")
     if not isinstance(spec, Task):
         raise InputError(f"a task is {spec!r}; expected a name or the fields of a Task")
     if named:
@@ -400,23 +396,19 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
 
 
 def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> dict[str, Task]:
-    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`).
-
-    Raises:
-        InputError: as `load_task`; or two tasks would share files, which some file systems find whatever the case.
-    """
+    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`). Two that would share
+    files or scores are refused."""
     if not isinstance(specs, Iterable) or isinstance(specs, (str, Mapping)):
         raise InputError(f"tasks is {specs!r}; expected a list of tasks")
     tasks: dict[str, Task] = {}
-    keys: dict[str, str] = {}  # of an evaluation's scores
+    owners: dict[str, str] = {}  # {what each task has of its own: the task}
     for task in (load_task(one, named=named) for spec in specs for one in open_group(spec)):
-        for other in tasks:
-            if same_file_name(other) == same_file_name(task.name):
-                twice = "twice" if other == task.name else f"and {task.name!r}, which would share files"
-                raise InputError(f"tasks names {other!r} {twice}; give each task a name of its own")
-        for key in (f"{task.name}_{task.metric}", f"{task.name}_loss"):
-            if (other := keys.setdefault(key, task.name)) != task.name:
-                raise InputError(f"tasks {other!r} and {task.name!r} would both have a score eval_{key}; rename one")
+        if task.name in tasks:
+            raise InputError(f"tasks names {task.name!r} twice; give each task a name of its own")
+        scores = (f"a score eval_{task.name}_{name}" for name in (task.metric, "loss"))
+        for thing in (f"files {same_file_name(task.name)}-…", *scores):
+            if (other := owners.setdefault(thing, task.name)) != task.name:
+                raise InputError(f"tasks {other!r} and {task.name!r} would both have {thing}; rename one")
         tasks[task.name] = task
     check_groups(tasks)
     return tasks

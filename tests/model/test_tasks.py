@@ -257,8 +257,8 @@ def test_reserved_names_are_refused(name):
     ("first", "second", "message"),
     [
         ({"name": "a"}, {"name": "a"}, "names 'a' twice"),
-        ({"name": "Nli"}, {"name": "nli"}, "names 'Nli' and 'nli', which would share files"),
-        ({"name": "caf\u00e9"}, {"name": "cafe\u0301"}, "which would share files"),
+        ({"name": "Nli"}, {"name": "nli"}, "'Nli' and 'nli' would both have files"),
+        ({"name": "caf\u00e9"}, {"name": "cafe\u0301"}, "would both have files"),
         ({"name": "a", "metric": "b_c"}, {"name": "a_b", "metric": "c"}, "both have a score eval_a_b_c"),
         ({"name": "a", "metric": "b_loss"}, {"name": "a_b"}, "both have a score eval_a_b_loss"),
     ],
