@@ -1,5 +1,6 @@
 """What a table is for: a guess of the tasks whose texts and labels its columns hold."""
 
+import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,10 +179,9 @@ def guess_texts(columns: Sequence[Column]) -> dict[str, object]:
     words = [column for column in columns if not column.is_lists and not column.numbers]
     texts = [column for column in words if column.is_text] or sorted(words, key=lambda c: len(c.distinct))[-1:]
     names = [column.name for column in texts]
-    for first in names:
-        for second in names:
-            if (first, second) in PAIRS or re.sub("[1a]$", "", first) == re.sub("[2b]$", "", second) != first != second:
-                return {"text": first, "text_pair": second}
+    for first, second in itertools.permutations(names, 2):
+        if (first, second) in PAIRS or re.sub("[1a]$", "", first) == re.sub("[2b]$", "", second) != first != second:
+            return {"text": first, "text_pair": second}
     return {"text": names[0] if len(names) == 1 else names} if names else {}
 
 

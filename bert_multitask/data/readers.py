@@ -22,7 +22,7 @@ from pyarrow import ArrowException, parquet
 from transformers.utils import logging
 
 from ..model.errors import InputError, one_line
-from ..model.tasks import HubSource, Task, text_parts
+from ..model.tasks import Task, text_parts
 from .labels import LabelReader, feature_names, name_labels
 
 logger = logging.get_logger(__name__)
@@ -74,7 +74,7 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
     The name's ending says the form, one of READERS, perhaps followed by one of COMPRESSIONS. A row without an `id` is
     called by its number, from 0. `labelled` says that the label's column must be there; every other column must anyway.
     """
-    return rename_rows(read_as_written(path, task), task, task, path, labelled, task.id or "id")
+    return rename_rows(read_as_written(path, task), task, path, labelled, task.id or "id")
 
 
 def read_as_written(path: str, task: Task) -> Iterator[dict]:
@@ -121,11 +121,11 @@ def parquet_tables(file: BinaryIO, path: str, size: int) -> Iterator[pyarrow.Tab
             yield rest
 
 
-def needed_columns(columns: HubSource | Task, labelled: bool) -> list[str]:
+def needed_columns(task: Task, labelled: bool) -> list[str]:
     """The columns that every row must have; that of labels is among them where rows must be `labelled`, and that of ids
     where the task names it."""
-    names = (columns.label if labelled else None, getattr(columns, "id", None))
-    return [*text_parts(columns.text), *text_parts(columns.text_pair), *filter(None, names)]
+    names = (task.label if labelled else None, task.id)
+    return [*text_parts(task.text), *text_parts(task.text_pair), *filter(None, names)]
 
 
 def check_has_columns(columns: Iterable[str], needed: Iterable[str], where: str) -> None:
@@ -136,37 +136,28 @@ def check_has_columns(columns: Iterable[str], needed: Iterable[str], where: str)
             raise InputError(f"{where}: no column {column!r}; its columns are {names}")
 
 
-def rename_rows(
-    rows: Iterable[Mapping], columns: HubSource | Task, task: Task, where: str, labelled: bool, ids: str | None
-) -> Iterator[dict]:
+def rename_rows(rows: Iterable[Mapping], task: Task, where: str, labelled: bool, ids: str | None) -> Iterator[dict]:
     """Yield rows under our column names (see `rename_columns`). Each must have the columns that are needed."""
-    needed = needed_columns(columns, labelled)
+    needed = needed_columns(task, labelled)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             raise InputError(f"{where}, row {number}: is {row!r}; expected a dictionary")
         check_has_columns(row, needed, f"{where}, row {number}")
-        yield rename_columns(row, columns, task, where, number, ids)
+        yield rename_columns(row, task, where, number, ids)
 
 
-def rename_columns(
-    row: Mapping, columns: HubSource | Task, task: Task, path: str, number: int, ids: str | None
-) -> dict:
-    """A row under our column names, its label as the source gives it.
-
-    Args:
-        columns: the source's names of its columns.
-        number: of the row, from 1.
-        ids: the column of ids; None where there is none. A row without an id is called by its number, from 0.
-    """
+def rename_columns(row: Mapping, task: Task, path: str, number: int, ids: str | None) -> dict:
+    """A row, whose `number` counts from 1, under our column names, its label as the source gives it. Without an id, in
+    the column `ids`, it is called by its number from 0."""
     row_id = as_text(row.get(ids), path, number) or str(number - 1)
     if "\n" in row_id:  # prediction files have a row on a line
         raise InputError(f"{path}: row {number} has the id {row_id!r}; an id must be on one line")
-    pair = as_text(read_text(row, columns.text_pair, path, number), path, number) if columns.text_pair else None
+    pair = as_text(read_text(row, task.text_pair, path, number), path, number) if task.text_pair else None
     return {
         "id": row_id,
-        "text": as_text(task.read_text(read_text(row, columns.text, path, number)), path, number),
+        "text": as_text(task.read_text(read_text(row, task.text, path, number)), path, number),
         "text_pair": pair,
-        "label": row.get(columns.label),
+        "label": row.get(task.label),
     }
 
 

@@ -25,7 +25,7 @@ from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
-from ..model.tasks import SPLITS, HubSource, Task, label_key, load_task, text_parts
+from ..model.tasks import SPLITS, Task, label_key, load_task, text_parts
 from .dev_share import draw_dev_rows
 from .labels import LabelReader, even_labels, feature_names, infer_label_names, name_labels, wrong_labels
 from .readers import (
@@ -128,7 +128,8 @@ def with_label_names(
         return task
     source, where, names = task, "rows", None
     if rows is None and is_from_hub(task, data_dir):
-        rows, where, source = load_hub(task, ["train"])["train"], hub_place(task, "train"), task.hub
+        rows, where = load_hub(task, ["train"])["train"], hub_place(task, "train")
+        source = task.hub.as_task(task)
     if rows is None:
         where, path = task.files["train"], find_file(task.files["train"], data_dir)
         names, labels = class_names(path, task), (row["label"] for row in read_file(path, task, labelled=True))
@@ -136,7 +137,7 @@ def with_label_names(
         check_has_columns(rows.column_names, needed_columns(source, True), where)
         names, labels = feature_names(rows.features[source.label]), rows.with_format(None)[source.label]
     else:
-        labels = (row["label"] for row in rename_rows(rows, task, task, where, True, task.id or "id"))
+        labels = (row["label"] for row in rename_rows(rows, task, where, True, task.id or "id"))
     return replace(task, label_names=tuple(names or infer_label_names(task, labels, where)))
 
 
@@ -199,13 +200,13 @@ def drop_empty(task: Task, rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
 
 def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> dict[str, Dataset]:
     """Download a task's datasets from the Hub: {split: clean rows}."""
-    remote, source = load_hub(task, splits), task.hub
-    reader = LabelReader(task, source.label_names, dataset=True)
-    rows = {}
+    rows, remote = {}, load_hub(task, splits)
+    own = task.hub.as_task(task)
+    reader = LabelReader(own, task.hub.label_names, dataset=True)
     for split, part in remote.items():
         where = hub_place(task, split)
-        raw = read_dataset(part, source, reader, where, split in labelled, hub_ids(part, where))
-        rows[split] = clean(task, raw, where, reader)
+        raw = read_dataset(part, reader, where, split in labelled, hub_ids(part, where))
+        rows[split] = clean(own, raw, where, reader)
     return rows
 
 
@@ -241,13 +242,12 @@ def hub_ids(remote: Dataset, where: str) -> str | None:
     return None
 
 
-def read_dataset(
-    remote: Dataset, source: HubSource | Task, reader: LabelReader, where: str, labelled: bool, ids: str | None
-) -> Iterator[dict]:
+def read_dataset(remote: Dataset, reader: LabelReader, where: str, labelled: bool, ids: str | None) -> Iterator[dict]:
     """A dataset's rows under our column names; a row without an id is called by its number, from 0."""
-    check_has_columns(remote.column_names, needed_columns(source, labelled), where)
-    rows = name_labels(remote, remote.features, source.label, reader, where)
-    return rename_rows(rows, source, reader.task, where, labelled, ids)
+    task = reader.task
+    check_has_columns(remote.column_names, needed_columns(task, labelled), where)
+    rows = name_labels(remote, remote.features, task.label, reader, where)
+    return rename_rows(rows, task, where, labelled, ids)
 
 
 def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
@@ -274,9 +274,9 @@ def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "row
         check_clean(task, rows)
         return rows.with_format(None)
     if isinstance(rows, Dataset):
-        raw = read_dataset(rows.with_format(None), task, reader, source, labelled, ids=task.id or "id")
+        raw = read_dataset(rows.with_format(None), reader, source, labelled, ids=task.id or "id")
     else:
-        raw = rename_rows(rows, task, task, source, labelled, task.id or "id")
+        raw = rename_rows(rows, task, source, labelled, task.id or "id")
     return clean(task, raw, source, reader)
 
 
@@ -292,7 +292,7 @@ def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
     reader = LabelReader(task)
     features = column_features(table.schema, task.label, path)
     rows = name_labels(table.select(names).to_pylist(), features, task.label, reader, path)
-    raw = (rename_columns(row, task, task, path, number, None) for number, row in enumerate(rows, first))
+    raw = (rename_columns(row, task, path, number, None) for number, row in enumerate(rows, first))
     return clean(task, raw, path, reader, first)
 
 

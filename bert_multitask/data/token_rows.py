@@ -103,16 +103,13 @@ def split_group(rows: Dataset, names: Sequence[str], where: str) -> dict[str, Da
 def join_groups(
     rows: Mapping[str, Dataset], model: MultitaskBertModel, argument: str, split: str = "dev"
 ) -> dict[str, Dataset]:
-    """The rows of tasks as they are batched: those of a group as one, whose labels are {task: label}.
+    """The rows of tasks as they are batched, {task or group: rows}: those of a group as one, whose labels are
+    {task: label}. A group's tasks must have the same texts.
 
     Args:
         rows: {task: tokenised rows}; those of a task without the others of its group stay as they are.
-        model: whose tasks they are of.
         argument: what the rows were given as, for messages.
         split: of "train" a row that none of the group's tasks has a label for is left out.
-
-    Returns:
-        {task or group: rows}, in the order of the model's tasks.
     """
     joined = {}
     for unit, names in model.units.items():

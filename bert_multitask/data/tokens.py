@@ -201,20 +201,16 @@ def encode(
     # The tokenizer itself leaves out the ends of texts, since that is faster.
     options = {"truncation": "longest_first", "max_length": max_length} if truncation == "head" else {"verbose": False}
     encoded = tokenizer(*texts, is_split_into_words=words, return_token_type_ids=True, **options)
-    columns = {name: encoded[name] for name in ("input_ids", "token_type_ids")}
-    kept = [kept_tokens(encoding.sequence_ids, max_length, truncation) for encoding in encoded.encodings]
-    for name, rows in columns.items():
-        pairs = zip(rows, kept, strict=True)
-        columns[name] = [row if places is None else [row[place] for place in places] for row, places in pairs]
-    columns["truncated"] = [
-        places is not None or bool(encoding.overflowing)
-        for places, encoding in zip(kept, encoded.encodings, strict=True)
-    ]
-    if words:
-        columns["word_starts"] = [
-            word_starts([encoded.word_to_tokens(row, word) for word in range(len(text))], kept[row])
-            for row, text in enumerate(texts[0])
-        ]
+    columns = {name: [] for name in ("input_ids", "token_type_ids", "truncated", *["word_starts"] * words)}
+    for row, encoding in enumerate(encoded.encodings):
+        kept = kept_tokens(encoding.sequence_ids, max_length, truncation)
+        for name in ("input_ids", "token_type_ids"):
+            values = encoded[name][row]
+            columns[name].append(values if kept is None else [values[place] for place in kept])
+        columns["truncated"].append(kept is not None or bool(encoding.overflowing))
+        if words:
+            spans = [encoded.word_to_tokens(row, word) for word in range(len(texts[0][row]))]
+            columns["word_starts"].append(word_starts(spans, kept))
     return columns
 
 

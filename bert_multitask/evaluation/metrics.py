@@ -441,29 +441,16 @@ def check_finite(task: Task, predictions: np.ndarray) -> None:
 
 
 def task_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """A task's mean loss and metric over its labelled rows.
-
-    Args:
-        task: whose rows.
-        logits: (B, …), as the model gives them.
-        labels: (B,) or (B, …), `no_label` where a row has none.
-
-    Returns:
-        {"loss": with the task's class weights and label smoothing, the metric's name: its value}
-    """
+    """A task's mean loss, with its class weights and label smoothing, and its metric over its labelled rows, of logits
+    (B, …): {"loss": …, the metric's name: …}. Labels are as of `score_decisions`."""
     scores = score_decisions(task, decide(task, logits), labels)
     tensors = {"logits": torch.from_numpy(logits), "labels": torch.from_numpy(labels)}
     return {"loss": LOSSES[task.loss](**tensors, **task.loss_options).item()} | scores
 
 
 def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """A task's metric over its labelled rows: {its name: its value}.
-
-    Args:
-        task: whose rows.
-        decisions: (B,) or (B, …), as `decide` gives them.
-        labels: of the same shape, `no_label` where a row has none.
-    """
+    """A task's metric over its labelled rows, {its name: its value}, of what `decide` gives, (B,) or (B, …), and labels
+    of the same shape, `no_label` where a row has none."""
     labelled = labelled_rows(labels)
     return {task.metric: score(task, decisions[labelled], labels[labelled])}
 
@@ -536,15 +523,8 @@ def labelled_metrics(
 def task_metrics(
     functions: Mapping[str, Callable], tasks: Mapping[str, Task], unit: str, prediction: EvalPrediction
 ) -> dict[str, float]:
-    """Call users' `compute_metrics` on the labelled rows of a task, or of each task of a group; then a task's name
-    comes before its keys.
-
-    Args:
-        functions: {task: the user's function} of some of the tasks.
-        tasks: {name: task} of the rows.
-        unit: name of the task or the group.
-        prediction: as of `labelled_metrics`; of a group, its logits and labels are {task: …}.
-    """
+    """Call users' `compute_metrics`, {task: function}, on the labelled rows of a task or a group, the `unit`. Of a
+    group the logits and labels are {task: …}, and a task's name comes before its keys."""
     if unit in tasks:
         return labelled_metrics(functions[unit], tasks[unit], prediction)
     found = {}

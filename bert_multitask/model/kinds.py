@@ -333,6 +333,7 @@ class Classification(Kind):
 
     def evidence(self, task: "Task", logits: Tensor) -> Tensor | None:
         """The log odds of the most likely class."""
+        logits = self.stock_logits(task, logits)
         chosen = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
         return logits[chosen] - logits.masked_fill(chosen, -math.inf).logsumexp(-1)
 
@@ -431,10 +432,6 @@ class Binary(Classification):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of "no" and of "yes", (B, 2)."""
         return no_and_yes(logits).softmax(-1)
-
-    def evidence(self, task: "Task", logits: Tensor) -> Tensor:
-        """The log odds of the answer."""
-        return logits.abs()
 
     def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
         return no_and_yes(logits)

@@ -82,6 +82,11 @@ class HubSource:
         settle_fields(self, "hub")
         check_text_columns(self, "hub")
 
+    def as_task(self, task: "Task") -> "Task":
+        """The task with this dataset's columns as its own; its ids are found in the dataset."""
+        pair = task.text_pair and self.text_pair
+        return replace(task, text=self.text, text_pair=pair, label=self.label, id=None)
+
 
 @dataclass(frozen=True)
 class ExtraRows:
