@@ -1,9 +1,9 @@
-# PYTHON makes the virtual environment (3.11 or newer); ARGS are passed on to the recipe or to pytest.
+# PYTHON, 3.11 or newer, creates the virtual environment. ARGS are passed to the recipe or to pytest.
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-# One process, said in full: the launcher warns about each default that it takes, and its default is one CPU thread.
+# All settings are given, because the launcher warns about each one that is not; and its default is one CPU thread.
 LAUNCH := $(VENV)/bin/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no --num_cpu_threads_per_process $(CORES)
 
@@ -15,22 +15,22 @@ help:  ## list the targets
 quickstart: $(VENV)/installed-quickstart  ## train a small BERT on the shipped sample; ARGS='--seed 1 --output_dir runs/second'
 	$(LAUNCH) recipes/train_multitask.py quickstart.yaml $(ARGS)
 
-test: $(VENV)/installed-test  ## run the tests, two files at a time with a thread each; ARGS='-k schedule'
+test: $(VENV)/installed-test  ## run the tests, in two processes with one thread each; ARGS='-k schedule'
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-oldest: .venv-oldest/installed  ## the same with the oldest versions that setup.cfg allows
-test-newest: .venv-newest/installed  ## the same with the newest versions that setup.cfg allows, not those of constraints.txt
+test-oldest: .venv-oldest/installed  ## run the tests with the oldest versions that setup.cfg allows
+test-newest: .venv-newest/installed  ## run the tests with the newest versions that setup.cfg allows
 test-oldest test-newest: test-%:
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-faults: $(VENV)/installed-test  ## try faults on purpose, an hour and more; ARGS='--kills 300 --soak 60 -k kills'
+faults: $(VENV)/installed-test  ## kill runs, damage inputs, fill disks; over an hour; ARGS='--kills 300 --soak 60 -k kills'
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults -m faults -s $(ARGS)
 
-check: $(VENV)/installed-dev  ## lint and formatting, as pre-commit does
+check: $(VENV)/installed-dev  ## check style and formatting, as pre-commit does
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-types: $(VENV)/installed-dev  ## check that a type checker sees the public names, as in a user's file
+types: $(VENV)/installed-dev  ## check the types of the public names, as a user's type checker does
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/installed-docs  ## build the documentation site, site/index.html
@@ -47,7 +47,7 @@ $(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
-# uv finds the lowest versions of what setup.cfg names, so there is no second list of them.
+# uv reads the lowest versions from setup.cfg, so there is no second list of versions to maintain.
 .venv-oldest/installed: RESOLUTION := lowest-direct
 .venv-newest/installed: RESOLUTION := highest
 .venv-%/installed: setup.cfg pyproject.toml

@@ -83,7 +83,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
         if isinstance(default, list):
-            default = " ".join(default)
+            default = " ".join(map(str, default))
         if default is False or default == argparse.SUPPRESS or "default" in action.help:
             default = None
         if action.choices and len(action.choices) <= 4:

@@ -196,6 +196,11 @@ def test_one_task_alone_in_table_2(paper, flags, tmp_path):
         assert job.args.smart_projection == "unit" and job.folder.name == f"{name}{'_smart' * bool(smart)}-seed0"
 
 
+def test_the_help(monkeypatch, paper, capsys):
+    assert run_here(monkeypatch, "--help", recipe=REPRODUCE) == 0
+    assert "--seeds" in capsys.readouterr().out
+
+
 def test_a_dry_run_measures_and_leaves_nothing(monkeypatch, paper, flags, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_here(monkeypatch, *flags, "--output_dir", out, "--only", "table1", "--dry_run", recipe=REPRODUCE) == 0
