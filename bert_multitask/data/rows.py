@@ -159,16 +159,14 @@ def add_extra_rows(task: Task, data_dir: str, splits: Collection[str], labelled:
         prefix = os.path.basename(name)
         names[prefix] += 1
         prefix += f"-{names[prefix]}" if names[prefix] > 1 else ""  # else two rows would have one id
-        rows = load_rows(source.as_task(task), data_dir, ["train"], labelled)["train"]
-        rows = usable_rows(task, rows, "train")
+        theirs = source.as_task(task)
+        rows = usable_rows(task, load_rows(theirs, data_dir, ["train"], labelled)["train"], "train")
         shared = np.array([text_key(row) in scored for row in rows.to_list()], bool)
         if shared.any():
             fate = "they are left out" if source.drop_shared else "drop_shared: true leaves them out"
             logger.warning(f"{name}: {shared.sum():,} of {len(rows):,} rows have the texts of dev or test rows; {fate}")
-        kept = np.flatnonzero(~shared) if source.drop_shared else np.arange(len(rows))
-        if source.max_samples is not None and len(kept) > source.max_samples:
-            kept = np.sort(np.random.default_rng(0).permutation(kept)[: source.max_samples])
-        table = take(rows, kept).with_format("arrow")[:]
+        rows = take(rows, np.flatnonzero(~shared)) if source.drop_shared else rows
+        table = sample_rows(theirs, rows, seed=0).with_format("arrow")[:]
         ids = pc.binary_join_element_wise(prefix, pc.cast(table["id"], pa.string()), ":")
         tables.append(table.set_column(table.column_names.index("id"), "id", ids).cast(tables[0].schema))
     train = Dataset(InMemoryTable(pa.concat_tables(tables).combine_chunks()), info=own["train"].info)

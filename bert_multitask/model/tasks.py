@@ -125,12 +125,11 @@ class ExtraRows:
 
     def as_task(self, task: "Task") -> "Task":
         """The task with these rows as its own."""
-        own = ("name", "kind", "label_names", "score_range", "group", "word_by_word")
-        same = {key: getattr(task, key) for key in own}
         columns = {key: getattr(self, key) or getattr(task, key) for key in ("text", "text_pair", "label", "quoting")}
         files = self.file and dict.fromkeys(("train", "dev"), self.file)
         hub = self.hub and replace(self.hub, splits=dict.fromkeys(("train", "dev"), self.hub.splits["train"]))
-        return Task(**same, **columns, files=files, hub=hub)
+        none = dict.fromkeys(("id", "dev_share", "extra_train"))
+        return replace(task, **columns, **none, files=files, hub=hub, max_train_samples=self.max_samples)
 
 
 @dataclass(frozen=True)
