@@ -22,6 +22,8 @@ from ..model.kinds import KINDS, find_entry
 from ..model.losses import LOSSES, is_labelled, labelled_rows
 from ..model.tasks import Task
 
+LABELS = datasets.List(datasets.Value("int64"))  # of a row with several labels: 0 or 1 for each
+
 
 class TaskMetric(evaluate.Metric):
     """The base of all metrics. A new metric is a subclass with a `score`, and an entry in METRICS.
@@ -143,16 +145,10 @@ class F1(CountedF1):
         return predicted & true, np.add(predicted, true, dtype=np.int8)
 
 
-class MultilabelMetric(TaskMetric):
-    """The base of metrics of several labels a row: predictions and references are 0 or 1 for each label, (N, C). A
-    label that a reference lacks is left out."""
-
-    value = datasets.List(datasets.Value("int64"))
-
-
-class MicroF1(CountedF1, MultilabelMetric):
+class MicroF1(CountedF1):
     """F1 of all rows' labels together, in [0, 1]: `sklearn.metrics.f1_score(average="micro", zero_division=0)`."""
 
+    value = LABELS
     unit = "micro F1"
     note = "F1 of all labels together"
 
@@ -163,13 +159,14 @@ class MicroF1(CountedF1, MultilabelMetric):
         return (counts == 2).sum(-1), counts.sum(-1)
 
 
-class LabelMacroF1(MultilabelMetric):
+class LabelMacroF1(TaskMetric):
     """The mean of every label's F1, in [0, 1]: `sklearn.metrics.f1_score(average="macro", zero_division=nan)`.
 
     A label that occurs neither in the predictions nor in the references is left out of the mean. Where none occurs, it
     counts as 0, with a warning.
     """
 
+    value = LABELS
     unit = "macro F1"
     note = "mean of the labels' F1"
 
@@ -184,9 +181,11 @@ class LabelMacroF1(MultilabelMetric):
         return mean_f1(right, np.array([count.sum(axis) for count in counts]))
 
 
-class ExactMatch(MultilabelMetric):
-    """Share of rows of which every label is right, in [0, 1]: `sklearn.metrics.accuracy_score`."""
+class ExactMatch(TaskMetric):
+    """Share of rows of which every label is right, in [0, 1]: `sklearn.metrics.accuracy_score`. A label that a
+    reference lacks is left out."""
 
+    value = LABELS
     unit = "share of rows with all labels right"
     note = "rows with all labels right"
     share = True

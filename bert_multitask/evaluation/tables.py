@@ -78,10 +78,6 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
     `prediction_column` has the course's form: `id \\t Predicted_X`, then `id , value` lines, classes as numbers. Any
     other task's CSV file holds `id` and what the kind shows (`Kind.plain`); an id that a spreadsheet would run as a
     formula gets an apostrophe before it.
-
-    Raises:
-        InputError: an id has a line break, which the course's form cannot hold (nothing is written), or a file cannot
-            be written.
     """
     if task.prediction_column:
         if broken := [row_id for row_id in table["id"][:] if "\n" in row_id]:

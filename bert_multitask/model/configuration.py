@@ -166,12 +166,7 @@ class MultitaskConfig(PreTrainedConfig):
     """The configuration of a model with any other encoder than BERT, shared or one for each task.
 
     Attributes:
-        text_config: the encoder's own configuration, whole.
-        tasks: as of `MultitaskBertConfig`, and so are the next two.
-        pair_encoding: "joint" or "separate".
-        pooling: "cls", "pooler" or "mean".
-        encoder_sharing: "shared", "adapters" or "per_task".
-        lora: as of `PerTaskBertConfig`.
+        text_config: the encoder's own configuration, whole. The other fields are those of `PerTaskBertConfig`.
     """
 
     model_type = "multitask"
@@ -262,11 +257,7 @@ def resolve_folder(name: str | os.PathLike) -> str:
     """Turn `package:NAME/PATH` into the folder PATH inside the installed top-level Python package NAME.
 
     Any other name (a folder or a Hub id) is returned as it is, with `~` expanded. The package is located without
-    importing anything.
-
-    Raises:
-        InputError: NAME is not the name of a top-level package, it is not installed, or it has no such folder; or PATH
-            leaves the package.
+    importing anything. A PATH that leaves it is refused.
     """
     name = os.path.expanduser(os.fspath(name))
     if not name.startswith("package:"):

@@ -889,11 +889,8 @@ ALIASES = {"similarity": "regression"}
 
 def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
     """The keys of a table that fit a task: those that its kind names, the default first, and entries added from outside
-    the package whose attribute `kinds` has the kind, or that have no such attribute.
-
-    Args:
-        field: "head", "loss", "divergence" or "metric".
-        table: HEADS, LOSSES, DIVERGENCES or METRICS.
+    the package whose attribute `kinds` has the kind, or that have no such attribute. The field is "head", "loss",
+    "divergence" or "metric".
     """
     named = named_keys(KINDS[task.kind], field)
     taken = {key for kind in KINDS.values() for pair in named_keys(kind, field).items() for key in pair}

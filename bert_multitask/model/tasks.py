@@ -300,11 +300,7 @@ class Task:
 
     def balance(self, labels: Iterable[int]) -> "Task":
         """This task with numbers for "balanced" class weights (scikit-learn's formula) by the classes of its training
-        rows, where -100 is not counted; as it is if it has others.
-
-        Raises:
-            InputError: a class has no row.
-        """
+        rows, where -100 is not counted; as it is if it has others. A class without a row is refused."""
         if self.class_weights != "balanced":
             return self
         counts = Counter(labels)
@@ -425,10 +421,7 @@ def open_group(spec: "str | dict | Task") -> "list[str | dict | Task]":
             {"name": "stars", "kind": "classification", "label": "stars"},
             {"name": "people", "kind": "token_classification", "label": "tags"}]}
 
-    A task has the fields of the group but for those that it gives itself.
-
-    Raises:
-        InputError: the group has no name, its labels are no list of fields, or it has a field that only they have.
+    A task has the fields of the group but for those that it gives itself. A field that belongs to a label is refused.
     """
     if not isinstance(spec, dict) or "labels" not in spec:
         return [spec]
@@ -524,12 +517,8 @@ def label_key(label: str | int | float) -> str | Decimal:
 
 
 def read_label_names(spec: Task | HubSource, where: str) -> None:
-    """Make label names texts without white space around them; YAML reads some as numbers.
-
-    Raises:
-        InputError: a name is no text or number, is empty, has a line break or a control character, or is the same label
-            as another.
-    """
+    """Make label names texts without white space around them; YAML reads some as numbers. A name needs characters, all
+    on one line, and no two may be the same label."""
     if not isinstance(spec.label_names, (list, tuple)):
         return
     where = f"{where}: label_names"
