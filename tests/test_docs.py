@@ -76,7 +76,7 @@ def test_every_module_has_its_entry(reference):
 def test_arguments_have_types_and_words(reference):
     table = " ".join(reference.tables["bert_multitask.training.smart.smart_penalty"].split())
     assert "embeddings Tensor word embeddings x, float (B, ..., H). required" in table
-    assert "radius float ε. Bound" in table and "1e-05" in table
+    assert "radius float ε, the bound" in table and "1e-05" in table
 
 
 def test_the_first_page_has_three_doors(site):

@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 
 from .errors import InputError
 
-SHARED = "default"  # name of an adapter that all tasks use; others have the names of their tasks
-# The fields of peft.LoraConfig that keep the encoder's own weights as they are and can be merged.
+SHARED = "default"  # name of an adapter that all tasks use; an adapter of one task has the task's name
+# The fields of peft.LoraConfig that may be set: the encoder's own weights stay fixed, and adapters can be merged.
 FIELDS = ("r", "lora_alpha", "target_modules", "exclude_modules", "lora_dropout", "use_rslora", "use_dora")
 FIELDS += ("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern")
 
-EVERYWHERE = {"target_modules": "all-linear", "exclude_modules": r".*\bpooler\b.*"}  # by default no head reads that
-IN_USE = threading.RLock()  # threads that serve a model with several adapters take turns
+# The default: all linear layers but the pooler's, which no head reads by default.
+EVERYWHERE = {"target_modules": "all-linear", "exclude_modules": r".*\bpooler\b.*"}
+IN_USE = threading.RLock()  # only one thread at a time may run a model with several adapters
 
 
 def import_peft():
@@ -27,7 +28,7 @@ def import_peft():
     Raises:
         InputError: it is not installed.
     """
-    try:  # in a `try`, so that a checkpoint's code without adapters does not ask for it
+    try:  # Transformers makes a checkpoint's code need every package that it imports, except within `try`
         import peft
     except ImportError as error:
         raise InputError("adapters need peft: pip install 'bert_multitask[lora]'") from error
@@ -35,13 +36,13 @@ def import_peft():
 
 
 def lora_fields(given: Any) -> dict[str, Any]:
-    """Settings of adapters as plain data: those that differ from peft's own, and EVERYWHERE where they name no layers.
+    """Settings of adapters as plain data: those that differ from peft's defaults; EVERYWHERE if they name no layers.
 
     Args:
         given: a `peft.LoraConfig`, or a dictionary of its fields.
 
     Raises:
-        InputError: it is something else, sets what is not in FIELDS, or has a value that peft refuses.
+        InputError: it is something else, sets a field that is not in FIELDS, or has a value that peft refuses.
     """
     config_class = import_peft().LoraConfig
     try:
@@ -54,8 +55,8 @@ def lora_fields(given: Any) -> dict[str, Any]:
     fields = {name: value for name, value in values.items() if value != default[name]}
     if others := sorted(fields.keys() - set(FIELDS)):
         raise InputError(
-            f"peft_config sets {others[0]}; leave it out: the heads always train, the encoder's own weights do not, "
-            f"and what may be set is {', '.join(FIELDS)}"
+            f"peft_config sets {others[0]}; leave it out: heads are always trained, the encoder's own weights never, "
+            f"and the fields that may be set are {', '.join(FIELDS)}"
         )
     if fields.get("init_lora_weights", True) not in (True, False, "gaussian"):
         raise InputError(
@@ -67,11 +68,10 @@ def lora_fields(given: Any) -> dict[str, Any]:
 
 
 def add_adapters(encoder: PreTrainedModel, fields: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Put adapters of these names into an encoder, in place; from then on they alone are trained. `fields` are those of
-    `lora_fields`.
+    """Add adapters with these names, and fields from `lora_fields`, to an encoder in place. Then only they are trained.
 
     Raises:
-        InputError: a layer that is named is not there, or peft refuses it.
+        InputError: a named layer does not exist, or peft refuses it.
     """
     peft = import_peft()
     layers = [name for name, part in encoder.named_modules() if isinstance(part, (nn.Linear, nn.Embedding))]
@@ -82,8 +82,8 @@ def add_adapters(encoder: PreTrainedModel, fields: Mapping[str, Any], names: Ite
             raise InputError(f"adapters: this encoder has no layer {target!r}; it has {', '.join(known)}")
     for name in names:
         try:
-            with warnings.catch_warnings(action="ignore"):  # of several adapters, which are meant
-                config = peft.LoraConfig(**copy.deepcopy(dict(fields)))  # which peft changes
+            with warnings.catch_warnings(action="ignore"):  # peft warns about a second adapter
+                config = peft.LoraConfig(**copy.deepcopy(dict(fields)))  # a copy, since peft changes it
                 peft.inject_adapter_in_model(config, encoder, name)
         except (TypeError, ValueError) as error:
             raise InputError(f"adapters: {error}") from error
@@ -91,21 +91,21 @@ def add_adapters(encoder: PreTrainedModel, fields: Mapping[str, Any], names: Ite
 
 
 def train_adapters(encoder: nn.Module) -> None:
-    """Train an encoder's adapters, and none of its own weights."""
+    """Set `requires_grad` for an encoder's adapters only."""
     for name, weight in encoder.named_parameters():
         weight.requires_grad_(".lora_" in name)
 
 
 def use_adapter(encoder: nn.Module, name: str) -> None:
-    """Compute with one of an encoder's adapters from now on."""
+    """Make an encoder compute with one of its adapters from now on."""
     for part in encoder.modules():
         if hasattr(part, "lora_A"):
             part._active_adapter = [name]  # peft's `set_adapter` would also freeze the others
 
 
 def merged_weights(encoder: PreTrainedModel, name: str) -> dict[str, Tensor]:
-    """The weights, by their names without adapters, of an encoder that computes by itself what it does with one of its
-    adapters; W + α/r · B A of each layer."""
+    """{name: weight} of an encoder without adapters that computes the same as this one with one of its adapters: each
+    layer has W + α/r · B A."""
     encoder = copy.deepcopy(encoder)  # peft adds in place
     for part in encoder.modules():
         if hasattr(part, "lora_A"):

@@ -14,14 +14,15 @@ from .modeling import MultitaskModel, PerTaskBertModel
 class OneTask:
     """A model of one task with the inputs and outputs of `BertForSequenceClassification`.
 
-    It takes a pair as the tokenizer joins it also where the task encodes its texts separately. `config.id2label` has
-    the task's labels, or its name for a score.
+    It takes a pair as the tokenizer joins it, even if the task encodes its texts separately. `config.id2label` has the
+    task's labels; for a score it has the task's name.
 
     Args:
-        encoder: to take, instead of a new one.
+        config: with one task.
+        encoder: used instead of a new encoder.
 
     Raises:
-        InputError: it has several.
+        InputError: the configuration has several tasks.
     """
 
     def __init__(self, config: MultitaskBertConfig | MultitaskConfig, encoder: PreTrainedModel | None = None):
@@ -41,12 +42,12 @@ class OneTask:
         Args:
             input_ids: integer (B, L), padded on the right; a pair is [CLS] a [SEP] b [SEP].
             attention_mask: 1 for real tokens, (B, L); all real by default.
-            token_type_ids: 1 from a pair's second text on, (B, L); by default all 0, and for a task whose texts are
-                encoded separately as the separators say.
+            token_type_ids: 1 from a pair's second text on, (B, L). By default all 0; a task that encodes its texts
+                separately finds the second text by the separators then.
 
         Returns:
-            `logits` (B, C), whose softmax are the probabilities of the labels, or their sigmoid where a row may have
-            several; of a score (B, 1), its place in the score range, from 0 to 1, or without a range the score.
+            `logits` (B, C): their softmax gives the labels' probabilities, or their sigmoid if a row may have several
+            labels. For a score (B, 1): the score scaled from its range to [0, 1], or without a range the score itself.
         """
         logits = self.task_logits(input_ids, attention_mask, token_type_ids)
         return SequenceClassifierOutput(logits=KINDS[self.task.kind].stock_logits(self.task, logits))
@@ -54,7 +55,7 @@ class OneTask:
     def task_logits(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """The logits as the task's head gives them; the arguments are those of `forward`."""
+        """The logits of the task's head; arguments are those of `forward`."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if self.is_separate(self.task):
@@ -66,13 +67,14 @@ class OneTask:
 def split_pairs(
     input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Jointly encoded pairs, [CLS] a [SEP] b [SEP] -> each text on its own, [CLS] a [SEP] and [CLS] b [SEP].
+    """Split jointly encoded pairs, [CLS] a [SEP] b [SEP], into their texts, [CLS] a [SEP] and [CLS] b [SEP].
 
     Args:
         input_ids: integer (B, L).
         attention_mask: of the same shape.
         token_type_ids: of the same shape. Without them the first text ends at the first separator, which is the token
-            that a row ends with, and where there are two, as RoBERTa has them, the second text begins after the second.
+            that a row ends with. If two separators follow each other, as in RoBERTa's pairs, the second text begins
+            after both.
 
     Returns:
         `input_ids` and `attention_mask`, (B, 2, L).
@@ -91,11 +93,11 @@ def split_pairs(
 
 
 class TaskClassifier(OneTask, PerTaskBertModel):
-    """One task of a BERT (see `OneTask`)."""
+    """A sequence classifier of one task, with a BERT (see `OneTask`)."""
 
 
 class EncoderClassifier(OneTask, MultitaskModel):
-    """One task of another encoder (see `OneTask`)."""
+    """A sequence classifier of one task, with another encoder (see `OneTask`)."""
 
 
 for model_class in (TaskClassifier, EncoderClassifier):

@@ -10,24 +10,24 @@ from .tasks import Task
 
 
 class HeadLinear(nn.Linear):
-    """A linear layer that begins as PyTorch's do, as in the paper, and not as BERT's: with a standard deviation of .02
-    two layers in a row are so small that a pair task learns next to nothing in its first hundred steps."""
+    """A linear layer with PyTorch's initialisation, as in the paper, not BERT's. BERT's standard deviation of .02 makes
+    two layers in a row so small that a pair task learns almost nothing in its first hundred steps."""
 
 
 def without_axis(logits: Tensor) -> Tensor:
-    """Logits (B, C), or (B,) where there is one for each row."""
+    """Logits (B, C) unchanged, or (B, 1) as (B,)."""
     return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
 
 
 def in_range(place: Tensor, score_range: tuple[float, float]) -> Tensor:
-    """A place from 0 to 1 -> the score there."""
+    """Scale numbers from [0, 1] to the score range."""
     low, high = score_range
     return low + (high - low) * place
 
 
 class LinearHead(nn.Module):
-    """Dropout and one linear layer: H x C for the classes of one text (paper, section 4.1, SA); 2H x 1 for "yes" to two
-    texts (section 4.1, PD); and, in the same way, 2H x C for the classes of two texts."""
+    """Dropout and one linear layer: H × C for the classes of one text (paper, section 4.1, SA), 2H × 1 for a yes-or-no
+    question about two texts (section 4.1, PD), and in the same way 2H × C for the classes of two texts."""
 
     def __init__(self, hidden_size: int, task: Task, texts: int):
         super().__init__()
@@ -35,16 +35,16 @@ class LinearHead(nn.Module):
         self.classifier = HeadLinear(texts * hidden_size, KINDS[task.kind].outputs(task))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Embeddings (B, H) or (B, 2, H) -> logits (B, C), or (B,) where there is one for each row."""
+        """Embeddings (B, H) or (B, 2, H) -> logits (B, C), or (B,) if C is 1."""
         return without_axis(self.classifier(self.dropout(embedding).flatten(1)))
 
     def linear(self) -> tuple[Tensor, Tensor]:
-        """Its layer's weight (C, texts * H) and bias (C,)."""
+        """The layer's weight (C, texts * H) and bias (C,)."""
         return self.classifier.weight.detach(), self.classifier.bias.detach()
 
 
 class TwoLayerHead(nn.Module):
-    """Dropout and two linear layers, H x 32 and 32 x C, with nothing between them (section 4.3, PD: C is 1)."""
+    """Dropout and two linear layers, H × 32 and 32 × C, with nothing between them (section 4.3, PD, where C is 1)."""
 
     texts = (1,)
 
@@ -56,17 +56,17 @@ class TwoLayerHead(nn.Module):
         self.score_range = task.score_range
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Embeddings (B, H) -> logits (B, C), or (B,) where there is one for each row."""
+        """Embeddings (B, H) -> logits (B, C), or (B,) if C is 1."""
         return without_axis(self.output(self.hidden(self.dropout(embedding))))
 
     def linear(self) -> tuple[Tensor, Tensor]:
-        """The weight (C, H) and bias (C,) of both layers as one, up to an activation after them."""
+        """The weight (C, H) and bias (C,) of the one layer that equals both."""
         weight = self.output.weight @ self.hidden.weight
         return weight.detach(), (self.output.weight @ self.hidden.bias + self.output.bias).detach()
 
 
 class SigmoidHead(TwoLayerHead):
-    """The same two layers, then a sigmoid scaled to the score range (section 4.3, STS)."""
+    """The layers of `TwoLayerHead`, then a sigmoid scaled to the score range (section 4.3, STS)."""
 
     ranged = bounded = squashed = True
 
@@ -76,8 +76,8 @@ class SigmoidHead(TwoLayerHead):
 
 
 class CosineHead(nn.Module):
-    """Dropout and one H x H layer for both texts; their cosine, scaled from [-1, 1] to the score range (section 4.1,
-    STS)."""
+    """Dropout and one H × H layer, the same for both texts, then the cosine of the two results, scaled from [-1, 1] to
+    the score range (section 4.1, STS)."""
 
     texts = (2,)
     ranged = bounded = True
@@ -95,10 +95,10 @@ class CosineHead(nn.Module):
 
 
 class ScaledCosineHead(nn.Module):
-    """Dropout, then the cosine of the two texts' embeddings, with no layer of its own: logit = scale * cosine + shift.
-    Scale and shift are learned. With a score range, the score is lowest + (highest - lowest) * sigmoid(logit).
+    """Dropout, then logit = scale * cosine + shift, with the cosine of the two texts' embeddings. Scale and shift are
+    learned; there is no linear layer. With a score range, the score is lowest + (highest - lowest) * sigmoid(logit).
 
-    It suits encoders that were trained to give similar texts a high cosine, such as those of sentence embeddings."""
+    It suits encoders that were trained to give similar texts a high cosine, such as sentence encoders."""
 
     texts = (2,)
     bounded = True
@@ -111,7 +111,7 @@ class ScaledCosineHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Begin where a cosine of .57 is the middle of the range, as sentence encoders have it."""
+        """Start so that a cosine of .57 gives the middle of the range, as suits sentence encoders."""
         nn.init.constant_(self.scale, 6.0)
         nn.init.constant_(self.shift, -3.4)
 
@@ -129,8 +129,8 @@ class TokenHead(LinearHead):
     reads_tokens = True
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Embeddings (B, L, H) -> logits (B, L, C). Those of padding, whose embeddings are 0, are 0, which no token's
-        are: by this `losses.token_symmetric_kl` knows it."""
+        """Embeddings (B, L, H) -> logits (B, L, C). The embeddings of padding are 0, and its logits are set to 0. A
+        token's logits are not all 0, so `losses.token_symmetric_kl` recognises padding by this."""
         real = embedding.ne(0).any(-1, keepdim=True)
         return self.classifier(self.dropout(embedding)).where(real, 0)
 
@@ -143,22 +143,23 @@ HEADS: dict[str, type[nn.Module]] = {
     "scaled_cosine": ScaledCosineHead,
     "token_linear": TokenHead,
 }
-"""The heads, by name. A head is made of the width of an embedding, its task, and the number of sequences of a row. Its
-class may say more:
+"""The heads, by name. A head is called with the embeddings' width, its task, and the number of sequences in a row, and
+its class may have these attributes and methods:
 
 `texts`: how many sequences a row may have; by default 1 or 2.
 `ranged`: whether it needs the task's `score_range`.
-`bounded`: whether its scores lie within the `score_range`, where the task has one.
-`reads_tokens`: whether it takes the embedding of every token, (B, L, H), and not of each sequence.
-`kinds`: the kinds of tasks that it is for, where no kind names it (see `kinds.choices`).
-`reset_parameters()`: how parameters begin that belong to no layer of the head's, but to the head itself.
-`linear()`: the weight and bias of a head that is one linear layer, or one up to a sigmoid, which `squashed` says; what
-has none is exported with its code.
+`bounded`: whether its scores stay within the task's `score_range`, if there is one.
+`reads_tokens`: whether it takes the embedding of every token, (B, L, H), instead of one for each sequence.
+`kinds`: the kinds of tasks that it is for, if no kind names it (see `kinds.choices`).
+`reset_parameters()`: initialises parameters that belong to the head itself, not to one of its layers.
+`linear()`: weight and bias, if the head equals one linear layer; with `squashed`, one linear layer and a sigmoid. A
+head without it is exported together with its code.
 """
 
 
 def find_head(task: Task, texts: int) -> str:
-    """The key of a task's head: the one that it names, or the first of its kind's that fits rows of so many sequences.
+    """The key of a task's head: the one that the task names, or else the first of its kind that fits rows of 1 or 2
+    sequences (`texts`).
 
     Raises:
         InputError: there is no such head, or it does not fit the task.

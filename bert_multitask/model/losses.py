@@ -1,10 +1,10 @@
-"""The tasks' losses, pure functions of logits and labels, and the divergences by which SMART compares two predictions.
+"""The tasks' losses, pure functions of logits and labels, and the divergences, by which SMART compares two predictions.
 
-A loss sums over the labelled rows and divides by `num_items`: `count_items` of the whole optimizer step where a batch
-is one share of it (gradient accumulation, several processes), so that the shares add up to the mean over the step, and
-of the batch otherwise. An item is a labelled row, or each label of a row that has several; with class weights it counts
-as much as its label's weight, as in torch's weighted mean. A new loss is one function here and one entry in LOSSES; it
-may leave the options out.
+A loss sums over the labelled rows and divides by `num_items`, which is `count_items` of the batch. If the batch is one
+share of an optimizer step (gradient accumulation, several processes), it is `count_items` of the whole step, so that
+the shares add up to the mean over the step. An item is a labelled row, or each label of a row with several. With class
+weights it counts as its label's weight, as in torch's weighted mean. A new loss is a function and an entry in LOSSES;
+it does not have to take the options.
 """
 
 import math
@@ -15,35 +15,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-UNLABELLED = -100  # the class of a row without a label, as everywhere in Hugging Face; no class has a negative number
+UNLABELLED = -100  # the class of a row without a label, as in Transformers; classes are numbered from 0
 
 
 def no_label(scores: bool) -> int | float:
-    """The label of a row without one: UNLABELLED among classes; NaN among scores, since any number may be a score."""
+    """The mark of a missing label: UNLABELLED for classes; NaN for scores, since any number may be a score."""
     return math.nan if scores else UNLABELLED
 
 
 def is_labelled(labels: Tensor | np.ndarray) -> Tensor | np.ndarray:
-    """Which labels are there, and not the mark of a missing one.
+    """Which labels are not the mark of a missing label (see `no_label`).
 
     Args:
-        labels: scores, floating point, or classes, integer, of any shape (see `no_label`).
+        labels: scores, floating point, or classes, integer, of any shape.
 
     Returns:
-        Truth values of the same shape, array or tensor as the labels.
+        Booleans of the same shape, a tensor or an array as the labels are.
     """
     scores = labels.is_floating_point() if isinstance(labels, Tensor) else labels.dtype.kind == "f"
-    return labels == labels if scores else labels != UNLABELLED  # NaN alone is not itself
+    return labels == labels if scores else labels != UNLABELLED  # only NaN is not equal to itself
 
 
 def labelled_rows(labels: Tensor | np.ndarray) -> Tensor | np.ndarray:
-    """Which rows have a label, or one at least: labels (N, …) -> truth values (N,) (see `is_labelled`)."""
+    """Which rows have at least one label: labels (N, …) -> booleans (N,) (see `is_labelled`)."""
     labelled = is_labelled(labels)
     return labelled if labelled.ndim == 1 else labelled.any(tuple(range(1, labelled.ndim)))
 
 
 def rows_with_label(labels: Mapping[str, Tensor]) -> Tensor:
-    """Which rows have a label of one of the tasks at least: {task: labels (N, …)} -> truth values (N,)."""
+    """Which rows have a label of at least one task: {task: labels (N, …)} -> booleans (N,)."""
     return torch.stack(list(map(labelled_rows, labels.values()))).any(0)
 
 
@@ -63,14 +63,14 @@ def cross_entropy(
         logits: unnormalised scores, float (B, C), or (B, L, C) of tokens.
         labels: classes in [0, C), or UNLABELLED, integer (B,) or (B, L).
         num_items: divisor of the sum; by default `count_items` of the labels.
-        class_weights: factor of each class's losses, C of them; by default 1.
+        class_weights: C factors of the losses of each class; by default 1.
         label_smoothing: share of the true class that is spread over all classes, in [0, 1).
 
     Returns:
         Scalar, at least fp32.
     """
     logits = at_least_fp32(logits).flatten(0, -2)
-    # Made on the device: a copy of numbers from the CPU would wait for it.
+    # Made on the device, because a copy from the CPU would wait for it.
     weights = None if class_weights is None else torch.stack([logits.new_full((), weight) for weight in class_weights])
     total = functional.cross_entropy(
         logits, labels.flatten(), weights, ignore_index=UNLABELLED, reduction="sum", label_smoothing=label_smoothing
@@ -86,18 +86,18 @@ def binary_cross_entropy(
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Negative log-likelihood of the true answer under sigmoid(logit), in nats (paper, section 4.1, PD); of rows of
-    several labels the mean over all labels of all rows.
+    """Negative log-likelihood of the true answer under sigmoid(logit), in nats (paper, section 4.1, PD). For rows with
+    several labels it is the mean over all labels of all rows.
 
     It is `cross_entropy` of the two classes' logits (0, x), also with the options. So class weights (1, p) give the sum
-    of losses of `torch.nn.BCEWithLogitsLoss(pos_weight=p)`, divided by the sum of the weights; that loss of torch's
-    divides by the number of rows.
+    of `torch.nn.BCEWithLogitsLoss(pos_weight=p)`, but divided by the sum of the weights; torch divides by the number of
+    rows.
 
     Args:
-        logits: float (B,), or of several labels (B, C).
+        logits: float (B,), or for several labels (B, C).
         labels: 0, 1 or UNLABELLED, integer (B,) or (B, C); also (B, 1) with logits (B,).
         num_items: divisor of the sum; by default `count_items` of the labels.
-        class_weights: factors of the losses of "no" and of "yes"; by default 1.
+        class_weights: factors of the losses of "no" and "yes"; by default 1.
         label_smoothing: share of the true answer that is spread over both, in [0, 1).
 
     Returns:
@@ -120,7 +120,7 @@ def mean_squared_error(*, logits: Tensor, labels: Tensor, num_items: Tensor | fl
 
     Args:
         logits: predicted scores, float (B,).
-        labels: true scores, or NaN where a row has none, float (B,) or (B, 1).
+        labels: true scores, or NaN if a row has none, float (B,) or (B, 1).
         num_items: divisor of the sum; by default the number of labelled rows.
 
     Returns:
@@ -139,12 +139,12 @@ def score_cross_entropy(
     score_range: tuple[float, float],
     num_items: Tensor | float | None = None,
 ) -> Tensor:
-    """Cross-entropy, in nats, of a score's place in its range, from 0 to 1, as if it were the probability of a "yes":
-    `torch.nn.BCELoss` of both scores' places. It tells 4.9 from 5.0 better than the squared difference does.
+    """Cross-entropy, in nats, of scores that are scaled from their range to [0, 1] and taken as probabilities:
+    `torch.nn.BCELoss` of the scaled scores. It tells 4.9 from 5.0 better than the squared difference does.
 
     Args:
         logits: predicted scores within the range, float (B,).
-        labels: true scores, or NaN where a row has none, float (B,) or (B, 1).
+        labels: true scores, or NaN if a row has none, float (B,) or (B, 1).
         score_range: lowest and highest score.
         num_items: divisor of the sum; by default the number of labelled rows.
 
@@ -156,20 +156,20 @@ def score_cross_entropy(
         ((at_least_fp32(values).where(labelled, low) - low) / (high - low)).clamp(0, 1)
         for values in (logits.view_as(labels), labels)
     )
-    with torch.autocast(predicted.device.type, enabled=False):  # which refuses this loss, though it is in fp32
+    with torch.autocast(predicted.device.type, enabled=False):  # autocast refuses this loss, even in fp32
         total = functional.binary_cross_entropy(predicted, true.to(predicted.dtype), reduction="sum")
     return divide(total, count_items(labels) if num_items is None else num_items)
 
 
 def count_items(labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """What the sum of losses is divided by, for labels (B,) or (B, …): the number of those that are there, or with
-    class weights (C,) the sum of their weights."""
+    """The divisor of a sum of losses: the number of labels (B, …) that are not missing, or with class weights (C,) the
+    sum of their weights."""
     labelled = is_labelled(labels)
     return labelled.sum() if class_weights is None else (class_weights[labels * labelled] * labelled).sum()
 
 
 def divide(total: Tensor, items: Tensor | float) -> Tensor:
-    """A sum of losses, by its number of items; by 1 where that is 0, as of a share without a labelled row."""
+    """A sum of losses divided by its number of items; 0 if that is 0, as in a batch without labelled rows."""
     items = torch.as_tensor(items)
     return total / (items + (items == 0)).to(total.dtype)
 
@@ -200,11 +200,11 @@ def symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
 
 
 def token_symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
-    """`symmetric_kl` of every token, and a row's mean over its tokens.
+    """The mean of `symmetric_kl` over the tokens of each row.
 
     Args:
         perturbed: unnormalised class scores, float (B, L, C).
-        clean: the same; 0 throughout at padding, and nowhere else.
+        clean: the same; where all C of a token are 0, it is padding.
 
     Returns:
         One divergence a row, (B,), at least fp32.
@@ -214,8 +214,8 @@ def token_symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
 
 
 def binary_symmetric_kl(perturbed: Tensor, clean: Tensor) -> Tensor:
-    """`symmetric_kl` of the two answers' probabilities under sigmoid(logit), in nats: logits (B,) -> (B,), at least
-    fp32. Of several labels, logits (B, C), it is the mean over the labels, as their loss is."""
+    """`symmetric_kl` of "yes" and "no" under sigmoid(logit), in nats: logits (B,) -> (B,), at least fp32. For several
+    labels, logits (B, C), it is the mean over the labels, as their loss is."""
     p, q = at_least_fp32(perturbed), at_least_fp32(clean)
     found = (p.sigmoid() - q.sigmoid()) * (p - q)
     return found.mean(-1) if found.ndim > 1 else found
@@ -227,17 +227,17 @@ def squared_error(perturbed: Tensor, clean: Tensor) -> Tensor:
 
 
 def at_least_fp32(logits: Tensor) -> Tensor:
-    """Half-precision logits as fp32: a divergence is a small difference of nearly equal numbers."""
+    """Logits as fp32 if they are in half precision, where small differences of nearly equal numbers would be lost."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def soft_divergence(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:
-    """T² · KL(p ‖ q) of a teacher's and a model's class probabilities at a temperature, in nats (Hinton et al., 2015,
-    section 2): p ∝ teacher^(1 / T), q = softmax(logits / T). The factor keeps the gradient's size.
+    """T² · KL(p ‖ q) of a teacher's and a model's class probabilities at temperature T, in nats (Hinton et al., 2015,
+    section 2): p ∝ teacher^(1 / T), q = softmax(logits / T). The factor T² makes the gradient independent of T's size.
 
     Args:
-        logits: of the model, float (B, C), or (…, C).
-        probabilities: the teacher's, of the same shape; each sums to 1.
+        logits: the model's, float (B, C), or (…, C).
+        probabilities: the teacher's, in the same shape; they sum to 1 over the classes.
         temperature: T.
 
     Returns:

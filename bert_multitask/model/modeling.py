@@ -1,9 +1,9 @@
-"""The multitask model: a shared encoder, or one for each task, and a head per task. BERTs run as minBERT, every other
-encoder as Transformers has it.
+"""The multitask model: one encoder for all tasks, or one for each, and a head for each task. BERTs run as minBERT,
+other encoders by Transformers' code.
 
 The texts of a pair are encoded jointly, as one sequence (TPE, paper section 4.3), or separately, as two (section 4.1).
-A separately encoded pair has one more axis of length 2, as the choices of Hugging Face's multiple-choice models have:
-tokens (B, 2, L), embeddings (B, 2, H).
+A separately encoded pair has one more axis, of length 2, as in Hugging Face's multiple-choice models: tokens (B, 2, L),
+embeddings (B, 2, H).
 """
 
 import copy
@@ -44,16 +44,16 @@ from .tasks import Task, load_task, load_tasks, open_group, units
 
 logger = logging.get_logger(__name__)
 
-
+# Arguments of `from_pretrained` that say where a checkpoint's files are.
 PLACES = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies", "subfolder")
 
 
 def head_meaning(task: Task, layout: Mapping[str, Any]) -> dict[str, object]:
-    """What the weights of a task's head mean: its outputs, and the embeddings that it reads.
+    """{setting: value} of what decides the meaning of a head's weights: its outputs, and the embeddings that it reads.
 
     Args:
-        task: of the head.
-        layout: fields of the model's configuration; `pooling` and `pair_encoding` count.
+        task: the head's task.
+        layout: fields of the model's configuration, of which `pooling` and `pair_encoding` are read.
     """
     meaning = {name: getattr(task, name) for name in ("kind", "label_names", "score_range")}
     pair_encoding = task.pair_encoding or layout.get("pair_encoding", "joint")
@@ -64,14 +64,14 @@ def head_meaning(task: Task, layout: Mapping[str, Any]) -> dict[str, object]:
 
 
 def check_heads(name: str | os.PathLike, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse to load the trained head of a task for a task of the same name that means something else.
+    """Refuse to load a trained head for a task that has the same name but another meaning.
 
-    What does not change the meaning of the weights may differ: epochs, dropout, files, weights of regularisers.
+    Settings that do not change the meaning of the weights may differ: epochs, dropout, files, weights of regularisers.
 
     Args:
-        name: of the checkpoint.
+        name: the checkpoint's name.
         stored: the fields of its configuration.
-        wanted: those of the model to load.
+        wanted: the fields of the configuration of the model to load.
 
     Raises:
         InputError: names the task and the field, with both values.
@@ -88,17 +88,17 @@ def check_heads(name: str | os.PathLike, stored: Mapping[str, Any], wanted: Mapp
             if value != before.get(field):
                 raise InputError(
                     f"{name} has a head for task {task.name!r} that was trained with {field} {before.get(field)!r}, "
-                    f"not {value!r}; give the task another name to begin a new head, or use the run's {field}"
+                    f"not {value!r}; give the task another name to get a new head, or use the run's {field}"
                 )
 
 
 @contextmanager
 def no_load_report() -> Iterator[None]:
-    """Keep Transformers from logging its table of missing and unexpected weights; `describe_loading` is our line."""
+    """Keep Transformers from logging its table of missing and unexpected weights: `describe_loading` replaces it."""
     log = logging.get_logger("transformers.modeling_utils")
 
     def keep(record) -> bool:
-        """All records but that table."""
+        """Whether a log record is not that table."""
         return "LOAD REPORT" not in record.getMessage()
 
     log.addFilter(keep)
@@ -109,10 +109,10 @@ def no_load_report() -> Iterator[None]:
 
 
 def describe_loading(tasks: Iterable[str], info: Mapping[str, Iterable[str]]) -> str:
-    """What a checkpoint lacked and what it had too much, in one line; empty where it fits the model.
+    """Which weights a checkpoint lacked, and which it had that the model does not, in one line; empty if all fit.
 
     Args:
-        tasks: of the model.
+        tasks: the model's tasks.
         info: Transformers' missing and unexpected keys.
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
@@ -126,12 +126,12 @@ def describe_loading(tasks: Iterable[str], info: Mapping[str, Iterable[str]]) ->
 
 
 def check_whole(name: str | os.PathLike, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Refuse a trained run whose configuration does not describe all of its weights.
+    """Refuse a trained run whose configuration does not describe its weights.
 
     Args:
-        name: of the run.
-        missing: weights that the configuration asks for and the file lacks.
-        unexpected: weights of the file that the configuration has no place for; those of other models do not count.
+        name: the run's name.
+        missing: weights that the configuration describes but the file lacks.
+        unexpected: weights of the file that the configuration does not describe. Only heads and encoders count.
 
     Raises:
         InputError: names the first weight.
@@ -143,12 +143,12 @@ def check_whole(name: str | os.PathLike, missing: Iterable[str], unexpected: Ite
 
 
 def check_loss_options(task: Task, head: str) -> None:
-    """Refuse class weights or label smoothing of a task whose loss does not take them, and a loss of scores within a
-    range for others, or with a head whose scores may lie outside, where that loss has no gradient.
+    """Refuse class weights and label smoothing if the task's loss does not take them, and a loss of scores in a range
+    if the task has no range, or its head gives scores outside of it, where that loss has no gradient.
 
     Args:
-        task: whose loss.
-        head: key of the task's head.
+        task: the task.
+        head: key of its head.
 
     Raises:
         InputError: names the field.
@@ -159,8 +159,8 @@ def check_loss_options(task: Task, head: str) -> None:
     if "score_range" in taken and not getattr(HEADS[head], "bounded", False):
         bounded = ", ".join(key for key, one in HEADS.items() if getattr(one, "bounded", False))
         raise InputError(
-            f"task {task.name!r}: loss {task.loss!r} needs scores within the score_range, and head {head!r} gives "
-            f"others; choose a head of {bounded}, or another loss"
+            f"task {task.name!r}: loss {task.loss!r} needs scores within the score_range, but head {head!r} does not "
+            f"bound them; choose a head of {bounded}, or another loss"
         )
     for field in ("class_weights", "label_smoothing"):
         if getattr(task, field) and field not in taken:
@@ -168,8 +168,7 @@ def check_loss_options(task: Task, head: str) -> None:
 
 
 def check_layout(config: MultitaskBertConfig, tasks: Mapping[str, Task]) -> None:
-    """Refuse a pair encoding or pooling that there is not, of the model or of a task, and a group whose tasks have an
-    encoder each.
+    """Refuse an unknown pair encoding or pooling, of the model or of a task, and groups without a shared encoder.
 
     Raises:
         InputError: names the field and its choices.
@@ -183,34 +182,35 @@ def check_layout(config: MultitaskBertConfig, tasks: Mapping[str, Task]) -> None
         for group, names in units(tasks.values()).items():
             if len(names) > 1:
                 raise InputError(
-                    f"tasks {', '.join(names)} are a group, {group!r}, of one encoder's pass; encoder_sharing "
-                    f"{config.encoder_sharing!r} gives each task its own: make them tasks without a group"
+                    f"tasks {', '.join(names)} are the group {group!r}, which one encoder reads in one pass, but with "
+                    f"encoder_sharing {config.encoder_sharing!r} each task has its own: remove the group"
                 )
 
 
 def by_name(values: Any, task: str) -> dict[str, Any]:
-    """What there is of a batch's tasks, as {task: it}: of several tasks it has that form already; of one it is the
-    value itself, or None where there is none."""
+    """A batch's labels, logits or divisors as {task: value}. For several tasks they have this form already; for one
+    task they are the value itself, or None, which becomes {}."""
     return dict(values) if isinstance(values, Mapping) else {} if values is None else {task: values}
 
 
 class MultitaskBertModel(MinBertPreTrainedModel):
-    """One encoder for all tasks, or one for each, with one head per task of `config.tasks`.
+    """One encoder for all tasks, or one for each, with a head for each task of `config.tasks`.
 
     `MultitaskBertModel.from_pretrained(ENCODER, tasks=["sst", "quora", "sts"])` puts new heads on the checkpoint of a
-    BERT or of another bidirectional encoder (`MultitaskModel`); `from_pretrained(RUN)` gives back a trained model with
-    its heads.
+    BERT or of another bidirectional encoder (`MultitaskModel`). `from_pretrained(RUN)` loads a trained model with its
+    heads.
 
     Args:
-        config: of a BERT, or of another encoder.
-        encoder: to take, instead of a new one; each task with an encoder of its own gets a copy.
+        config: configuration of a BERT or of another encoder, with tasks.
+        encoder: used instead of a new encoder; with an encoder for each task, each gets a copy.
     """
 
     accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so Trainer must count the step's rows
-    takes_packing = True  # so batches may bring a `Packing` of their mask
+    takes_packing = True  # whether `forward` uses a `Packing` of the batch's mask
+    run_encoder = staticmethod(nn.Module.__call__)  # how an encoder is called
 
     def __new__(cls, config: MultitaskBertConfig | MultitaskConfig | None = None, *args, **kwargs):
-        """The class follows the configuration; a copy is made without one."""
+        """Choose the class by the configuration. `copy` and `pickle` call this without one."""
         classes = {subclass.config_class: subclass for subclass in (PerTaskBertModel, MultitaskModel)}
         return super().__new__(classes.get(type(config), cls) if cls is MultitaskBertModel else cls)
 
@@ -248,7 +248,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return MinBertModel(self.config)
 
     def adapter_name(self, task: str) -> str:
-        """The name of the adapter that a task uses, where there are any."""
+        """The name of the adapter that a task uses, if the model has adapters."""
         return task if self.config.encoder_sharing == "adapters" else SHARED
 
     def is_separate(self, task: Task) -> bool:
@@ -256,7 +256,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return task.text_pair is not None and (task.pair_encoding or self.config.pair_encoding) == "separate"
 
     def pooling(self, task: str) -> str:
-        """What embeds a sequence of the task (see `MultitaskBertConfig`)."""
+        """The task's pooling: how a sequence's embedding is made (see `MultitaskBertConfig`)."""
         return self.tasks[task].pooling or self.config.pooling
 
     def check_task(self, task: str) -> None:
@@ -265,19 +265,19 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
 
     def members(self, name: str) -> list[str]:
-        """The tasks that a name stands for: those of a group, or the task of that name."""
+        """The tasks of a group, or the task of that name."""
         if name not in self.units:
             self.check_task(name)
         return self.units.get(name, [name])
 
     def change_task(self, task: Task) -> None:
-        """Give a task other settings of its training, also in what is saved; its head stays as it is."""
+        """Replace the settings of a task, also in the saved configuration. Its head is not built again."""
         self.check_task(task.name)
         self.tasks[task.name] = task
         self.config.tasks = [task.to_config() for task in self.tasks.values()]
 
     def encoder(self, task: str) -> PreTrainedModel:
-        """The encoder that a task uses, with its adapter in use from now on."""
+        """The encoder that a task uses. It computes with the task's adapter, if any, until the next call."""
         if self.config.encoder_sharing == "per_task":
             return self.encoders[task]
         if self.config.encoder_sharing == "adapters":
@@ -285,10 +285,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return self.base_model
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Overridden to resize the word embeddings of every encoder; returns those of the first task's.
+        """Overridden to resize the word embeddings of every encoder; returns those of the first task's encoder.
 
-        The arguments are those of `PreTrainedModel.resize_token_embeddings`. Where there are new tokens, all encoders
-        get the same new embeddings if they were the same before.
+        The arguments are those of `PreTrainedModel.resize_token_embeddings`. Encoders that had the same embeddings
+        before also get the same embeddings of new tokens.
         """
         if self.config.encoder_sharing != "per_task":
             return super().resize_token_embeddings(*args, **kwargs)
@@ -300,9 +300,9 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return self.encoder(next(iter(self.tasks))).get_input_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """New heads begin as `HeadLinear` says, everything else as in BERT; Transformers calls it by this name."""
+        """Overridden to initialise heads as `HeadLinear` describes; other new weights are initialised as in BERT."""
         if isinstance(module, HeadLinear) or (type(module) in HEADS.values() and hasattr(module, "reset_parameters")):
-            module.reset_parameters()  # leaves loaded weights alone: Transformers guards torch's initialisers
+            module.reset_parameters()  # keeps loaded weights: Transformers makes torch's initialisers skip those
         else:
             super()._init_weights(module)
 
@@ -321,23 +321,23 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder, Hub id or `package:NAME/PATH`.
-            tasks: presets' names, dictionaries of `Task` fields, or `Task`s. Needed on a checkpoint without heads,
-                whose new heads are random until trained; a trained run brings its own. A task that the run already
-                has keeps its weights, so it must mean the same (`check_heads`); a run with an encoder for each task
-                can take no other tasks.
+            tasks: names of presets, dictionaries of `Task` fields, or `Task`s. Needed for a checkpoint without heads;
+                its new heads are random until trained. A trained run has its own tasks. A task with the name of one of
+                them keeps that task's weights, so it must have the same meaning (`check_heads`). A run with an encoder
+                for each task takes no other tasks.
             encoder_sharing: "shared", "adapters" or "per_task"; by default as in the checkpoint. With "per_task" a
-                checkpoint's one encoder is copied for each task; with "adapters" each has an adapter in it.
-            peft_config: a `peft.LoraConfig`, or its fields, of new adapters: one for each task with "adapters", else
-                one for all. They and the heads alone are trained.
+                checkpoint's one encoder is copied for each task; with "adapters" each task has an adapter in it.
+            peft_config: a `peft.LoraConfig`, or its fields, for new adapters: one for each task with "adapters",
+                otherwise one for all. Only adapters and heads are trained.
             output_loading_info: also return the names of missing and unexpected weights, instead of a warning that
                 names the new heads.
-            **kwargs: fields of the configuration, `pair_encoding` and `pooling` among them, and what
-                `PreTrainedModel.from_pretrained` takes.
+            **kwargs: fields of the configuration, such as `pair_encoding` and `pooling`, and arguments of
+                `PreTrainedModel.from_pretrained`.
 
         Raises:
             InputError: as `MinBertPreTrainedModel.from_pretrained`; or a trained run lacks weights of its heads, a
-                task or the layout gives a trained head another meaning, an encoder for each task cannot become one, or
-                the pooler that is asked for is not in the checkpoint.
+                task or the layout gives a trained head another meaning, the layout cannot be changed as asked, or the
+                checkpoint lacks the pooler that `pooling` needs.
         """
         name = pretrained_model_name_or_path
         if encoder_sharing not in (None, *ENCODER_SHARING):
@@ -357,7 +357,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         if pooled and (gone := [key for key in missing if ".pooler." in key]):
             raise InputError(f"{name} lacks {gone[0]}, which pooling='pooler' needs; choose 'cls' or 'mean'")
         if model.config.lora is not None:
-            train_adapters(model.base_model)  # loading thaws all weights
+            train_adapters(model.base_model)  # a loaded model has requires_grad on all weights
         try:
             model = model.change_layout(encoder_sharing or model.config.encoder_sharing, peft_config)
         except InputError as error:
@@ -368,7 +368,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     @classmethod
     def read_checkpoint(cls, folder_or_id: str, *args: Any, **kwargs: Any) -> tuple[Self, dict]:
-        """Overridden to begin with the encoder of a checkpoint that is no BERT's and no run's."""
+        """Overridden to read checkpoints of other encoders than BERT, too."""
         if MultitaskBertConfig.stored_fields(folder_or_id, **kwargs)["model_type"] in OWN_TYPES:
             return super().read_checkpoint(folder_or_id, *args, **kwargs)
         return MultitaskModel.begin(folder_or_id, **kwargs)
@@ -376,9 +376,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
     def push_to_hub(
         self, repo_id: str, *, token: bool | str | None = None, private: bool | None = None, **kwargs: Any
     ) -> str:
-        """As `PreTrainedModel.push_to_hub`, with a card that names the tasks where the repository has none.
+        """Overridden to add a card that names the tasks, if the repository has no card.
 
-        The tokenizer has a `push_to_hub` of its own; `MultitaskTrainer.push_to_hub` pushes both, and the scores.
+        It does not push the tokenizer, which has its own `push_to_hub`. `MultitaskTrainer.push_to_hub` pushes both, and
+        the scores.
         """
         repo_id = create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
         if not file_exists(repo_id, "README.md", token=token):
@@ -386,11 +387,11 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return super().push_to_hub(repo_id, token=token, private=private, **kwargs)
 
     def change_layout(self, encoder_sharing: str, peft_config: Any) -> "MultitaskBertModel":
-        """The model in another layout, or with new adapters (the arguments of `from_pretrained`); itself where nothing
-        changes.
+        """The model in another layout, or with new adapters; the model itself if nothing changes. Arguments are those
+        of `from_pretrained`.
 
         Raises:
-            InputError: there is no way from the layout to the other, or peft refuses the adapters.
+            InputError: this layout cannot become the other, or peft refuses the adapters.
         """
         before, lora = self.config.encoder_sharing, self.config.lora
         if peft_config is not None:
@@ -398,9 +399,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
                 raise InputError("an adapter for each task is encoder_sharing='adapters', not 'per_task'")
             if before == "per_task" or lora is not None:
                 found = "an encoder for each task" if before == "per_task" else "adapters already"
-                raise InputError(
-                    f"it has {found}, and new adapters need one plain encoder; begin with another checkpoint"
-                )
+                raise InputError(f"it has {found}, but new adapters need one plain encoder; use another checkpoint")
             config = self.config.in_layout(encoder_sharing, lora_fields(peft_config))
             model = MultitaskBertModel(config, self.base_model)
             model.heads = self.heads
@@ -411,13 +410,13 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             raise InputError("encoder_sharing='adapters' needs a peft_config (--lora_rank)")
         if encoder_sharing == "shared":
             one = "adapter" if lora else "encoder"
-            raise InputError(f"it has an {one} for each task; they cannot become one shared encoder")
+            raise InputError(f"it has an {one} for each task; these cannot become one shared encoder")
         model = self.merge_adapters()
         return model if model.config.encoder_sharing == encoder_sharing else model.split()
 
     def merge_adapters(self) -> "MultitaskBertModel":
-        """A copy of a model with adapters that computes the same without: with one adapter, a model with a shared
-        encoder, and with one for each task, a model with an encoder for each. A model without adapters is returned."""
+        """A model without adapters that computes the same: with a shared encoder if there was one adapter, with an
+        encoder for each task if there was one adapter for each. A model without adapters is returned as it is."""
         if self.config.lora is None:
             return self
         sharing = "per_task" if self.config.encoder_sharing == "adapters" else "shared"
@@ -428,13 +427,13 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return model.to(self.device, self.dtype).train(self.training)
 
     def split(self) -> "MultitaskBertModel":
-        """A copy of a model with a shared encoder in which each task has that encoder for its own."""
+        """A copy of a model with a shared encoder in which each task has its own copy of the encoder."""
         config, weights = self.config.in_layout("per_task"), {}
         for key, value in self.state_dict().items():
             owner, _, rest = key.partition(".")
             keys = [f"encoders.{task}.{rest}" for task in self.tasks] if owner == "bert" else [key]
             weights |= {key: value.clone() for key in keys}
-        with torch.device("meta"):  # no time and memory for weights that are replaced
+        with torch.device("meta"):  # spends no time and memory on weights that are replaced below
             model = type(self)(config)
         model.load_state_dict(weights, assign=True)
         return model.train(self.training)
@@ -454,42 +453,41 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         packing: Packing | None = None,
         perturbation: Tensor | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | SequenceClassifierOutput:
-        """Run one task on a batch of its rows, or several tasks by one pass of their encoder.
+        """Run one task on a batch of its rows, or several tasks with one pass of their encoder.
 
         Args:
-            task: name of the task, of a group, or of several tasks that share an encoder. Without one, as libraries
-                call it that know no tasks, a shared encoder's own outputs are returned.
+            task: name of a task or of a group, or names of several tasks that share an encoder. Without it, the outputs
+                of a shared encoder are returned; libraries that do not know tasks call it so.
             input_ids: vocabulary indices, integer (B, L); for a separately encoded pair (B, 2, L).
             attention_mask: 1 for real tokens and 0 for padding, of the same shape; all real by default.
             token_type_ids: segment indices, of the same shape; all 0 by default.
-            inputs_embeds: word embeddings in place of `input_ids`, float, with one more axis, H.
-            labels: (B,); classes (integer), 0 or 1 (integer), or scores (float). A row without a
-                label has the class -100 or the score NaN. Other kinds of tasks may have more axes. Of several tasks
-                {task: labels}.
-            num_items_in_batch: divisor of the summed loss where this batch is one share of a larger one; by default
-                `losses.count_items` of the labels. Of several tasks {task: divisor}.
+            inputs_embeds: word embeddings instead of `input_ids`, float, with one more axis, H.
+            labels: classes, integer (B,), or scores, float (B,); other kinds of tasks may have more axes. A row without
+                a label has the class -100 or the score NaN. For several tasks, {task: labels}.
+            num_items_in_batch: divisor of the summed loss if this batch is a share of a larger one; by default
+                `losses.count_items` of the labels. For several tasks, {task: divisor}.
             output_attentions: as for `MinBertModel`, and with its shapes; a separately encoded pair counts as two rows.
-            output_hidden_states: the same of the hidden states.
-            packing: of the attention mask, of a separately encoded pair as (2B, L), where it has been made already
-                (`Collator`); other encoders than minBERT do not read it.
-            perturbation: added to the output of the embeddings, after LayerNorm and dropout, float, of the shape of
-                `inputs_embeds`; minBERT alone takes it.
+            output_hidden_states: as for `MinBertModel`.
+            packing: that of the attention mask, if it has been made already (`Collator`); for a separately encoded pair
+                that of (2B, L). Only minBERT uses it.
+            perturbation: added to the embedding layer's output, after LayerNorm and dropout, float, in the shape of
+                `inputs_embeds`. Only minBERT takes it.
 
         Returns:
-            `logits`: (B, C) unnormalised class scores, (B,) logits of "yes", (B,) scores, or what the head of another
-            kind of task gives; of several tasks {task: logits}. `loss`, a scalar, if `labels` are given; of several
-            tasks the sum of theirs (`loss_weight` is the trainer's).
+            `logits`: (B, C) unnormalised class scores, (B,) logits of "yes", (B,) scores, or in the shape of another
+            kind of head; for several tasks {task: logits}. `loss`, a scalar, if `labels` are given; for several tasks
+            the sum of their losses, without `loss_weight`, which only the trainer applies.
 
         Raises:
-            InputError: the model has no such task, or the inputs are one sequence a row where the task takes two, or
-                the other way round.
+            InputError: the model has no such task, or rows have one sequence although the task takes two, or two
+                although it takes one.
         """
         if task is None and self.config.encoder_sharing == "shared":
             options = {"inputs_embeds": inputs_embeds, "packing": packing, "perturbation": perturbation}
             return self.encode(next(iter(self.tasks)), input_ids, attention_mask, token_type_ids, **options)
         names = self.members(task) if task is None or isinstance(task, str) else list(task)
         if len(names) > 1 and self.config.encoder_sharing != "shared":
-            raise InputError(f"tasks {', '.join(names)} have an encoder each; run them one after the other")
+            raise InputError(f"tasks {', '.join(names)} do not share an encoder; run them one after the other")
         given = input_ids, attention_mask, token_type_ids, inputs_embeds, perturbation
         for name in names:
             self.check_task(name)
@@ -502,7 +500,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            return_dict=True,  # an old config.json may say otherwise
+            return_dict=True,  # an old config.json may have return_dict: false
             first_token_only=self.reads_first_tokens(names),
             packing=packing,
             perturbation=perturbation,
@@ -520,10 +518,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         )
 
     def flat_inputs(self, task: str, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The inputs of a task's rows as sequences, (B, L), or (2B, L) of a separately encoded pair.
+        """The inputs of a task's rows as sequences, (B, L); for a separately encoded pair (2B, L).
 
         Raises:
-            InputError: they are one sequence a row where the task takes two, or the other way round.
+            InputError: rows have one sequence although the task takes two, or two although it takes one.
         """
         if not self.is_separate(self.tasks[task]):
             if inputs[0] is not None and inputs[0].dim() != 2:
@@ -532,24 +530,24 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         for given, dimensions in zip(inputs, (3, 3, 3, 4, 4), strict=True):
             if given is not None and (given.dim() != dimensions or given.shape[1] != 2):
                 raise InputError(
-                    f"task {task!r} encodes a pair's texts separately: expected inputs of shape (B, 2, L), not "
-                    f"{tuple(given.shape)}: of each row the first text's tokens, and the second's"
+                    f"task {task!r} encodes a pair's texts separately: expected inputs of shape (B, 2, L), each row "
+                    f"the first text's tokens and the second's, not {tuple(given.shape)}"
                 )
         return [None if given is None else given.flatten(0, 1) for given in inputs]
 
     def task_loss(self, task: str, logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-        """The loss of a task's logits; the arguments are those of an entry of `losses.LOSSES`."""
+        """The loss of a task's logits; arguments are those of the functions in `losses.LOSSES`."""
         spec = self.tasks[task]
         return LOSSES[spec.loss](logits=logits, labels=labels, num_items=num_items, **spec.loss_options)
 
     def forward_all(
         self, tasks: Sequence[str], input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
     ) -> dict[str, Tensor]:
-        """Run several tasks on the same rows; an encoder that they share runs once.
+        """Run several tasks on the same rows; a shared encoder runs only once.
 
         Args:
-            tasks: names of the tasks, whose rows are all of one sequence or all of two.
-            input_ids: as of `forward`, and so are the others.
+            tasks: names of the tasks. All take rows of one sequence, or all take rows of two.
+            input_ids: as for `forward`.
             attention_mask: of the same shape.
             token_type_ids: of the same shape.
 
@@ -562,7 +560,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return {task: self(task, *inputs).logits for task in tasks}
 
     def reads_first_tokens(self, tasks: Sequence[str]) -> bool:
-        """Whether no head of these tasks reads other tokens than the first."""
+        """Whether the heads of these tasks read only the first token of each sequence."""
         return not any(
             self.pooling(task) == "mean" or getattr(self.heads[task], "reads_tokens", False) for task in tasks
         )
@@ -570,32 +568,25 @@ class MultitaskBertModel(MinBertPreTrainedModel):
     def read_encoded(
         self, task: str, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None
     ) -> Tensor:
-        """What the encoder returned, and the mask (B, L) -> the logits of a task."""
+        """A task's logits from the encoder's outputs and the mask (B, L)."""
         head = self.heads[task]
         reads_tokens = getattr(head, "reads_tokens", False)
         embedding = encoded.last_hidden_state if reads_tokens else self.pool(task, encoded, attention_mask)
         if self.is_separate(self.tasks[task]):
             embedding = embedding.unflatten(0, (-1, 2))
-        # In full precision: bfloat16 has steps of 1/32 near a score of 5, and SMART's perturbations move it less.
+        # In full precision: near a score of 5, bfloat16 has steps of 1/32, more than SMART's perturbations move it.
         with torch.autocast(embedding.device.type, enabled=False):
             return head(embedding.to(next(head.parameters()).dtype))
 
     def encode(self, task: str, *inputs: Tensor | None, **options: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """A task's rows through its encoder; the arguments are those of `MinBertModel.forward`."""
+        """Run a task's encoder; arguments are those of `MinBertModel.forward`."""
         with IN_USE if self.config.encoder_sharing == "adapters" else nullcontext():
             return self.run_encoder(self.encoder(task), *inputs, **options)
-
-    @staticmethod
-    def run_encoder(
-        encoder: PreTrainedModel, *inputs: Tensor | None, **options: Any
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Call an encoder."""
-        return encoder(*inputs, **options)
 
     def pool(
         self, task: str, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None
     ) -> Tensor:
-        """What the encoder returned, and the mask (B, L) -> the embedding of each sequence (B, H)."""
+        """The embedding of each sequence (B, H), from the encoder's outputs and the mask (B, L)."""
         hidden, pooling = encoded.last_hidden_state, self.pooling(task)
         if pooling == "pooler":
             return encoded.pooler_output
@@ -608,20 +599,20 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
 
 class PerTaskBertModel(MultitaskBertModel):
-    """A `MultitaskBertModel` with an encoder for each task, or with adapters. The Auto classes want a model class for
-    each configuration class; this is the one of `PerTaskBertConfig`."""
+    """A `MultitaskBertModel` with an encoder for each task, or with adapters. It exists because the Auto classes need a
+    model class for each configuration class."""
 
     config_class = PerTaskBertConfig
 
 
 class MultitaskModel(MultitaskBertModel):
-    """A `MultitaskBertModel` with any other encoder than BERT, shared or one for each task, as Transformers runs it."""
+    """A `MultitaskBertModel` with another encoder than BERT, which runs by Transformers' code."""
 
     config_class = MultitaskConfig
     base_model_prefix = "text_encoder"
     run_encoder = staticmethod(run_encoder)
     takes_packing = False
-    _no_split_modules = None  # the encoder knows its own
+    _no_split_modules = None  # Transformers collects those of the encoder
 
     def __init__(self, config: MultitaskConfig, encoder: PreTrainedModel | None = None):
         if encoder is not None:
@@ -633,13 +624,13 @@ class MultitaskModel(MultitaskBertModel):
     def begin(
         cls, folder_or_id: str, *, output_loading_info: bool, dtype: torch.dtype | str | None = None, **kwargs: Any
     ) -> tuple[Self, dict]:
-        """A stock checkpoint's encoder with new heads, and Transformers' report.
+        """A model with a stock checkpoint's encoder and new heads, and Transformers' loading report.
 
         Raises:
-            InputError: it is no bidirectional encoder of texts, it lacks weights of one, or stores them as integers.
+            InputError: the checkpoint is not a bidirectional text encoder, lacks weights, or stores them as integers.
         """
         kwargs.pop("config", None)
-        places = {name: kwargs[name] for name in PLACES if name in kwargs}  # `around` uses them up
+        places = {name: kwargs[name] for name in PLACES if name in kwargs}  # `around` does not return them
         config, kwargs = MultitaskConfig.around(folder_or_id, return_unused_kwargs=True, **kwargs)
         weights = cached_file(folder_or_id, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **places)
         check_stored_types([weights] if weights else [])
@@ -657,18 +648,16 @@ class MultitaskModel(MultitaskBertModel):
         return cls(config, encoder).to(encoder.dtype).eval(), info
 
     def new_encoder(self) -> PreTrainedModel:
-        """An encoder with random weights."""
         return new_encoder(self.config.text_config)
 
     def split(self) -> "MultitaskModel":
-        """As of `MultitaskBertModel`."""
         model = type(self)(self.config.in_layout("per_task"), self.base_model).to(self.dtype)
         model.heads.load_state_dict(self.heads.state_dict())
         return model.train(self.training)
 
 
-# With the package imported, the Auto classes know the type of our own. Not where a checkpoint brought this file along
-# as remote code: that is trusted for that checkpoint alone.
+# When the package is imported, the Auto classes learn our model types; not when this file is a checkpoint's remote
+# code, which is trusted only for its checkpoint.
 if __package__ == "bert_multitask.model":
     for model_class in (PerTaskBertModel, MultitaskModel):
         AutoConfig.register(model_class.config_class.model_type, model_class.config_class)

@@ -1,4 +1,4 @@
-"""Dropping the padding of a batch: where its real tokens lie, and which rows attention takes together.
+"""Removing the padding of a batch: where its real tokens are, and which rows attention processes together.
 
 Shapes: B rows, L padded length, T real tokens of the batch, A heads.
 """
@@ -15,15 +15,16 @@ from torch.nn import functional
 
 from .errors import InputError
 
-BUCKET_STEP = 8  # tokens; on a CPU, rows whose lengths are the same when rounded up to this share a bucket
+BUCKET_STEP = 8  # tokens; on a CPU, rows share a bucket if their lengths, rounded up to a multiple of it, are the same
 
 
 class Bucket(NamedTuple):
-    """Rows of similar length, b of them, neighbours among the packed tokens, t of them; l is the longest's length."""
+    """Rows of similar length that attention processes together: b rows with t tokens, the longest of length l. They are
+    neighbours among the packed rows."""
 
     tokens: int  # t
     attention_mask: Tensor  # (b, l)
-    places: Tensor | None  # (t,), where in b * l each token lies; None where there is nothing between them
+    places: Tensor | None  # (t,), the place of each token in b * l; None if there is no padding
 
     def pad(self, packed: Tensor) -> Tensor:
         """(t, ...) -> (b, l, ...), zero where there is no token."""
@@ -39,43 +40,43 @@ class Bucket(NamedTuple):
 
 
 class Packing:
-    """Where the real tokens lie in a padded batch. They are packed row after row, the longest row first.
+    """Where the real tokens of a padded batch are. They are packed row after row, the longest row first.
 
-    The first token of a row counts as real even when the mask hides it (padding on the left): the [CLS] embedding is
-    read there. No other token attends to it then.
+    The first token of a row is always packed, because the [CLS] embedding is read there. If the mask hides it (padding
+    on the left), no other token attends to it.
 
-    Made of a mask on an accelerator, it waits for it, because the number of tokens is a shape. So batches of training
-    bring a packing made on the CPU (`data.collate.Collator`); as a batch's tensors it can be pinned and moved.
+    The number of tokens is a shape, so making a packing from a mask on an accelerator waits for the device. Training
+    batches therefore have a packing made on the CPU (`data.collate.Collator`). It can be pinned and moved as tensors.
 
     Args:
         attention_mask: 1 or True for real tokens, shape (B, L).
-        twice: whether to make the packing of these rows followed by themselves, too, as R-Drop runs them.
-        token_step: if given, one row more, the last, has 1 to so many filler tokens that T is a multiple of it. They
-            are copies of the batch's first token that nobody reads.
+        twice: whether to make `twice`, too, for R-Drop.
+        token_step: if given, T becomes a multiple of it: a further row, the last, gets 1 to `token_step` filler tokens.
+            They are copies of the batch's first token, and nothing reads them.
 
     Attributes:
         shape: (B, L).
-        index: where in B * L each packed token lies, integer (T,).
-        inverse: the place of each of the batch's rows among the packed ones, integer (B,).
-        begins: where each packed row begins, and the end of the last, int32 (B + 1,), as attention kernels take them;
-            one more with a row of filler.
-        first: where each packed row begins, integer (B,), or one more.
+        index: the place of each packed token in B * L, integer (T,).
+        inverse: the place of each of the batch's rows among the packed rows, integer (B,).
+        begins: where each packed row begins, and the end of the last one, int32 (B + 1,), as attention kernels need it;
+            with filler (B + 2,).
+        first: where each packed row begins, integer (B,); with filler (B + 1,).
         mask: the attention mask of the packed rows, (B, L).
-        longest: tokens of the longest row; with filler a bound that depends on L alone.
-        is_exact: whether no token is packed that the mask hides.
-        twice: the packing of (2B, L), or None.
+        longest: tokens of the longest row; with filler an upper bound that depends only on L.
+        is_exact: whether the mask hides no packed token.
+        twice: the packing of these rows followed by themselves, (2B, L), or None.
 
     Raises:
-        InputError: the model is being traced by `torch.export` or `torch.jit.trace`; the graph would hold the number of
-            tokens of the example.
+        InputError: the model is being traced by `torch.export` or `torch.jit.trace`. The graph would be valid only for
+            the number of tokens of the example.
     """
 
     def __init__(self, attention_mask: Tensor, twice: bool = False, token_step: int | None = None):
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             raise InputError(
-                "this encoder drops padding, so a traced graph would hold for batches of its example's lengths alone; "
-                "trace a stock model: export_encoder(model, task), or export_classifier(model, task) of a task on "
-                "'cls' or 'pooler' whose pairs are encoded jointly"
+                "this encoder removes padding, so a traced graph would be valid only for rows as long as its "
+                "example's; trace a stock model: export_encoder(model, task), or export_classifier(model, task) if the "
+                "task has pooling 'cls' or 'pooler' and its pairs are encoded jointly"
             )
         self.shape = attention_mask.shape
         columns = torch.arange(self.shape[1], device=attention_mask.device)
@@ -92,21 +93,21 @@ class Packing:
             self.index = functional.pad(self.index, (0, token_step - len(self.index) % token_step))
             self.begins = functional.pad(self.begins, (0, 1), value=len(self.index))
         self.first = self.begins[:-1].long()
-        # At once, since each transfer has the CPU wait for an accelerator. `lengths` are up to the last token, and
-        # `counts` of the tokens, in packed order.
+        # In packed order: a row's length up to its last real token, the number of its real tokens, and whether its
+        # first token is one of them. In one transfer, since each makes the CPU wait for an accelerator.
         self.lengths, self.counts, unhidden = torch.stack((lengths, counts, self.mask[:, 0].bool().long())).tolist()
         self.longest = max(self.shape[1], token_step) if token_step else max(self.counts)
         self.is_exact = all(unhidden)
         self.twice = Packing(torch.cat([attention_mask] * 2), token_step=token_step) if twice else None
 
     def fits(self, attention_mask: Tensor) -> bool:
-        """Whether it is the packing of this mask, (B, L); waits for an accelerator."""
+        """Whether this is the packing of a mask (B, L); waits for the device."""
         return self.shape == attention_mask.shape and torch.equal(self.unsort(self.mask).bool(), attention_mask.bool())
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """A copy with each tensor changed by a function."""
         copied = copy.copy(self)
-        vars(copied).pop("buckets", None)  # they depend on the device
+        vars(copied).pop("buckets", None)  # computed from the tensors, differently on a CPU
         for name, value in vars(copied).items():
             if isinstance(value, Tensor):
                 setattr(copied, name, function(value))
@@ -115,17 +116,17 @@ class Packing:
         return copied
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """A copy on another device; the arguments are those of `Tensor.to`."""
+        """A copy on another device; arguments are those of `Tensor.to`."""
         return self.map(lambda value: value.to(*args, **kwargs))
 
     def pin_memory(self) -> Self:
-        """A copy that moves to a GPU without waiting; PyTorch's loaders call it."""
+        """A copy in pinned memory, which moves to a GPU without waiting; PyTorch's data loaders call this."""
         return self.map(Tensor.pin_memory)
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """The sorted rows, cut by length on a CPU, where attention between padding costs much; elsewhere in one bucket,
-        because launching kernels costs more there."""
+        """The packed rows in buckets. On a CPU rows of similar length share one, because attention on padding costs
+        much there. Elsewhere all rows share one, because launching more kernels costs more."""
         if self.has_filler:
             return [self.whole_bucket()]
         step = BUCKET_STEP if self.mask.device.type == "cpu" else self.shape[1]
@@ -141,15 +142,15 @@ class Packing:
         return buckets
 
     def whole_bucket(self) -> Bucket:
-        """All rows and that of filler as one bucket, (B + 1, longest), whose shapes are those of the packing."""
+        """All rows and the filler as one bucket, (B + 1, longest). Its shapes depend only on those of the packing."""
         numbers = torch.arange(len(self.index), device=self.index.device)
         rows = torch.bucketize(numbers, self.begins[1:], right=True)
         mask = torch.arange(self.longest, device=self.index.device) < self.begins.diff()[:, None]
         return Bucket(len(self.index), mask, rows * self.longest + numbers - self.begins[rows])
 
     def flash_arguments(self, first_token_only: bool) -> dict[str, Tensor | int]:
-        """Where the rows of packed queries and keys begin, and the longest, as Transformers' flash attention takes them
-        (`FlashAttentionKwargs`); a row has one query where its first token alone attends."""
+        """Where the rows of packed queries and keys begin, and how long the longest is, as arguments of Transformers'
+        flash attention (`FlashAttentionKwargs`). With `first_token_only` each row has one query."""
         keys = self.begins
         queries = torch.arange(len(keys), dtype=torch.int32, device=keys.device) if first_token_only else keys
         longest = 1 if first_token_only else self.longest
@@ -162,13 +163,13 @@ class Packing:
     def pad(self, packed: Tensor) -> Tensor:
         """(T, ...) -> (B, L, ...), zero where there is no real token."""
         index, size = self.index, self.shape.numel()
-        if self.has_filler:  # goes to one more place, which is cut off
+        if self.has_filler:  # goes to an additional last place, which is cut off below
             index = index.where(torch.arange(len(index), device=index.device) < self.begins[-2], size)
         flat = packed.new_zeros(size + self.has_filler, *packed.shape[1:]).index_copy(0, index, packed)
         return flat[:size].unflatten(0, self.shape)
 
     def unsort(self, rows: Tensor) -> Tensor:
-        """(B, ...), one entry a row in packed order -> the same in the batch's order."""
+        """Rows (B, ...) from packed order to the batch's order."""
         return rows.index_select(0, self.inverse)
 
     def pad_weights(self, weights: Sequence[Tensor]) -> Tensor:

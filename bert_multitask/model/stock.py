@@ -1,7 +1,6 @@
-"""Encoders as Transformers runs them: which of them can carry our heads, and how each is called.
+"""Encoders other than BERT, which run by Transformers' code: which of them can have our heads, and how they are called.
 
-Nothing here asks for an architecture by its name: what differs is read from the class, its configuration and its
-modules.
+No architecture is named here. The differences between them are read from the class, its configuration and its modules.
 """
 
 import inspect
@@ -23,31 +22,31 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from .errors import InputError
 from .packing import Packing
 
-NEEDED = ("input_ids", "attention_mask", "inputs_embeds")
-UNLIMITED = 2**31 - 1  # tokens of an encoder that has no longest row
+NEEDED = ("input_ids", "attention_mask", "inputs_embeds")  # arguments that an encoder must take
+UNLIMITED = 2**31 - 1  # the length of rows for an encoder without a limit
 
 
 def check_type(name: str, model_type: str | None) -> None:
-    """Refuse a type of model that Transformers does not know by itself: its code is not run.
+    """Refuse a type of model that is not part of Transformers. Code from a checkpoint is never run.
 
     Raises:
         InputError: names the type.
     """
     if model_type not in CONFIG_MAPPING:
         raise InputError(
-            f"{name} is a checkpoint of type {model_type!r}, which this version of Transformers has no code of; choose "
-            "an encoder that it has, for example google-bert/bert-base-uncased"
+            f"{name} is a checkpoint of type {model_type!r}, which this version of Transformers does not have; choose "
+            "another encoder, for example google-bert/bert-base-uncased"
         )
 
 
 def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The class of the encoder that `AutoModel` makes of a configuration; None where it makes none."""
+    """The class that `AutoModel` uses for a configuration; None if it has none."""
     found = MODEL_MAPPING.get(type(config), None)
     return found[0] if isinstance(found, (list, tuple)) else found
 
 
 def check_architecture(config: PreTrainedConfig) -> None:
-    """Refuse a model that is no bidirectional encoder of texts, by its configuration alone.
+    """Refuse a configuration that is not one of a bidirectional text encoder.
 
     Raises:
         InputError: says what it is instead.
@@ -57,12 +56,12 @@ def check_architecture(config: PreTrainedConfig) -> None:
     missing = [name for name in NEEDED if name not in taken]
     reason = None
     if config.is_encoder_decoder:
-        reason = "an encoder-decoder, and the heads read an encoder"
+        reason = "an encoder-decoder, but the heads need an encoder"
     elif "input_ids" not in taken:
-        reason = "no model of texts: it takes no input_ids"
+        reason = "not a model of texts: it takes no input_ids"
     elif getattr(config, "is_decoder", False) or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         is_decoder = getattr(config, "is_decoder", False) or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-        reason = "a decoder, whose tokens see only those before them" if is_decoder else "no masked language model"
+        reason = "a decoder, whose tokens see only those before them" if is_decoder else "not a masked language model"
     elif missing:
         reason = f"an encoder that takes no {missing[0]}"
     if reason:
@@ -84,17 +83,20 @@ def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
 
 @torch.no_grad()
 def check_embeddings(encoder: PreTrainedModel) -> None:
-    """Refuse an encoder, in evaluation mode, that computes another thing from its word embeddings than from the tokens:
-    SMART and attribution start from them.
+    """Refuse an encoder that does not compute the same from its word embeddings as from tokens. SMART and attribution
+    give it word embeddings.
+
+    Args:
+        encoder: in evaluation mode.
 
     Raises:
-        InputError: its hidden states differ, or it cannot be called so.
+        InputError: the hidden states differ, or a call fails.
     """
     ids = torch.arange(encoder.config.vocab_size - 3, encoder.config.vocab_size).unsqueeze(0)
     try:
         found = run_encoder(encoder, inputs_embeds=encoder.get_input_embeddings()(ids)).last_hidden_state
         is_same = torch.allclose(found, run_encoder(encoder, ids).last_hidden_state, rtol=1e-3, atol=1e-3)
-    except Exception:  # an encoder fails in its own ways
+    except Exception:  # encoders raise many kinds of errors
         is_same = False
     if not is_same:
         raise InputError(
@@ -104,8 +106,8 @@ def check_embeddings(encoder: PreTrainedModel) -> None:
 
 
 def find_max_length(config: PreTrainedConfig) -> int:
-    """The most tokens that an encoder takes in a row: its positions, without those that RoBERTa and its kin keep for
-    padding, which their tables of positions show by a `padding_idx`."""
+    """The most tokens of a row that an encoder takes: its number of positions. RoBERTa and similar encoders reserve
+    some of them for padding, which their position embeddings show by a `padding_idx`."""
     longest = getattr(config, "max_position_embeddings", None)
     if longest is None:
         return UNLIMITED
@@ -118,7 +120,7 @@ def find_max_length(config: PreTrainedConfig) -> int:
 
 
 def has_pooler(encoder: PreTrainedModel) -> bool:
-    """Whether an encoder has a pre-trained transformation of its first token."""
+    """Whether an encoder has a pooler, a pre-trained layer on its first token."""
     return getattr(encoder, "pooler", None) is not None
 
 
@@ -134,15 +136,15 @@ def run_encoder(
     perturbation: Tensor | None = None,
     **options: Any,
 ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-    """A stock encoder with the arguments of `MinBertModel.forward`, and hidden states that are 0 at padding as there.
+    """Run a stock encoder with the arguments of `MinBertModel.forward`. As there, hidden states are 0 at padding.
 
-    Token types reach only an encoder that knows more than one. `first_token_only` and `packing` have no effect.
+    Token types are passed on only if the encoder has more than one. `first_token_only` and `packing` have no effect.
 
     Raises:
-        InputError: there is a perturbation.
+        InputError: a perturbation is given.
     """
     if perturbation is not None:
-        raise InputError("only minBERT takes a perturbation of its embeddings' output; perturb inputs_embeds")
+        raise InputError("only minBERT takes a perturbation of its embedding layer's output; perturb inputs_embeds")
     tokens = input_ids if input_ids is not None else inputs_embeds
     if attention_mask is None:
         attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)

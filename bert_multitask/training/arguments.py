@@ -1,10 +1,11 @@
-"""Every flag of training: one dataclass field, one help text, one unit. Defaults are the paper's."""
+"""Every flag of training: a dataclass field with its default and its help text. Most defaults are the paper's."""
 
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import NoneType
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -24,7 +25,7 @@ from .smart import PLACES, PROJECTIONS, REDUCTIONS
 
 logger = logging.get_logger(__name__)
 
-# Flags that take a value for each task -> the field of `Task` that they set.
+# Flags that take one value for all tasks or one for each -> the field of `Task` that they set.
 TASK_FIELDS = {
     "task_epochs": "epochs",
     "max_train_samples": "max_train_samples",
@@ -39,7 +40,7 @@ TASK_FIELDS = {
     "distill_weight": "distill_weight",
     "distill_temperature": "distill_temperature",
 }
-EXAMPLE = '0.1 or {"sst": 0.2}'  # of such a flag
+EXAMPLE = '0.1 or {"sst": 0.2}'  # a value of such a flag, for messages
 EXAMPLES = {
     "task_epochs": '{"sst": 3}',
     "max_train_samples": '1000 or {"quora": 1000}',
@@ -47,32 +48,29 @@ EXAMPLES = {
     "class_weights": 'balanced or {"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}',
 }
 
-# What --resume_from_checkpoint may be besides a folder: as flags in the scripts of Transformers, too.
+# Values of --resume_from_checkpoint besides a folder. Scripts of Transformers take true and false, too.
 RESUME = {"true": "last", "last": "last", "false": None, "none": None}
 
 
 @dataclass
 class RunArguments:
-    """What a run trains: which checkpoint, which tasks, on which rows."""
+    """What a run trains: which checkpoint, on which tasks and rows, with which layout and loss."""
 
     _argument_group_name = "the run"
 
     model_name_or_path: str = field(
-        default="google-bert/bert-base-uncased",
-        metadata={"help": "encoder: Hub id, folder or package:NAME/PATH"},
+        default="google-bert/bert-base-uncased", metadata={"help": "encoder: Hub id, folder or package:NAME/PATH"}
     )
     tasks: list[str] = field(
         default_factory=lambda: ["sst", "quora", "sts"],
         metadata={"help": "sst, quora, sts, cfimdb, glue/mrpc …, or JSON of a task"},
     )
     data_dir: str = field(
-        default=HANDOUT,
-        metadata={"help": f"folder, URL, 'hub' or {SAMPLE}; by default the course's data"},
+        default=HANDOUT, metadata={"help": f"folder, URL, 'hub' or {SAMPLE}; by default the course's data"}
     )
-    max_length: int = field(default=512, metadata={"help": "tokens of a row; longer ones are cut"})
+    max_length: int = field(default=512, metadata={"help": "tokens of a row; longer rows are truncated"})
     max_train_samples: dict | str | int | None = field(
-        default=None,
-        metadata={"help": "training rows, one number or JSON by task; by default all"},
+        default=None, metadata={"help": "training rows of each task, one number or JSON by task; by default all"}
     )
     task_epochs: dict | str | None = field(
         default=None, metadata={"help": "epochs of each task, JSON: '{\"sst\": 3}'; by default the task's own"}
@@ -82,74 +80,70 @@ class RunArguments:
         metadata={"help": "dropout before the heads, one number or JSON by task; by default the task's own"},
     )
     class_weights: dict | str | None = field(
-        default=None,
-        metadata={"help": "weights of classes in the loss: balanced, or JSON by task; by default all alike"},
+        default=None, metadata={"help": "weights of classes in the loss: balanced, or JSON by task; by default equal"}
     )
     label_smoothing: dict | str | float | None = field(
         default=None,
-        metadata={"help": "share of a label for all classes, one number or JSON by task; by default the task's own"},
-    )
-    encoder_dropout: float | None = field(
-        default=None, metadata={"help": "both of BERT's dropouts; by default the checkpoint's"}
-    )
-    encoder_sharing: str = field(
-        default="shared",
         metadata={
-            "help": "how the tasks share encoders",
-            "choices": list(ENCODER_SHARING),
+            "help": "share of a label spread over all classes, a number or JSON by task; by default the task's own"
         },
     )
-    lora_rank: int | None = field(
-        default=None,
-        metadata={"help": "train LoRA adapters of this rank and the heads"},
+    encoder_dropout: float | None = field(
+        default=None, metadata={"help": "the encoder's two dropout rates; by default the checkpoint's"}
     )
+    encoder_sharing: str = field(
+        default="shared", metadata={"help": "how the tasks share encoders", "choices": list(ENCODER_SHARING)}
+    )
+    lora_rank: int | None = field(default=None, metadata={"help": "train LoRA adapters of this rank and the heads"})
     lora_alpha: float | None = field(
-        default=None, metadata={"help": "factor of what adapters add, times rank; by default twice --lora_rank"}
+        default=None, metadata={"help": "LoRA's α: adapters are scaled by α / rank; by default twice --lora_rank"}
     )
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={"help": "names of the linear layers that get adapters, such as query value; by default all"},
     )
     lora_train_encoder: bool = field(
-        default=False, metadata={"help": "with --encoder_sharing adapters: train the shared encoder, too"}
+        default=False, metadata={"help": "with --encoder_sharing adapters: also train the shared encoder"}
     )
     pair_encoding: str = field(
-        default="joint",
-        metadata={"help": "a pair as one sequence, or as two", "choices": list(PAIR_ENCODING)},
+        default="joint", metadata={"help": "encode a pair as one sequence or as two", "choices": list(PAIR_ENCODING)}
     )
-    pooling: str = field(default="cls", metadata={"help": "what heads read of a sequence", "choices": list(POOLING)})
-    freeze_encoder: bool = field(default=False, metadata={"help": "train the heads alone"})
+    pooling: str = field(
+        default="cls", metadata={"help": "which embedding of a sequence the heads read", "choices": list(POOLING)}
+    )
+    freeze_encoder: bool = field(default=False, metadata={"help": "train only the heads"})
     freeze_layers: int | None = field(
         default=None,
-        metadata={"help": "do not train the embeddings and so many of the lowest layers; by default all are trained"},
+        metadata={"help": "do not train the embeddings and this many of the lowest layers; by default all are trained"},
     )
     smart_weight: dict | str | float | None = field(
-        default=None,
-        metadata={"help": "SMART's λ, one number or JSON by task; by default the task's own, 0 (off)"},
+        default=None, metadata={"help": "SMART's λ, one number or JSON by task; by default the task's own, 0 (off)"}
     )
     loss_weight: dict | str | float | None = field(
         default=None,
-        metadata={"help": "factor of a task's loss and its regularisers, one factor or JSON by task; by default 1"},
+        metadata={"help": "factor of a task's loss and its regularisers, one number or JSON by task; by default 1"},
     )
     bregman_weight: dict | str | float | None = field(
-        default=None, metadata={"help": "the same of SMART's Bregman term, μ; by default the task's own, 0 (off)"}
+        default=None,
+        metadata={"help": "μ of SMART's Bregman term, by task as smart_weight; by default the task's own, 0 (off)"},
     )
     rdrop_weight: dict | str | float | None = field(
         default=None,
         metadata={
             "help": "R-Drop: factor of the divergence of two passes with different dropout, by task as smart_weight; "
-            "a step of such a task costs two"
+            "it doubles the cost of a step"
         },
     )
     distill_from: dict | str | None = field(
         default=None,
         metadata={
-            "help": "learn also from a teacher's predictions for the training rows: a folder of prediction tables, or "
+            "help": "also learn from a teacher's predictions for the training rows: a folder of prediction tables, or "
             "JSON by task"
         },
     )
     distill_weight: dict | str | float | None = field(
-        default=None, metadata={"help": "share of the teacher in the loss, by task as smart_weight; by default 0.5"}
+        default=None,
+        metadata={"help": "share of the teacher's term in the loss, by task as smart_weight; by default 0.5"},
     )
     distill_temperature: dict | str | float | None = field(
         default=None, metadata={"help": "temperature of the teacher's and the model's probabilities; by default 1"}
@@ -159,12 +153,12 @@ class RunArguments:
     def __post_init__(self):
         for name in TASK_FIELDS:
             value = getattr(self, name)
-            for_all = ("balanced",) if name == "class_weights" else ()
-            if name == "distill_from" and not str(value).startswith("{"):
-                for_all = (value,)  # a folder
-            value = value if value in for_all else parse_json(f"--{name}", value)
+            is_folder = name == "distill_from" and not isinstance(value, dict) and not str(value).startswith("{")
+            if is_folder or (name == "class_weights" and value == "balanced"):
+                continue
+            value = parse_json(f"--{name}", value)
             numbers = () if name in ("task_epochs", "class_weights") else (int, float)
-            if value not in for_all and not isinstance(value, (dict, NoneType, *numbers)):
+            if not isinstance(value, (dict, NoneType, *numbers)):
                 raise InputError(f"--{name} is {value!r}; expected, for example, {EXAMPLES.get(name, EXAMPLE)}")
             setattr(self, name, value)
         if self.freeze_encoder and self.freeze_layers is not None:
@@ -176,22 +170,22 @@ class RunArguments:
             raise InputError(f"--encoder_dropout is {self.encoder_dropout}; expected a probability in [0, 1)")
 
     def check_lora(self) -> None:
-        """Refuse flags of adapters that exclude each other, or where there are none."""
+        """Refuse flags of adapters that contradict each other, or that do nothing without --lora_rank."""
         if self.lora_rank is None:
-            given = [
-                name for name in ("lora_alpha", "lora_target_modules", "lora_train_encoder") if getattr(self, name)
-            ]
-            if given or self.encoder_sharing == "adapters":
-                flag = f"--{given[0]}" if given else "--encoder_sharing adapters"
-                raise InputError(f"{flag} needs the rank of the adapters: --lora_rank 16, for example")
+            names = ("lora_alpha", "lora_target_modules", "lora_train_encoder")
+            flags = [f"--{name}" for name in names if getattr(self, name)]
+            if self.encoder_sharing == "adapters":
+                flags.append("--encoder_sharing adapters")
+            if flags:
+                raise InputError(f"{flags[0]} needs the rank of the adapters, for example --lora_rank 16")
             return
         if self.lora_rank < 1 or (self.lora_alpha is not None and not self.lora_alpha > 0):
             raise InputError(
-                f"--lora_rank is {self.lora_rank} and --lora_alpha {self.lora_alpha}; expected at least 1, and more "
-                "than 0"
+                f"--lora_rank is {self.lora_rank} and --lora_alpha is {self.lora_alpha}; expected a rank of at least 1 "
+                "and an alpha above 0"
             )
         if self.encoder_sharing == "per_task":
-            raise InputError("--lora_rank with an adapter for each task is --encoder_sharing adapters, not per_task")
+            raise InputError("--lora_rank does not work with --encoder_sharing per_task; use adapters or shared")
         if self.freeze_encoder or self.freeze_layers is not None:
             flag = "--freeze_encoder" if self.freeze_encoder else "--freeze_layers"
             raise InputError(f"--lora_rank trains adapters on a frozen encoder; leave out {flag}")
@@ -203,18 +197,18 @@ class RunArguments:
 
     @property
     def peft_config(self) -> dict | None:
-        """The fields of `peft.LoraConfig` that the flags ask for; None without adapters."""
+        """The fields of `peft.LoraConfig` that the flags set; None without adapters."""
         if self.lora_rank is None:
             return None
         alpha = 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
         return {"r": self.lora_rank, "lora_alpha": alpha, "target_modules": self.lora_target_modules}
 
     def load_tasks(self) -> list[Task]:
-        """The run's tasks, with the run's settings, such as epochs and dropout, instead of their own.
+        """The run's tasks, with the values of the flags, such as epochs and dropout, instead of their own.
 
         Raises:
-            InputError: a task is unknown or named twice, a setting is for a task that the run does not have, or a
-                metric cannot score its task.
+            InputError: a task is unknown or named twice, a flag names a task that the run does not have, or a metric
+                cannot score its task.
         """
         specs = [parse_json("--tasks", spec) if str(spec).startswith("{") else spec for spec in self.tasks]
         tasks = load_tasks(specs, named=False)
@@ -225,7 +219,7 @@ class RunArguments:
                 values = dict.fromkeys(tasks, values)
             for name, value in (values or {}).items():
                 if name in presets and name not in tasks:
-                    continue  # a setting of the YAML for a preset that --tasks left out
+                    continue  # a YAML file sets it for a preset that --tasks left out
                 if name not in tasks and name not in groups:
                     raise InputError(f"--{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
                 for member in groups.get(name, [name]):
@@ -241,25 +235,25 @@ class RunArguments:
 
 @dataclass
 class MultitaskTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with a schedule over tasks. `num_train_epochs` is not used: epochs belong to tasks.
+    """`TrainingArguments` with a schedule over tasks. Each task has its own epochs, so `num_train_epochs` stays 1.
 
     These defaults differ from Transformers': batches of 32 and a constant learning rate of 1e-5, as in the paper
-    (section 5.3); about twenty log entries, of a long plan more; evaluation and a checkpoint every tenth of it; the
-    best checkpoint by `eval_overall` is kept and loaded at the end; predictions are written; TensorBoard is used where
-    it is installed; without an accelerator the CPU is used without further flags.
+    (section 5.3); about twenty log entries, more for a long plan; an evaluation and a checkpoint every tenth of the
+    plan; the best checkpoint by `eval_overall` is kept and loaded at the end; predictions are written; TensorBoard is
+    used if installed; the CPU is used if there is no accelerator.
     """
 
     _argument_group_name = "training"
 
     schedule: str = field(default="round_robin", metadata={"help": "which task comes next", "choices": SCHEDULES})
-    budget: float = field(default=1.0, metadata={"help": "share of the plan to train, in (0, 1]"})
+    budget: float = field(default=1.0, metadata={"help": "share of each task's batches to train, in (0, 1]"})
     sampling_temperature: float = field(
-        default=1.0, metadata={"help": "T: tasks share the steps by size^(1/T); above 1 small tasks get more"}
+        default=1.0, metadata={"help": "T: tasks get steps in proportion to size^(1/T); above 1 small tasks get more"}
     )
     smart_projection: str = field(
         default="ball",
         metadata={
-            "help": "the formula's bound on SMART's perturbation, or smart-pytorch's",
+            "help": "how SMART bounds its perturbation: ball as in its paper, unit as in smart-pytorch",
             "choices": PROJECTIONS,
         },
     )
@@ -272,56 +266,54 @@ class MultitaskTrainingArguments(TrainingArguments):
     )
     smart_reduction: str = field(
         default="mean",
-        metadata={"help": "SMART's term is a mean or a sum over the rows of a step", "choices": REDUCTIONS},
+        metadata={"help": "SMART's penalty is a mean or a sum over the rows of a step", "choices": REDUCTIONS},
     )
-    smart_radius: float = field(default=1e-5, metadata={"help": "SMART's ε, in units of what --smart_place names"})
+    smart_radius: float = field(default=1e-5, metadata={"help": "SMART's ε, the bound of the perturbation"})
     smart_step_size: float = field(default=1e-3, metadata={"help": "SMART's η, length of an ascent step"})
-    smart_noise_std: float = field(default=1e-5, metadata={"help": "SMART's σ, of the noise the ascent begins with"})
-    smart_steps: int = field(default=1, metadata={"help": "SMART's ascent steps, each a forward and half a backward"})
+    smart_noise_std: float = field(
+        default=1e-5, metadata={"help": "SMART's σ, of the noise that the ascent starts from"}
+    )
+    smart_steps: int = field(default=1, metadata={"help": "SMART's ascent steps; each costs two forward passes"})
     smart_share_dropout: bool = field(
-        default=False, metadata={"help": "perturbed passes drop what the clean pass dropped, not other components"}
+        default=False, metadata={"help": "SMART's perturbed passes use the dropout masks of the clean pass"}
     )
     bregman_momentum: float = field(
-        default=0.99, metadata={"help": "β of the running mean of weights that --bregman_weight compares with"}
+        default=0.99, metadata={"help": "β of the running mean of the weights that --bregman_weight compares with"}
     )
     ema_decay: float | None = field(
         default=None,
         metadata={
-            "help": "evaluate and save a running mean of the weights, which keeps this share of itself at each step, "
-            "such as 0.995; by default the weights"
+            "help": "evaluate and save a running mean of the weights, with this decay, such as 0.995; by default the "
+            "weights themselves"
         },
     )
-    ema_start: float = field(default=0.3, metadata={"help": "share of the plan before --ema_decay begins"})
+    ema_start: float = field(default=0.3, metadata={"help": "share of the plan before the mean of --ema_decay starts"})
     paper_optimizer: bool = field(
         default=False,
-        metadata={"help": "the paper's Adam, slower, instead of --optim; the course's ε is --adam_epsilon 1e-6"},
+        metadata={"help": "the paper's Adam instead of --optim, slower; the course's ε is --adam_epsilon 1e-6"},
     )
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={
-            "help": "go on from the last checkpoint, or the one named",
-            "nargs": "?",
-            "const": "last",
-        },
+        metadata={"help": "continue from the last checkpoint, or from the given one", "nargs": "?", "const": "last"},
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "rows of a micro-batch on one process"})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "rows of an evaluation batch on one process"})
-    learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate of AdamW"})
+    learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate"})
     head_learning_rate: float | None = field(
-        default=None, metadata={"help": "the same of the heads; by default --learning_rate"}
+        default=None, metadata={"help": "peak learning rate of the heads; by default --learning_rate"}
     )
     layer_decay: float = field(
         default=1.0,
         metadata={
-            "help": "each layer's learning rate as a share of the one above; the highest has --learning_rate, the "
-            "embeddings the least"
+            "help": "each layer's learning rate as a share of the next higher layer's; the highest layer has "
+            "--learning_rate, the embeddings the lowest"
         },
     )
     lr_scheduler_type: SchedulerType | str = field(
         default="constant", metadata={"help": "shape of the learning rate over the plan"}
     )
-    num_train_epochs: float = field(default=1.0, metadata={"help": "1, the plan; see --task_epochs"})
-    max_steps: int = field(default=-1, metadata={"help": "train only so many steps; by default all"})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "always 1, the plan; see --task_epochs"})
+    max_steps: int = field(default=-1, metadata={"help": "train only this many steps; by default all"})
     logging_steps: float = field(
         default=-1,
         metadata={"help": "steps between log entries, or share of the plan; by default about twenty entries"},
@@ -329,64 +321,65 @@ class MultitaskTrainingArguments(TrainingArguments):
     cuda_graphs: bool = field(
         default=False,
         metadata={
-            "help": "on an NVIDIA GPU: record a training step once for each shape of a batch, and replay it by one "
-            "launch; for small batches, which wait for the CPU (docs/performance.md)"
+            "help": "on an NVIDIA GPU: record a training step once for each shape of a batch, then replay it with one "
+            "launch; for small batches, where the GPU waits for the CPU (docs/performance.md)"
         },
     )
     gradient_cosine_steps: int | None = field(
         default=None,
         metadata={
-            "help": "log the cosines between the tasks' gradients on the shared encoder, measured every so many steps; "
-            "by default never"
+            "help": "log the cosines between the tasks' gradients on the shared encoder, measured every N steps; by "
+            "default never"
         },
     )
-    eval_strategy: str = field(default="steps", metadata={"help": "evaluate by steps or not at all (no)"})
+    eval_strategy: str = field(default="steps", metadata={"help": "evaluate every --eval_steps (steps) or never (no)"})
     eval_steps: float | None = field(default=0.1, metadata={"help": "steps between evaluations, or share of the plan"})
     save_steps: float = field(default=0.1, metadata={"help": "steps between checkpoints, or share of the plan"})
     save_total_limit: int | None = field(
-        default=2, metadata={"help": "checkpoints kept; from 2 on the best and the last"}
+        default=2, metadata={"help": "checkpoints to keep; with 2 or more, the best and the last"}
     )
     early_stopping_patience: int | None = field(
-        default=None,
-        metadata={"help": "stop after so many evaluations without a rise; by default never"},
+        default=None, metadata={"help": "stop after this many evaluations without improvement; by default never"}
     )
     early_stopping_threshold: float = field(
-        default=0.0,
-        metadata={"help": "by how much --metric_for_best_model must rise for --early_stopping_patience"},
+        default=0.0, metadata={"help": "smallest improvement that counts for --early_stopping_patience"}
     )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "end with the best checkpoint"})
-    metric_for_best_model: str | None = field(default="eval_overall", metadata={"help": "what the best has most of"})
+    metric_for_best_model: str | None = field(
+        default="eval_overall", metadata={"help": "score that selects the best checkpoint"}
+    )
     do_predict: bool = field(default=True, metadata={"help": "write predictions of all dev and test rows at the end"})
     hub_strategy: str = field(default="end", metadata={"help": "end: --push_to_hub pushes the finished run"})
     report_to: None | str | list[str] = field(
-        default=None,
-        metadata={"help": "tensorboard, wandb, none …; by default TensorBoard if installed"},
+        default=None, metadata={"help": "tensorboard, wandb, none …; by default tensorboard if installed"}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "False; a loss that is not a finite number stops the run"}
+        default=False, metadata={"help": "always False; a loss that is not a finite number stops the run"}
     )
     log_level_replica: str | None = field(
-        default="error", metadata={"help": "what the other processes log: errors, since the first speaks for all"}
+        default="error", metadata={"help": "log level of all processes but the first"}
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "False; the collator picks the columns"})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "always False; the collator picks the columns"}
+    )
     ddp_find_unused_parameters: bool | None = field(
-        default=True, metadata={"help": "True, because the heads of the other tasks are idle in a step"}
+        default=True, metadata={"help": "True, because the heads of the other tasks have no gradient in a step"}
     )
 
     def __post_init__(self):
         smart = {"smart_projection": PROJECTIONS, "smart_place": PLACES, "smart_reduction": REDUCTIONS}
         check_values(self, {"schedule": SCHEDULES, **smart})
         if (self.eval_steps or 0) >= 1 > self.save_steps:
-            self.save_steps = self.eval_steps  # Transformers refuses a number of steps beside a share of the plan
+            self.save_steps = self.eval_steps  # Transformers refuses one as a number and the other as a share
         if str(self.eval_strategy) == "no":
-            self.load_best_model_at_end = False  # without scores there is no best
+            self.load_best_model_at_end = False  # without scores there is no best checkpoint
         if self.warmup_steps and self.lr_scheduler_type == "constant":
             self.lr_scheduler_type = "constant_with_warmup"  # "constant" would silently ignore the warmup
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.resume_from_checkpoint = RESUME.get(str(self.resume_from_checkpoint).lower(), self.resume_from_checkpoint)
-        # Else a resumed run would count the evaluations without a rise from 0.
+        # Otherwise a resumed run would count the evaluations without improvement from 0.
         self.restore_callback_states_from_checkpoint |= self.early_stopping_patience is not None
         check_devices(self)
         super().__post_init__()
@@ -394,13 +387,19 @@ class MultitaskTrainingArguments(TrainingArguments):
 
     @property
     def n_gpu(self) -> int:
-        """One for a process at most: of several, Trainer would make DataParallel's, which cannot cut our batches."""
+        """At most one GPU for a process: with several, Trainer uses DataParallel, which cannot split our batches."""
         return min(super().n_gpu, 1)
 
     @property
     def total_train_batch_size(self) -> int:
-        """Rows of an optimizer step, of all processes and accumulation steps together."""
+        """Rows of an optimizer step, over all processes and accumulation steps."""
         return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+    @property
+    def loader_options(self) -> dict[str, Any]:
+        """The --dataloader_… flags as arguments of PyTorch's `DataLoader`."""
+        names = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+        return {name: getattr(self, f"dataloader_{name}") for name in names}
 
     @property
     def plan_seed(self) -> int:
@@ -414,14 +413,14 @@ class MultitaskTrainingArguments(TrainingArguments):
 
     @property
     def evaluates_epoch_ends(self) -> bool:
-        """Whether the schedule also evaluates and saves where a task ends an epoch, by its attribute `epoch_ends`."""
+        """Whether to evaluate and save also where a task ends an epoch: the schedule's attribute `epoch_ends`."""
         return getattr(SCHEDULES[self.schedule], "epoch_ends", False)
 
     def lay_plan(self, rows: Mapping[str, int], epochs: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
-        """The schedule's plan, before `max_steps` cuts it.
+        """The schedule's plan, not yet cut to `max_steps`.
 
         Args:
-            rows: {task: training rows}.
+            rows: {task: number of training rows}.
             epochs: {task: how often each row is seen}.
 
         Returns:
@@ -433,35 +432,35 @@ class MultitaskTrainingArguments(TrainingArguments):
 
 
 def check_launch() -> PartialState:
-    """Refuse processes that were launched together but are no group, and point out idle CPU cores and GPUs.
+    """Refuse a launch whose process does not find the others, and warn about idle CPU cores and GPUs.
 
     Returns:
-        The processes and the device of this one, as training arguments have set them up, where there are any.
+        The state of the processes, and this one's device.
 
     Raises:
-        InputError: `accelerate launch --cpu --num_processes N` starts one process, which would train alone.
+        InputError: `accelerate launch --cpu --num_processes N` starts only one process, which would train alone.
     """
-    state = PartialState(cpu=not torch.accelerator.is_available())  # else processes without a GPU would be no group
+    state = PartialState(cpu=not torch.accelerator.is_available())  # else processes without a GPU form no group
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and state.num_processes == 1:
         raise InputError(
             "several processes were asked for, but this one is alone; use `accelerate launch --config_file "
-            "accelerate_config.yaml --num_processes N`, and --use_cpu after the command's name where there is no GPU"
+            "accelerate_config.yaml --num_processes N`, and --use_cpu after the command's name if there is no GPU"
         )
     on_cpu = state.device.type == "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if on_cpu and state.is_main_process and torch.get_num_threads() == 1 < cores // state.num_processes:
         logger.warning(
-            f"one CPU thread is used of {cores}: OMP_NUM_THREADS is 1, which `accelerate launch` sets unless it is "
-            "called with --num_cpu_threads_per_process N"
+            f"only one of {cores} CPU cores is used: OMP_NUM_THREADS is 1, as `accelerate launch` sets it; give it "
+            "--num_cpu_threads_per_process N"
         )
     devices = 0 if on_cpu else torch.accelerator.device_count()
     if state.is_main_process and state.num_processes == 1 < devices:
-        logger.warning(f"one GPU is used of {devices}: `accelerate launch --num_processes N` uses N")
+        logger.warning(f"only one of {devices} GPUs is used: `accelerate launch --num_processes N` uses N")
     return state
 
 
 def parse_json(flag: str, value):
-    """The value of a JSON flag; what is no string is taken as parsed already.
+    """The value of a JSON flag; one that is not a string counts as parsed.
 
     Raises:
         InputError: it is not valid JSON.
@@ -475,7 +474,7 @@ def parse_json(flag: str, value):
 
 
 def to_field(value):
-    """A flag's value as a field of a YAML file: a dictionary that was typed as JSON becomes one."""
+    """A flag's value as a field of a YAML file: a dictionary written as JSON is parsed."""
     if isinstance(value, list):
         return [to_field(item) for item in value]
     return parse_json("a flag", value) if isinstance(value, str) and value.startswith("{") else value

@@ -1,4 +1,4 @@
-"""The running mean of the weights (EMA), which is evaluated and saved instead of them."""
+"""The running mean of the weights (EMA), which is evaluated and saved instead of the weights."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -13,17 +13,18 @@ from transformers import TrainerCallback
 
 from ..model.errors import InputError
 
-FILE = "weights_in_training.safetensors"  # of a checkpoint, whose model.safetensors has the mean
+FILE = "weights_in_training.safetensors"  # in a checkpoint, whose model.safetensors has the mean
 
 
 class AveragedWeights(TrainerCallback):
-    """Keeps the mean of a model's weights over the last part of training: after its first step the weights themselves,
-    and after each later one θ̃ ← β θ̃ + (1 - β) θ. Training itself does not read it, and ends with it.
+    """Keeps the running mean of a model's weights over the last part of training.
 
-    A checkpoint holds the mean as its model, and the weights that training goes on with in a file of their own.
+    After the first step of that part the mean is the weights; after each later step θ̃ ← β θ̃ + (1 - β) θ. The mean does
+    not influence training, which ends with the mean as the model's weights. A checkpoint has the mean as its model, and
+    the weights that training continues from in another file.
 
     Args:
-        model: to be trained.
+        model: the model to train.
         decay: β.
         start: share of the steps before that part, in [0, 1).
     """
@@ -31,12 +32,12 @@ class AveragedWeights(TrainerCallback):
     def __init__(self, model: nn.Module, decay: float, start: float):
         self.model, self.start = model, start
         self.average = copy.deepcopy(model).requires_grad_(False)
-        self.mix = get_ema_multi_avg_fn(decay)  # `AveragedModel`, around it, waits for the device at every step
+        self.mix = get_ema_multi_avg_fn(decay)  # not `AveragedModel`: that waits for the device at every step
         self.has_begun = self.in_use = False
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Within the block the model has the mean of its weights, where it has begun."""
+        """Give the model the mean of its weights within the block, if there is a mean yet."""
         if self.in_use or not self.has_begun:
             yield
             return
@@ -47,18 +48,18 @@ class AveragedWeights(TrainerCallback):
             self.swap()
 
     def swap(self) -> None:
-        """Exchange the weights and their mean. The parameters stay the same objects, which the optimizer holds."""
+        """Exchange the weights and their mean. The parameters stay the same objects, since the optimizer has them."""
         for one, other in zip(self.model.parameters(), self.average.parameters(), strict=True):
             one.data, other.data = other.data, one.data
         self.in_use = not self.in_use
 
     def save(self, folder: Path) -> None:
-        """Write the weights that training goes on with beside those that are saved, within `used`. Also before there is
-        a mean: all checkpoints of a run have the same files (see `find_checkpoint`)."""
+        """Write the weights that training continues from into a checkpoint; called within `used`. They are also written
+        before there is a mean, because all checkpoints of a run must have the same files (see `find_checkpoint`)."""
         save_model(self.average if self.in_use else self.model, folder / FILE)
 
     def update(self) -> None:
-        """Begin with the weights, or go on with the mean."""
+        """Start the mean with the weights, or update it."""
         if self.has_begun:
             self.mix(list(self.average.parameters()), list(self.model.parameters()), None)
         else:
@@ -69,32 +70,38 @@ class AveragedWeights(TrainerCallback):
         self.first = int(self.start * state.max_steps) + 1
         self.average.to(self.model.device)
         self.has_begun = False
-        if state.global_step < self.first:
-            return
-        file = Path(args.output_dir, f"checkpoint-{state.global_step}", FILE)
-        if not file.exists():
-            raise InputError(f"{file}: no such file, but --ema_decay needs it; use a checkpoint that has one")
-        self.update()  # the checkpoint's model is the mean
-        load_model(self.model, file, device=str(self.model.device))
+        if state.global_step >= self.first:
+            self.update()  # starts the mean with the checkpoint's model, which is the mean
+            load_weights(self.model, Path(args.output_dir, f"checkpoint-{state.global_step}", FILE), "--ema_decay")
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= self.first:
             self.update()
 
     def on_train_end(self, args, state, control, **kwargs):
-        best = args.load_best_model_at_end and state.best_model_checkpoint  # which Trainer has loaded
+        best = args.load_best_model_at_end and state.best_model_checkpoint  # Trainer has loaded its mean by now
         if self.has_begun and not best:
             self.swap()
-            self.in_use = False  # there is nothing to go back to
-        self.has_begun = False
+        self.has_begun = self.in_use = False
+
+
+def load_weights(model: nn.Module, file: Path, flag: str) -> None:
+    """Load a model's weights from a checkpoint's file.
+
+    Raises:
+        InputError: there is no such file, which the flag needs.
+    """
+    if not file.exists():
+        raise InputError(f"{file}: no such file, but {flag} needs it; use a checkpoint that has one")
+    load_model(model, file, device=str(model.device))
 
 
 def uses_average(method: Callable) -> Callable:
-    """Decorate a trainer's method that, in training, looks at the mean of the weights where there is one."""
+    """Decorate a trainer's method: during training it sees the mean as the model's weights, if there is one."""
 
     @wraps(method)
     def wrapped(self, *args, **kwargs):
-        """The method, with the mean as the model's weights."""
+        """The method, with the mean as the model's weights during training."""
         if self.averaging is None or not self.is_in_train:
             return method(self, *args, **kwargs)
         with self.averaging.used():

@@ -1,5 +1,5 @@
-"""What happens around training: evaluation at epoch ends, the best weights of each task, an estimate of the time left,
-and the history file."""
+"""The trainer's callbacks: evaluation at epoch ends, each task's best weights, an early stop at a bad number, an
+estimate of the time left, the history file."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ from .terminal import say
 
 
 class EpochEnds(TrainerCallback):
-    """Evaluates and saves where a task ends an epoch, which it does between others in a sequential plan only."""
+    """Evaluates and saves at each step where a task ends an epoch; for sequential plans."""
 
     def __init__(self, plan: list[str], rows: Mapping[str, int], batch_size: int):
         self.steps, seen = set(), dict.fromkeys(rows, 0)
@@ -39,17 +39,16 @@ class EpochEnds(TrainerCallback):
 
 
 class BestOfEachTask(TrainerCallback):
-    """Keeps the weights of each task from the evaluation that scored it best, and ends training with those.
+    """Saves each task's weights whenever an evaluation gives its best score, and ends training with these weights.
 
-    For a model with an encoder for each task (paper, section 4.2.1), or an adapter, whose tasks have no trained weights
-    in common (`are_apart`), so that the best of each make one model. The weights lie in
-    `_best/{task}-{step}.safetensors` in the output folder, a file for each better score; those that no checkpoint could
-    need are removed.
+    It is for models with an encoder (paper, section 4.2.1) or an adapter for each task. Their tasks share no trained
+    weight (`are_apart`), so the best weights of all tasks make one model. Each better score writes a file
+    `_best/{task}-{step}.safetensors` in the output folder. Files that no checkpoint can need any more are removed.
     """
 
     def __init__(self):
-        self.best: dict[str, float] = {}  # of the tasks in training, `signed`
-        self.kept: dict[str, int] = {}  # {task: the step that training ended with}
+        self.best: dict[str, float] = {}  # {task: best score, `signed`}; empty outside of training
+        self.kept: dict[str, int] = {}  # {task: the step whose weights it ended training with}
 
     def on_train_begin(self, args, state, control, model: MultitaskBertModel, **kwargs):
         for name, task in model.tasks.items():
@@ -58,22 +57,19 @@ class BestOfEachTask(TrainerCallback):
                 if state.global_step and step <= state.global_step:
                     self.best[name] = signed(task, read_score(file))
                 elif state.is_world_process_zero:
-                    file.unlink()  # a stopped run had got beyond the checkpoint that this one goes on from
+                    file.unlink()  # from steps after the checkpoint that this run continues from
 
     def on_evaluate(self, args, state, control, metrics: dict, model: MultitaskBertModel, **kwargs):
         for name, task in model.tasks.items():
             key = f"eval_{name}_{task.metric}"
-            if key not in metrics or name not in self.best:
+            if key not in metrics or not signed(task, metrics[key]) > self.best.get(name, float("inf")):
                 continue
-            score = metrics[key]
-            if not signed(task, score) > self.best[name]:
-                continue
-            self.best[name] = signed(task, score)
+            self.best[name] = signed(task, metrics[key])
             if state.is_world_process_zero:
                 file = Path(args.output_dir, "_best", f"{name}-{state.global_step}.safetensors")
                 file.parent.mkdir(exist_ok=True)
                 with writing(file) as draft:
-                    save_file(task_weights(model, name), draft, {"score": repr(score)})
+                    save_file(task_weights(model, name), draft, {"score": repr(metrics[key])})
 
     def on_save(self, args, state, control, model: MultitaskBertModel, **kwargs):
         if not state.is_world_process_zero:
@@ -97,14 +93,14 @@ class BestOfEachTask(TrainerCallback):
         self.best = {}
 
     def files(self, args, task: str) -> dict[int, Path]:
-        """{step: file} of a task's weights, in the order of steps, so that scores get better."""
+        """{step: file} of a task's saved weights, in the order of steps, so the last has the best score."""
         name = re.compile(rf"{re.escape(task)}-([0-9]+)\.safetensors")
         files = Path(args.output_dir, "_best").glob("*.safetensors")
         return dict(sorted((int(match[1]), file) for file in files if (match := name.fullmatch(file.name))))
 
 
 def read_score(file: Path) -> float:
-    """The dev score that a task's best weights had.
+    """The dev score recorded in a file of a task's best weights.
 
     Raises:
         InputError: the file is damaged.
@@ -114,19 +110,21 @@ def read_score(file: Path) -> float:
             return float(weights.metadata()["score"])
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise InputError(
-            f"{file}: the best weights of a task are damaged ({error}); start the run anew with --overwrite"
+            f"{file}: the best weights of a task are damaged ({error}); start the run again with --overwrite"
         ) from error
 
 
 def task_weights(model: MultitaskBertModel, task: str) -> dict:
-    """The weights that one task alone uses, by name: its encoder's or adapter's and its head's; they share the model's
-    memory. In a model that peft made, their names have a prefix."""
+    """{name: weight} of the weights that only this task uses: those of its encoder or adapter, and of its head.
+
+    The tensors share the model's memory. In a model that peft made, the names have a prefix.
+    """
     own = re.compile(rf"((base_model\.model\.)?(encoders|heads)|.*\.lora_\w+)\.{re.escape(task)}(\..*)?")
     return {key: value for key, value in model.state_dict().items() if own.fullmatch(key)}
 
 
 def are_apart(model: MultitaskBertModel) -> bool:
-    """Whether the layout leaves the tasks no trained weight in common."""
+    """Whether the tasks share no trained weight."""
     if model.config.encoder_sharing == "shared":
         return False
     own = {key for task in model.tasks for key in task_weights(model, task)}
@@ -134,8 +132,11 @@ def are_apart(model: MultitaskBertModel) -> bool:
 
 
 class StopAtBadStep(TrainerCallback):
-    """Looks for numbers that are not finite at the end of a step that is logged, evaluated or saved, and of the last:
-    `check` raises an error where there is one, and is told whether the weights will be saved."""
+    """Looks for numbers that are not finite after the last step and after each one that is logged, evaluated or saved.
+
+    Args:
+        check: raises an error if there was such a number. Its argument says whether the weights are about to be saved.
+    """
 
     def __init__(self, check: Callable[[bool], None]):
         self.check = check
@@ -146,9 +147,9 @@ class StopAtBadStep(TrainerCallback):
 
 
 class TimeEstimate(TrainerCallback):
-    """Says after the first steps how long the rest will take, evaluation not counted, where no progress bar does."""
+    """Prints after the first steps how long the rest will take, without evaluation, if there is no progress bar."""
 
-    first, last = 3, 13  # the first steps warm up
+    first, last = 3, 13  # steps that are timed; those before are slower
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.seconds = []
@@ -169,7 +170,7 @@ class TimeEstimate(TrainerCallback):
 
 
 class HistoryFile(TrainerCallback):
-    """Writes every log entry to a JSON-lines file as it comes; a resumed run rewrites what its checkpoint remembers."""
+    """Appends every log entry to a JSON-lines file. A resumed run first rewrites the entries up to its checkpoint."""
 
     def __init__(self, path: Path):
         self.path = path

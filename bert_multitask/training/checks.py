@@ -31,19 +31,19 @@ from .smart import PLACES
 
 logger = logging.get_logger(__name__)
 
-# Arguments of Trainer.__init__ that have no meaning here -> why.
+# Arguments of Trainer.__init__ that MultitaskTrainer refuses -> the reason, and what to use instead.
 REFUSED = {
-    "model_init": "plan, optimizer and callbacks are made for one model: give a model; `bert-multitask tune` searches",
+    "model_init": "plan and optimizer are made for one model: give a model; `bert-multitask tune` searches",
     "preprocess_logits_for_metrics": "the scores and prediction tables need the logits; use compute_metrics",
 }
 
 
 def check_parts(model: object, args: object, refused: Mapping[str, object]) -> None:
-    """Refuse a model or arguments of another kind, and what was given for the arguments of REFUSED."""
+    """Refuse a model or arguments of another class, and values for the arguments in REFUSED."""
     for name, value in refused.items():
         if value is not None:
             raise InputError(f"MultitaskTrainer takes no {name}: {REFUSED[name]}")
-    if not isinstance(getattr(model, "tasks", None), Mapping):  # which a model in a PEFT wrapper has, too
+    if not isinstance(getattr(model, "tasks", None), Mapping):  # no isinstance: a PEFT wrapper has `tasks`, too
         raise InputError(f"model is a {type(model).__name__}; expected a MultitaskBertModel")
     if not isinstance(args, MultitaskTrainingArguments):
         raise InputError(f"args is a {type(args).__name__}; expected MultitaskTrainingArguments")
@@ -52,7 +52,7 @@ def check_parts(model: object, args: object, refused: Mapping[str, object]) -> N
 def train_rows(
     given: object, model: MultitaskBertModel, args: MultitaskTrainingArguments, tokenizer: object
 ) -> dict[str, Dataset]:
-    """The training rows of every task of the model (see `rows_by_task`), each task with labels."""
+    """The training rows of every task of the model (see `rows_by_task`). Each task needs rows with labels."""
     given = {} if given is None else given
     rows = rows_by_task(given, model, "train_dataset", "train", tokenizer, args.seed)
     if missing := [name for name in model.tasks if name not in rows]:
@@ -64,37 +64,37 @@ def train_rows(
 def eval_rows(
     given: object, model: MultitaskBertModel, args: MultitaskTrainingArguments, tokenizer: object
 ) -> dict[str, Dataset]:
-    """The rows to evaluate on: of every task of the model, or none where no evaluation is asked for."""
+    """The rows to evaluate on, of every task of the model. Without evaluation there may be none."""
     rows = {} if given is None else rows_by_task(given, model, "eval_dataset", "dev", tokenizer)
     missing = [name for name in model.tasks if name not in rows]
     if missing and (rows or args.eval_strategy != "no" or args.eval_on_start):
         raise InputError(
             f"eval_dataset has no rows of task {missing[0]!r}: give {{task: rows}} of every task of the model, or "
-            'switch evaluation off with eval_strategy="no"'
+            'switch off evaluation with eval_strategy="no"'
         )
     check_labelled(rows, "eval_dataset")
     return rows
 
 
 def balance_tasks(model: MultitaskBertModel, rows: Mapping[str, Dataset]) -> None:
-    """Give the model's tasks with "balanced" class weights numbers, counted from {task: training rows}."""
+    """Replace "balanced" class weights of the model's tasks by numbers, counted in {task: training rows}."""
     for task in [task for task in model.tasks.values() if task.class_weights == "balanced"]:
         labels, _ = label_numbers(rows[task.name].with_format("arrow")[:]["labels"])
         model.change_task(task.balance(labels.tolist()))
 
 
 def check_plan(plan: object, tasks: Collection[str], where: str) -> None:
-    """Refuse what is no list of the model's tasks, one a step."""
+    """Refuse a plan that is not a list of the model's tasks, one for each step."""
     if not isinstance(plan, Sequence) or isinstance(plan, str) or not plan:
         found = "empty" if isinstance(plan, Sequence) and not plan else f"a {type(plan).__name__}"
         raise InputError(f"{where} is {found}; expected a list of the task of each step")
     for step, task in enumerate(plan, start=1):
         if task not in tasks:
-            raise InputError(f"{where}: step {step} is of {task!r}, but the model's tasks are {', '.join(tasks)}")
+            raise InputError(f"{where}: step {step} has {task!r}, but the model's tasks are {', '.join(tasks)}")
 
 
 def by_task(given: object, tasks: Mapping[str, Task], argument: str) -> dict[str, Callable]:
-    """A function for all tasks, or {task: function} for some, as {task: function}."""
+    """{task: function} from one function for all tasks, from {task: function} for some, or from None."""
     functions = given if isinstance(given, Mapping) else dict.fromkeys(tasks, given) if given is not None else {}
     for name, function in functions.items():
         if name not in tasks:
@@ -105,7 +105,7 @@ def by_task(given: object, tasks: Mapping[str, Task], argument: str) -> dict[str
 
 
 def loss_functions(given: object, tasks: Mapping[str, Task]) -> dict[str, Callable]:
-    """The user's losses, {task: function}, of tasks that ask for nothing that such a loss would ignore."""
+    """The user's losses, {task: function}. Refuses wrong arguments, and options of the loss that each replaces."""
     functions = by_task(given, tasks, "compute_loss_func")
     for name, function in functions.items():
         try:
@@ -124,7 +124,7 @@ def loss_functions(given: object, tasks: Mapping[str, Task]) -> dict[str, Callab
 
 
 def scalar_loss(function: Callable, task: str, outputs: object, labels: Tensor, **kwargs: Any) -> Tensor:
-    """What a loss of the user's gives for a batch of a task: one number."""
+    """Call a loss of the user's, and refuse a result that is not one number."""
     loss = function(outputs, labels, **kwargs)
     if not isinstance(loss, Tensor) or loss.dim():
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -133,12 +133,11 @@ def scalar_loss(function: Callable, task: str, outputs: object, labels: Tensor, 
 
 
 def check_loader(args: MultitaskTrainingArguments) -> None:
-    """Refuse settings of which PyTorch makes no data loader; none of its workers is started."""
-    names = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+    """Refuse settings that PyTorch's data loader refuses. No worker is started."""
     try:
-        DataLoader([0], **{name: getattr(args, f"dataloader_{name}") for name in names})
+        DataLoader([0], **args.loader_options)
     except (TypeError, ValueError) as error:
-        raise InputError(f"--dataloader_…: no data loader can be made: {error}") from error
+        raise InputError(f"PyTorch's data loader refuses the --dataloader_… flags: {error}") from error
 
 
 def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:
@@ -157,17 +156,17 @@ def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:
                 "attention_mask, token_type_ids and labels, as bert_multitask.data.collate.Collator gives them"
             )
         if "soft_labels" in part.column_names and "soft_labels" not in batch:
-            raise InputError(f"data_collator loses the soft_labels of task {name!r}, which a teacher gave")
+            raise InputError(f"data_collator drops the soft_labels of task {name!r}, its teacher's predictions")
         check_packing(batch)
 
 
 def check_packing(batch: Mapping[str, Any]) -> None:
-    """Refuse a batch of a user's collator whose packing is of another mask: attention would go by that."""
+    """Refuse a batch of a user's collator whose packing is not that of its mask: attention would use the packing."""
     packing, mask = batch.get("packing"), batch.get("attention_mask")
     if packing is not None and (mask is None or not packing.fits(mask.flatten(0, -2))):
         raise InputError(
-            f"data_collator gives a packing that is not of its attention_mask, for rows of task {batch['task']!r}; "
-            "leave packing out, or change the rows before Collator makes both"
+            f"data_collator gives a packing that does not fit its attention_mask, for rows of task {batch['task']!r}; "
+            "leave out the packing, or change the rows before Collator makes both"
         )
 
 
@@ -177,7 +176,7 @@ def check_optimizers(
     optimizers: tuple[Optimizer | None, object],
     optimizer_cls_and_kwargs: tuple[type, dict] | None,
 ) -> None:
-    """Refuse an optimizer that is given twice, cannot be made, or does not train this model; the same of a schedule."""
+    """Refuse an optimizer or a schedule that is given twice, cannot be made, or does not train this model."""
     optimizer, schedule = optimizers
     given = {
         "paper_optimizer": args.paper_optimizer,
@@ -193,7 +192,7 @@ def check_optimizers(
     if optimizer is not None:
         own = {id(parameter) for parameter in model.parameters()}
         if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
-            raise InputError("optimizers[0] holds parameters that are not this model's, which would not be trained")
+            raise InputError("optimizers[0] has parameters that are not this model's; use model.parameters()")
     if schedule is None:
         try:
             get_scheduler(
@@ -208,20 +207,20 @@ def check_optimizers(
 
 
 def check_rates(model: MultitaskBertModel, args: MultitaskTrainingArguments, optimizer: Optimizer | None) -> None:
-    """Refuse learning rates of heads and layers where they cannot be given."""
+    """Refuse learning rates of heads and layers that could not be applied."""
     if optimizer is not None:
         raise InputError(
-            "--head_learning_rate and --layer_decay do nothing with optimizers[0]; give its groups their rates"
+            "--head_learning_rate and --layer_decay do nothing with optimizers[0]; set the rates in its groups"
         )
     if args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise InputError("--head_learning_rate and --layer_decay do not work with DeepSpeed, which makes the optimizer")
     if args.layer_decay != 1:
         for name in model.tasks:
-            encoder_depths(model.encoder(name))
+            encoder_depths(model.encoder(name))  # raises if it finds no list of layers
 
 
 def check_optim(args: MultitaskTrainingArguments, model: nn.Module) -> None:
-    """Refuse an --optim whose package or layers are missing, and --optim_args that it does not have or ignores."""
+    """Refuse an --optim whose package or layers are missing, and --optim_args that it does not take or ignores."""
     where = f"--optim {args.optim.value}"
     try:
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
@@ -234,7 +233,7 @@ def check_optim(args: MultitaskTrainingArguments, model: nn.Module) -> None:
         arguments = f" --optim_args {args.optim_args}" if args.optim_args else ""
         raise InputError(f"{where}{arguments} cannot be made: {error}") from error
     if ignored:
-        raise InputError(f"--optim_args {args.optim_args} does nothing with {where}, which takes none of it")
+        raise InputError(f"--optim_args {args.optim_args} does nothing with {where}; leave it out")
 
 
 def check_training(
@@ -243,7 +242,7 @@ def check_training(
     plan: Sequence[str],
     compute_metrics: Mapping[str, Callable],
 ) -> None:
-    """Refuse settings that do not fit the model, its tasks or each other; each check below says which.
+    """Refuse settings that do not fit the model, its tasks or each other.
 
     Raises:
         InputError: names the setting.
@@ -253,7 +252,7 @@ def check_training(
     check_rdrop(model, args)
     if args.gradient_cosine_steps and (model.config.encoder_sharing != "shared" or len(model.units) == 1):
         raise InputError(
-            "--gradient_cosine_steps needs several tasks with a shared encoder, of which a group is one; leave it out"
+            "--gradient_cosine_steps needs several tasks with a shared encoder (a group counts as one); leave it out"
         )
     check_sharding(model, args)
     check_weights(model, plan)
@@ -263,7 +262,8 @@ def check_training(
 def check_metrics(
     tasks: Mapping[str, Task], args: MultitaskTrainingArguments, compute_metrics: Mapping[str, Callable]
 ) -> None:
-    """Refuse metrics that no evaluation would give; the keys of `compute_metrics` show at the first evaluation."""
+    """Refuse metrics that no evaluation would compute. Keys of `compute_metrics` are known only after the first
+    evaluation, so `MultitaskTrainer.check_best` checks those."""
     for task in tasks.values():
         find_metric(task)
     if args.include_for_metrics and not compute_metrics:
@@ -275,8 +275,8 @@ def check_metrics(
 
 
 def check_smart(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
-    """Refuse a perturbation that minBERT alone takes, with another encoder. Point out SMART's flags where no task has
-    SMART, and a perturbation that half precision rounds away: it keeps 8 to 11 bits of hidden states near 1."""
+    """Refuse --smart_place embeddings without minBERT. Warns about SMART's flags if no task uses SMART, and about a
+    perturbation that half precision rounds away: it keeps only 8 to 11 bits of hidden states near 1."""
     tasks = model.tasks
     flags = {field.name: field.default for field in dataclasses.fields(args) if field.name.startswith("smart_")}
     if not any(task.smart_weight for task in tasks.values()):
@@ -286,27 +286,26 @@ def check_smart(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> 
         return
     if args.smart_place == "embeddings" and not isinstance(model.encoder(next(iter(tasks))), MinBertModel):
         raise InputError(
-            f"--smart_place embeddings needs a BERT, not a {model.config.text_config.model_type!r}, which takes "
-            "perturbed word embeddings alone; leave the flag out"
+            f"--smart_place embeddings needs a BERT, not a {model.config.text_config.model_type!r}; leave it out to "
+            "perturb word embeddings"
         )
     kept = PLACES[args.smart_place]
     if args.mixed_precision in ("bf16", "fp16") and args.smart_projection == "ball" and args.smart_radius < kept:
         logger.warning(
-            f"--smart_radius {args.smart_radius:g} is lost in the rounding of --bf16 or --fp16, and SMART compares "
-            f"little more than dropout masks; a radius from {kept:g} up is kept (docs/results.md)"
+            f"--smart_radius {args.smart_radius:g} is rounded away by --bf16 or --fp16, so SMART compares little more "
+            f"than dropout masks; use at least {kept:g} (docs/results.md)"
         )
 
 
 def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
-    """Refuse R-Drop where SMART repeats the dropout of one pass, and warn where there is no dropout at all."""
+    """Refuse R-Drop together with --smart_share_dropout, and warn if there is no dropout at all."""
     for unit, names in model.units.items():
-        twice, smart = (
-            any(getattr(model.tasks[name], key) for name in names) for key in ("rdrop_weight", "smart_weight")
-        )
-        if twice and smart and args.smart_share_dropout:
+        tasks = [model.tasks[name] for name in names]
+        smart = args.smart_share_dropout and any(task.smart_weight for task in tasks)
+        if smart and any(task.rdrop_weight for task in tasks):
             raise InputError(
-                f"task {unit!r} has a rdrop_weight: its two passes drop different components, and "
-                "--smart_share_dropout repeats those of one pass; leave out one of the two"
+                f"task {unit!r} has a rdrop_weight: its two passes have different dropout masks, but "
+                "--smart_share_dropout repeats the masks of one pass; leave out one of the two"
             )
     for name, task in model.tasks.items():
         if task.rdrop_weight and not has_dropout(model, name):
@@ -315,8 +314,8 @@ def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> 
 
 @torch.no_grad()
 def has_dropout(model: MultitaskBertModel, task: str) -> bool:
-    """Whether two training passes of the same tokens differ: encoders drop by layers, or by fields of their
-    configuration as they run."""
+    """Whether two training passes of the same tokens differ. It is measured, because some encoders have dropout layers
+    and others read a rate from their configuration in each pass."""
     ids = torch.arange(model.config.vocab_size, device=model.device)[-16:]
     ids = ids.view((1, 2, -1) if model.is_separate(model.tasks[task]) else (1, -1))
     before = model.training
@@ -327,38 +326,38 @@ def has_dropout(model: MultitaskBertModel, task: str) -> bool:
 
 
 def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
-    """Refuse what would go wrong, mostly without an error, where processes share one model's weights or gradients."""
+    """Refuse settings that go wrong, mostly without an error, if DeepSpeed or FSDP splits weights over processes."""
     sharing = model.config.encoder_sharing
     deepspeed = args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     for name in ("ema_decay", "gradient_cosine_steps"):
         if getattr(args, name) and deepspeed:
-            raise InputError(f"--{name} does not work with DeepSpeed, which keeps the weights elsewhere; leave it out")
+            raise InputError(f"--{name} does not work with DeepSpeed, which holds the weights itself; leave it out")
     if sharing != "shared" and deepspeed:
         raise InputError(
-            f"--encoder_sharing {sharing} does not work with DeepSpeed: it gives idle weights gradients of zeros, by "
-            "which Adam would still move them; use recipes/accelerate/multi_gpu.yaml"
+            f"--encoder_sharing {sharing} does not work with DeepSpeed: it gives idle weights gradients of zeros, and "
+            "Adam would still move them; use recipes/accelerate/multi_gpu.yaml"
         )
     if not (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
         return
     refused = {
-        "--smart_weight": any(task.smart_weight for task in model.tasks.values()),  # calls parts of the model by hand
+        "--smart_weight": any(task.smart_weight for task in model.tasks.values()),  # bypasses FSDP's forward pass
         "--bregman_weight": any(task.bregman_weight for task in model.tasks.values()),  # averages whole weights
         "--gradient_cosine_steps": args.gradient_cosine_steps is not None,
         "--ema_decay": args.ema_decay is not None,
         "--lora_rank": model.config.lora is not None,
         "--encoder_sharing per_task with --load_best_model_at_end": sharing != "shared" and args.load_best_model_at_end,
-        "a CPU, where Accelerate would leave the model whole,": args.device.type == "cpu",
+        "a CPU, on which Accelerate does not split the model,": args.device.type == "cpu",
     }
     if names := [name for name, asked in refused.items() if asked]:
         raise InputError(
-            f"{names[0]} does not work with FSDP, which cuts the weights in pieces; leave it out, or use another "
-            "configuration of recipes/accelerate"
+            f"{names[0]} does not work with FSDP, which splits the weights; leave it out, or use another configuration "
+            "of recipes/accelerate"
         )
 
 
 def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
-    """Refuse weights that training would round away, cannot move or could not give back, and point out heads that stay
-    as they are. The model may be one that peft made.
+    """Refuse weights in half precision, tasks with nothing to train, and adapters that could not be loaded again. Warns
+    about heads that are not trained. The model may be one that peft made.
 
     Raises:
         InputError: names the weight or the task, and what to do.
@@ -368,17 +367,17 @@ def check_weights(model: MultitaskBertModel, plan: Sequence[str]) -> None:
     for name, weight in trained.items():
         if weight.dtype in (torch.float16, torch.bfloat16):
             raise InputError(
-                f"the model's weights are {weight.dtype} ({name} first), which rounds most updates away; load it "
-                "without dtype=, or call model.float(); half precision in training is --bf16 or --fp16"
+                f"the model's weights are {weight.dtype} ({name} first), which would round away most updates; load it "
+                "without dtype=, or call model.float(); to train in half precision use --bf16 or --fp16"
             )
         if name.count(".modules_to_save.") > 1:
             raise InputError(
-                f"peft wraps {name} twice, and could not load it again: its task_type adds every layer called "
+                f"peft wraps {name} twice and could not load it again: its task_type adds every layer called "
                 "classifier to modules_to_save; leave task_type out of the LoraConfig"
             )
-    if getattr(model, "_hf_peft_config_loaded", False):  # the public active_adapters() raises where there is none
+    if getattr(model, "_hf_peft_config_loaded", False):  # the public active_adapters() raises if there is none
         raise InputError(
-            "model.add_adapter leaves checkpoints without the tasks; use peft.get_peft_model(model, config) instead"
+            "model.add_adapter saves checkpoints without the tasks; use peft.get_peft_model(model, config) instead"
         )
     for task in (name for unit in dict.fromkeys(plan) for name in model.members(unit)):
         head = any(f"heads.{task}." in name for name in trained)

@@ -1,14 +1,15 @@
-"""CUDA graphs of training steps: a step is recorded once for each shape of a batch, and then replayed by one launch.
+"""CUDA graphs of training steps: a step is recorded once for each shape of a batch, then replayed with one launch.
 
-With few rows a GPU waits for the host, which launches some five hundred kernels for a step. A graph launches them at
-once. It holds for tensors of one shape, so the collator rounds the shapes of batches up (`Collator`, `Packing`).
+With few rows in a batch, a GPU waits for the CPU, which launches about five hundred kernels a step. A graph launches
+them all at once. A graph is valid for tensors of one shape, so the collator rounds the shapes of batches up to make
+them recur (`Collator`, `Packing`).
 """
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin, parse_flag_from_env
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -18,10 +19,11 @@ from ..model.packing import Packing
 from .arguments import MultitaskTrainingArguments
 
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # the flag in older and newer Transformers
+MAX_GRAPHS = 256  # each one keeps memory; batches of further shapes run eagerly
 
 
 class Terms(NamedTuple):
-    """What a micro-batch gives: its loss; {name: value} for the log; {task: logits} of its rows, without gradients."""
+    """The results of a micro-batch: its loss, {name: value} for the log, and {task: logits} without gradients."""
 
     loss: Tensor
     kept: dict[str, Tensor]
@@ -29,31 +31,32 @@ class Terms(NamedTuple):
 
 
 def check_graphs(model: MultitaskBertModel, args: MultitaskTrainingArguments, given: Mapping[str, object]) -> None:
-    """Refuse --cuda_graphs where a graph would not hold what a step does.
+    """Refuse --cuda_graphs with settings that a CUDA graph cannot record.
 
     Args:
-        model: to train.
-        args: with the flag.
-        given: {argument of the trainer: value}, of the user's own functions.
+        model: the model to train.
+        args: the training arguments.
+        given: {argument of the trainer: its value} for functions of the user's, None where not given.
 
     Raises:
-        InputError: names what is in the way.
+        InputError: names the first such setting.
     """
     device, attention = args.device, model.config._attn_implementation
+    compiles = args.torch_compile or TorchDynamoPlugin().backend != DynamoBackend.NO
     found = {
         f"on a {device.type}, only on an NVIDIA GPU": device.type != "cuda" or torch.version.hip is not None,
         "with several processes": args.world_size > 1,
-        # Accelerate's configuration may say these two, too.
-        "with --fp16, which scales the loss by what the last steps gave": args.mixed_precision == "fp16",
+        # These three may also come from Accelerate's configuration.
+        "with --fp16, whose loss scale changes from step to step": args.mixed_precision == "fp16",
         "with --deepspeed": args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
-        "with --torch_compile": args.torch_compile,
+        "with --torch_compile or a dynamo_backend of Accelerate's": compiles,
         "with gradient checkpointing": any(getattr(args, name, False) for name in CHECKPOINTING),
         "with --smart_share_dropout": args.smart_share_dropout,
         "with --neftune_noise_alpha": args.neftune_noise_alpha is not None,
         f"with --optim {args.optim.value}, which updates weights in the backward pass": any(
             word in args.optim.value for word in ("layerwise", "lomo")
         ),
-        "with an encoder that is no BERT": not model.takes_packing,
+        "with an encoder that is not a BERT": not model.takes_packing,
         f"with attn_implementation {attention!r}, only with 'sdpa'": attention != "sdpa",
         "with a head that reads every token": any(
             getattr(head, "reads_tokens", False) for head in model.heads.values()
@@ -64,39 +67,44 @@ def check_graphs(model: MultitaskBertModel, args: MultitaskTrainingArguments, gi
 
 
 class StepGraphs(TrainerCallback):
-    """The graphs of a training, one for each task or group and shapes of a batch, in one pool of memory.
+    """The CUDA graphs of a training run: one for each task or group and shape of a batch, in one memory pool.
 
-    The first batch of its shapes runs as usual, which also warms up what the kernels need; the second is recorded. A
-    replay draws the random numbers that the kernels would have drawn one by one, so a resumed run, which records at
-    other steps, goes on as an uninterrupted one.
+    The first batch of a shape runs eagerly, which also warms up its kernels. The second is recorded. A replay draws the
+    same random numbers as eager kernels, so a resumed run, which records at other steps, computes the same weights.
 
     Args:
-        terms: (model, inputs, {task: items}, rows of the step) -> `Terms`, the same for all steps of such shapes, and
-            without a look at a value on the device.
+        terms: (model, inputs, {task: items}, rows of the step) -> `Terms`. It must run the same kernels for every batch
+            of a shape, and read no value from the device.
     """
 
     def __init__(self, terms: Callable[..., Terms]):
         self.terms = terms
-        self.graphs: dict[Hashable, StepGraph | None] = {}  # None, shapes that were seen once
-        self.gradients: dict[nn.Parameter, Tensor] = {}  # which the graphs add to
+        self.seen: set[Hashable] = set()  # shapes that have run
+        self.graphs: dict[Hashable, StepGraph] = {}
+        self.gradients: dict[nn.Parameter, Tensor] = {}  # static tensors that the graphs add gradients to
         self.pool: Any = None
-        self.settings: list = []  # as of the graphs
+        self.settings: list = []  # those that the graphs were recorded with
 
     def on_train_begin(self, args, state, control, model: nn.Module, **kwargs):
-        self.forget()  # a training may end with other weights in the parameters than those that they read
+        self.forget()
         self.args, self.parameters = args, list(model.parameters())
         self.dropouts = [part for part in model.modules() if isinstance(part, nn.Dropout)]
 
+    def on_train_end(self, args, state, control, **kwargs):
+        self.forget()  # frees memory; also, graphs read weights by address, and the end of training may replace these
+
     def forget(self) -> None:
-        """Drop all graphs, and their memory."""
+        """Drop all graphs and their memory."""
+        self.seen.clear()
         self.graphs.clear()
+        self.gradients.clear()
         self.pool = None
 
     def current_settings(self, model: nn.Module) -> list:
-        """What a graph holds as it was when it was recorded, and a user's callback may change between steps: which
-        parameters are trained, the rates of dropout, the settings of the tasks and of SMART."""
+        """The settings that a graph keeps from its recording, but that a user's callback may change between steps:
+        which parameters are trained, dropout, the tasks' settings, SMART's flags."""
         return [
-            [one.requires_grad for one in self.parameters],
+            [parameter.requires_grad for parameter in self.parameters],
             [part.p for part in self.dropouts],
             model.config.attention_probs_dropout_prob,
             dict(model.tasks),
@@ -104,14 +112,16 @@ class StepGraphs(TrainerCallback):
         ]
 
     def step(self, model: nn.Module, inputs: Mapping, items: Mapping[str, Tensor], rows: Tensor) -> Terms | None:
-        """Forward and backward of a micro-batch, whose gradients are added to those that are there; None at the first
-        batch of its shapes, which is left to do.
+        """Run a micro-batch forward and backward by its graph, and add its gradients to those of the parameters.
 
         Args:
             model: in training mode.
             inputs: the batch, on the device.
             items: {task: divisor of its summed loss}.
             rows: labelled rows of the step.
+
+        Returns:
+            None if there is no graph: the caller then runs the batch eagerly.
         """
         if (settings := self.current_settings(model)) != self.settings:
             self.forget()
@@ -119,9 +129,9 @@ class StepGraphs(TrainerCallback):
         given = {"inputs": inputs, "items": items, "rows": rows}
         key = shapes_of(given)
         if key not in self.graphs:
-            self.graphs[key] = None
-            return None
-        if self.graphs[key] is None:
+            if key not in self.seen or len(self.graphs) == MAX_GRAPHS:
+                self.seen.add(key)
+                return None
             for parameter in model.parameters():
                 if parameter.requires_grad and parameter not in self.gradients:
                     self.gradients[parameter] = torch.zeros_like(parameter)
@@ -129,26 +139,29 @@ class StepGraphs(TrainerCallback):
         return self.graphs[key].replay(given)
 
     def record(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """A function's kernels as a CUDA graph: the tensors that it returns, and what computes them anew in place.
+        """Record the kernels of a function as a CUDA graph.
 
         Args:
-            run: looks at no value on the device.
+            run: reads no value from the device.
+
+        Returns:
+            The tensors that `run` returned, and a function that replays the kernels and so overwrites these tensors.
         """
         self.pool = self.pool or torch.cuda.graph_pool_handle()  # graphs share it, since they run one after the other
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as a loader's that pins memory, may call what this one may not.
+        # Only calls of this thread are checked: others, such as a loader's that pins memory, may allocate meanwhile.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             outputs = run()
         return outputs, graph.replay
 
 
 class StepGraph:
-    """The graph of one micro-batch: its static inputs, the parameters that it trains, and its static outputs.
+    """The graph of a micro-batch: its static inputs, the parameters that it trains, and its static outputs.
 
     Args:
-        owner: of the gradients and the memory.
+        owner: has the static gradients and the memory pool.
         model: in training mode.
-        given: `inputs`, `items` and `rows` as of `StepGraphs.step`.
+        given: the arguments `inputs`, `items` and `rows` of `StepGraphs.step`.
     """
 
     def __init__(self, owner: StepGraphs, model: nn.Module, given: Mapping):
@@ -156,12 +169,12 @@ class StepGraph:
         self.inputs = by_dtype(self.given)
 
         def run() -> list[Tensor]:
-            """Forward and backward; the values of the loss and the log in one tensor, and the logits."""
-            # Of new packings, which remember nothing that was computed of them.
+            """Forward and backward. Returns the loss and the values for the log in one tensor, then the logits."""
+            # `detach` copies the packings, too, without what was computed from them and cached.
             terms = owner.terms(model, **change_tensors(self.given, Tensor.detach))
             trained = {one: sums for one, sums in owner.gradients.items() if one.requires_grad}
             found = torch.autograd.grad(terms.loss, list(trained), allow_unused=True)
-            # Without those of which the loss is no function: an idle head stays as it is, by its moments, too.
+            # Idle heads have no gradient here and keep `grad` None, so that the optimizer leaves their moments alone.
             self.trained = [each for each, gradient in zip(trained.items(), found, strict=True) if gradient is not None]
             torch._foreach_add_([sums for _, sums in self.trained], [each for each in found if each is not None])
             self.names, self.tasks = list(terms.kept), list(terms.predicted)
@@ -172,9 +185,9 @@ class StepGraph:
 
     @torch.no_grad()
     def replay(self, given: Mapping) -> Terms:
-        """The micro-batch's terms, as of `StepGraphs.step`."""
+        """Replay the graph on a micro-batch; the argument is that of `__init__`."""
         for one, sums in self.trained:
-            if one.grad is not None and one.grad is not sums:  # of a micro-batch that ran as usual
+            if one.grad is not None and one.grad is not sums:  # of an eager micro-batch of the same step
                 sums.copy_(one.grad)
         if fresh := [sums for one, sums in self.trained if one.grad is None]:
             torch._foreach_zero_(fresh)
@@ -198,14 +211,14 @@ def change_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in nested dictionaries and packings, in their order."""
+    """The tensors in nested dictionaries and packings, in order."""
     found: list[Tensor] = []
     change_tensors(value, lambda tensor: found.append(tensor) or tensor)
     return found
 
 
 def by_dtype(value: Any) -> list[list[Tensor]]:
-    """The same, those of one type together, so that one kernel copies them."""
+    """The tensors in nested dictionaries and packings, grouped by dtype so that one kernel copies each group."""
     groups: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors_of(value):
         groups.setdefault(tensor.dtype, []).append(tensor)
@@ -213,7 +226,7 @@ def by_dtype(value: Any) -> list[list[Tensor]]:
 
 
 def shapes_of(given: Mapping) -> Hashable:
-    """What a graph of a micro-batch depends on: its task, the shapes and types of its tensors, the longest row."""
+    """What selects the graph of a micro-batch: its task, its tensors' shapes and dtypes, and its longest row."""
     inputs = given["inputs"]
     tensors = tuple((tensor.shape, tensor.dtype) for tensor in tensors_of(given))
     return inputs["task"], tuple(inputs), inputs["packing"].longest, tensors

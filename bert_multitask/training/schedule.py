@@ -1,11 +1,11 @@
-"""Which task's batch comes next: pure index arithmetic, no tensors.
+"""Which task's batch comes next, and which rows are in it: index arithmetic without tensors.
 
-A plan is a list of task names, one for each optimizer step. A step works on one batch of that task; a batch is cut
-into shares, one for each process and accumulation step, which together are all its rows. Plan and rows are functions of
-the sizes, the rows of a step and the seed alone: no global random state changes them, and neither does the number of
-processes that share a step.
+A plan is a list of task names, one for each optimizer step. A step trains on one batch of that task. The batch is split
+into shares, one for each process and accumulation step. Plan and rows depend only on the number of rows of each task,
+the rows of a step and the seed. They do not depend on global random state or on the number of processes.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -28,8 +28,7 @@ def round_robin(batches: Mapping[str, int], seed: int) -> list[str]:
     plan = []
     while tasks := [task for task, count in left.items() if count]:
         weights = np.array([batches[task] for task in tasks], dtype=float)
-        # Drawn in blocks: with the same tasks left, the probabilities stay the same, so only the end of a task's
-        # batches ends a block.
+        # Many draws at once: the probabilities change only when a task has no batches left.
         for choice in generator.choice(len(tasks), size=sum(left.values()), p=weights / weights.sum()):
             task = tasks[choice]
             plan.append(task)
@@ -40,7 +39,7 @@ def round_robin(batches: Mapping[str, int], seed: int) -> list[str]:
 
 
 def sequential(batches: Mapping[str, int], seed: int) -> list[str]:
-    """One task after the other, in the order given (the paper's baseline, section 4.1). The seed plays no part."""
+    """One task after the other, in the given order (the paper's baseline, section 4.1). The seed is not used."""
     return [task for task, count in batches.items() for _ in range(count)]
 
 
@@ -53,45 +52,47 @@ SCHEDULES: dict[str, Callable[[Mapping[str, int], int], list[str]]] = {
 
 
 def first_steps(plan: Sequence[str], max_steps: int) -> list[str]:
-    """A plan cut to `--max_steps`, which are all where that is not above 0."""
+    """The first `--max_steps` steps of a plan; all of them if that is 0 or less."""
     return list(plan[:max_steps] if max_steps > 0 else plan)
 
 
 def count_batches(rows: Mapping[str, int], epochs: Mapping[str, int], batch_size: int, budget: float) -> dict[str, int]:
-    """Batches of each task in the whole training: batches per epoch x epochs, scaled by the budget, at least one.
+    """Batches of each task in the whole training: batches per epoch × epochs × budget, at least one.
 
     Args:
         rows: {task: training rows}, each at least 1.
         epochs: {task: how often each row is seen}.
         batch_size: rows of one optimizer step.
-        budget: share of the full training, in (0, 1]; smoke runs use less than 1.
+        budget: share of the full training, in (0, 1].
     """
     return {task: max(1, round(budget * epochs[task] * -(-count // batch_size))) for task, count in rows.items()}
 
 
 def flatten_sizes(batches: Mapping[str, int], temperature: float) -> dict[str, int]:
-    """Deal the steps of a plan to its tasks by size^(1 / T) (Arivazhagan et al., 2019), as a sampler with that
-    temperature would on average: above 1 small tasks get more than their epochs and large ones less.
+    """Distribute the steps of a plan over its tasks in proportion to size^(1 / T) (Arivazhagan et al., 2019).
+
+    These are the expected numbers of a sampler with temperature T. Above 1, small tasks get more steps than their
+    epochs have, and large ones fewer.
 
     Args:
-        batches: {task: its batches in the whole training}, which are its size.
-        temperature: T, above 0; at 1 the batches stay as they are, and towards infinity all tasks get as many.
+        batches: {task: its batches in the whole training}, taken as its size.
+        temperature: T, above 0. At 1 nothing changes; towards infinity all tasks get the same number.
 
     Returns:
-        {task: batches}, with the same sum, but that each task has at least one.
+        {task: batches}, with the same sum, unless a task had to be raised to one.
     """
     logs = np.log(list(batches.values())) / temperature
     weights = np.exp(logs - logs.max())
     exact = sum(batches.values()) * weights / weights.sum()
     counts = np.floor(exact + 1e-9).astype(int)
     left = sum(batches.values()) - counts.sum()
-    counts[np.argsort(counts - exact, kind="stable")[:left]] += 1  # to the largest remainders
+    counts[np.argsort(counts - exact, kind="stable")[:left]] += 1  # those with the largest remainders
     return {task: max(1, int(count)) for task, count in zip(batches, counts, strict=True)}
 
 
 def log_interval(steps: int) -> int:
-    """Steps from one log entry to the next: a twentieth of a plan of up to 1,000 steps, 50 steps of one of up to 5,000,
-    and a hundredth of a longer one."""
+    """Steps from one log entry to the next: 1/20 of a plan of up to 1,000 steps, 50 for one of up to 5,000 steps, 1/100
+    of a longer one."""
     return max(1, round(max(min(steps / 20, 50), steps / 100)))
 
 
@@ -100,27 +101,25 @@ def epoch_batches(rows: int, batch_size: int, seed: int, task: int) -> Iterator[
 
     Every epoch is a new permutation of the rows, cut into batches; the last batch of an epoch may be smaller.
     """
-    epoch = 0
-    while True:
+    for epoch in itertools.count():
         order = np.random.default_rng([seed, task, epoch]).permutation(rows)
         yield from (order[start : start + batch_size] for start in range(0, rows, batch_size))
-        epoch += 1
 
 
 class PlanSampler:
-    """The batch sampler of one process: for each micro-batch, the (task, row) pairs that this process works on.
+    """The batch sampler of one process: yields the (task, row) pairs of each of its micro-batches.
 
     All processes work on the same task in a step, each on its own share of the batch's rows. Shares differ in size by
-    at most one row; a share without a row is one FILLER, so that every process takes part in every step.
+    at most one row. A share without rows gets one FILLER, so that every process takes part in every step.
 
     Args:
         plan: task of each optimizer step.
         rows: {task: training rows}.
         batch_size: rows of one optimizer step, all processes and accumulation steps together.
         seed: of the order of rows.
-        accumulation: micro-batches a process runs for each optimizer step.
+        accumulation: micro-batches of a process in each optimizer step.
         rank: number of this process, from 0.
-        processes: that share each step.
+        processes: how many processes share each step.
     """
 
     def __init__(
@@ -152,7 +151,7 @@ class PlanSampler:
 
 
 def describe(plan: list[str], rows: Mapping[str, int], epochs: Mapping[str, int], batch_size: int) -> str:
-    """The plan as a table, to be read before training: rows, epochs, batches and share of the steps by task."""
+    """The plan as a table to print before training: each task's rows, epochs, batches and share of the steps."""
     width = max(12, *map(len, rows))
     lines = [f"{'task':{width}} {'rows':>9} {'epochs':>7} {'batches':>8} {'share':>7}"]
     for task, count in rows.items():

@@ -1,8 +1,8 @@
-"""SMART regularisation (Jiang et al., 2020; the paper's section 4.4): a model's predictions may not change much when
-its word embeddings do, nor from one optimizer step to the next.
+"""SMART regularisation (Jiang et al., 2020; the paper's section 4.4): keeps a model's predictions from changing much
+when its word embeddings change a little, or from one optimizer step to the next.
 
-The adversarial half is `smart_penalty`, a pure function. The other half, the Bregman proximal term, compares the model
-with `MomentumTeacher`, the running mean of its own weights.
+The first is the adversarial penalty, `smart_penalty`, a pure function. The second is the Bregman proximal term. It
+compares the model with `MomentumTeacher`, the running mean of its own weights.
 """
 
 import copy
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import get_device_states, set_device_states
@@ -20,6 +20,7 @@ from transformers.trainer_pt_utils import nested_detach
 
 from ..model.errors import InputError
 from ..model.packing import Packing
+from .averaging import load_weights
 
 Logits = Tensor | dict[str, Tensor]
 
@@ -39,22 +40,22 @@ def smart_penalty(
 ) -> Tensor:
     """The smoothness-inducing adversarial penalty R_s (paper, eq. 2).
 
-    From Gaussian noise δ, `steps` times: δ ← Π(δ, ∂ Σ_rows ℓ_s(f(x + δ), f(x)) / ∂δ), where Π is one of PROJECTIONS;
-    then the mean over rows of ℓ_s(f(x + δ), f(x)). With the default radius, the paper's, that is nearly 0 where dropout
-    is off (docs/results.md). The ascent builds no gradient of any parameter. In the result the gradient flows through
-    both predictions and through the embeddings, and not through δ.
+    δ starts as Gaussian noise. `steps` times, δ ← Π(δ, ∂ Σ_rows ℓ_s(f(x + δ), f(x)) / ∂δ), where Π is one of
+    PROJECTIONS. The penalty is the mean over rows of ℓ_s(f(x + δ), f(x)). With the default radius, the paper's, it is
+    nearly 0 without dropout (docs/results.md). The ascent steps compute no gradient of parameters. The penalty's
+    gradient flows through both predictions and through the embeddings, but not through δ.
 
     Args:
-        logits_fn: embeddings -> logits, the model f. It is called `steps` + 1 times. Where it adds what it is given to
-            something else, such as the embedding layer's output, the embeddings are zeros.
+        logits_fn: the model f, embeddings -> logits. It is called `steps` + 1 times. If it adds its argument to the
+            embedding layer's output (--smart_place embeddings), give zeros as the embeddings.
         embeddings: word embeddings x, float (B, ..., H).
         mask: 1 for real tokens and 0 for padding, (B, ...); padding is never perturbed.
-        clean_logits: f(x), (B, ...); of several tasks {task: logits}.
-        divergence: ℓ_s(perturbed, clean) -> (B,), one of `losses.DIVERGENCES`; of several tasks (T, B), and the
-            perturbation raises their sum.
-        radius: ε. Bound of |δ| in every component ("ball"), or the guard of a division ("unit").
+        clean_logits: f(x), (B, ...); for several tasks, {task: logits}.
+        divergence: ℓ_s(perturbed, clean) -> (B,), one of `losses.DIVERGENCES`; for several tasks (T, B), and the ascent
+            steps raise their sum.
+        radius: ε, the bound on each |component| of δ ("ball"), or what is added to a divisor ("unit").
         step_size: η, length of an ascent step.
-        noise_std: σ, standard deviation of the noise that δ begins as.
+        noise_std: σ, standard deviation of the first δ.
         steps: ascent steps, at least 1.
         projection: key of PROJECTIONS.
 
@@ -62,7 +63,7 @@ def smart_penalty(
         Scalar, or (T,), at least fp32.
 
     Raises:
-        InputError: no such projection, or no step.
+        InputError: unknown projection, or fewer than 1 step.
 
     Example:
         For a `MultitaskBertModel`:
@@ -89,13 +90,13 @@ def smart_penalty(
     for _ in range(steps):
         delta.requires_grad_()
         (gradient,) = torch.autograd.grad(divergence(logits_fn(fixed + delta), target).sum(), delta)
-        gradient = gradient.where(real, 0)  # padding has no part in the length of a row's gradient
+        gradient = gradient.where(real, 0)  # so that padding does not count in the norm of a row's gradient
         delta = project(delta.detach(), gradient, radius=radius, step_size=step_size).where(real, 0)
     return divergence(logits_fn(embeddings + delta), clean_logits).mean(-1)
 
 
 def ball(delta: Tensor, gradient: Tensor, *, radius: float, step_size: float) -> Tensor:
-    """One step of SMART's Algorithm 1: δ + η g / ‖g‖∞, the norm over each row, projected onto ‖δ‖∞ ≤ ε.
+    """One step of SMART's Algorithm 1: δ + η g / ‖g‖∞, projected onto ‖δ‖∞ ≤ ε. The norm is taken over each row.
 
     Args:
         delta: δ, (B, ..., H).
@@ -111,10 +112,11 @@ def ball(delta: Tensor, gradient: Tensor, *, radius: float, step_size: float) ->
 
 
 def unit(delta: Tensor, gradient: Tensor, *, radius: float, step_size: float) -> Tensor:
-    """One step as smart-pytorch and MT-DNN take it: (δ + η g) / (‖δ + η g‖∞ + ε), the norm over each token.
+    """One step of smart-pytorch and MT-DNN: (δ + η g) / (‖δ + η g‖∞ + ε). The norm is taken over each token.
 
-    ε only guards the division, whatever those call it, and |δ| ends near 1 where word embeddings are of the order of
-    .05. The gradient is raw, and small beside the noise: with the default step size δ is close to random.
+    ε only prevents a division by 0; it does not bound δ, though both packages present it as a radius. |δ| ends near 1,
+    while word embeddings are near .05. The gradient is not normalised and is small compared to the noise, so with the
+    default step size δ is close to random.
 
     Args:
         delta: δ, (B, ..., H).
@@ -130,21 +132,21 @@ def unit(delta: Tensor, gradient: Tensor, *, radius: float, step_size: float) ->
 
 
 PROJECTIONS = {"ball": ball, "unit": unit}
-# What is perturbed, word embeddings or the embedding layer's output (ten times as large, since it is normalised) -> the
-# smallest radius that half precision keeps.
+# What --smart_place perturbs -> the smallest radius that half precision does not round away. The embedding layer's
+# output is normalised, so its values are about ten times as large as those of word embeddings.
 PLACES = {"words": 1e-3, "embeddings": 1e-2}
 REDUCTIONS = ("mean", "sum")  # over the rows of a step
 
 
 def each_row_twice(batch: Mapping[str, object]) -> dict[str, object]:
-    """A batch followed by itself, for one pass that predicts each row with two dropout masks.
-
-    Tensors (B, …) become (2B, …), and a packing that of both; what is neither stays. It is how R-Drop runs (Liang et
+    """A batch followed by itself, so that one pass predicts each row with two dropout masks, as R-Drop needs (Liang et
     al., 2021, section 3).
+
+    Tensors (B, …) become (2B, …), and a packing becomes that of (2B, L). Other values stay.
     """
 
     def double(value: object) -> object:
-        """One value of the batch."""
+        """One value of the batch, followed by itself."""
         if isinstance(value, Packing):
             return value.twice
         return torch.cat([value, value]) if isinstance(value, Tensor) else value
@@ -153,10 +155,10 @@ def each_row_twice(batch: Mapping[str, object]) -> dict[str, object]:
 
 
 class DropoutMasks:
-    """The state of the random generators before a forward pass, so that a later pass can drop the same components.
+    """Saves the state of the random generators before a forward pass, so that a later pass can use the same dropout.
 
     Args:
-        inputs: tensors of the batch, which say the devices.
+        inputs: tensors of the batch; the generators of their devices are saved.
     """
 
     def __init__(self, *inputs: Tensor):
@@ -164,7 +166,7 @@ class DropoutMasks:
         self.devices, self.states = get_device_states(*inputs)
 
     def replay(self, function: Callable, *args):
-        """Call the function with the masks of the first pass; the generators stay as they were before the call."""
+        """Call the function with the dropout masks of the first pass; leaves the generators as they are now."""
         with torch.random.fork_rng(self.devices):
             torch.set_rng_state(self.cpu)
             set_device_states(self.devices, self.states)
@@ -172,17 +174,18 @@ class DropoutMasks:
 
 
 class MomentumTeacher(TrainerCallback):
-    """The running mean of a model's weights, θ̃ ← β θ̃ + (1 - β) θ after every optimizer step, for the Bregman proximal
-    term (Jiang et al., 2020). It begins as the model does; every checkpoint holds it.
+    """The running mean of a model's weights, for the Bregman proximal term (Jiang et al., 2020).
+
+    It starts with the model's weights; after every optimizer step θ̃ ← β θ̃ + (1 - β) θ. It is saved in every checkpoint.
 
     Args:
-        model: to be trained.
+        model: the model to train.
         momentum: β.
     """
 
     def __init__(self, model: nn.Module, momentum: float):
         self.average = copy.deepcopy(model).requires_grad_(False).eval()
-        self.mix = get_ema_multi_avg_fn(momentum)  # `AveragedModel`, around it, waits for the device at every step
+        self.mix = get_ema_multi_avg_fn(momentum)  # not `AveragedModel`: that waits for the device at every step
         self.saved: int | None = None  # step of the last file
 
     @torch.no_grad()
@@ -192,29 +195,26 @@ class MomentumTeacher(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model: nn.Module, **kwargs):
         self.average.to(model.device)
-        if not state.global_step:
-            self.average.load_state_dict(model.state_dict())
+        if state.global_step:
+            load_weights(self.average, self.file(args, state), "--bregman_weight")
         else:
-            file = self.file(args, state)
-            if not file.exists():
-                raise InputError(f"{file}: no such file, but --bregman_weight needs it; use a checkpoint that has one")
-            load_model(self.average, file, device=str(model.device))
+            self.average.load_state_dict(model.state_dict())
 
     def on_step_end(self, args, state, control, model: nn.Module, **kwargs):
         self.mix(list(self.average.parameters()), list(model.parameters()), None)
         if control.should_save:
-            self.save(args, state)  # before the rest of the checkpoint, whose last file says that it is whole
+            self.save(args, state)  # now, since a checkpoint with a trainer_state.json counts as complete
 
     def on_save(self, args, state, control, **kwargs):
-        self.save(args, state)  # with `--save_strategy best`, which is decided after the step
+        self.save(args, state)  # for `--save_strategy best`, which decides to save only after `on_step_end`
 
     def save(self, args, state) -> None:
-        """Write the teacher's file in the checkpoint of the present step, once."""
+        """Write the teacher's file into the checkpoint of the current step, once."""
         if state.is_world_process_zero and self.saved != state.global_step:
             self.file(args, state).parent.mkdir(parents=True, exist_ok=True)
             save_model(self.average, self.file(args, state))
             self.saved = state.global_step
 
     def file(self, args, state) -> Path:
-        """The teacher's file in the checkpoint of the present step."""
+        """The teacher's file in the checkpoint of the current step."""
         return Path(args.output_dir, f"checkpoint-{state.global_step}", "momentum_teacher.safetensors")

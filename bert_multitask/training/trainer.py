@@ -1,4 +1,4 @@
-"""The one place where tasks, model, schedule and loss meet: a thin subclass of `transformers.Trainer`."""
+"""`MultitaskTrainer`, a `transformers.Trainer` for several tasks: brings together tasks, model, schedule and loss."""
 
 import copy
 import math
@@ -79,39 +79,39 @@ from .smart import DropoutMasks, MomentumTeacher, each_row_twice, smart_penalty
 from .terminal import TrainingTable
 
 logger = logging.get_logger(__name__)
-SHOWN_ROWS = 8  # rows that a message names
+SHOWN_ROWS = 8  # the most rows that a message names
 
 
 class MultitaskTrainer(Trainer):
-    """Trains a `MultitaskBertModel` on a plan of its tasks' batches, one task or one group of tasks a step.
+    """Trains a `MultitaskBertModel` on a plan of its tasks' batches; each step is one task or one group of tasks.
 
-    Everything that `transformers.Trainer` takes is here, too, or is refused when the trainer is built (docs/trainer.md
-    has the table). What Trainer takes for one task may be {task: …} here: rows and functions.
+    It takes every argument of `transformers.Trainer`, or refuses it at construction (table in docs/trainer.md). Rows
+    and functions, which Trainer takes for one task, may be {task: …} here.
 
     Args:
-        model: its `tasks` give each task's number of epochs; or one that `peft.get_peft_model` made of it
+        model: its `tasks` give each task's number of epochs. Also a model that `peft.get_peft_model` made of one
             (docs/reuse.md).
         args: the schedule, its budget, and everything `TrainingArguments` has.
-        train_dataset: {task: rows} of every task of the model, raw or tokenised (`data/token_rows.py` has the rule);
-            the raw rows of a group may be given once, {group: rows}.
-        eval_dataset: the same of the dev rows; needed for evaluation.
-        processing_class: the tokenizer, which raw rows need; it is saved with every checkpoint. By default the one
-            beside the checkpoint that the model was loaded from, where there are raw rows.
+        train_dataset: {task: rows} of every task of the model, raw or tokenised (the rule is in `data/token_rows.py`).
+            The raw rows of a group may be given once, as {group: rows}.
+        eval_dataset: the dev rows, in the same form; needed for evaluation.
+        processing_class: the tokenizer; needed for raw rows, and saved with every checkpoint. For raw rows the default
+            is the one beside the checkpoint that the model was loaded from.
         data_collator: rows of one task -> a batch with the keys of `Collator`, which is the default.
         model_init: refused.
-        compute_loss_func: (outputs, labels, num_items_in_batch) -> the loss of a batch, or {task: such a function};
-            the sum over the batch's rows divided by `num_items_in_batch`, so that the shares of a step add up. A row
-            without a label has the label -100, or NaN where labels are scores. It gives `eval_{task}_loss`, too.
+        compute_loss_func: (outputs, labels, num_items_in_batch) -> the loss of a batch, or {task: such a function}. It
+            sums over the batch's rows and divides by `num_items_in_batch`, so that the micro-batches of a step add up.
+            A row without a label has the label -100, or NaN if labels are scores. It also gives `eval_{task}_loss`.
         compute_metrics: `EvalPrediction` of a task's labelled rows, with logits as predictions -> {key: number}, or
-            {task: such a function}. The numbers are `eval_{task}_{key}`, which `metric_for_best_model` may name.
-        callbacks: of the training.
-        optimizers: an optimizer of the model's parameters, and a schedule of its learning rate; None makes ours.
+            {task: such a function}. The numbers become `eval_{task}_{key}`; `metric_for_best_model` may be one of them.
+        callbacks: callbacks to add.
+        optimizers: an optimizer of the model's parameters, and its learning rate schedule; None for the default.
         optimizer_cls_and_kwargs: an optimizer's class and settings, instead of `args.optim`.
         preprocess_logits_for_metrics: refused.
-        plan: the task or group of each step, instead of what `args.schedule` makes of the epochs and `args.budget`.
+        plan: the task or group of each step, instead of the plan of `args.schedule`.
 
     Raises:
-        InputError: something given is wrong, missing, or would be ignored; nothing is computed or written then.
+        InputError: an argument is wrong, missing, or would be ignored. Nothing has been computed or written by then.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class MultitaskTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
         """The rows to train on and those to evaluate on, tokenised: {task or group: rows}."""
-        with args.main_process_first(desc="tokenising"):  # of raw rows; the others read them from the cache
+        with args.main_process_first(desc="tokenising"):  # the other processes read the tokens from the cache
             train = train_rows(train_dataset, model, args, tokenizer)
             dev = eval_rows(eval_dataset, model, args, tokenizer)
         balance_tasks(model, train)
@@ -178,7 +178,7 @@ class MultitaskTrainer(Trainer):
 
     @staticmethod
     def new_collator(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> Collator:
-        """The default collator, which makes the packing of a batch for an encoder that takes one."""
+        """The default collator. It makes a batch's packing if the encoder takes one."""
         tasks = model.tasks
         twice = [unit for unit, names in model.units.items() if any(tasks[name].rdrop_weight for name in names)]
         return Collator(model.config.pad_token_id or 0, packs=model.takes_packing, twice=twice, rounds=args.cuda_graphs)
@@ -190,10 +190,11 @@ class MultitaskTrainer(Trainer):
         rows: dict[str, int],
         plan: Sequence[str] | None,
     ) -> MultitaskTrainingArguments:
-        """Take the plan that is given, or lay one out for {task or group: training rows}; returns a copy of the
-        arguments whose `max_steps` is its length.
+        """Set `self.plan` to the given plan, or to the schedule's for {task or group: number of training rows}.
 
-        Trainer repeats a data loader that is shorter than max_steps; the plan is all there is.
+        Returns:
+            A copy of the arguments with the values that depend on the plan: `max_steps` is its length, so that Trainer
+            neither stops early nor repeats it.
         """
         self.rows = rows
         self.epochs = {unit: model.tasks[names[0]].epochs for unit, names in model.units.items()}
@@ -206,8 +207,8 @@ class MultitaskTrainer(Trainer):
             self.batches = {name: list(plan).count(name) for name in self.rows}
         self.plan = first_steps(plan, args.max_steps)
         for name in self.rows.keys() - set(self.plan):
-            logger.warning(f"{name} gets no batch of this plan; its score is an untrained head's")
-        args = copy.copy(args)  # the caller's stay as they are
+            logger.warning(f"{name} gets no batch in this plan, so its head stays untrained")
+        args = copy.copy(args)
         args.max_steps = len(self.plan)
         if args.logging_steps == -1:
             args.logging_steps = log_interval(len(self.plan))
@@ -215,15 +216,15 @@ class MultitaskTrainer(Trainer):
         return args
 
     def begin_record(self) -> None:
-        """Start what training keeps for its log, and for the next evaluation."""
-        self.step_rows: Tensor | None = None  # rows of the step with a label
-        self.sums: dict[str, tuple] = {}
-        self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # task -> logits and labels since the last log entry
-        self.evaluated: dict[str, tuple] = {}  # task -> its steps by then, and its last evaluation in training
+        """Create the values that training keeps for its log and for the next evaluation."""
+        self.step_rows: Tensor | None = None  # number of labelled rows of the step
+        self.sums: dict[str, tuple] = {}  # {key of the log: (sum, number of micro-batches)} since the last log entry
+        self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # {task: [(logits, labels)]} since the last log entry
+        self.evaluated: dict[str, tuple] = {}  # {task or group: (its steps, output)} of the last evaluation in training
 
     def add_keepers(self) -> None:
-        """Make what is kept from step to step beside the model: the first bad step, and what the flags and SMART's
-        Bregman term ask for."""
+        """Create the objects that keep state from step to step beside the model: the first bad step, and those that
+        flags or SMART's Bregman term need."""
         model, args = self.model, self.args
         self.bad = FirstBadStep(scaled=self.accelerator.mixed_precision == "fp16")
         self.averaging = AveragedWeights(model, args.ema_decay, args.ema_start) if args.ema_decay else None
@@ -233,8 +234,11 @@ class MultitaskTrainer(Trainer):
         self.graphs = StepGraphs(self.step_terms) if args.cuda_graphs else None
 
     def add_callbacks(self) -> None:
-        """Add what the flags, the schedule, the layout and SMART's Bregman term ask for; and the table that is printed,
-        instead of Trainer's dictionaries. In a notebook Trainer's own table stays."""
+        """Add our callbacks. The printed table replaces Trainer's dictionaries; in a notebook Trainer's table stays.
+
+        Their order counts: `StopAtBadStep` comes after those that request a save and before those that save, and
+        `BestOfEachTask` last, so that training ends with its weights.
+        """
         self.table = TrainingTable(self.model.tasks, self.plan)
         for callback in self.callback_handler.callbacks:
             if type(callback) in (PrinterCallback, ProgressCallback):
@@ -247,14 +251,14 @@ class MultitaskTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(patience, threshold))
         if self.args.evaluates_epoch_ends:
             self.add_callback(EpochEnds(self.plan, self.rows, self.batch_size))
-        self.add_callback(StopAtBadStep(self.check_numbers))  # after what asks for a save, before what saves
+        self.add_callback(StopAtBadStep(self.check_numbers))
         for keeper in filter(None, (self.teacher, self.averaging, self.cosines, self.graphs)):
             self.add_callback(keeper)
         if are_apart(self.model) and self.args.load_best_model_at_end:
-            self.add_callback(BestOfEachTask())  # last, so that training ends with its weights
+            self.add_callback(BestOfEachTask())
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Overridden to give heads and layers learning rates of their own."""
+        """Overridden for --head_learning_rate and --layer_decay."""
         given, args = self.optimizer, self.args
         optimizer = super().create_optimizer(model)
         if given is None and args.has_own_rates:
@@ -262,11 +266,11 @@ class MultitaskTrainer(Trainer):
         return optimizer
 
     def describe_plan(self) -> str:
-        """The plan as a table: rows, epochs, batches and share of the steps by task."""
+        """The plan as a table: each task's rows, epochs, batches and share of the steps."""
         return describe(self.plan, self.rows, self.epochs, self.batch_size)
 
     def describe_kept(self) -> str:
-        """Which step's weights training ended with."""
+        """Which step's weights training ended with, in words."""
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, BestOfEachTask) and callback.kept:
                 return "the best of each task, " + ", ".join(f"{task} of step {n}" for task, n in callback.kept.items())
@@ -276,8 +280,8 @@ class MultitaskTrainer(Trainer):
         return f"step {step} of {last}, the best by {self.args.metric_for_best_model} ({self.state.best_metric:.4f})"
 
     def get_train_dataloader(self) -> DataLoader:
-        """Overridden because the sampler deals out the processes' shares itself: Accelerate, which deals whole
-        batches, would give the processes different tasks and lose the rows of short batches."""
+        """Overridden because `PlanSampler` splits each batch over the processes itself. Accelerate distributes whole
+        batches: processes would get different tasks, and rows of short batches would be lost."""
         sampler = PlanSampler(
             self.plan,
             self.rows,
@@ -287,70 +291,61 @@ class MultitaskTrainer(Trainer):
             rank=self.args.process_index,
             processes=self.args.world_size,
         )
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-        )
+        options = self.args.loader_options
+        return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator, **options)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, dict[str, Tensor] | None]:
-        """Overridden to move the batches to the device without waiting for it, where Trainer moves them one by one and
-        waits; and because Trainer counts the labels of a step that are not -100, which may be a score; a missing score
-        is NaN. And a task with class weights divides its loss by the sum of the step's weights, over all
-        processes and accumulation steps as rows are counted, so that it is torch's weighted mean however it is cut.
+        """Overridden to move a step's batches to the device without waiting for it, and to count their labels by task.
+
+        Trainer counts labels that are not -100. Here -100 may be a score, and a missing score is NaN. With class
+        weights the count is the sum of the labels' weights. Counts are those of the whole step, over all processes and
+        accumulation steps, so the loss is torch's (weighted) mean however the step is split.
 
         Returns:
-            The step's micro-batches, and {task: what its summed loss is divided by}, of each task of a group.
+            The step's micro-batches, and {task: divisor of its summed loss} for each task of the step.
         """
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
         labels = [by_name(batch["labels"], batch["task"]) for batch in batches]
-        options = {name: self.model.tasks[name].loss_options for name in labels[0]}
-        weights = {
-            name: torch.tensor(of["class_weights"]) if "class_weights" in of else None for name, of in options.items()
-        }
+        weights = {name: self.model.tasks[name].loss_options.get("class_weights") for name in labels[0]}
+        weights = {name: None if own is None else torch.tensor(own) for name, own in weights.items()}
         counts = [
             torch.stack([rows_with_label(each).sum(), *(count_items(each[name], weights[name]) for name in weights)])
             for each in labels
         ]
         total = sum(counts)
-        on_cuda = device.type == "cuda"  # elsewhere memory may be freed before it is copied (pytorch#189690, of mps)
+        on_cuda = device.type == "cuda"  # elsewhere memory may be freed before it is copied (pytorch#189690, mps)
         total = (total.pin_memory() if on_cuda else total).to(device, non_blocking=on_cuda)
         batches = send_to_device(batches, device, non_blocking=on_cuda)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:  # else each scales its own loss
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:  # else each process has its own mean
             total = self.accelerator.gather(total[None]).sum(0)
         self.step_rows, *items = total
         return batches, dict(zip(weights, items, strict=True))
 
     @cached_property
     def layer_parameters(self) -> int:
-        """Parameters of the model but embeddings."""
+        """Number of the model's parameters without embeddings."""
         return self.model.num_parameters(exclude_embeddings=True)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
-        """Overridden to count the parameters once; counting takes .3 ms, and Trainer does it with every micro-batch."""
+        """Overridden to count the parameters only once: it takes .3 ms, and Trainer does it for every micro-batch."""
         return 6 * inputs["input_ids"].numel() * self.layer_parameters
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
-        """Overridden to note a gradient norm that is not a finite number; Trainer computes it with every step, clipped
-        or not, and has no public place to see it."""
+        """Overridden to note a gradient norm that is not a finite number. Trainer computes the norm in every step, but
+        no public method sees it."""
         norm = super()._get_grad_norm(model, grad_norm)
         self.bad.note_norm(norm, self.state.global_step + 1)
         return norm
 
     def check_numbers(self, weights: bool = False) -> None:
-        """Stop where a step had a loss or a gradient norm that is not a finite number; all processes stop together.
+        """Stop, in all processes together, if a step had a loss or a gradient norm that is not a finite number.
 
         Args:
-            weights: whether to look at the weights, too: no loss follows the last update before they are saved.
+            weights: also check the weights. Before a save this is needed, since no loss has seen the last update.
 
         Raises:
             NonFiniteError: names the step, its task and rows; or the first such weight.
@@ -367,17 +362,17 @@ class MultitaskTrainer(Trainer):
         checkpoint = next(reversed(list_checkpoints(Path(self.args.output_dir)).values()), None)
         raise NonFiniteError(
             f"{found[1]} at step {step}, a batch of task {task!r} (rows {name_rows(rows)}); "
-            f"lower --learning_rate ({self.args.learning_rate:g}) or look at these rows; "
+            f"lower --learning_rate ({self.args.learning_rate:g}) or check these rows; "
             + (f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet")
         )
 
     @uses_average
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Overridden to save nothing once a number was not finite; to leave no training_args.bin, a pickle, which is
-        unsafe to read and which nothing here reads; and for the permissions of an adapter's weights.
+        """Overridden to save nothing after a number that is not finite, to remove training_args.bin (a pickle, unsafe
+        to load and not needed here), and to give an adapter's weights the permissions of other files.
 
         Raises:
-            NonFiniteError: a step had a loss or gradient, or there is a weight, that is not a finite number.
+            NonFiniteError: the loss or gradient norm of a step, or a weight, is not a finite number.
         """
         if self.is_in_train:
             self.check_numbers()
@@ -397,7 +392,7 @@ class MultitaskTrainer(Trainer):
             NonFiniteError: names the first such weight.
         """
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return  # each process has other weights, and they have to stop together
+            return  # each process has only a part of the weights, and all processes must stop together
         for name, weight in self.model.named_parameters():
             if not all_finite(weight):
                 step = self.state.global_step
@@ -406,14 +401,11 @@ class MultitaskTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: Mapping, num_items_in_batch: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """Overridden to replay a CUDA graph where there is one (`graphs.py`); its loss, without a gradient."""
-        if self.graphs is None:
+        """Overridden to replay a CUDA graph if there is one (`graphs.py`)."""
+        terms = self.graphs and self.graphs.step(model.train(), inputs, num_items_in_batch, self.step_rows)
+        if terms is None:  # without --cuda_graphs, or without a graph of these shapes
             return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
-        terms = self.graphs.step(model, inputs, num_items_in_batch, self.step_rows)
-        if terms is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        if callable(getattr(self.optimizer, "train", None)):  # as Trainer does, for optimizers without a schedule
+        if callable(getattr(self.optimizer, "train", None)):  # as Trainer does, for schedule-free optimizers
             self.optimizer.train()
         self.note(terms, inputs)
         return terms.loss
@@ -425,12 +417,11 @@ class MultitaskTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Mapping[str, Tensor] | Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Overridden to sum the losses of a group's tasks; to add a teacher's, SMART's and R-Drop's terms to a training
-        step's loss, to note one that is not a finite number, without waiting for the device, and to keep each task's
-        losses and predictions for the log.
+        """Overridden to sum the losses of a step's tasks, to add the terms of distillation, SMART and R-Drop in
+        training, and to keep losses and predictions for the log without waiting for the device.
 
-        Scaling is as Trainer's: a loss is divided by the task's labelled rows of the whole step (or by the sum of their
-        class weights), all processes and accumulation steps together.
+        As in Trainer, a loss is divided by the labelled rows (or the sum of their class weights) of the whole step,
+        over all processes and accumulation steps.
         """
         if type(self.data_collator) is not Collator:
             check_packing(inputs)
@@ -440,33 +431,33 @@ class MultitaskTrainer(Trainer):
         return (terms.loss, outputs) if return_outputs else terms.loss
 
     def step_terms(self, model: nn.Module, inputs: Mapping, items: Mapping, rows: Tensor) -> Terms:
-        """What a graph records of a training step: `loss_terms` as Trainer calls it."""
+        """The part of a training step that a CUDA graph records: `loss_terms` under Trainer's autocast."""
         with self.compute_loss_context_manager():
             return self.loss_terms(model, inputs, items, rows)[0]
 
     def loss_terms(
         self, model: nn.Module, inputs: Mapping, items: Mapping[str, Tensor | int], rows: Tensor | None
     ) -> tuple[Terms, Mapping]:
-        """The loss of a batch with what the log tells of it, and the model's outputs. It changes nothing and waits for
-        nothing.
+        """The loss of a batch with its values for the log, and the model's outputs. It changes no state and does not
+        wait for the device.
 
         Args:
             model: in training or evaluation mode.
             inputs: the batch.
-            items: {task: divisor of its summed loss}; `count_items` of the labels where it has none.
-            rows: labelled rows of the step, of which a micro-batch is a share.
+            items: {task: divisor of its summed loss}; a task without one uses `count_items` of its labels.
+            rows: number of labelled rows of the step that the batch is a share of.
         """
         inputs, unit = dict(inputs), inputs["task"]
         labels = by_name(inputs.pop("labels"), unit)
-        soft = by_name(inputs.pop("soft_labels", None), unit)  # a teacher's; the model does not take them
+        soft = by_name(inputs.pop("soft_labels", None), unit)  # a teacher's predictions; the model does not take them
         tasks, training = [self.model.tasks[name] for name in labels], model.training
         passes = 1 + (training and any(task.rdrop_weight for task in tasks))
         shared = training and self.args.smart_share_dropout and any(task.smart_weight for task in tasks)
         masks = DropoutMasks(inputs["input_ids"]) if shared else None
         outputs = model(**(each_row_twice(inputs) if passes == 2 else inputs))
-        # R-Drop's loss is the mean of both passes'. DistributedDataParallel takes the mean of the processes' gradients.
+        # DistributedDataParallel averages the processes' gradients, but `items` are those of all processes.
         scale = self.accelerator.num_processes if items and self.args.average_tokens_across_devices else 1
-        targets = each_row_twice(labels) if passes == 2 else labels
+        targets = each_row_twice(labels) if passes == 2 else labels  # R-Drop's loss is the mean over both passes
         losses = {
             name: scale * self.batch_loss(name, outputs, target, passes * items[name] if name in items else None)
             for name, target in targets.items()
@@ -475,7 +466,7 @@ class MultitaskTrainer(Trainer):
         if training:
             logits = {name: values.chunk(passes) for name, values in by_name(outputs["logits"], unit).items()}
             labelled = rows_with_label(labels).sum()
-            rows = rows if items else labelled  # called outside of a step, the batch is all of it
+            rows = rows if items else labelled  # outside of Trainer's steps, the batch is the whole step
             share = labelled / rows.clamp(min=1) * scale
             kept |= self.add_terms(losses, inputs, logits, soft, masks, share, rows)
             predicted = {name: values[0].detach().float() for name, values in logits.items()}
@@ -483,9 +474,10 @@ class MultitaskTrainer(Trainer):
         return Terms(loss, kept, predicted), outputs
 
     def note(self, terms: Terms, inputs: Mapping) -> None:
-        """Keep a micro-batch's losses, and its predictions and labels, for the log; note a loss that is not finite."""
+        """Keep a micro-batch's losses, predictions and labels for the log; note a loss that is not finite."""
         for name, value in terms.kept.items():
-            self.keep(name, value)
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + value.detach(), count + 1)
         labels = by_name(inputs["labels"], inputs["task"])
         if self.args.logging_strategy != "no":
             for name, logits in terms.predicted.items():
@@ -493,13 +485,13 @@ class MultitaskTrainer(Trainer):
         self.bad.note_loss(terms.loss, self.state.global_step + 1)
 
     def batch_loss(self, name: str, outputs: Mapping, labels: Tensor, items: Tensor | int | None) -> Tensor:
-        """A task's loss of a batch, its own or the user's `compute_loss_func`.
+        """A task's loss of a batch: its own, or the user's `compute_loss_func`.
 
         Args:
-            name: of the task.
-            outputs: of the model.
-            labels: of the task.
-            items: divisor of the summed loss; None, `count_items` of the labels.
+            name: the task.
+            outputs: the model's outputs.
+            labels: the task's labels.
+            items: divisor of the summed loss; None for `count_items` of the labels.
         """
         logits = by_name(outputs["logits"], name)[name]
         if name not in self.loss_functions:
@@ -519,17 +511,19 @@ class MultitaskTrainer(Trainer):
         share: Tensor,
         rows: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Add a teacher's, SMART's and R-Drop's terms to a micro-batch's losses, {task: loss}; returns {name: term} for
-        the log.
+        """Add the terms of distillation, SMART and R-Drop to a micro-batch's losses.
 
         Args:
-            losses: are changed.
+            losses: {task: loss}; changed in place.
             inputs: the batch.
             logits: {task: its logits of each pass}.
-            soft: {task: what a teacher predicted}.
+            soft: {task: its teacher's predictions}.
             masks: see `penalties`.
-            share: of the micro-batch in its step's rows, since the terms are means over rows.
+            share: the micro-batch's share of its step's rows; factor of the terms, which are means over rows.
             rows: see `penalties`.
+
+        Returns:
+            {name: term} for the log, without the terms' weights.
         """
         kept = {}
         for name, predicted in soft.items():
@@ -549,23 +543,21 @@ class MultitaskTrainer(Trainer):
         masks: DropoutMasks | None,
         rows: Tensor | None = None,
     ) -> Iterator[tuple[str, str, Tensor]]:
-        """Yield (term, task, mean over the rows) of each of SMART's and R-Drop's terms that the tasks have; SMART's
-        adversarial one times the rows of the step, where it is to be a sum.
+        """Yield (term, task, its mean over the rows) for each term of SMART and R-Drop that a task has.
 
         Args:
             inputs: the batch.
-            logits: {task: its clean logits, and those with other dropout masks, for R-Drop}.
-            masks: the dropout masks that gave the clean ones, for SMART's passes to drop the same; None to draw others.
-            rows: of the step that have a label.
+            logits: {task: (its clean logits, for R-Drop also those with other dropout masks)}.
+            masks: the dropout masks of the clean logits, for SMART's passes to use again; None for new masks.
+            rows: number of labelled rows of the step; with --smart_reduction sum a factor of SMART's penalty.
         """
         batch = {key: value for key, value in inputs.items() if key != "input_ids"}
         tasks = [self.model.tasks[name] for name in logits]
         if smart := [task.name for task in tasks if task.smart_weight]:
             clean = {name: logits[name][0] for name in smart}
-            times = rows if self.args.smart_reduction == "sum" else 1  # the caller gives each row its share
-            for name, penalty in zip(
-                smart, self.smart_penalties(inputs["input_ids"], batch, clean, masks), strict=True
-            ):
+            times = rows if self.args.smart_reduction == "sum" else 1
+            penalties = self.smart_penalties(inputs["input_ids"], batch, clean, masks)
+            for name, penalty in zip(smart, penalties, strict=True):
                 yield "smart", name, times * penalty
         if bregman := [task.name for task in tasks if task.bregman_weight]:
             teacher = by_name(self.teacher.logits(input_ids=inputs["input_ids"], **batch), inputs["task"])
@@ -575,30 +567,30 @@ class MultitaskTrainer(Trainer):
             yield "rdrop", name, self.divergence(name)(logits[name][1], logits[name][0]).mean()
 
     def divergence(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """By which a task's predictions are compared."""
+        """The function that compares two predictions of a task."""
         return DIVERGENCES[self.model.tasks[name].divergence]
 
     def smart_penalties(
         self, input_ids: Tensor, batch: Mapping, clean: Mapping[str, Tensor], masks: DropoutMasks | None
     ) -> Tensor:
-        """SMART's penalty of each of the tasks, (T,), for one perturbation: that which changes most the sum of their
+        """SMART's penalty of each task, (T,). One perturbation serves all tasks: the ascent raises the sum of their
         divergences.
 
         Args:
-            input_ids: of the batch.
+            input_ids: the batch's tokens.
             batch: its other inputs.
             clean: {task: logits}.
-            masks: as of `penalties`.
+            masks: see `penalties`.
         """
         args, words = self.args, self.model.encoder(next(iter(clean))).get_input_embeddings()
         if args.smart_place == "words":
             key, start = "inputs_embeds", words(input_ids)
-        else:  # added to the embeddings' output, which each pass computes anew: dropout draws as in the clean one
+        else:  # added to the embedding layer's output; each pass computes that, so dropout draws as in the clean pass
             key, start = "perturbation", words.weight.new_zeros(*input_ids.shape, words.weight.shape[1])
             batch = {**batch, "input_ids": input_ids}
 
         def predict(perturbed: Tensor) -> dict[str, Tensor]:
-            """By the bare model: DistributedDataParallel allows one forward for each backward."""
+            """Uses the unwrapped model: DistributedDataParallel allows only one forward pass for each backward."""
             return by_name(self.model(**{key: perturbed}, **batch).logits, batch["task"])
 
         def compare(perturbed: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
@@ -618,18 +610,15 @@ class MultitaskTrainer(Trainer):
             projection=args.smart_projection,
         )
 
-    def keep(self, name: str, value: Tensor) -> None:
-        """Add a micro-batch's value to what the next log entry is the mean of."""
-        total, count = self.sums.get(name, (0.0, 0))
-        self.sums[name] = (total + value.detach(), count + 1)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Overridden to add to training logs, as means over a task's steps since the last entry: `loss_{task}` without
-        these terms, `distill_{task}`, `smart_{task}`, `bregman_{task}`, `rdrop_{task}`, all without their weights; and
-        `{metric}_{task}` of the rows trained on since, as predicted in training, with dropout.
+        """Overridden to add values of each task to training logs.
+
+        `loss_{task}`, `distill_{task}`, `smart_{task}`, `bregman_{task}` and `rdrop_{task}` are means over the task's
+        steps since the last entry, without weights; the loss is without the other terms. `{metric}_{task}` scores the
+        rows trained on since the last entry, by the predictions made in training, with dropout.
 
         Raises:
-            NonFiniteError: a step since had a loss or gradient that is not a finite number.
+            NonFiniteError: a step since the last entry had a loss or gradient norm that is not a finite number.
         """
         if self.is_in_train:
             self.check_numbers()
@@ -642,25 +631,25 @@ class MultitaskTrainer(Trainer):
                 missing = no_label(labels[0].is_floating_point())
                 logits, labels = self.gather_rows(logits, 0), self.gather_rows(labels, missing)
                 task, labelled = self.model.tasks[name], labelled_rows(labels)
-                labelled &= finite_rows(logits)  # without those that fp16 skipped
+                labelled &= finite_rows(logits)  # fp16's scaler skips steps that are not finite
                 if not labelled.any():
                     continue
-                with warnings.catch_warnings(action="ignore"):  # a few rows may well be of one class
+                with warnings.catch_warnings(action="ignore"):  # metrics warn if the few rows are all of one class
                     found = score_decisions(task, decide(task, logits[labelled]), labels[labelled])
                 logs[f"{task.metric}_{name}"] = found[task.metric]
             if self.cosines:
                 logs |= self.cosines.take()
             self.sums.clear()
             self.seen.clear()
-            self._tr_loss.zero_()  # Trainer subtracts the sum from itself, which leaves a NaN that fp16 skipped
-        if self.bad.scaled:  # the loss or gradient of a step that fp16's scaler skipped is no number to log
+            self._tr_loss.zero_()  # Trainer's `_tr_loss -= _tr_loss` would keep the NaN of a step that fp16 skipped
+        if self.bad.scaled:  # steps that fp16's scaler skipped have no loss or gradient norm to log
             for key in [key for key, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
                 del logs[key]
         super().log(logs, start_time)
 
     def gather_rows(self, batches: Sequence[Tensor], fill: float) -> np.ndarray:
-        """The rows of the batches of all processes, filled up: batches may be of different widths, where there is
-        something for each token, and processes may have different numbers of rows."""
+        """The rows of the batches of all processes as one array. Batches with values for each token may have different
+        widths, and processes different numbers of rows; both are padded with `fill`."""
         values = join_rows(batches, fill)
         for dim in (1, 0):
             values = self.accelerator.pad_across_processes(values, dim=dim, pad_index=fill)
@@ -674,37 +663,36 @@ class MultitaskTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Overridden because Trainer scores several datasets apart, so that no overall score could pick the best.
+        """Overridden because Trainer scores each dataset separately, without an overall score to select the best
+        checkpoint.
 
         Args:
             eval_dataset: {task: rows}, or rows of one task, raw or tokenised; by default the trainer's. The tasks of a
-                group are evaluated together where all of them have rows.
+                group are evaluated together if all of them have rows.
             ignore_keys: outputs of the model to leave out of the predictions.
-            metric_key_prefix: start of every key.
+            metric_key_prefix: prefix of every key.
 
         Returns:
-            `eval_{task}_loss`, `eval_{task}_{metric}` and what `compute_metrics` gives for every task, `eval_overall`,
-            `eval_runtime` in seconds.
+            `eval_{task}_loss`, `eval_{task}_{metric}` and the numbers of `compute_metrics` for every task,
+            `eval_overall`, and `eval_runtime` in seconds.
 
         Raises:
-            InputError: there is nothing to evaluate on, or rows of another task.
+            InputError: there are no rows to evaluate on, or rows of an unknown task.
             NonFiniteError: a prediction is not a finite number.
         """
         start = time.perf_counter()
-        # Of the trainer's own datasets Trainer wants the names, under which it keeps persistent loaders.
-        loaders = {name: name for name in self.eval_dataset}
-        if eval_dataset is not None or not loaders:
-            given = {} if eval_dataset is None else eval_dataset
-            loaders = rows_by_task(given, self.model, "eval_dataset", "dev", self.processing_class)
-            if not loaders:
-                raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
+        if eval_dataset is None:  # passes the trainer's own by name: Trainer keeps persistent loaders under these names
+            loaders = {name: name for name in self.eval_dataset}
+        else:
+            loaders = rows_by_task(eval_dataset, self.model, "eval_dataset", "dev", self.processing_class)
             check_labelled(loaders, "eval_dataset")
             loaders = join_groups(loaders, self.model, "eval_dataset")
+        if not loaders:
+            raise InputError("there is nothing to evaluate on: give {task: rows}, or the trainer an eval_dataset")
         steps = Counter(self.plan[: self.state.global_step])
-        # With an encoder or adapter for each task a step changes one task; the others predict what they did before. A
-        # mean of the weights changes on.
-        reuse = self.is_in_train and eval_dataset is None and are_apart(self.model)
-        reuse = reuse and self.averaging is None
+        # With an encoder or adapter for each task, a step changes the weights of one task, so the others still have the
+        # predictions of the last evaluation; not with --ema_decay, where every step changes the mean of all weights.
+        reuse = self.is_in_train and eval_dataset is None and self.averaging is None and are_apart(self.model)
         outputs, parts = {}, []
         known = {name: output for name, (before, output) in self.evaluated.items() if reuse and before == steps[name]}
         new = {name: self.get_eval_dataloader(rows) for name, rows in loaders.items() if name not in known}
@@ -726,8 +714,8 @@ class MultitaskTrainer(Trainer):
         return metrics
 
     def check_best(self, metrics: Mapping[str, float]) -> None:
-        """Refuse, at the first evaluation in training, a metric of the best checkpoint that `compute_metrics` does not
-        give."""
+        """Refuse a `metric_for_best_model` that the evaluation does not give; it may be one of `compute_metrics`, so it
+        is known only now."""
         best = f"eval_{(self.args.metric_for_best_model or 'overall').removeprefix('eval_')}"
         if self.is_in_train and best not in metrics:
             raise InputError(f"--metric_for_best_model is {best!r}, but the evaluation gives {', '.join(metrics)}")
@@ -740,9 +728,10 @@ class MultitaskTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "test",
     ) -> PredictionOutput:
-        """Overridden to check the rows, of one task, as those to train on are checked (labels may be missing), and to
-        leave the random generators alone. Of the rows of a group, {task: rows} or {group: rows}, predictions and labels
-        are {task: those of it}.
+        """Overridden to check the rows, which may lack labels, and to restore the random generators.
+
+        The rows are those of one task or one group ({task: rows} or {group: rows}). For a group, predictions and labels
+        are {task: array}.
 
         Raises:
             InputError: names what is wrong with the rows.
@@ -751,7 +740,7 @@ class MultitaskTrainer(Trainer):
         rows = rows_by_task(test_dataset, self.model, "test_dataset", "test", self.processing_class)
         rows = join_groups(rows, self.model, "test_dataset")
         if len(rows) != 1:
-            raise InputError(f"test_dataset has {len(rows)} tasks; predict takes the rows of one, or of one group")
+            raise InputError(f"test_dataset has {len(rows)} tasks; predict takes the rows of one task or group")
         return super().predict(*rows.values(), ignore_keys, metric_key_prefix)
 
     def evaluation_loop(
@@ -762,8 +751,8 @@ class MultitaskTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Overridden to give `compute_metrics` the labelled rows of each task, and to refuse predictions that are not
-        finite numbers, which no metric would notice.
+        """Overridden to call `compute_metrics` with the labelled rows of each task, and to refuse predictions that are
+        not finite numbers, which metrics would not notice.
 
         Raises:
             NonFiniteError: names the task and the rows.
@@ -780,13 +769,13 @@ class MultitaskTrainer(Trainer):
                 wrong = {number: rows[number] for number in np.flatnonzero(~finite)[: SHOWN_ROWS + 1].tolist()}
                 raise NonFiniteError(
                     f"{(~finite).sum()} of {len(finite)} predictions of task {name!r} are not finite numbers after "
-                    f"step {self.state.global_step} (rows {name_rows(wrong)}); did training diverge? lower "
-                    "--learning_rate, or look for such weights"
+                    f"step {self.state.global_step} (rows {name_rows(wrong)}); training may have diverged: lower "
+                    "--learning_rate, or check the model's weights"
                 )
         return output
 
     def score(self, outputs: Mapping, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The flat scores of {task or group: output of `predict`}, with the overall score of those tasks."""
+        """The scores of {task or group: output of `predict`} in one dictionary, with these tasks' overall score."""
         outputs = split_outputs(outputs)
         tasks = {name: self.model.tasks[name] for name in outputs}
         scores = {
@@ -798,7 +787,7 @@ class MultitaskTrainer(Trainer):
         return flat | {f"{metric_key_prefix}_overall": overall_score(tasks, scores)}
 
     def mean_loss(self, task: str, logits: np.ndarray, labels: np.ndarray) -> float:
-        """The loss of the user's `compute_loss_func` over all rows of a task together."""
+        """The loss of the user's `compute_loss_func` over all rows of a task at once."""
         logits, labels = (torch.from_numpy(values).to(self.args.device) for values in (logits, labels))
         items = count_items(labels)
         return float(
@@ -806,11 +795,11 @@ class MultitaskTrainer(Trainer):
         )
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Overridden for one clear error, before training begins."""
+        """Overridden to create the repository with clear errors, and to refuse a model of peft's."""
         if hasattr(self.model, "peft_config"):
             raise InputError(
-                "a peft adapter is no model for others to load: push model = trainer.model.merge_and_unload() by "
-                "model.push_to_hub(…) instead (docs/reuse.md)"
+                "the model is a peft adapter, which others could not load with its tasks: merge it, model = "
+                "trainer.model.merge_and_unload(), and use model.push_to_hub(…) (docs/reuse.md)"
             )
         if self.is_world_process_zero():
             name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
@@ -827,16 +816,16 @@ class MultitaskTrainer(Trainer):
         dataset: str | list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Overridden to write a card that tells of all tasks, `README.md` in the output folder.
+        """Overridden to write a card that describes all tasks: `README.md` in the output folder.
 
         Args:
             scores: {task: (dev score, lower, upper bound)}; by default those of the last evaluation, without bounds.
             base_model: name of the checkpoint that training started from; by default the model's.
             data: {task: {split: rows and fingerprint}}.
-            language: as of Trainer's card, codes of the languages of the rows.
-            license: the Hub's name of the model's licence; by default that of the base model, where its card says one.
-            dataset: Hub ids of the data sets that the rows came from.
-            kwargs: the others of Trainer's card; they have no place in this one.
+            language: codes of the languages of the rows, as for Trainer's card.
+            license: the Hub's name of the model's licence; by default that of the base model, if its card names one.
+            dataset: Hub ids of the data sets that the rows come from.
+            kwargs: other arguments of Trainer's card; ignored.
         """
         if not self.is_world_process_zero():
             return
@@ -867,17 +856,17 @@ class MultitaskTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> str | None:
-        """Overridden to push what others need and no more (`hub.PUBLIC`), with our card.
+        """Overridden to push only the files that others need (`hub.PUBLIC`), with our card.
 
         Args:
-            commit_message: of the commit.
+            commit_message: message of the commit.
             token: with write access; by default `--hub_token`, or the one of this machine.
             revision: branch; by default `--hub_revision`, or main.
             private: whether a new repository is private; by default `--hub_private_repo`.
-            kwargs: of `create_model_card`.
+            kwargs: arguments of `create_model_card`.
 
         Returns:
-            The commit's address, on the first process.
+            The commit's URL, on the first process.
 
         Raises:
             InputError: it could not be pushed.
@@ -885,7 +874,7 @@ class MultitaskTrainer(Trainer):
         token = token or self.args.hub_token
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)
-        self.save_model(_internal_call=True)  # else it would push by itself
+        self.save_model(_internal_call=True)  # otherwise `save_model` pushes, too
         self.create_model_card(**kwargs)
         if self.is_world_process_zero():
             revision = revision or self.args.hub_revision
@@ -903,6 +892,6 @@ def split_outputs(outputs: Mapping[str, PredictionOutput]) -> dict[str, Predicti
 
 
 def name_rows(rows: Mapping[int, Mapping]) -> str:
-    """The ids of the first of {number: row}, or their numbers where they have none."""
+    """The ids of the first rows of {number: row}; the numbers of rows without an id."""
     names = [str(row.get("id", number)) for number, row in rows.items()]
     return ", ".join(names[:SHOWN_ROWS]) + (" …" if len(names) > SHOWN_ROWS else "")

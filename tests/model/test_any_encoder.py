@@ -404,7 +404,7 @@ REFUSED = {
     "t5": "encoder-decoder",
     "bart": "encoder-decoder",
     "vit": "takes no input_ids",
-    "clip": "no masked language model",
+    "clip": "not a masked language model",
     "fnet": "takes no attention_mask",
 }
 
@@ -420,7 +420,7 @@ def test_what_is_no_bidirectional_encoder_of_texts_is_refused(kind, tmp_path):
 
 def test_other_refusals(checkpoints, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nobody", "auto_map": {"AutoModel": "x.Y"}}))
-    with pytest.raises(InputError, match="'nobody'.*no code of"):
+    with pytest.raises(InputError, match="'nobody'.*does not have"):
         make_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "multitask", "tasks": ["sst"]}))
     with pytest.raises(InputError, match="text_config"):

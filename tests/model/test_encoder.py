@@ -463,7 +463,7 @@ def test_another_architecture_is_refused(tmp_path):
     DistilBertModel(DistilBertConfig(vocab_size=50, dim=32, n_layers=1, n_heads=2, hidden_dim=48)).save_pretrained(
         tmp_path
     )
-    with pytest.raises(InputError, match="distilbert.*BERTs alone"):
+    with pytest.raises(InputError, match="distilbert.*only BERTs"):
         MinBertModel.from_pretrained(tmp_path)
 
 

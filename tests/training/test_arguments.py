@@ -126,7 +126,7 @@ def test_idle_cores_are_pointed_out(tmp_path, caplog, monkeypatch, propagated_lo
     assert not caplog.text
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     check_launch()
-    assert "one CPU thread is used of 64" in caplog.text and "--num_cpu_threads_per_process" in caplog.text
+    assert "only one of 64 CPU cores is used" in caplog.text and "--num_cpu_threads_per_process" in caplog.text
 
 
 def test_a_process_takes_one_gpu(tmp_path, caplog, monkeypatch, propagated_logs):
@@ -137,7 +137,7 @@ def test_a_process_takes_one_gpu(tmp_path, caplog, monkeypatch, propagated_logs)
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 4)
     check_launch()
     assert args.n_gpu == 1 and args.train_batch_size == args.per_device_train_batch_size
-    assert "one GPU is used of 4: `accelerate launch --num_processes N`" in caplog.text
+    assert "only one of 4 GPUs is used: `accelerate launch --num_processes N`" in caplog.text
 
 
 def test_processes_that_are_no_group_are_refused(tmp_path, monkeypatch):

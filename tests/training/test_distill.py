@@ -180,7 +180,7 @@ def test_a_collator_may_not_lose_them(make_trainer, tokenizer):
     def lossy(batch):
         return {key: value for key, value in Collator(0)(batch).items() if key != "soft_labels"}
 
-    with pytest.raises(InputError, match="loses the soft_labels of task 'sst'"):
+    with pytest.raises(InputError, match="drops the soft_labels of task 'sst'"):
         make_trainer(given={"train_dataset": rows, "data_collator": lossy})
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import NO_DROPOUT, SIZE
 from datasets import Dataset
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from bert_multitask.data.collate import Collator
 from bert_multitask.model.configuration import MultitaskBertConfig
@@ -45,6 +45,13 @@ def make_model(given=None, task_settings=None) -> MultitaskBertModel:
     return MultitaskBertModel(MultitaskBertConfig(**settings))
 
 
+class CountGraphs(TrainerCallback):
+    """Notes how many graphs and shapes there are when training ends, before they are dropped."""
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.graphs, self.shapes = len(self.trainer.graphs.graphs), len(self.trainer.graphs.seen)
+
+
 def train(folder, graphs: bool, model_settings=None, task_settings=None, resume: str | None = None, **settings):
     """A trainer of that model after its training, by graphs or not."""
     defaults = {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "report_to": "none", "eval_strategy": "no"}
@@ -52,6 +59,10 @@ def train(folder, graphs: bool, model_settings=None, task_settings=None, resume:
     args = MultitaskTrainingArguments(output_dir=str(folder), cuda_graphs=graphs, **(defaults | settings))
     rows = {name: make_rows(name) for name in NAMES}
     trainer = MultitaskTrainer(make_model(model_settings, task_settings), args, rows)
+    if graphs:
+        trainer.counts = CountGraphs()
+        trainer.counts.trainer = trainer
+        trainer.callback_handler.callbacks.insert(0, trainer.counts)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -143,8 +154,7 @@ def test_a_replay_is_the_step(request, on_cpu, tmp_path, monkeypatch, case):
     with monkeypatch.context() as patch:
         patch.setattr(StepGraphs, "step", lambda *_: None)  # the same shapes, each step eager
         eager = train(tmp_path / "eager", True, **settings)
-    replayed = [graph for graph in graphs.graphs.graphs.values() if graph is not None]
-    assert len(replayed) >= 3 and len(graphs.graphs.graphs) < len(graphs.plan) * 2 / 3
+    assert graphs.counts.graphs >= 3 and graphs.counts.shapes < len(graphs.plan) * 2 / 3
     for (name, one), other in zip(graphs.model.named_parameters(), eager.model.parameters(), strict=True):
         assert torch.equal(one, other), name
     kept = [
@@ -159,8 +169,24 @@ def test_a_resumed_run_goes_on_the_same(on_cpu, tmp_path):
     settings = {"use_cpu": True, "save_strategy": "steps", "save_steps": 12, "save_total_limit": None}
     straight = train(tmp_path, True, **settings)
     resumed = train(tmp_path, True, resume=str(tmp_path / "checkpoint-12"), **settings)
-    assert len(straight.plan) > 30 and any(resumed.graphs.graphs.values())
+    assert len(straight.plan) > 30 and resumed.counts.graphs
     for one, other in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_graphs_and_their_memory_are_dropped_when_training_ends(on_cpu, tmp_path):
+    trainer = train(tmp_path, True, use_cpu=True)
+    assert trainer.counts.graphs
+    assert not trainer.graphs.graphs and not trainer.graphs.gradients and trainer.graphs.pool is None
+
+
+def test_shapes_beyond_the_limit_run_eagerly(on_cpu, tmp_path, monkeypatch):
+    """The weights are the same, and the limit holds."""
+    many = train(tmp_path / "many", True, use_cpu=True)
+    monkeypatch.setattr("bert_multitask.training.graphs.MAX_GRAPHS", 2)
+    few = train(tmp_path / "few", True, use_cpu=True)
+    assert many.counts.graphs > 2 == few.counts.graphs
+    for one, other in zip(many.model.parameters(), few.model.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
@@ -238,7 +264,11 @@ def test_what_a_graph_cannot_hold_is_refused(tmp_path, monkeypatch, settings, gi
 
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
-    [("ACCELERATE_MIXED_PRECISION", "fp16", "--fp16"), ("ACCELERATE_USE_DEEPSPEED", "true", "--deepspeed")],
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "--fp16"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "--deepspeed"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--torch_compile or a dynamo_backend"),
+    ],
 )
 def test_what_accelerates_configuration_says_is_refused_too(tmp_path, monkeypatch, variable, value, message):
     """`accelerate launch` hands it on in variables; a replay would leave the scale of fp16's loss out."""
@@ -263,7 +293,7 @@ def test_on_a_gpu_losses_and_weights_are_those_without(tmp_path, case, bf16):
         settings["task_settings"] = EVERY_TERM | {"smart_weight": 0.0}
     settings["model_settings"] = NO_DROPOUT | settings.get("model_settings", {})
     graphs, eager = (train(tmp_path / str(number), bool(number), **settings) for number in (1, 0))
-    assert sum(graph is not None for graph in graphs.graphs.graphs.values()) >= 3
+    assert graphs.counts.graphs >= 3
     tolerance = {"atol": 3e-2, "rtol": 3e-2} if bf16 else {"atol": 1e-5, "rtol": 1e-5}
     first, later = slice(12), {"atol": 3e-2, "rtol": 3e-2} if bf16 else {"atol": 1e-3, "rtol": 1e-3}  # rounding grows
     losses, expected = torch.tensor(logged(graphs)), torch.tensor(logged(eager))
@@ -293,7 +323,7 @@ def test_on_a_gpu_a_resumed_run_goes_on_the_same(tmp_path):
     settings["save_total_limit"] = None
     straight = train(tmp_path, True, **settings)
     resumed = train(tmp_path, True, resume=str(tmp_path / "checkpoint-12"), **settings)
-    assert any(resumed.graphs.graphs.values())
+    assert resumed.counts.graphs
     for one, other in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 

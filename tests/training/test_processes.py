@@ -251,7 +251,7 @@ def test_fsdp2_on_the_layers_it_is_told_to_wrap(tiny_bert, group_of_one, sharing
         ("FSDP", {}, {"sst": {"smart_weight": 1.0}}, {}, "--smart_weight does not work with FSDP"),
         ("FSDP", {}, {"sts": {"bregman_weight": 1.0}}, {}, "--bregman_weight does not work with FSDP"),
         ("FSDP", {"encoder_sharing": "per_task"}, {}, {"load_best_model_at_end": True}, "per_task with --load_best"),
-        ("FSDP", {"encoder_sharing": "per_task"}, {}, {}, "a CPU, where Accelerate would leave the model whole"),
+        ("FSDP", {"encoder_sharing": "per_task"}, {}, {}, "a CPU, on which Accelerate does not split the model"),
         ("DEEPSPEED", {"encoder_sharing": "per_task"}, {}, {}, "per_task does not work with DeepSpeed"),
     ],
 )

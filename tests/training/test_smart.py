@@ -517,7 +517,7 @@ def test_the_penalty_of_a_real_bert_in_both_encodings(tiny_bert):
 )
 def test_a_radius_that_rounding_takes_is_pointed_out(make_trainer, caplog, propagated_logs, settings, lost):
     make_trainer(task_settings=SMART_ON, **settings)
-    assert ("is lost in the rounding" in caplog.text) == lost
+    assert ("is rounded away" in caplog.text) == lost
     assert "does nothing" not in caplog.text
 
 

@@ -256,8 +256,8 @@ def test_a_plan_that_is_given_is_trained_as_it_is(make_trainer):
         ([], "plan is empty; expected a list of the task of each step"),
         ("sst", "plan is a str; expected a list"),
         (iter(["sst"]), "plan is a list_iterator; expected a list"),
-        (["sst", "nli"], "plan: step 2 is of 'nli', but the model's tasks are sst, quora, sts"),
-        (["sst", 1], "plan: step 2 is of 1, "),
+        (["sst", "nli"], "plan: step 2 has 'nli', but the model's tasks are sst, quora, sts"),
+        (["sst", 1], "plan: step 2 has 1, "),
     ],
     ids=["empty", "one word", "no list", "unknown task", "number"],
 )
@@ -271,7 +271,7 @@ def test_mistakes_in_a_plan(make_trainer, monkeypatch, plan, message):
 
 def test_a_task_without_a_batch_is_pointed_out(make_trainer, caplog, propagated_logs):
     make_trainer(schedule="sequential", max_steps=7)
-    assert "sts gets no batch of this plan" in caplog.text and "quora gets" not in caplog.text
+    assert "sts gets no batch in this plan" in caplog.text and "quora gets" not in caplog.text
 
 
 def test_budget(make_trainer):

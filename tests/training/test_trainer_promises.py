@@ -199,9 +199,9 @@ def test_optimizers_that_cannot_be_made(tmp_path, optim):
         ({"given": {"compute_metrics": 3}}, "compute_metrics is a int; expected a function"),
         ({"given": {"compute_loss_func": {"sst": "focal"}}}, "compute_loss_func is a str"),
         ({"given": {"compute_loss_func": lambda outputs, labels: 0}}, "is called as f.*: .*'num_items_in_batch'"),
-        ({"dataloader_num_workers": -1}, "--dataloader_…: .*num_workers"),
-        ({"dataloader_num_workers": 1, "dataloader_prefetch_factor": -1}, "--dataloader_…: .*prefetch_factor"),
-        ({"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "no"}, "--dataloader_…: .*context"),
+        ({"dataloader_num_workers": -1}, "--dataloader_… flags: .*num_workers"),
+        ({"dataloader_num_workers": 1, "dataloader_prefetch_factor": -1}, "--dataloader_… flags: .*prefetch_factor"),
+        ({"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "no"}, "--dataloader_… flags: .*context"),
         ({"given": {"data_collator": lambda rows: [0]}}, "data_collator gives list for rows of task 'sst'"),
         ({"given": {"data_collator": lambda rows: rows["x"]}}, "data_collator fails on rows of task 'sst': TypeError"),
         ({"given": {"train_dataset": None}}, "train_dataset has no rows of task 'sst'"),
@@ -428,12 +428,12 @@ def test_a_packing_of_another_mask_is_refused(make_trainer, pair_encoding):
         return batch | {"attention_mask": mask * functional.pad(mask, (0, 1))[..., 1:]}
 
     model = {"pair_encoding": pair_encoding}
-    with pytest.raises(InputError, match="a packing that is not of its attention_mask, for rows of task 'sst'"):
+    with pytest.raises(InputError, match="a packing that does not fit its attention_mask, for rows of task 'sst'"):
         make_trainer(model, given={"data_collator": hide})
     trainer = make_trainer(model, given={"data_collator": lambda rows: pad(rows)})  # which fits
     trainer.train()
     trainer.data_collator = hide
-    with pytest.raises(InputError, match="a packing that is not of its attention_mask"):
+    with pytest.raises(InputError, match="a packing that does not fit its attention_mask"):
         trainer.evaluate()
 
 
