@@ -1,5 +1,6 @@
 """What a table is for: a guess of the tasks whose texts and labels its columns hold."""
 
+import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,9 +102,6 @@ def guess_tasks(columns: Mapping[str, Sequence], name: str) -> tuple[list[dict],
     Returns:
         The fields of each task, without those that say where its rows are and what its labels are called; and why,
         {name of the task: what its labels look like}.
-
-    Raises:
-        InputError: there seem to be no texts or no labels.
     """
     found = [Column(column, values) for column, values in columns.items()]
     ids = [column.name for column in found if column.is_id]
@@ -181,10 +179,9 @@ def guess_texts(columns: Sequence[Column]) -> dict[str, object]:
     words = [column for column in columns if not column.is_lists and not column.numbers]
     texts = [column for column in words if column.is_text] or sorted(words, key=lambda c: len(c.distinct))[-1:]
     names = [column.name for column in texts]
-    for first in names:
-        for second in names:
-            if (first, second) in PAIRS or re.sub("[1a]$", "", first) == re.sub("[2b]$", "", second) != first != second:
-                return {"text": first, "text_pair": second}
+    for first, second in itertools.permutations(names, 2):
+        if (first, second) in PAIRS or re.sub("[1a]$", "", first) == re.sub("[2b]$", "", second) != first != second:
+            return {"text": first, "text_pair": second}
     return {"text": names[0] if len(names) == 1 else names} if names else {}
 
 
@@ -196,11 +193,7 @@ def task_name(label: str, table: str, alone: bool) -> str:
 
 
 def read_table_file(path: str) -> tuple[dict[str, list], dict]:
-    """The columns of a file, {name: values}, and what a task has to say of how the file is read.
-
-    Raises:
-        InputError: there is no such file, or it cannot be read.
-    """
+    """The columns of a file, {name: values}, and what a task has to say of how the file is read."""
     if not is_url(path) and not Path(path).is_file():
         raise InputError(
             f"{path}: no such file; expected one that ends in {', '.join(READERS)}, or the id of a dataset"
@@ -217,11 +210,7 @@ def read_table_file(path: str) -> tuple[dict[str, list], dict]:
 
 
 def read_table_hub(path: str, name: str | None = None) -> tuple[dict[str, list], dict]:
-    """The columns of the training rows of a dataset on the Hub, and the `hub` of a task of it, without columns.
-
-    Raises:
-        InputError: it cannot be loaded, or has no training rows.
-    """
+    """The columns of the training rows of a dataset on the Hub, and the `hub` of a task of it, without columns."""
     try:
         dataset = datasets.load_dataset(path, name)
     except Exception as error:  # as in `rows.load_hub`
@@ -239,11 +228,7 @@ def read_table_hub(path: str, name: str | None = None) -> tuple[dict[str, list],
 
 def settle_task(fields: dict) -> dict:
     """The fields of a guessed task with the label names of its training rows. Where which of two labels is "yes" cannot
-    be seen, they are classes; tags that mark no entities are scored one by one.
-
-    Raises:
-        InputError: the rows cannot be read.
-    """
+    be seen, they are classes; tags that mark no entities are scored one by one."""
     try:
         task = with_label_names(fields)
     except InputError:

@@ -85,11 +85,7 @@ class LabelReader:
         return next((part for part in self.kind.parts(raw) if self.read_one(part) is None), raw)
 
     def check_names(self, names: Sequence[str], where: str) -> None:
-        """Refuse the names of a `ClassLabel` column that are not the task's, in whatever order.
-
-        Raises:
-            InputError: shows both.
-        """
+        """Refuse the names of a `ClassLabel` column that are not the task's, in whatever order."""
         if self.task.is_open:  # they will be the task's
             return
         found = [self.read_one(name) for name in names]
@@ -101,11 +97,8 @@ def name_labels(
     rows: Iterable[dict], features: Features, column: str, reader: LabelReader, where: str
 ) -> Iterator[dict]:
     """Yield rows with names instead of the class numbers of a `ClassLabel` column, or of a column of lists of them, and
-    with None instead of -1. Rows of a source without such a column stay as they are.
-
-    Raises:
-        InputError: the column's names are not the task's, or a number has no name.
-    """
+    with None instead of -1. Rows of a source without such a column stay as they are. Names that are not the task's are
+    refused, and numbers without a name."""
     names = feature_names(features.get(column))
     if names is None:
         yield from rows
@@ -133,11 +126,8 @@ def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ..
 
     Args:
         task: without label names. Its kind splits a label of several names, such as "war|love", into these.
-        labels: as their source gives them.
+        labels: as their source gives them. What is no name, and too many names, are refused.
         where: the source, for messages.
-
-    Raises:
-        InputError: these are no names, or too many; or which is "yes" cannot be seen. The message says what to do.
     """
     kind, found, count = KINDS[task.kind], {}, 0
     advice = f"give task {task.name!r} label_names, or another kind or label"
@@ -168,12 +158,13 @@ def even_labels(labels: Sequence) -> Sequence:
     return [label + [missing] * (width - len(label)) for label in labels]
 
 
-def uneven_rows(task: Task, labels: pa.ChunkedArray) -> np.ndarray:
-    """The rows whose label is a list of another length than the task's (see `Kind.width`)."""
-    width = KINDS[task.kind].width(task)
-    if width is None:
-        return np.zeros(0, int)
-    return np.flatnonzero(pc.list_value_length(labels).fill_null(width).to_numpy() != width)
+def wrong_labels(task: Task, labels: pa.ChunkedArray) -> np.ndarray:
+    """The rows whose label is not of the task, or is a list of another length than the task's (see `Kind.width`)."""
+    kind, (values, owners) = KINDS[task.kind], label_numbers(labels)
+    wrong, width = owners[~kind.are_labels(task, values)], kind.width(task)
+    if width is not None:
+        wrong = np.append(wrong, np.flatnonzero(pc.list_value_length(labels).fill_null(width).to_numpy() != width))
+    return np.unique(wrong)
 
 
 def label_numbers(labels: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

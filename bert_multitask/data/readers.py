@@ -22,7 +22,7 @@ from pyarrow import ArrowException, parquet
 from transformers.utils import logging
 
 from ..model.errors import InputError, one_line
-from ..model.tasks import HubSource, Task, text_parts
+from ..model.tasks import Task, text_parts
 from .labels import LabelReader, feature_names, name_labels
 
 logger = logging.get_logger(__name__)
@@ -43,11 +43,7 @@ def is_url(path: str) -> bool:
 
 @contextmanager
 def reading(path: str, form: str) -> Iterator[None]:
-    """Turn what goes wrong while a file is read into an `InputError` that names the file.
-
-    Raises:
-        InputError: the file cannot be opened or read on, or its content is damaged.
-    """
+    """Turn what goes wrong while a file is read into an `InputError` that names the file."""
     try:
         yield
     except InputError:
@@ -77,22 +73,12 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
 
     The name's ending says the form, one of READERS, perhaps followed by one of COMPRESSIONS. A row without an `id` is
     called by its number, from 0. `labelled` says that the label's column must be there; every other column must anyway.
-
-    Raises:
-        InputError: the file cannot be read or is damaged, or a column is missing.
     """
-    needed = needed_columns(task, labelled)
-    for number, row in enumerate(read_as_written(path, task), start=1):
-        check_has_columns(row, needed, f"{path}, row {number}")
-        yield rename_columns(row, task, task, path, number, task.id or "id")
+    return rename_rows(read_as_written(path, task), task, path, labelled, task.id or "id")
 
 
 def read_as_written(path: str, task: Task) -> Iterator[dict]:
-    """Yield the rows of a file with all its columns, under their own names.
-
-    Raises:
-        InputError: the file cannot be read or is damaged.
-    """
+    """Yield the rows of a file with all its columns, under their own names."""
     with opened(path, task) as (read, file):
         yield from read(file, path, task)
 
@@ -103,9 +89,6 @@ def read_tables(path: str, task: Task, size: int, schema: pyarrow.Schema | None 
     Args:
         size: rows of a table; the last one may have fewer.
         schema: that all tables get; by default each has what its own values are, which may differ in JSON lines.
-
-    Raises:
-        InputError: the file cannot be read or is damaged, or a column has values of several types.
     """
     if file_form(path, task)[0] is read_parquet:
         with opened(path, task) as (_, file):
@@ -138,11 +121,11 @@ def parquet_tables(file: BinaryIO, path: str, size: int) -> Iterator[pyarrow.Tab
             yield rest
 
 
-def needed_columns(columns: HubSource | Task, labelled: bool) -> list[str]:
+def needed_columns(task: Task, labelled: bool) -> list[str]:
     """The columns that every row must have; that of labels is among them where rows must be `labelled`, and that of ids
     where the task names it."""
-    names = (columns.label if labelled else None, getattr(columns, "id", None))
-    return [*text_parts(columns.text), *text_parts(columns.text_pair), *filter(None, names)]
+    names = (task.label if labelled else None, task.id)
+    return [*text_parts(task.text), *text_parts(task.text_pair), *filter(None, names)]
 
 
 def check_has_columns(columns: Iterable[str], needed: Iterable[str], where: str) -> None:
@@ -153,32 +136,34 @@ def check_has_columns(columns: Iterable[str], needed: Iterable[str], where: str)
             raise InputError(f"{where}: no column {column!r}; its columns are {names}")
 
 
-def rename_columns(
-    row: Mapping, columns: HubSource | Task, task: Task, path: str, number: int, ids: str | None
-) -> dict:
-    """A row under our column names, its label as the source gives it.
+def rename_rows(rows: Iterable[Mapping], task: Task, where: str, labelled: bool, ids: str | None) -> Iterator[dict]:
+    """Yield rows under our column names (see `rename_columns`). Each must have the columns that are needed."""
+    needed = needed_columns(task, labelled)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{where}, row {number}: is {row!r}; expected a dictionary")
+        check_has_columns(row, needed, f"{where}, row {number}")
+        yield rename_columns(row, task, where, number, ids)
 
-    Args:
-        columns: the source's names of its columns.
-        number: of the row, from 1.
-        ids: the column of ids; None where there is none.
-    """
-    pair = as_text(read_text(row, columns.text_pair, path, number), path, number) if columns.text_pair else None
+
+def rename_columns(row: Mapping, task: Task, path: str, number: int, ids: str | None) -> dict:
+    """A row, whose `number` counts from 1, under our column names, its label as the source gives it. Without an id, in
+    the column `ids`, it is called by its number from 0."""
+    row_id = as_text(row.get(ids), path, number) or str(number - 1)
+    if "\n" in row_id:  # prediction files have a row on a line
+        raise InputError(f"{path}: row {number} has the id {row_id!r}; an id must be on one line")
+    pair = as_text(read_text(row, task.text_pair, path, number), path, number) if task.text_pair else None
     return {
-        "id": as_id(row.get(ids), path, number),
-        "text": as_text(task.read_text(read_text(row, columns.text, path, number)), path, number),
+        "id": row_id,
+        "text": as_text(task.read_text(read_text(row, task.text, path, number)), path, number),
         "text_pair": pair,
-        "label": row.get(columns.label),
+        "label": row.get(task.label),
     }
 
 
 def read_text(row: Mapping, columns: str | Sequence[str], path: str, number: int) -> object:
     """The value of a column of texts; of several columns, one text with a line `column: value` for each that is not
-    empty.
-
-    Raises:
-        InputError: as `as_text`, of several columns.
-    """
+    empty."""
     if isinstance(columns, str):
         return row[columns]
     values = {column: as_text(row[column], path, number) for column in columns}
@@ -212,11 +197,8 @@ def fetch(path: str, task: Task) -> str:
 
 
 def as_text(value, path: str, number: int) -> str:
-    """A text as its source gives it; one that is missing (None or NaN) is empty, and a number is written out.
-
-    Raises:
-        InputError: it is a list, a structure or bytes; the message names the file and the row.
-    """
+    """A text as its source gives it; one that is missing (None or NaN) is empty, and a number is written out. A list, a
+    structure or bytes are refused."""
     if isinstance(value, str):
         return value
     if isinstance(value, (bytes, list, tuple, dict)):
@@ -224,30 +206,13 @@ def as_text(value, path: str, number: int) -> str:
     return "" if value is None or value != value else str(value)
 
 
-def as_id(value, path: str, number: int) -> str:
-    """The id of a row; where it is missing or empty, the row's number from 0 (`number` counts from 1).
-
-    Raises:
-        InputError: it holds a line break, so that no prediction file could keep a row on a line.
-    """
-    row_id = as_text(value, path, number) or str(number - 1)
-    if "\n" in row_id:
-        raise InputError(f"{path}: row {number} has the id {row_id!r}; an id must be on one line")
-    return row_id
-
-
-def claim_id(seen: dict[str, int], row_id: str, number: int, path: str) -> str:
-    """Note the number of the row that has an id.
-
-    Raises:
-        InputError: another row has it; the message names both.
-    """
+def claim_id(seen: dict[str, int], row_id: str, number: int, path: str) -> None:
+    """Note the number of the row that has an id, and refuse an id that another row has."""
     if seen.setdefault(row_id, number) != number:
         raise InputError(
             f"{path}: rows {seen[row_id]} and {number} both have the id {row_id!r}; predictions are matched by id, so "
             "each row needs its own (rows without one are called by their numbers, from 0)"
         )
-    return row_id
 
 
 def check_columns(columns: Iterable[str], path: str) -> None:
@@ -314,11 +279,7 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
 
 def numbered_rows(table: Iterator[list[str]], path: str) -> Iterator[tuple[int, int, list[str]]]:
     """Yield (number, its first line, fields) of the rows of a strict `csv.reader`; the header is number 0. Blank lines
-    are skipped.
-
-    Raises:
-        InputError: a row's quotes are wrong; the message names the row and the line where it begins.
-    """
+    are skipped."""
     number, line = 0, 1
     while True:
         try:
@@ -399,11 +360,7 @@ def class_names(path: str, task: Task) -> list[str] | None:
 
 
 def column_features(schema: pyarrow.Schema, column: str, path: str) -> Features:
-    """What `datasets` wrote into a Parquet file about a column; nothing of other programs' files.
-
-    Raises:
-        InputError: it cannot be read; the message names the file.
-    """
+    """What `datasets` wrote into a Parquet file about a column; nothing of other programs' files."""
     if b"huggingface" not in (schema.metadata or {}):
         return Features()
     try:

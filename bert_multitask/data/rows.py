@@ -25,9 +25,9 @@ from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
-from ..model.tasks import SPLITS, HubSource, Task, label_key, load_task, text_parts
+from ..model.tasks import SPLITS, Task, label_key, load_task, text_parts
 from .dev_share import draw_dev_rows
-from .labels import LabelReader, even_labels, feature_names, infer_label_names, label_numbers, name_labels, uneven_rows
+from .labels import LabelReader, even_labels, feature_names, infer_label_names, name_labels, wrong_labels
 from .readers import (
     check_has_columns,
     claim_id,
@@ -37,6 +37,7 @@ from .readers import (
     needed_columns,
     read_file,
     rename_columns,
+    rename_rows,
 )
 
 logger = logging.get_logger(__name__)
@@ -96,11 +97,7 @@ def read_files(task: Task, data_dir: str, splits: Collection[str], labelled: Col
 
 
 def find_file(name: str, data_dir: str) -> str:
-    """The path of a task's file, which may be relative to the folder.
-
-    Raises:
-        InputError: there is no such folder.
-    """
+    """The path of a task's file, which may be relative to the folder, which has to exist."""
     path = os.path.expanduser(name)
     if is_url(path) or os.path.isabs(path):
         return path
@@ -129,7 +126,18 @@ def with_label_names(
     task = load_task(task, named=False)
     if not task.is_open:
         return task
-    where, names, labels = training_labels(task, data_dir, rows)
+    source, where, names = task, "rows", None
+    if rows is None and is_from_hub(task, data_dir):
+        rows, where = load_hub(task, ["train"])["train"], hub_place(task, "train")
+        source = task.hub.as_task(task)
+    if rows is None:
+        where, path = task.files["train"], find_file(task.files["train"], data_dir)
+        names, labels = class_names(path, task), (row["label"] for row in read_file(path, task, labelled=True))
+    elif isinstance(rows, Dataset):
+        check_has_columns(rows.column_names, needed_columns(source, True), where)
+        names, labels = feature_names(rows.features[source.label]), rows.with_format(None)[source.label]
+    else:
+        labels = (row["label"] for row in rename_rows(rows, task, where, True, task.id or "id"))
     return replace(task, label_names=tuple(names or infer_label_names(task, labels, where)))
 
 
@@ -138,24 +146,6 @@ def describe_label_names(task: Task) -> str:
     names = task.label_names
     more = f", … ({len(names)} in all)" * (len(names) > SHOWN_NAMES)
     return f"{task.name:12} label_names from its training rows: {', '.join(names[:SHOWN_NAMES])}{more}"
-
-
-def training_labels(
-    task: Task, data_dir: str, rows: Dataset | Iterable[Mapping] | None
-) -> tuple[str, list[str] | None, Iterable]:
-    """Where a task's training rows are (for messages), the names of their labels where these are a `ClassLabel`, and
-    the labels as they are. The arguments are those of `with_label_names`."""
-    if rows is None and not is_from_hub(task, data_dir):
-        name = task.files["train"]
-        path = find_file(name, data_dir)
-        return name, class_names(path, task), (row["label"] for row in read_file(path, task, labelled=True))
-    source, where = task, "rows"
-    if rows is None:
-        rows, where, source = load_hub(task, ["train"])["train"], hub_place(task, "train"), task.hub
-    if not isinstance(rows, Dataset):
-        return where, None, (row["label"] for row in read_mappings(rows, task, where, labelled=True))
-    check_has_columns(rows.column_names, needed_columns(source, True), where)
-    return where, feature_names(rows.features[source.label]), rows.with_format(None)[source.label]
 
 
 def add_extra_rows(task: Task, data_dir: str, splits: Collection[str], labelled: Collection[str]) -> DatasetDict:
@@ -169,16 +159,14 @@ def add_extra_rows(task: Task, data_dir: str, splits: Collection[str], labelled:
         prefix = os.path.basename(name)
         names[prefix] += 1
         prefix += f"-{names[prefix]}" if names[prefix] > 1 else ""  # else two rows would have one id
-        rows = load_rows(source.as_task(task), data_dir, ["train"], labelled)["train"]
-        rows = usable_rows(task, rows, "train")
+        theirs = source.as_task(task)
+        rows = usable_rows(task, load_rows(theirs, data_dir, ["train"], labelled)["train"], "train")
         shared = np.array([text_key(row) in scored for row in rows.to_list()], bool)
         if shared.any():
             fate = "they are left out" if source.drop_shared else "drop_shared: true leaves them out"
             logger.warning(f"{name}: {shared.sum():,} of {len(rows):,} rows have the texts of dev or test rows; {fate}")
-        kept = np.flatnonzero(~shared) if source.drop_shared else np.arange(len(rows))
-        if source.max_samples is not None and len(kept) > source.max_samples:
-            kept = np.sort(np.random.default_rng(0).permutation(kept)[: source.max_samples])
-        table = take(rows, kept).with_format("arrow")[:]
+        rows = take(rows, np.flatnonzero(~shared)) if source.drop_shared else rows
+        table = sample_rows(theirs, rows, seed=0).with_format("arrow")[:]
         ids = pc.binary_join_element_wise(prefix, pc.cast(table["id"], pa.string()), ":")
         tables.append(table.set_column(table.column_names.index("id"), "id", ids).cast(tables[0].schema))
     train = Dataset(InMemoryTable(pa.concat_tables(tables).combine_chunks()), info=own["train"].info)
@@ -197,11 +185,8 @@ def is_from_hub(task: Task, data_dir: str | None) -> bool:
 
 
 def drop_empty(task: Task, rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """The splits without a test split that has no rows: like one that is not there, it is not predicted.
-
-    Raises:
-        InputError: a train or dev split has no rows.
-    """
+    """The splits without a test split that has no rows: like one that is not there, it is not predicted. Any other
+    split without rows is refused."""
     for split, part in rows.items():
         where = f"{part.info.description}: has no rows; task {task.name!r}"
         if not len(part) and split != "test":
@@ -213,22 +198,18 @@ def drop_empty(task: Task, rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
 
 def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> dict[str, Dataset]:
     """Download a task's datasets from the Hub: {split: clean rows}."""
-    remote, source = load_hub(task, splits), task.hub
-    reader = LabelReader(task, source.label_names, dataset=True)
-    rows = {}
+    rows, remote = {}, load_hub(task, splits)
+    own = task.hub.as_task(task)
+    reader = LabelReader(own, task.hub.label_names, dataset=True)
     for split, part in remote.items():
         where = hub_place(task, split)
-        raw = read_dataset(part, source, reader, where, split in labelled, hub_ids(part, where))
-        rows[split] = clean(task, raw, where, reader)
+        raw = read_dataset(part, reader, where, split in labelled, hub_ids(part, where))
+        rows[split] = clean(own, raw, where, reader)
     return rows
 
 
 def load_hub(task: Task, splits: Collection[str]) -> dict[str, Dataset]:
-    """A task's datasets on the Hub as they are: {split: rows}.
-
-    Raises:
-        InputError: the task names none, or it cannot be loaded.
-    """
+    """A task's datasets on the Hub as they are: {split: rows}."""
     source = task.hub
     if source is None:
         raise InputError(f"task {task.name!r} says nowhere where its rows are; add files or hub to the task")
@@ -259,14 +240,12 @@ def hub_ids(remote: Dataset, where: str) -> str | None:
     return None
 
 
-def read_dataset(
-    remote: Dataset, source: HubSource | Task, reader: LabelReader, where: str, labelled: bool, ids: str | None
-) -> Iterator[dict]:
-    """Yield a dataset's rows under our column names; a row without an id is called by its number, from 0."""
-    check_has_columns(remote.column_names, needed_columns(source, labelled), where)
-    rows = name_labels(remote, remote.features, source.label, reader, where)
-    for number, row in enumerate(rows, start=1):
-        yield rename_columns(row, source, reader.task, where, number, ids)
+def read_dataset(remote: Dataset, reader: LabelReader, where: str, labelled: bool, ids: str | None) -> Iterator[dict]:
+    """A dataset's rows under our column names; a row without an id is called by its number, from 0."""
+    task = reader.task
+    check_has_columns(remote.column_names, needed_columns(task, labelled), where)
+    rows = name_labels(remote, remote.features, task.label, reader, where)
+    return rename_rows(rows, task, where, labelled, ids)
 
 
 def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
@@ -293,20 +272,10 @@ def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "row
         check_clean(task, rows)
         return rows.with_format(None)
     if isinstance(rows, Dataset):
-        raw = read_dataset(rows.with_format(None), task, reader, source, labelled, ids=task.id or "id")
+        raw = read_dataset(rows.with_format(None), reader, source, labelled, ids=task.id or "id")
     else:
-        raw = read_mappings(rows, task, source, labelled)
+        raw = rename_rows(rows, task, source, labelled, task.id or "id")
     return clean(task, raw, source, reader)
-
-
-def read_mappings(rows: Iterable[Mapping], task: Task, source: str, labelled: bool) -> Iterator[dict]:
-    """Yield dictionaries' values under our column names (see `clean_rows`)."""
-    needed = needed_columns(task, labelled)
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Mapping):
-            raise InputError(f"{source}, row {number}: is {row!r}; expected a dictionary")
-        check_has_columns(row, needed, f"{source}, row {number}")
-        yield rename_columns(row, task, task, source, number, task.id or "id")
 
 
 def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
@@ -315,29 +284,22 @@ def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
     Args:
         table: the rows, as `read_tables` gives them.
         first: number of the first row, from 1.
-
-    Raises:
-        InputError: a text or label cannot be read; the message names the row.
     """
     columns = *text_parts(task.text), *text_parts(task.text_pair), task.label
     names = [name for name in dict.fromkeys(columns) if name in table.column_names]
     reader = LabelReader(task)
     features = column_features(table.schema, task.label, path)
     rows = name_labels(table.select(names).to_pylist(), features, task.label, reader, path)
-    raw = (rename_columns(row, task, task, path, number, None) for number, row in enumerate(rows, first))
+    raw = (rename_columns(row, task, path, number, None) for number, row in enumerate(rows, first))
     return clean(task, raw, path, reader, first)
 
 
 def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, first: int = 1) -> Dataset:
-    """Collect raw rows into a dataset of clean columns, checking every label.
+    """Collect raw rows into a dataset of clean columns, checking every label, text and id.
 
     Args:
         raw: dictionaries of `id`, `text`, `text_pair` and `label`, the label as the source writes it.
         first: number of the first row, for messages.
-
-    Raises:
-        InputError: a label is none of the task's, a text is no valid Unicode, or two rows have one id; the message
-            names the row. Or -1, which is no label, seems to be a class.
     """
     task.check_named()
     features = dict.fromkeys(["id", *text_columns(task)], Value("string"))
@@ -386,11 +348,7 @@ def text_columns(task: Task) -> list[str]:
 
 
 def check_clean(task: Task, rows: Dataset) -> None:
-    """Refuse rows that are not clean: those that neither `load_rows` nor `clean_rows` made are not checked yet.
-
-    Raises:
-        InputError: a column is missing, is of another type, has gaps, or has a label that is no class of the task.
-    """
+    """Refuse rows that are not clean: those that neither `load_rows` nor `clean_rows` made are not checked yet."""
     advice = "expected clean rows: make them with load_rows or clean_rows"
     if not isinstance(rows, Dataset):
         raise InputError(f"the rows of task {task.name!r} are a {type(rows).__name__}; {advice}")
@@ -407,9 +365,7 @@ def check_clean(task: Task, rows: Dataset) -> None:
             raise InputError(f"the rows of task {task.name!r} have {feature} as column {name!r}; {advice}")
         if table[name].null_count:
             raise InputError(f"the rows of task {task.name!r} have gaps in column {name!r}; {advice}")
-    labels, owners = label_numbers(table["label"])
-    wrong = np.union1d(owners[~kind.are_labels(task, labels)], uneven_rows(task, table["label"]))
-    if len(wrong):
+    if len(wrong := wrong_labels(task, table["label"])):
         raise InputError(
             f"the rows of task {task.name!r} have the label {table['label'][int(wrong[0])]}, and not "
             f"{kind.describe_labels(task)}; {advice}"

@@ -22,7 +22,7 @@ from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
-from .labels import even_labels, label_numbers, uneven_rows
+from .labels import even_labels, wrong_labels
 from .rows import clean_rows, sample_rows, take, usable_rows
 from .tokens import check_tokenizer, load_tokenizer, tokenise
 
@@ -52,9 +52,6 @@ def rows_by_task(
 
     Returns:
         Tokenised rows with a column `task`, whose labels, tokens and lengths the model takes.
-
-    Raises:
-        InputError: names the task, and the column or row.
     """
     if not isinstance(given, Mapping):
         given = {task_of(given, model, argument): given}
@@ -106,19 +103,13 @@ def split_group(rows: Dataset, names: Sequence[str], where: str) -> dict[str, Da
 def join_groups(
     rows: Mapping[str, Dataset], model: MultitaskBertModel, argument: str, split: str = "dev"
 ) -> dict[str, Dataset]:
-    """The rows of tasks as they are batched: those of a group as one, whose labels are {task: label}.
+    """The rows of tasks as they are batched, {task or group: rows}: those of a group as one, whose labels are
+    {task: label}. A group's tasks must have the same texts.
 
     Args:
         rows: {task: tokenised rows}; those of a task without the others of its group stay as they are.
-        model: whose tasks they are of.
         argument: what the rows were given as, for messages.
         split: of "train" a row that none of the group's tasks has a label for is left out.
-
-    Returns:
-        {task or group: rows}, in the order of the model's tasks.
-
-    Raises:
-        InputError: the rows of a group's tasks are not the same texts.
     """
     joined = {}
     for unit, names in model.units.items():
@@ -184,11 +175,7 @@ def is_tokenised(rows: Dataset | list[Mapping]) -> bool:
 
 def find_tokenizer(model: MultitaskBertModel, *given: object) -> PreTrainedTokenizerBase | None:
     """The tokenizer that lies beside the checkpoint of a model, where it is needed: where some of the rows that a
-    trainer is given are raw. None where none are, or the model was not loaded from a checkpoint.
-
-    Raises:
-        InputError: the checkpoint has no tokenizer of the model (see `load_tokenizer`).
-    """
+    trainer is given are raw. None where none are, or the model was not loaded from a checkpoint."""
     parts = [part for rows in given for part in (rows.values() if isinstance(rows, Mapping) else [rows])]
     firsts = [part[0] for part in parts if isinstance(part, (Dataset, list)) and len(part)]
     raw = any(isinstance(row, Mapping) and "input_ids" not in row for row in firsts)
@@ -252,15 +239,12 @@ def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: st
     names = getattr(feature, "names", None)
     if names and [name.lower() for name in names] != [name.lower() for name in task.label_names or ()]:
         raise InputError(f"{where}: labels are {', '.join(names)}, in this order; the task's are {task.label_names}")
-    kind = KINDS[task.kind]
+    kind, number = KINDS[task.kind], getattr(labels.type, "value_type", labels.type)
     expected = f"{kind.describe_labels(task)}, or {kind.missing} for a row without a label"
-    if hasattr(labels.type, "value_type") != kind.nested or not is_numeric(
-        getattr(labels.type, "value_type", labels.type)
-    ):
+    is_number = pa.types.is_integer(number) or pa.types.is_floating(number) or pa.types.is_boolean(number)
+    if hasattr(labels.type, "value_type") != kind.nested or not is_number:
         raise InputError(f"{where}: labels are of type {labels.type}; expected {expected}")
-    values, owners = label_numbers(labels)
-    wrong = np.union1d(owners[~kind.are_labels(task, values)], uneven_rows(task, labels))
-    gaps = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
+    wrong, gaps = wrong_labels(task, labels), np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
     if len(wrong) or len(gaps):
         row = int(min([*wrong[:1], *gaps[:1]]))
         raise InputError(f"{where}: the label of row {row} is {labels[row]}; expected {expected}")
@@ -274,11 +258,6 @@ def check_soft_labels(values: Sequence, task: Task, where: str) -> None:
     holds, expected = kind.columns(task)[kind.soft]
     if (wrong := next((row for row, value in enumerate(values) if not holds(value)), None)) is not None:
         raise InputError(f"{where}: the soft_labels of row {wrong} are {values[wrong]}; expected {expected}")
-
-
-def is_numeric(kind: pa.DataType) -> bool:
-    """Whether a column's values are numbers or truth values."""
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
 def count_labelled(rows: Dataset) -> int:

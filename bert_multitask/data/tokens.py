@@ -30,8 +30,7 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
         vocab_size: of the model.
 
     Raises:
-        InputError: there is none, it is no fast one, or its vocabulary is not the model's: tokens were added to it, or
-            its files are missing, where Transformers makes up a tokenizer that knows five words.
+        InputError: there is none, or it does not fit the model (see `check_tokenizer`).
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
@@ -47,7 +46,8 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(name: str, tokenizer: object, vocab_size: int) -> None:
-    """Refuse what is no fast tokenizer of a model with so many tokens (see `load_tokenizer`)."""
+    """Refuse what is no fast tokenizer, or has another vocabulary than the model: tokens were added to it, or its files
+    are missing, where Transformers makes up a tokenizer that knows five words."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(f"{name} is a {type(tokenizer).__name__}; expected the model's own fast tokenizer")
     if not tokenizer.is_fast:
@@ -98,9 +98,6 @@ def tokenise(
         `soft_labels` where the clean rows have them (see `training.distill`). The tokens of a separately encoded pair
         are two lists. Where each word has a label, `labels` has that of a word at its first token and UNLABELLED
         elsewhere, and `word_starts` is as of `encode`.
-
-    Raises:
-        InputError: the rows are not clean.
     """
     check_clean(task, rows)
     separate = task.text_pair is not None and (task.pair_encoding or pair_encoding) == "separate"
@@ -147,7 +144,7 @@ def tokenise_batch(
     texts = [batch[column] for column in text_columns(task)]
     encoded = encode(tokenizer, texts, max_length, separate, task.by_words, task.truncation)
     labels = token_labels(task, batch, encoded) if KINDS[task.kind].words else batch["label"]
-    return {"task": [task.name] * len(batch["id"]), "labels": labels} | encoded
+    return {"task": [task.name] * len(labels), "labels": labels} | encoded
 
 
 def warn_of_cuts(task: Task, tokens: Dataset, max_length: int) -> None:
@@ -204,20 +201,16 @@ def encode(
     # The tokenizer itself leaves out the ends of texts, since that is faster.
     options = {"truncation": "longest_first", "max_length": max_length} if truncation == "head" else {"verbose": False}
     encoded = tokenizer(*texts, is_split_into_words=words, return_token_type_ids=True, **options)
-    columns = {name: encoded[name] for name in ("input_ids", "token_type_ids")}
-    kept = [kept_tokens(encoding.sequence_ids, max_length, truncation) for encoding in encoded.encodings]
-    for name, rows in columns.items():
-        pairs = zip(rows, kept, strict=True)
-        columns[name] = [row if places is None else [row[place] for place in places] for row, places in pairs]
-    columns["truncated"] = [
-        places is not None or bool(encoding.overflowing)
-        for places, encoding in zip(kept, encoded.encodings, strict=True)
-    ]
-    if words:
-        columns["word_starts"] = [
-            word_starts([encoded.word_to_tokens(row, word) for word in range(len(text))], kept[row])
-            for row, text in enumerate(texts[0])
-        ]
+    columns = {name: [] for name in ("input_ids", "token_type_ids", "truncated", *["word_starts"] * words)}
+    for row, encoding in enumerate(encoded.encodings):
+        kept = kept_tokens(encoding.sequence_ids, max_length, truncation)
+        for name in ("input_ids", "token_type_ids"):
+            values = encoded[name][row]
+            columns[name].append(values if kept is None else [values[place] for place in kept])
+        columns["truncated"].append(kept is not None or bool(encoding.overflowing))
+        if words:
+            spans = [encoded.word_to_tokens(row, word) for word in range(len(texts[0][row]))]
+            columns["word_starts"].append(word_starts(spans, kept))
     return columns
 
 

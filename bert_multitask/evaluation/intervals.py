@@ -30,11 +30,8 @@ def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: 
     are paired: their differences are resamples of the difference. Tasks with different numbers are independent.
 
     Args:
-        task: whose metric.
-        predictions: (N,), of its labelled rows.
-        references: (N,), their labels.
-        seed: of the draws.
-        number: of the task, from 0.
+        predictions: of the labelled rows, (N,).
+        references: their labels, (N,).
 
     Returns:
         (RESAMPLES,); nan where there are fewer than two rows.

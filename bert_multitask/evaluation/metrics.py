@@ -1,4 +1,7 @@
-"""How predictions are scored: the table of metrics, and the overall score."""
+"""How predictions are scored: the table of metrics, and the overall score.
+
+A method that overrides another has a docstring only where it adds to that one's.
+"""
 
 import warnings
 from collections import Counter
@@ -18,6 +21,8 @@ from ..model.errors import InputError, NonFiniteError
 from ..model.kinds import KINDS, find_entry
 from ..model.losses import LOSSES, is_labelled, labelled_rows
 from ..model.tasks import Task
+
+LABELS = datasets.List(datasets.Value("int64"))  # of a row with several labels: 0 or 1 for each
 
 
 class TaskMetric(evaluate.Metric):
@@ -96,7 +101,6 @@ class Accuracy(TaskMetric):
 
     @staticmethod
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
         return (predictions == references).mean(axis)
 
 
@@ -111,7 +115,6 @@ class MacroF1(TaskMetric):
 
     @staticmethod
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
         predicted, true, right = count_classes(predictions, references, axis)
         return mean_f1(right, predicted + true)
 
@@ -125,7 +128,6 @@ class CountedF1(TaskMetric):
 
     @staticmethod
     def score(right: np.ndarray, both: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
         right, both = right.sum(axis), both.sum(axis)
         return zero_where(both == 0, 2 * right / np.maximum(both, 1), "F1 of nothing predicted and nothing true")
 
@@ -143,16 +145,10 @@ class F1(CountedF1):
         return predicted & true, np.add(predicted, true, dtype=np.int8)
 
 
-class MultilabelMetric(TaskMetric):
-    """The base of metrics of several labels a row: predictions and references are 0 or 1 for each label, (N, C). A
-    label that a reference lacks is left out."""
-
-    value = datasets.List(datasets.Value("int64"))
-
-
-class MicroF1(CountedF1, MultilabelMetric):
+class MicroF1(CountedF1):
     """F1 of all rows' labels together, in [0, 1]: `sklearn.metrics.f1_score(average="micro", zero_division=0)`."""
 
+    value = LABELS
     unit = "micro F1"
     note = "F1 of all labels together"
 
@@ -163,13 +159,14 @@ class MicroF1(CountedF1, MultilabelMetric):
         return (counts == 2).sum(-1), counts.sum(-1)
 
 
-class LabelMacroF1(MultilabelMetric):
+class LabelMacroF1(TaskMetric):
     """The mean of every label's F1, in [0, 1]: `sklearn.metrics.f1_score(average="macro", zero_division=nan)`.
 
     A label that occurs neither in the predictions nor in the references is left out of the mean. Where none occurs, it
     counts as 0, with a warning.
     """
 
+    value = LABELS
     unit = "macro F1"
     note = "mean of the labels' F1"
 
@@ -180,14 +177,15 @@ class LabelMacroF1(MultilabelMetric):
 
     @staticmethod
     def score(*counts: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
         right = np.array([(count == 2).sum(axis) for count in counts])
         return mean_f1(right, np.array([count.sum(axis) for count in counts]))
 
 
-class ExactMatch(MultilabelMetric):
-    """Share of rows of which every label is right, in [0, 1]: `sklearn.metrics.accuracy_score`."""
+class ExactMatch(TaskMetric):
+    """Share of rows of which every label is right, in [0, 1]: `sklearn.metrics.accuracy_score`. A label that a
+    reference lacks is left out."""
 
+    value = LABELS
     unit = "share of rows with all labels right"
     note = "rows with all labels right"
     share = True
@@ -199,7 +197,6 @@ class ExactMatch(MultilabelMetric):
 
     @staticmethod
     def score(right: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
         return right.mean(axis)
 
 
@@ -215,7 +212,6 @@ class Pearson(TaskMetric):
 
     @staticmethod
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
         predictions, references = predictions.astype(np.float64), references.astype(np.float64)
         constant = (np.ptp(predictions, axis) == 0) | (np.ptp(references, axis) == 0)
         values = np.zeros(constant.shape)
@@ -240,7 +236,6 @@ class Spearman(Pearson):
 
     @staticmethod
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
         return Pearson.score(*(stats.rankdata(values, axis=axis) for values in (predictions, references)), axis)
 
 
@@ -255,7 +250,6 @@ class Matthews(Pearson):
 
     @staticmethod
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
         predicted, true, right = count_classes(predictions, references, axis)
         square = float(references.shape[axis]) ** 2
         covariance = right.sum(0) * float(references.shape[axis]) - (predicted * true).sum(0)
@@ -275,7 +269,6 @@ class MeanAbsoluteError(TaskMetric):
 
     @staticmethod
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
         return np.abs(np.subtract(predictions, references, dtype=np.float64)).mean(axis)
 
     @staticmethod
@@ -299,7 +292,6 @@ class RootMeanSquaredError(MeanAbsoluteError):
 
     @staticmethod
     def score(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Along an axis (see `TaskMetric.score`)."""
         return np.sqrt(np.square(np.subtract(predictions, references, dtype=np.float64)).mean(axis))
 
 
@@ -416,11 +408,7 @@ def zero_where(undefined: np.ndarray, values: np.ndarray, what: str) -> np.ndarr
 
 
 def find_metric(task: Task) -> type[TaskMetric]:
-    """The metric of a task.
-
-    Raises:
-        InputError: there is no such metric, it cannot score such tasks, or its package is not installed.
-    """
+    """The metric of a task. One that does not fit the task, or whose package is not installed, is refused."""
     metric = find_entry(task, "metric", METRICS)
     if metric.package and find_spec(metric.package[0]) is None:
         package, extra = metric.package
@@ -431,11 +419,7 @@ def find_metric(task: Task) -> type[TaskMetric]:
 
 
 def decide(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Logits (B, …) -> predictions, of the form of labels (see `Kind.decide`).
-
-    Raises:
-        NonFiniteError: a logit is NaN or infinite.
-    """
+    """Logits (B, …), all finite -> predictions, of the form of labels (see `Kind.decide`)."""
     check_finite(task, logits)
     return KINDS[task.kind].decide(logits)
 
@@ -456,35 +440,16 @@ def check_finite(task: Task, predictions: np.ndarray) -> None:
 
 
 def task_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """A task's mean loss and metric over its labelled rows.
-
-    Args:
-        task: whose rows.
-        logits: (B, …), as the model gives them.
-        labels: (B,) or (B, …), `no_label` where a row has none.
-
-    Returns:
-        {"loss": with the task's class weights and label smoothing, the metric's name: its value}
-
-    Raises:
-        InputError: as `score`.
-    """
+    """A task's mean loss, with its class weights and label smoothing, and its metric over its labelled rows, of logits
+    (B, …): {"loss": …, the metric's name: …}. Labels are as of `score_decisions`."""
     scores = score_decisions(task, decide(task, logits), labels)
     tensors = {"logits": torch.from_numpy(logits), "labels": torch.from_numpy(labels)}
     return {"loss": LOSSES[task.loss](**tensors, **task.loss_options).item()} | scores
 
 
 def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """A task's metric over its labelled rows: {its name: its value}.
-
-    Args:
-        task: whose rows.
-        decisions: (B,) or (B, …), as `decide` gives them.
-        labels: of the same shape, `no_label` where a row has none.
-
-    Raises:
-        InputError: as `score`.
-    """
+    """A task's metric over its labelled rows, {its name: its value}, of what `decide` gives, (B,) or (B, …), and labels
+    of the same shape, `no_label` where a row has none."""
     labelled = labelled_rows(labels)
     return {task.metric: score(task, decisions[labelled], labels[labelled])}
 
@@ -512,15 +477,13 @@ def signed(task: Task, value: float) -> float:
 
 
 def higher_is_better(tasks: Mapping[str, Task], key: str | None, given: bool | None) -> bool | None:
-    """Whether a higher value of an evaluation's key is better: as the key's metric says, else as given.
+    """Whether a higher value of an evaluation's key is better: as the key's metric says, else as given. A False that
+    contradicts the metric is refused.
 
     Args:
         tasks: {name: task}.
         key: `{task}_{metric}`, with or without eval_, or another.
         given: `TrainingArguments.greater_is_better`, which Transformers sets to True for keys that do not end in loss.
-
-    Raises:
-        InputError: it contradicts the metric.
     """
     for name, task in tasks.items():
         if key in (f"{name}_{task.metric}", f"eval_{name}_{task.metric}"):
@@ -534,12 +497,8 @@ def higher_is_better(tasks: Mapping[str, Task], key: str | None, given: bool | N
 def labelled_metrics(
     function: Callable[[EvalPrediction], Mapping[str, float]], task: Task, prediction: EvalPrediction
 ) -> dict[str, float]:
-    """Call a user's `compute_metrics` on the labelled rows of a task's predictions; {} where there are none.
-
-    Raises:
-        InputError: the function gives no dictionary, a key that the task has already, or a value that is no finite
-            number.
-    """
+    """Call a user's `compute_metrics` on the labelled rows of a task's predictions, and check what it gives; {} where
+    there are none."""
     labelled = labelled_rows(prediction.label_ids)
     if not labelled.any():
         return {}
@@ -563,15 +522,8 @@ def labelled_metrics(
 def task_metrics(
     functions: Mapping[str, Callable], tasks: Mapping[str, Task], unit: str, prediction: EvalPrediction
 ) -> dict[str, float]:
-    """Call users' `compute_metrics` on the labelled rows of a task, or of each task of a group; then a task's name
-    comes before its keys.
-
-    Args:
-        functions: {task: the user's function} of some of the tasks.
-        tasks: {name: task} of the rows.
-        unit: name of the task or the group.
-        prediction: as of `labelled_metrics`; of a group, its logits and labels are {task: …}.
-    """
+    """Call users' `compute_metrics`, {task: function}, on the labelled rows of a task or a group, the `unit`. Of a
+    group the logits and labels are {task: …}, and a task's name comes before its keys."""
     if unit in tasks:
         return labelled_metrics(functions[unit], tasks[unit], prediction)
     found = {}
@@ -583,11 +535,7 @@ def task_metrics(
 
 
 def join_scores(*parts: Mapping[str, float]) -> dict[str, float]:
-    """Scores of several tasks as one dictionary.
-
-    Raises:
-        InputError: two would have one key.
-    """
+    """Scores of several tasks as one dictionary, which have different keys."""
     joined: dict[str, float] = {}
     for part in parts:
         if taken := joined.keys() & part.keys():

@@ -68,22 +68,18 @@ def group_alike(names: Iterable[str], alike: Callable[[str, str], bool]) -> list
     """The names, those that are alike together: what has the same rows needs one pass of a shared encoder."""
     groups: list[list[str]] = []
     for name in names:
-        group = next((group for group in groups if alike(group[0], name)), None)
-        if group is None:
-            groups.append([name])
-        else:
+        if group := next((group for group in groups if alike(group[0], name)), None):
             group.append(name)
+        else:
+            groups.append([name])
     return groups
 
 
 def read_rows(tokens: Dataset | Mapping[str, list], numbers: list[int]) -> list[dict]:
     """The tokens of the rows of these numbers."""
     if isinstance(tokens, Dataset):
-        columns = tokens[numbers]
-        values = zip(columns["input_ids"], columns["token_type_ids"], strict=True)
-    else:
-        values = ((tokens["input_ids"][number], tokens["token_type_ids"][number]) for number in numbers)
-    return [{"input_ids": ids, "token_type_ids": segments} for ids, segments in values]
+        tokens, numbers = tokens[numbers], range(len(numbers))
+    return [{name: tokens[name][number] for name in ("input_ids", "token_type_ids")} for number in numbers]
 
 
 def no_logits(model: MultitaskBertModel, task: str) -> np.ndarray:

@@ -38,9 +38,6 @@ def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray, tokens:
     Returns:
         `id` and the columns of the task's kind (`Kind.columns`): `score`, or `label` (a class) with `probabilities`
         (one for each class, summing to 1), ….
-
-    Raises:
-        NonFiniteError: a logit is NaN or infinite.
     """
     logits = np.asarray(logits, dtype=np.float32)
     check_finite(task, logits)
@@ -48,13 +45,8 @@ def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray, tokens:
 
 
 def with_texts(task: Task, table: Dataset, rows: Dataset) -> Dataset:
-    """Add digests of the texts to a prediction table, so that equal ids of different texts are noticed.
-
-    Args:
-        task: whose predictions.
-        table: without digests.
-        rows: the clean rows, in any order.
-    """
+    """Add digests of the texts to a prediction table, so that equal ids of different texts are noticed. The clean rows
+    may be in any order."""
     digests = dict(zip(rows["id"][:], text_digests(task, rows), strict=True))
     return table.add_column(TEXTS, [digests[row_id] for row_id in table["id"][:]])
 
@@ -86,10 +78,6 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
     `prediction_column` has the course's form: `id \\t Predicted_X`, then `id , value` lines, classes as numbers. Any
     other task's CSV file holds `id` and what the kind shows (`Kind.plain`); an id that a spreadsheet would run as a
     formula gets an apostrophe before it.
-
-    Raises:
-        InputError: an id has a line break, which the course's form cannot hold (nothing is written), or a file cannot
-            be written.
     """
     if task.prediction_column:
         if broken := [row_id for row_id in table["id"][:] if "\n" in row_id]:
@@ -161,12 +149,8 @@ def find_tables(name: str, split: str) -> dict[str, Predictions]:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a file of `write_predictions`, or anybody's file in the course's form, `{task}-{split}.csv`.
-
-    Raises:
-        InputError: it cannot be read; or it is the CSV file of a user's own task, which does not say what the labels
-            are.
-    """
+    """Read a file of `write_predictions`, or anybody's file in the course's form, `{task}-{split}.csv`. The CSV file of
+    a user's own task is refused: it does not say what the labels are."""
     name = path.stem.rpartition("-")[0]
     if path.suffix == ".csv":
         if name not in TASKS:
@@ -217,12 +201,8 @@ def read_course_file(path: Path, task: Task) -> Dataset:
 
 
 def check_table(task: Task, columns: Mapping[str, list], path: str) -> Dataset:
-    """A file's columns as a prediction table, without columns that a table does not have. A score may lie outside the
-    range of the labels, if only by rounding.
-
-    Raises:
-        InputError: a column is missing, an id is missing or occurs twice, or a prediction cannot be of the task.
-    """
+    """A file's columns as a prediction table, without columns that a table does not have. Every id and value is
+    checked."""
     kind = KINDS[task.kind]
     if missing := {"id", kind.decision} - set(columns):
         raise InputError(f"{path}: no column {min(missing)!r}; its columns are {', '.join(columns)}")
@@ -241,12 +221,7 @@ def check_table(task: Task, columns: Mapping[str, list], path: str) -> Dataset:
 
 
 def check_alike(members: Sequence[Predictions]) -> None:
-    """Refuse tables that are not of the same rows of the same task.
-
-    Raises:
-        InputError: tasks differ in kind, classes or range of scores, or the tables in length, ids, their order or
-            texts.
-    """
+    """Refuse tables that are not of the same rows, in the same order, of the same task."""
     first = members[0]
     for other in members[1:]:
         for field in ("name", "kind", "label_names", "score_range"):

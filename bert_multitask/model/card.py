@@ -90,7 +90,13 @@ def model_card(
     if plan:
         parts.append(f"The schedule, in optimizer steps:\n\n```text\n{plan}\n```")
     if data:
-        parts.append("## Data\n\n" + data_table(data))
+        rows = [
+            (name, split, f"{part['rows']:,}", part["sha256"])
+            for name, splits in data.items()
+            for split, part in splits.items()
+        ]
+        header = ("task", "split", "rows", "SHA-256 of texts and labels, its first 16 digits")
+        parts.append("## Data\n\n" + table(header, rows))
     limits = [COURSE_LIMITS, LIMITS] if TASKS.keys() & tasks.keys() else [LIMITS]
     parts += ["## Limits and bias", *limits]
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
@@ -141,24 +147,17 @@ def describe_model(tasks: Mapping[str, Task], config: MultitaskBertConfig, base_
     encoders = f"A `{name}` for each task" if config.encoder_sharing == "per_task" else f"One `{name}` for all tasks"
     start = f", fine-tuned from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
     size = f"{config.num_hidden_layers} layers, {config.hidden_size} wide"
-    rows = [
-        (name, task.kind, describe_input(task, config), KINDS[task.kind].describe_output(task))
-        for name, task in tasks.items()
-    ]
+    pairs = {"joint": "two texts as one sequence", "separate": "two texts, each on its own"}
+    rows = []
+    for task in tasks.values():
+        texts = pairs[task.pair_encoding or config.pair_encoding] if task.text_pair else "one text"
+        rows.append((task.name, task.kind, texts, KINDS[task.kind].describe_output(task)))
     each = "an adapter and a head" if config.encoder_sharing == "adapters" else "a head"
     one = " and one adapter" if config.lora and config.encoder_sharing == "shared" else ""
     text = f"{encoders} ({size}){one}{start}, with {each} for each task."
     if config.lora:
         text += " It needs `pip install peft`."
     return f"{text}\n\n{table(('task', 'kind', 'input', 'output'), rows)}"
-
-
-def describe_input(task: Task, config: MultitaskBertConfig) -> str:
-    """What a row of a task is, and how the encoder reads it."""
-    if not task.text_pair:
-        return "one text"
-    joint = (task.pair_encoding or config.pair_encoding) == "joint"
-    return "two texts as one sequence" if joint else "two texts, each on its own"
 
 
 def describe_use(tasks: Mapping[str, Task], config: MultitaskBertConfig, name: str) -> str:
@@ -227,32 +226,16 @@ def widget(task: Task) -> dict[str, object]:
 
 def score_table(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping, metrics: Mapping[str, str]) -> str:
     """The scores with their intervals, and what the intervals mean."""
-    rows = [
-        (name, metrics.get(name, tasks[name].metric if name in tasks else "mean"), f"{value:.4f}", interval(low, high))
-        for name, (value, low, high) in scores.items()
-    ]
-    seed = f"One run, seed {settings['seed']}. " if "seed" in settings else ""
-    note = (
-        "The intervals are percentiles of bootstrap resamples of the rows: they say how sure the score of this model "
-        "is, not how much another seed would change. "
-    )
-    bounds = note if any(low is not None for _, low, _ in scores.values()) else ""
-    return f"{table(('task', 'metric', 'score', '95 % interval'), rows)}\n\n{seed}{bounds}".rstrip()
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """The bounds of a score, or nothing."""
-    return "" if low is None else f"{low:.4f} – {high:.4f}"
-
-
-def data_table(data: Mapping[str, Mapping[str, Mapping]]) -> str:
-    """Rows and fingerprint of each split."""
-    rows = [
-        (name, split, f"{part['rows']:,}", part["sha256"])
-        for name, splits in data.items()
-        for split, part in splits.items()
-    ]
-    return table(("task", "split", "rows", "SHA-256 of texts and labels, its first 16 digits"), rows)
+    rows, note = [], f"One run, seed {settings['seed']}. " if "seed" in settings else ""
+    for name, (value, low, high) in scores.items():
+        metric = metrics.get(name, tasks[name].metric if name in tasks else "mean")
+        rows.append((name, metric, f"{value:.4f}", "" if low is None else f"{low:.4f} – {high:.4f}"))
+    if any(row[-1] for row in rows):
+        note += (
+            "The intervals are percentiles of bootstrap resamples of the rows: they say how sure the score of this "
+            "model is, not how much another seed would change."
+        )
+    return f"{table(('task', 'metric', 'score', '95 % interval'), rows)}\n\n{note}".rstrip()
 
 
 def table(header: Sequence, rows: Iterable[Sequence]) -> str:

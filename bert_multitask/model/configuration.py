@@ -53,11 +53,7 @@ class MultitaskBertConfig(BertConfig):
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> "MultitaskBertConfig | MultitaskConfig":
         """Read a configuration from a folder, a Hub id or a `package:` name (see `resolve_folder`); that of an encoder
-        that is no BERT becomes a `MultitaskConfig`.
-
-        Raises:
-            InputError: as `stored_fields`.
-        """
+        that is no BERT becomes a `MultitaskConfig`. Raises InputError as `stored_fields` does."""
         model_type = cls.stored_fields(pretrained_model_name_or_path, **kwargs)["model_type"]
         folder_or_id = resolve_checkpoint(pretrained_model_name_or_path)
         if model_type not in OWN_TYPES:
@@ -170,12 +166,7 @@ class MultitaskConfig(PreTrainedConfig):
     """The configuration of a model with any other encoder than BERT, shared or one for each task.
 
     Attributes:
-        text_config: the encoder's own configuration, whole.
-        tasks: as of `MultitaskBertConfig`, and so are the next two.
-        pair_encoding: "joint" or "separate".
-        pooling: "cls", "pooler" or "mean".
-        encoder_sharing: "shared", "adapters" or "per_task".
-        lora: as of `PerTaskBertConfig`.
+        text_config: the encoder's own configuration, whole. The other fields are those of `PerTaskBertConfig`.
     """
 
     model_type = "multitask"
@@ -205,12 +196,8 @@ class MultitaskConfig(PreTrainedConfig):
 
     @classmethod
     def around(cls, folder_or_id: str, **kwargs: Any) -> "MultitaskConfig":
-        """The configuration of a new model with a stock checkpoint's encoder; the arguments are those of
-        `from_pretrained`, ours and the encoder's.
-
-        Raises:
-            InputError: it is no bidirectional encoder of texts.
-        """
+        """The configuration of a new model with a stock checkpoint's encoder, a bidirectional one of texts; the
+        arguments are those of `from_pretrained`, ours and the encoder's."""
         asked = kwargs.pop("return_unused_kwargs", False)
         ours = {name: kwargs.pop(name) for name in ("tasks", "pair_encoding", "pooling") if name in kwargs}
         encoder, unused = AutoConfig.from_pretrained(
@@ -250,21 +237,12 @@ class MultitaskConfig(PreTrainedConfig):
     num_hidden_layers = property(lambda self: self.text_config.num_hidden_layers)
     type_vocab_size = property(lambda self: getattr(self.text_config, "type_vocab_size", 1))  # 1: it takes no types
     pad_token_id = property(lambda self: self.text_config.pad_token_id)
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens that the encoder knows."""
-        return self.text_config.vocab_size
-
-    @vocab_size.setter
-    def vocab_size(self, value: int) -> None:
-        """`resize_token_embeddings` sets it."""
-        self.text_config.vocab_size = value
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """The most tokens of a row, without positions that the encoder keeps for padding (see `find_max_length`)."""
-        return find_max_length(self.text_config)
+    # The most tokens of a row, without positions that the encoder keeps for padding.
+    max_position_embeddings = property(lambda self: find_max_length(self.text_config))
+    # `resize_token_embeddings` sets it.
+    vocab_size = property(
+        lambda self: self.text_config.vocab_size, lambda self, value: setattr(self.text_config, "vocab_size", value)
+    )
 
 
 # The types of checkpoints with heads, and BERT's own. Every other type is an encoder that Transformers runs.
@@ -279,11 +257,7 @@ def resolve_folder(name: str | os.PathLike) -> str:
     """Turn `package:NAME/PATH` into the folder PATH inside the installed top-level Python package NAME.
 
     Any other name (a folder or a Hub id) is returned as it is, with `~` expanded. The package is located without
-    importing anything.
-
-    Raises:
-        InputError: NAME is not the name of a top-level package, it is not installed, or it has no such folder; or PATH
-            leaves the package.
+    importing anything. A PATH that leaves it is refused.
     """
     name = os.path.expanduser(os.fspath(name))
     if not name.startswith("package:"):
@@ -305,11 +279,7 @@ def resolve_folder(name: str | os.PathLike) -> str:
 
 
 def resolve_checkpoint(name: str | os.PathLike) -> str:
-    """`resolve_folder` of a checkpoint, which must exist where the name can only be a folder's.
-
-    Raises:
-        InputError: there is no such folder; or as `resolve_folder`.
-    """
+    """`resolve_folder` of a checkpoint, which must exist where the name can only be a folder's."""
     folder_or_id = resolve_folder(name)
     if folder_or_id.startswith(("/", ".")) and not os.path.exists(folder_or_id):  # no Hub id begins so
         raise InputError(f"{name}: no such folder")

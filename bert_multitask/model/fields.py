@@ -1,4 +1,4 @@
-"""The fields of a specification that YAML or JSON wrote: are they of the types that its dataclass says?"""
+"""The fields of a dataclass as YAML and JSON write them: converted to the types of its annotations, and checked."""
 
 import dataclasses
 import sys
@@ -8,27 +8,35 @@ from typing import Any, get_args, get_origin, get_type_hints
 from .errors import InputError
 
 
-def check_fields(spec: Any, where: str) -> None:
-    """Refuse a dataclass with a field whose value is not of its annotated type (see `fits`).
+def settle_fields(spec: Any, where: str) -> None:
+    """Convert the fields of a dataclass that YAML and JSON cannot write, and refuse values of other types (see `fits`).
 
     Args:
-        spec: of a dataclass whose annotations are classes, unions, `dict[…]` and `tuple[…]`.
+        spec: of a dataclass whose annotations are classes, unions, `dict[…]` and `tuple[…]`. It may be frozen.
         where: what it specifies, for the message.
-
-    Raises:
-        InputError: names the first such field.
     """
     for name, hint in get_type_hints(type(spec)).items():
-        if not fits(getattr(spec, name), hint):
-            raise InputError(f"{where}: {name} is {getattr(spec, name)!r}; expected {describe(hint)}")
+        try:
+            value = convert(getattr(spec, name), hint, name)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        if not fits(value, hint):
+            raise InputError(f"{where}: {name} is {value!r}; expected {describe(hint)}")
+        object.__setattr__(spec, name, value)
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """A list as a tuple and a dictionary as a dataclass, where the annotation has these; else the value as it is."""
+    for one in get_args(hint) if get_origin(hint) is UnionType else (hint,):
+        if dataclasses.is_dataclass(one) and isinstance(value, dict):
+            return read_fields(one, value, where)
+        if get_origin(one) is tuple and isinstance(value, (list, tuple)):
+            return tuple(convert(item, get_args(one)[0], where) for item in value)  # its items are of one type
+    return value
 
 
 def read_fields(cls: type, fields: dict, where: str) -> Any:
-    """Make a dataclass of its fields as YAML writes them.
-
-    Raises:
-        InputError: a field is unknown, or one without a default is missing.
-    """
+    """Make a dataclass of its fields as YAML writes them. Unknown fields and missing ones are refused."""
     known = {field.name: field for field in dataclasses.fields(cls)}
     names = ", ".join(sorted(known))
     if unknown := sorted(str(name) for name in fields if name not in known):
@@ -40,8 +48,8 @@ def read_fields(cls: type, fields: dict, where: str) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type. A list counts as a tuple and a whole number as a float, as YAML writes
-    them. NaN, infinities, true and false are no numbers."""
+    """Whether a value is of an annotated type. A whole number counts as a float, as YAML writes it. NaN, infinities,
+    true and false are no numbers."""
     arguments = get_args(hint)
     if get_origin(hint) is UnionType:
         return any(fits(value, argument) for argument in arguments)
@@ -49,7 +57,7 @@ def fits(value: Any, hint: Any) -> bool:
         key, item = arguments
         return isinstance(value, dict) and all(fits(one, key) and fits(two, item) for one, two in value.items())
     if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
+        if not isinstance(value, tuple):
             return False
         types = arguments[:1] * len(value) if arguments[-1] is ... else arguments
         return len(value) == len(types) and all(map(fits, value, types))

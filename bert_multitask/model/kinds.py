@@ -34,10 +34,9 @@ class Kind:
         keys: {"head", "loss", "divergence", "metric": the keys of their tables that fit a task, the default first}.
             Of heads the default is the first that reads as many sequences as the task has. A metric has the name that
             a task gives it, and its key in METRICS.
-        classes: how many label names a task has, the fewest and the most (None: any number); None, it has none.
-        unweighted: why a task has no class weights and label smoothing, to be read after "a … task"; None, it may have
-            them.
-        ranged: whether a task may have a score range.
+        classes: how many label names a task has, the fewest and the most (None: any number). None, it has none, and may
+            have a score range.
+        weighted: whether a task may have class weights and label smoothing.
         dtype: of labels, "int64" or "float32"; the mark of a missing one follows from it (see `losses.no_label`).
         nested: whether the label of a row is a list. Integers may be lists of different lengths, which are filled up
             with the mark of a missing label; lists of float are of one length.
@@ -55,8 +54,7 @@ class Kind:
 
     keys: Mapping[str, Sequence[str] | Mapping[str, str]]
     classes: tuple[int, int | None] | None = (2, None)
-    unweighted: str | None = None
-    ranged = False
+    weighted = True
     dtype = "int64"
     nested = False
     words = False
@@ -78,35 +76,28 @@ class Kind:
     # What a task says.
 
     def check_task(self, task: "Task", where: str) -> None:
-        """Refuse fields of a task that do not fit its kind.
-
-        Raises:
-            InputError: names the field.
-        """
+        """Refuse fields of a task that do not fit its kind."""
         names, a_task = task.label_names or (), f"a {task.kind} task"
-        if task.score_range is not None and not self.ranged:
-            raise InputError(f"{where}: {a_task} has no score_range, it has label_names")
+        allowed = {
+            "label_names": self.classes is not None,
+            "score_range": self.classes is None,
+            "class_weights": self.weighted,
+            "label_smoothing": self.weighted,
+            "distill_from": self.soft is not None,
+            "prediction_column": not self.nested,  # the course's form holds one value a row
+            "text_pair": not self.words,
+        }
+        for field, fits in allowed.items():
+            if not fits and (value := getattr(task, field)) not in (None, 0):
+                raise InputError(f"{where}: {field} is {value!r}; {a_task} has no {field}, so leave it out")
         if task.ordered and not (self.orderable and len(names) > 2):
             raise InputError(
                 f"{where}: ordered is of a task with one of three or more label_names a row, from the lowest to the "
                 f"highest; it is {a_task} with {len(names)}, so leave it out"
             )
-        if task.label_smoothing and self.unweighted:
-            raise InputError(
-                f"{where}: label_smoothing is {task.label_smoothing}; {a_task} {self.unweighted}, so leave it out"
-            )
-        if task.prediction_column and self.nested:
-            raise InputError(
-                f"{where}: prediction_column is {task.prediction_column!r}; the course's form holds one value a row, "
-                f"and a label of {a_task} is a list, so leave it out"
-            )
-        if task.is_open:
-            return
-        if self.classes is None:
-            if task.label_names is not None:
-                raise InputError(f"{where}: {a_task} has no label_names; it may have score_range: [lowest, highest]")
-            if task.score_range is not None and not task.score_range[0] < task.score_range[1]:
-                raise InputError(f"{where}: score_range is {list(task.score_range)}; expected [lowest, highest]")
+        if task.score_range and not task.score_range[0] < task.score_range[1]:
+            raise InputError(f"{where}: score_range is {list(task.score_range)}; expected [lowest, highest]")
+        if self.classes is None or task.is_open:
             return
         fewest, most = self.classes
         if len(names) < fewest or len(names) > (most or len(names)):
@@ -115,16 +106,9 @@ class Kind:
 
     # Texts and labels.
 
-    def text(self, value: object) -> object:
-        """A text as its source gives it -> a string, for kinds that also take lists of words."""
-        return value
-
     def align(self, label: Any, text: str, where: str) -> Any:
-        """The label of a row, completed by what its text says; `where` names the row in messages.
-
-        Raises:
-            InputError: the label does not fit the text.
-        """
+        """The label of a row, completed by what its text says. It refuses a label that does not fit the text; `where`
+        names the row in messages."""
         return label
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> Any:
@@ -142,11 +126,8 @@ class Kind:
         return [raw]
 
     def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
-        """The names that labels have, sorted, in the order of classes; `where` says whose they are.
-
-        Raises:
-            InputError: the order cannot be seen.
-        """
+        """The names that labels have, sorted, in the order of classes. Names whose order cannot be seen are refused;
+        `where` says whose they are."""
         return names
 
     def number(self, task: "Task", value: float) -> float | None:
@@ -267,10 +248,7 @@ class Kind:
 
         Args:
             members: their predictions of the same rows, as `arrays` gives them.
-            vote: "mode" or "soft".
-
-        Raises:
-            InputError: the vote needs a column that a member does not have.
+            vote: "mode" or "soft"; the latter is refused where a member has no probabilities.
         """
         raise NotImplementedError
 
@@ -355,6 +333,7 @@ class Classification(Kind):
 
     def evidence(self, task: "Task", logits: Tensor) -> Tensor | None:
         """The log odds of the most likely class."""
+        logits = self.stock_logits(task, logits)
         chosen = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
         return logits[chosen] - logits.masked_fill(chosen, -math.inf).logsumexp(-1)
 
@@ -432,12 +411,11 @@ class Binary(Classification):
     classes = (2, 2)
     no = ("0", "no", "n", "false", "f", "negative", "neg", "off")
     decoded = "names[int(logits > 0)], {names[1]: logits.sigmoid().item()}"
-    orderable = False
 
     def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
         """Puts "yes" last: of two numbers the larger one, else the name beside one of `no`."""
         plain = [name for name in names if name.casefold() in self.no]
-        if len(names) == 2 and not plain and not all(as_number(name) is not None for name in names):
+        if len(names) == 2 and not plain and None in map(as_number, names):
             raise InputError(
                 f"{where}: the labels are {names[0]!r} and {names[1]!r}, and which one is yes cannot be seen; give the "
                 "task label_names: [no, yes], yes last"
@@ -454,10 +432,6 @@ class Binary(Classification):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of "no" and of "yes", (B, 2)."""
         return no_and_yes(logits).softmax(-1)
-
-    def evidence(self, task: "Task", logits: Tensor) -> Tensor:
-        """The log odds of the answer."""
-        return logits.abs()
 
     def stock_logits(self, task: "Task", logits: Tensor) -> Tensor:
         return no_and_yes(logits)
@@ -480,8 +454,7 @@ class Regression(Kind):
         "metric": {name: name for name in ("pearson", "spearman", "rmse", "mae")},
     }
     classes = None
-    unweighted = "has no classes"
-    ranged = True
+    weighted = False
     dtype = "float32"
     decision = "score"
     shares = False
@@ -576,7 +549,7 @@ class Multilabel(Kind):
         "metric": {"micro_f1": "micro_f1", "macro_f1": "label_macro_f1", "accuracy": "exact_match"},
     }
     classes = (1, None)
-    unweighted = "gives all labels the same weight"
+    weighted = False
     nested = True
     decision = "labels"
     decoded = "[name for name, logit in zip(names, logits.view(-1)) if logit > 0]"
@@ -748,10 +721,8 @@ class TokenClassification(Classification):
     problem_type = None
 
     def check_task(self, task: "Task", where: str) -> None:
-        """Refuse what would make two texts of a row or two tags of a word; and entities by tags that mark none."""
+        """Refuse what would make two tags of a word, and entities by tags that mark none."""
         super().check_task(task, where)
-        if task.text_pair is not None:
-            raise InputError(f"{where}: a {task.kind} task has no text_pair; leave it out")
         names = task.label_names or ()
         if spaced := [name for name in names if len(name.split()) != 1]:
             raise InputError(f"{where}: label_names has {spaced[0]!r}; files set tags apart by white space")
@@ -761,9 +732,6 @@ class TokenClassification(Classification):
                 f"{where}: metric entity_f1 is of the tags O, B-…, I-…, E-… and S-…, and label_names has "
                 f"{others[0]!r}; for parts of speech and the like say metric: accuracy"
             )
-
-    def text(self, value: object) -> object:
-        return join_words(value)
 
     def parts(self, raw: object) -> Sequence:
         """The tags of a list, or of a text."""
@@ -842,11 +810,7 @@ class TokenClassification(Classification):
         return {"label": [self.name_tags(task, tags) for tags in columns["label"]]}
 
     def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
-        """`label` (N, W), `probabilities` (N, W, C) and `words` (N,).
-
-        Raises:
-            InputError: a row has not as many probabilities as tags.
-        """
+        """`label` (N, W), `probabilities` (N, W, C) and `words` (N,). Both columns need as many values a row."""
         words = np.array([len(tags) for tags in columns["label"]], np.int64)
         for name, rows in columns.items():
             if wrong := [number for number, row in enumerate(rows) if len(row) != words[number]]:
@@ -925,16 +889,12 @@ ALIASES = {"similarity": "regression"}
 
 def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
     """The keys of a table that fit a task: those that its kind names, the default first, and entries added from outside
-    the package whose attribute `kinds` has the kind, or that have no such attribute.
-
-    Args:
-        field: "head", "loss", "divergence" or "metric".
-        table: HEADS, LOSSES, DIVERGENCES or METRICS.
+    the package whose attribute `kinds` has the kind, or that have no such attribute. The field is "head", "loss",
+    "divergence" or "metric".
     """
-    named = KINDS[task.kind].keys[field]
-    lists = [kind.keys[field] for kind in KINDS.values()]
-    taken = {key for keys in lists for key in (*keys, *(keys.values() if isinstance(keys, Mapping) else ()))}
-    found = [key for key in named if entry_key(task, field, key) in table]
+    named = named_keys(KINDS[task.kind], field)
+    taken = {key for kind in KINDS.values() for pair in named_keys(kind, field).items() for key in pair}
+    found = [name for name, key in named.items() if key in table]
     for key, entry in table.items():
         kinds = getattr(entry, "kinds", ())
         if key not in named and (task.kind in kinds or not (kinds or key in taken)):
@@ -942,24 +902,20 @@ def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
     return found
 
 
-def entry_key(task: "Task", field: str, key: str) -> str:
-    """The key in its table of a name that a task gives: `f1` is macro-F1 in classification and F1 in binary tasks."""
-    named = KINDS[task.kind].keys[field]
-    return named.get(key, key) if isinstance(named, Mapping) else key
+def named_keys(kind: Kind, field: str) -> Mapping[str, str]:
+    """{name that a task gives: key in the table}: `f1` is macro-F1 in classification and F1 in binary tasks."""
+    keys = kind.keys[field]
+    return keys if isinstance(keys, Mapping) else dict(zip(keys, keys, strict=True))
 
 
 def find_entry(task: "Task", field: str, table: Mapping[str, Any]) -> Any:
-    """The entry of a table that a field of a task names (see `choices`).
-
-    Raises:
-        InputError: there is none, or it does not fit the kind of task.
-    """
+    """The entry of a table that a field of a task names; one that is not among its `choices` is refused."""
     key, fitting = getattr(task, field), choices(task, field, table)
     if key not in fitting:
         raise InputError(
             f"task {task.name!r}: {field} is {key!r}; choose one of {', '.join(fitting)} for a {task.kind} task"
         )
-    return table[entry_key(task, field, key)]
+    return table[named_keys(KINDS[task.kind], field).get(key, key)]
 
 
 def mean(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -968,11 +924,7 @@ def mean(values: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def mean_probabilities(task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
-    """The mean of the members' `probabilities`; nothing where one has none.
-
-    Raises:
-        InputError: a soft vote needs them.
-    """
+    """The mean of the members' `probabilities`; nothing where one has none, which a soft vote refuses."""
     if all("probabilities" in member for member in members):
         return {"probabilities": mean([member["probabilities"] for member in members])}
     if vote == "soft":

@@ -12,7 +12,7 @@ from inspect import signature
 from torch import nn
 
 from .errors import InputError
-from .fields import check_fields, fits, read_fields
+from .fields import fits, read_fields, settle_fields
 from .kinds import ALIASES, KINDS, join_words
 from .losses import LOSSES
 
@@ -32,7 +32,7 @@ RESERVED = {"overall", "loss", "runtime", *dir(nn.ModuleDict())}
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII)
 FACTOR = ("a factor of at least 0", lambda value: value >= 0)
 COUNT = ("a whole number of at least 1", lambda value: value >= 1)
-# Number fields of a task -> what is expected, and the test. None is no value, and passes.
+# Fields of a task -> what is expected, and the test. None is no value, and passes.
 RANGES = {
     "label_smoothing": ("a share in [0, 1)", lambda value: 0 <= value < 1),
     "epochs": COUNT,
@@ -45,6 +45,9 @@ RANGES = {
     "distill_weight": ("a share in (0, 1]", lambda value: 0 < value <= 1),
     "distill_temperature": ("a number above 0", lambda value: value > 0),
     "dev_share": ("a share above 0 and up to 0.5", lambda value: 0 < value <= 0.5),
+    "quoting": (f"one of {', '.join(QUOTING)}", lambda value: value in QUOTING),
+    "truncation": (f"one of {', '.join(TRUNCATION)}", lambda value: value in TRUNCATION),
+    "course_rows": (f"{', '.join(SPLITS)}", lambda value: value.keys() == {*SPLITS}),
 }
 
 
@@ -75,10 +78,14 @@ class HubSource:
     label_names: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        if isinstance(self.label_names, (list, tuple)):
-            object.__setattr__(self, "label_names", check_label_names(self.label_names, "hub: label_names"))
-        check_fields(self, "hub")
-        read_text_columns(self, "hub")
+        read_label_names(self, "hub")
+        settle_fields(self, "hub")
+        check_text_columns(self, "hub")
+
+    def as_task(self, task: "Task") -> "Task":
+        """The task with this dataset's columns as its own; its ids are found in the dataset."""
+        pair = task.text_pair and self.text_pair
+        return replace(task, text=self.text, text_pair=pair, label=self.label, id=None)
 
 
 @dataclass(frozen=True)
@@ -107,10 +114,8 @@ class ExtraRows:
     drop_shared: bool = False
 
     def __post_init__(self):
-        if isinstance(self.hub, dict):
-            object.__setattr__(self, "hub", read_fields(HubSource, self.hub, "extra_train: hub"))
-        check_fields(self, "extra_train")
-        read_text_columns(self, "extra_train")
+        settle_fields(self, "extra_train")
+        check_text_columns(self, "extra_train")
         if (self.file is None) == (self.hub is None):
             raise InputError("extra_train: a source has a file or a hub, and not both")
         if self.max_samples is not None and self.max_samples < 1:
@@ -120,12 +125,11 @@ class ExtraRows:
 
     def as_task(self, task: "Task") -> "Task":
         """The task with these rows as its own."""
-        own = ("name", "kind", "label_names", "score_range", "group", "word_by_word")
-        same = {key: getattr(task, key) for key in own}
         columns = {key: getattr(self, key) or getattr(task, key) for key in ("text", "text_pair", "label", "quoting")}
         files = self.file and dict.fromkeys(("train", "dev"), self.file)
         hub = self.hub and replace(self.hub, splits=dict.fromkeys(("train", "dev"), self.hub.splits["train"]))
-        return Task(**same, **columns, files=files, hub=hub)
+        none = dict.fromkeys(("id", "dev_share", "extra_train"))
+        return replace(task, **columns, **none, files=files, hub=hub, max_train_samples=self.max_samples)
 
 
 @dataclass(frozen=True)
@@ -231,8 +235,8 @@ class Task:
 
     def __post_init__(self):
         where = f"task {self.name!r}"
-        self.read_plain(where)
-        check_fields(self, where)
+        read_label_names(self, where)
+        settle_fields(self, where)
         for name in filter(None, (self.name, self.group)):
             check_name(name)
         object.__setattr__(self, "kind", ALIASES.get(self.kind, self.kind))
@@ -241,37 +245,18 @@ class Task:
         if self.group and KINDS[self.kind].words:
             object.__setattr__(self, "word_by_word", True)
         self.check_labels(where)
-        self.check_ranges(where)
+        for name, (expected, is_fine) in RANGES.items():
+            if (value := getattr(self, name)) is not None and not is_fine(value):
+                raise InputError(f"{where}: {name} is {value!r}; expected {expected}")
         self.check_columns(where)
         for source, splits in {"files": self.files, "hub: splits": self.hub and self.hub.splits}.items():
             if splits is not None:
                 check_splits(splits, f"{where}: {source}", self.dev_share)
         if self.pair_encoding is not None and self.text_pair is None:
             raise InputError(f"{where}: pair_encoding is {self.pair_encoding!r}, but a row has one text; leave it out")
-        for key, choices in (("quoting", QUOTING), ("truncation", TRUNCATION)):
-            if (value := getattr(self, key)) not in choices:
-                raise InputError(f"{where}: {key} is {value!r}; choose one of {', '.join(choices)}")
-        if self.course_rows is not None and self.course_rows.keys() != set(SPLITS):
-            raise InputError(f"{where}: course_rows has {', '.join(self.course_rows)}; expected {', '.join(SPLITS)}")
         for key in ("loss", "divergence", "metric"):
             object.__setattr__(self, key, getattr(self, key) or next(iter(KINDS[self.kind].keys[key])))
         object.__setattr__(self, "class_weights", check_class_weights(self))
-
-    def read_plain(self, where: str) -> None:
-        """Convert fields whose types YAML and JSON cannot write. The class is frozen, hence `object.__setattr__`."""
-        plain = {}
-        if isinstance(self.label_names, (list, tuple)):
-            plain["label_names"] = check_label_names(self.label_names, f"{where}: label_names")
-        try:
-            if isinstance(self.hub, dict):
-                plain["hub"] = read_fields(HubSource, self.hub, "hub")
-            if isinstance(self.extra_train, (list, tuple)):
-                sources = (vars(one) if isinstance(one, ExtraRows) else one for one in self.extra_train)
-                plain["extra_train"] = tuple(read_fields(ExtraRows, one, "extra_train") for one in sources)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-        for key, value in plain.items():
-            object.__setattr__(self, key, value)
 
     def check_labels(self, where: str) -> None:
         """Refuse labels that do not fit the kind of task or those of the Hub dataset."""
@@ -287,20 +272,11 @@ class Task:
 
     def check_columns(self, where: str) -> None:
         """Refuse columns of texts that do not fit the task."""
-        read_text_columns(self, where)
+        check_text_columns(self, where)
         if self.by_words and not isinstance(self.text, str):
-            why = f"a {self.kind} task" if KINDS[self.kind].words else "a task with word_by_word"
-            raise InputError(f"{where}: text is {list(self.text)}; {why} reads the words of one column")
+            raise InputError(f"{where}: text is {list(self.text)}; a task that reads words reads those of one column")
         if self.word_by_word and self.text_pair is not None:
             raise InputError(f"{where}: word_by_word is for one text a row, not for a text_pair")
-
-    def check_ranges(self, where: str) -> None:
-        """Refuse numbers that are out of range, and a teacher of a kind that learns from none."""
-        for name, (expected, is_fine) in RANGES.items():
-            if (value := getattr(self, name)) is not None and not is_fine(value):
-                raise InputError(f"{where}: {name} is {value}; expected {expected}")
-        if self.distill_from is not None and KINDS[self.kind].soft is None:
-            raise InputError(f"{where}: a {self.kind} task cannot learn from a teacher; leave distill_from out")
 
     @property
     def loss_options(self) -> dict:
@@ -324,11 +300,7 @@ class Task:
 
     def balance(self, labels: Iterable[int]) -> "Task":
         """This task with numbers for "balanced" class weights (scikit-learn's formula) by the classes of its training
-        rows, where -100 is not counted; as it is if it has others.
-
-        Raises:
-            InputError: a class has no row.
-        """
+        rows, where -100 is not counted; as it is if it has others. A class without a row is refused."""
         if self.class_weights != "balanced":
             return self
         counts = Counter(labels)
@@ -352,8 +324,8 @@ class Task:
         return self.word_by_word or KINDS[self.kind].words
 
     def read_text(self, value: object) -> object:
-        """A text as its source gives it -> as text, where the task takes more than text."""
-        return join_words(value) if self.word_by_word else KINDS[self.kind].text(value)
+        """A text as its source gives it -> as text, where it may be a list of words."""
+        return join_words(value) if self.by_words else value
 
     @property
     def is_open(self) -> bool:
@@ -361,11 +333,7 @@ class Task:
         return self.label_names is None and KINDS[self.kind].classes is not None
 
     def check_named(self) -> None:
-        """Refuse a task whose label names are not known yet.
-
-        Raises:
-            InputError: says what to do.
-        """
+        """Refuse a task whose label names are not known yet."""
         if self.is_open:
             raise InputError(
                 f"task {self.name!r}: a {self.kind} task needs label_names here; give them, or read them from the "
@@ -373,28 +341,17 @@ class Task:
             )
 
     def to_config(self) -> dict:
-        """The fields a model needs, as plain data for `config.json`: all but where the rows come from.
-
-        Raises:
-            InputError: the label names are not known yet.
-        """
+        """The fields a model needs, as plain data for `config.json`: all but where the rows come from. The label names
+        must be known."""
         self.check_named()
         fields = {key: value for key, value in vars(self).items() if key not in ROW_SOURCE}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
 
 def check_class_weights(task: Task) -> dict | str | None:
-    """A task's class weights in the order of its label names.
-
-    Raises:
-        InputError: the task can have none, a class is unknown or has no weight, or a weight is no number above 0.
-    """
+    """A task's class weights in the order of its label names; each has to have one, a number above 0."""
     weights, where = task.class_weights, f"task {task.name!r}: class_weights"
-    if weights is None:
-        return None
-    if reason := KINDS[task.kind].unweighted:
-        raise InputError(f"{where} is {weights!r}; a {task.kind} task {reason}, so leave it out")
-    if weights == "balanced" or task.is_open:
+    if weights in (None, "balanced") or task.is_open:
         return weights
     names = ", ".join(task.label_names)
     if not isinstance(weights, dict):
@@ -430,11 +387,7 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
             spec = preset | {key: value for key, value in spec.items() if key != "preset"}
         if "labels" in spec:
             raise InputError(f"group {spec.get('name')!r} is several tasks; expected one")
-        if missing := sorted({"name", "kind"} - set(spec)):
-            raise InputError(
-                f"a task in tasks has no field {missing[0]!r}: {spec}; tasks is a list, each with its fields"
-            )
-        spec = read_fields(Task, spec, f"task {spec['name']!r}")
+        spec = read_fields(Task, spec, f"task {spec.get('name', spec)!r}")
     if not isinstance(spec, Task):
         raise InputError(f"a task is {spec!r}; expected a name or the fields of a Task")
     if named:
@@ -443,23 +396,19 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
 
 
 def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> dict[str, Task]:
-    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`).
-
-    Raises:
-        InputError: as `load_task`; or two tasks would share files, which some file systems find whatever the case.
-    """
+    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`). Two that would share
+    files or scores are refused."""
     if not isinstance(specs, Iterable) or isinstance(specs, (str, Mapping)):
         raise InputError(f"tasks is {specs!r}; expected a list of tasks")
     tasks: dict[str, Task] = {}
-    keys: dict[str, str] = {}  # of an evaluation's scores
+    owners: dict[str, str] = {}  # {what each task has of its own: the task}
     for task in (load_task(one, named=named) for spec in specs for one in open_group(spec)):
-        for other in tasks:
-            if same_file_name(other) == same_file_name(task.name):
-                twice = "twice" if other == task.name else f"and {task.name!r}, which would share files"
-                raise InputError(f"tasks names {other!r} {twice}; give each task a name of its own")
-        for key in (f"{task.name}_{task.metric}", f"{task.name}_loss"):
-            if (other := keys.setdefault(key, task.name)) != task.name:
-                raise InputError(f"tasks {other!r} and {task.name!r} would both have a score eval_{key}; rename one")
+        if task.name in tasks:
+            raise InputError(f"tasks names {task.name!r} twice; give each task a name of its own")
+        scores = (f"a score eval_{task.name}_{name}" for name in (task.metric, "loss"))
+        for thing in (f"files {same_file_name(task.name)}-…", *scores):
+            if (other := owners.setdefault(thing, task.name)) != task.name:
+                raise InputError(f"tasks {other!r} and {task.name!r} would both have {thing}; rename one")
         tasks[task.name] = task
     check_groups(tasks)
     return tasks
@@ -472,10 +421,7 @@ def open_group(spec: "str | dict | Task") -> "list[str | dict | Task]":
             {"name": "stars", "kind": "classification", "label": "stars"},
             {"name": "people", "kind": "token_classification", "label": "tags"}]}
 
-    A task has the fields of the group but for those that it gives itself.
-
-    Raises:
-        InputError: the group has no name, its labels are no list of fields, or it has a field that only they have.
+    A task has the fields of the group but for those that it gives itself. A field that belongs to a label is refused.
     """
     if not isinstance(spec, dict) or "labels" not in spec:
         return [spec]
@@ -507,11 +453,7 @@ def units(tasks: Iterable[Task]) -> dict[str, list[str]]:
 
 
 def check_groups(tasks: Mapping[str, Task]) -> None:
-    """Refuse a group that has the name of a task, or whose tasks are not of the same rows.
-
-    Raises:
-        InputError: names the tasks and the field.
-    """
+    """Refuse a group that has the name of a task, or whose tasks are not of the same rows."""
     for group, (first, *others) in units(task for task in tasks.values() if task.group).items():
         if other := next((name for name in tasks if same_file_name(name) == same_file_name(group)), None):
             raise InputError(f"group {group!r} and task {other!r} share a name; rename one")
@@ -538,11 +480,7 @@ def same_file_name(name: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """Refuse a task's name that no parameter, file or log entry can have, or that another one has already.
-
-    Raises:
-        InputError: says why.
-    """
+    """Refuse a task's name that no parameter, file or log entry can have, or that another one has already."""
     if not name.isidentifier():
         raise InputError(f"task {name!r}: name must be a Python identifier, because it names files and parameters")
     if name in RESERVED or name.startswith("eval_"):
@@ -550,8 +488,7 @@ def check_name(name: str) -> None:
 
 
 def check_splits(splits: dict[str, str], where: str, dev_share: float | None = None) -> None:
-    """Refuse splits without train and dev, or with others than test beside them. With a `dev_share` of the training
-    rows there is no other dev split."""
+    """Refuse splits without train and dev, or with others than test beside them. `dev_share` makes the dev split."""
     needed = {"train", "dev"} if dev_share is None else {"train"}
     if not needed <= splits.keys() <= needed | {"test"}:
         expected = "train, dev and perhaps test; without dev rows give the task dev_share: 0.1"
@@ -565,18 +502,12 @@ def text_parts(columns: str | Sequence[str] | None) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns or ())
 
 
-def read_text_columns(spec: Task | HubSource | ExtraRows, where: str) -> None:
-    """Make the columns of texts tuples where there are several.
-
-    Raises:
-        InputError: a list of them is empty, or names a column twice.
-    """
+def check_text_columns(spec: Task | HubSource | ExtraRows, where: str) -> None:
+    """Refuse a list of columns of texts that is empty, or names a column twice."""
     for field in ("text", "text_pair"):
         columns = getattr(spec, field)
-        if isinstance(columns, (list, tuple)):
-            if not columns or len(set(columns)) < len(columns):
-                raise InputError(f"{where}: {field} is {list(columns)}; expected a column, or a list of different ones")
-            object.__setattr__(spec, field, tuple(columns))
+        if isinstance(columns, tuple) and len(set(columns)) < max(1, len(columns)):
+            raise InputError(f"{where}: {field} is {list(columns)}; expected a column, or a list of different ones")
 
 
 def label_key(label: str | int | float) -> str | Decimal:
@@ -585,15 +516,14 @@ def label_key(label: str | int | float) -> str | Decimal:
     return Decimal(text) if NUMBER.fullmatch(text) else text
 
 
-def check_label_names(names: Sequence, where: str) -> tuple[str, ...]:
-    """Label names as texts without white space around them; YAML reads some as numbers.
-
-    Raises:
-        InputError: a name is no text or number, is empty, has a line break or a control character, or is the same label
-            as another.
-    """
+def read_label_names(spec: Task | HubSource, where: str) -> None:
+    """Make label names texts without white space around them; YAML reads some as numbers. A name needs characters, all
+    on one line, and no two may be the same label."""
+    if not isinstance(spec.label_names, (list, tuple)):
+        return
+    where = f"{where}: label_names"
     known: dict[str | Decimal, str] = {}
-    for name in names:
+    for name in spec.label_names:
         if isinstance(name, bool):
             raise InputError(f"{where} has true or false; YAML reads a bare yes or no so: write 'yes', 'no'")
         if not isinstance(name, (str, int, float)):
@@ -604,7 +534,7 @@ def check_label_names(names: Sequence, where: str) -> tuple[str, ...]:
         if (other := known.get(label_key(text))) is not None:
             raise InputError(f"{where} has {other!r} and {text!r}, which are the same label; expected distinct names")
         known[label_key(text)] = text
-    return tuple(known.values())
+    object.__setattr__(spec, "label_names", tuple(known.values()))
 
 
 def course_files(stem: str) -> dict:

@@ -254,7 +254,7 @@ def test_plain_quotes(tmp_path):
         read_text(tmp_path, table, "rows.tsv")
     with pytest.raises(InputError, match=r"row 1 \(line 2\) has 3 fields"):
         read_text(tmp_path, 'text\tlabel\n"a\tb"\t1\n', "rows.tsv", PLAIN)
-    with pytest.raises(InputError, match="quoting is 'all'; choose one of standard, none"):
+    with pytest.raises(InputError, match="quoting is 'all'; expected one of standard, none"):
         Task(name="a", kind="binary", label_names=("n", "y"), quoting="all")
     assert "quoting" not in PLAIN.to_config(), "a model does not need it"
 

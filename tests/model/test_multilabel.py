@@ -44,7 +44,7 @@ def task_of(**fields) -> Task:
         ({"label_names": []}, "needs one or more label_names; it has 0"),
         ({"label_names": None}, "a multilabel task needs label_names"),
         ({"label_names": ["a", "b|c"]}, r"label_names has 'b\|c'"),
-        ({"class_weights": "balanced"}, "class_weights is 'balanced'; a multilabel task gives all labels the same"),
+        ({"class_weights": "balanced"}, "class_weights is 'balanced'; a multilabel task has no class_weights"),
         ({"class_weights": {"drama": 1, "war": 2, "love": 1}}, "class_weights is .*; a multilabel task"),
         ({"label_smoothing": 0.1}, "label_smoothing is 0.1; a multilabel task"),
         ({"score_range": [0, 1]}, "has no score_range"),

@@ -243,9 +243,12 @@ def test_mistakes_are_named(tmp_path, yaml, flags, message):
         (["--head_dropout", '{"sst": 1.0}'], "dropout is 1.0"),
         (["--smart_weight", "-1"], "task 'sst': smart_weight is -1; expected a factor of at least 0"),
         (["--bregman_weight", '{"sts": -2}'], "task 'sts': bregman_weight is -2"),
-        (["--class_weights", "balanced"], "task 'sts': class_weights is 'balanced'; a regression task has no classes"),
+        (
+            ["--class_weights", "balanced"],
+            "task 'sts': class_weights is 'balanced'; a regression task has no class_weights",
+        ),
         (["--class_weights", '{"quora": {"yes": 1}}'], "task 'quora': class_weights has 'yes'"),
-        (["--label_smoothing", "0.1"], "task 'sts': label_smoothing is 0.1; a regression task has no classes"),
+        (["--label_smoothing", "0.1"], "task 'sts': label_smoothing is 0.1; a regression task has no label_smoothing"),
         (["--label_smoothing", '{"sst": 1}'], "task 'sst': label_smoothing is 1"),
         (
             ["--tasks", '{"name": "a", "kind": "binary", "label_names": ["n", "y"], "metric": "rmse"}'],
