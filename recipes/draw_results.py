@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "results.json"
 PICTURES = ROOT / "docs" / "pictures"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "ablations.md")
-WIDTH, CODE_WIDTH = 118, 92  # letters of a line of prose, and of code that fits a page of the site
+WIDTH, CODE_WIDTH = 118, 72  # letters of a line of prose, and of code that fits a page of the site
 HALVES = ("half A", "half B")  # of the dev rows, as recipes/ablate.py calls them
 SHAPES = {"bert-base": (12, 768), "all-mpnet-base-v2": (12, 768), "6-layer MiniLM": (6, 384)}  # layers, width
 # Of the paper's systems, the best of each architecture and the ensemble, whose members are three of either: the label
@@ -144,16 +144,21 @@ def run_table(group: Mapping) -> Table:
 
 
 def study_table(group: Mapping) -> Table:
-    """A study: of each variant what it changes, its scores as mean ± sd over the seeds, and the difference."""
-    columns = ["", "what it is", *COLUMNS.values(), f"Overall less {group['reference']}"]
-    columns += [*(f"Overall, {half}" for half in HALVES), "seeds", "minutes"]
+    """A study: each variant's scores as mean ± sd over the seeds, and its difference from the reference."""
+    columns = ["", *COLUMNS.values(), f"Overall less {group['reference']}", *HALVES, "seeds", "minutes"]
     lines = []
     for row in group["rows"]:
         less = row["less"] and "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**row["less"])
         scores, halves = ([cell(row[column]) for column in part] for part in (COLUMNS, HALVES))
         seeds = ", ".join(map(str, row["seeds"]))
-        lines.append([row["system"], row["change"], *scores, less or "", *halves, seeds, f"{row['minutes']:.0f}"])
+        lines.append([row["system"], *scores, less or "", *halves, seeds, f"{row['minutes']:.0f}"])
     return Table(columns, lines)
+
+
+def study_list(group: Mapping) -> str:
+    """The variants of a study as a Markdown list: what each one changes."""
+    items = [f"- **{row['system']}**: {row['change']}" for row in group["rows"]]
+    return "\n".join(line for item in items for line in textwrap.wrap(item, WIDTH, subsequent_indent="  "))
 
 
 def each_seed(scores: list[float]) -> str:
@@ -190,8 +195,9 @@ def drawn(results: Mapping, name: str) -> str:
     about = f"{group['model']}; {group['data']}." + ("" if is_command else f" {group['command']}.")
     below = "\n".join(textwrap.wrap(about, WIDTH))
     command = f"\n\n```sh\n{fold(group['command'])}\n```" if is_command else ""
-    table = study_table(group) if "reference" in group else run_table(group)
-    return f"{markdown(table)}\n\n{below}{command}"
+    if "reference" in group:
+        return f"{markdown(study_table(group))}\n\n{study_list(group)}\n\n{below}{command}"
+    return f"{markdown(run_table(group))}\n\n{below}{command}"
 
 
 def markdown(table: Table) -> str:
