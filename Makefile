@@ -54,5 +54,5 @@ $(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt
 	rm -rf .venv-$*
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet uv
-	.venv-$*/bin/uv pip install --quiet --python .venv-$* --resolution $(RESOLUTION) --editable '.[test]'
+	.venv-$*/bin/uv pip install --quiet --python .venv-$* --resolution $(RESOLUTION) --editable '.[test,demo,ray,benchmark]'
 	touch $@

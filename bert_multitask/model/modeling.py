@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from huggingface_hub import ModelCard, create_repo, file_exists
+from huggingface_hub import create_repo, file_exists, upload_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
@@ -383,7 +383,9 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         """
         repo_id = create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
         if not file_exists(repo_id, "README.md", token=token):
-            ModelCard(model_card(self.tasks, self.config, repo_id)).push_to_hub(repo_id, token=token)
+            # Not `ModelCard.push_to_hub`: older versions of it also ask huggingface.co, whatever HF_ENDPOINT is.
+            card = model_card(self.tasks, self.config, repo_id).encode()
+            upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=repo_id, token=token)
         return super().push_to_hub(repo_id, token=token, private=private, **kwargs)
 
     def change_layout(self, encoder_sharing: str, peft_config: Any) -> "MultitaskBertModel":

@@ -344,7 +344,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 ):
     rows = load_rows(TASKS["sst"], str(course_folder))["train"]
     expected = tokenise(TASKS["sst"], rows, tokenizer, 512)[:]
-    folder = tmp_path / "cache"
+    folder = tmp_path / fault  # a name of its own, since each message is logged once
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
     if fault == "a file in the way":
         folder.write_text("")
