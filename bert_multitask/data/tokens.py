@@ -30,7 +30,7 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
         vocab_size: of the model.
 
     Raises:
-        InputError: there is none, or it does not fit the model (see `check_tokenizer`).
+        InputError: there is none, it is not a fast one, or its vocabulary is not the model's.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
