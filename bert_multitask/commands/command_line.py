@@ -92,8 +92,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The flags of a command, or of a recipe, which has no name. Errors are `InputError`s, one line each. Further
-    arguments are `ArgumentParser`'s."""
+    """The flags of a command. Errors are `InputError`s, one line each. Further arguments are `ArgumentParser`'s.
+
+    Args:
+        name: of the command; None for a recipe, which is called by its file.
+    """
 
     def __init__(self, name: str | None, description: str, **options):
         prog = f"bert-multitask {name}" if name else None

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
 
 def draw_scores(card: Path) -> bytes:
-    """A picture of the scores in a run's card, as a PNG; InputError if the card has none."""
+    """A picture of the scores in a run's card, as a PNG. Raises InputError if the card has none."""
     results = ModelCard.load(card).data.eval_results if card.is_file() else None
     if not results:
         raise InputError(f"{card} has no scores for --scores_picture; leave it out, or evaluate when training ends")

@@ -36,7 +36,11 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def read_fields(cls: type, fields: dict, where: str) -> Any:
-    """Make a dataclass of its fields as YAML writes them. Unknown fields and missing ones are refused."""
+    """Make a dataclass of its fields as YAML writes them.
+
+    Raises:
+        InputError: a field is unknown, or one without a default is missing.
+    """
     known = {field.name: field for field in dataclasses.fields(cls)}
     names = ", ".join(sorted(known))
     if unknown := sorted(str(name) for name in fields if name not in known):

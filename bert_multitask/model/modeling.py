@@ -259,7 +259,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         return self.tasks[task].pooling or self.config.pooling
 
     def check_task(self, task: str) -> None:
-        """Raise InputError for a task that the model does not have."""
+        """Raises InputError if the model does not have the task."""
         if task not in self.tasks:
             raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
 

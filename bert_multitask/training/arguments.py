@@ -172,7 +172,7 @@ class RunArguments:
             raise InputError(f"--encoder_dropout is {self.encoder_dropout}; expected a probability in [0, 1)")
 
     def check_lora(self) -> None:
-        """Refuse flags of adapters that contradict each other, or that do nothing without --lora_rank."""
+        """Raises InputError if flags of adapters contradict each other, or do nothing without --lora_rank."""
         if self.lora_rank is None:
             names = ("lora_alpha", "lora_target_modules", "lora_train_encoder")
             flags = [f"--{name}" for name in names if getattr(self, name)]

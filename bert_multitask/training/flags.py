@@ -104,8 +104,14 @@ REPORTERS = {
 
 
 def check_values(args: TrainingArguments, choices: Mapping[str, object]) -> None:
-    """Raise InputError, which names the flag, what it is and what is expected, for a value that no run can have; the
-    `choices` are {field: the words it may be}."""
+    """Check the values of flags.
+
+    Args:
+        choices: {field: the words it may be}.
+
+    Raises:
+        InputError: a value is out of range; the message names the flag, its value and what is expected.
+    """
     for name, words in choices.items():
         if getattr(args, name) not in words:
             raise InputError(f"--{name} is {getattr(args, name)!r}; choose one of {', '.join(sorted(words))}")
@@ -126,7 +132,8 @@ def check_values(args: TrainingArguments, choices: Mapping[str, object]) -> None
 
 
 def check_devices(args: TrainingArguments) -> None:
-    """Refuse what this machine has no package or device for; before Transformers asks for them."""
+    """Raises InputError if this machine has no package or device for a flag; called before Transformers asks for
+    them."""
     if args.deepspeed and not is_deepspeed_available():
         raise InputError("--deepspeed needs the package deepspeed: pip install deepspeed")
     if args.fp16 and args.use_cpu:
@@ -134,7 +141,8 @@ def check_devices(args: TrainingArguments) -> None:
 
 
 def check_resolved(args: TrainingArguments) -> None:
-    """Refuse what shows once Transformers has resolved the arguments: integrations, Accelerate's configuration."""
+    """Raises InputError for what shows only when Transformers has resolved the arguments: integrations, Accelerate's
+    configuration."""
     for name in args.report_to:
         if name not in INTEGRATION_TO_CALLBACK:
             raise InputError(f"--report_to is {name!r}; choose one of none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")

@@ -74,6 +74,10 @@ class RunFolder:
     """`--output_dir`, held against other runs and checked before anything is computed.
 
     A run is finished when its `metrics.json` exists, which is written last. The first process holds the folder.
+
+    Args:
+        args: `output_dir` and `resume_from_checkpoint` are used.
+        overwrite: whether a run that is in the folder may be replaced.
     """
 
     def __init__(self, args: MultitaskTrainingArguments, overwrite: bool):
@@ -108,8 +112,8 @@ class RunFolder:
         self.held.close()
 
     def check(self) -> None:
-        """Refuse a folder that holds what the flags do not say what to do with. What is left of a run that was cut off
-        before it began is nothing."""
+        """Raises InputError if the folder holds something, and the flags do not say what to do with it. What is left of
+        a run that was cut off before it began counts as nothing."""
         found = contents(self.path) - {"run.tmp"}
         if not found:
             return
@@ -222,8 +226,11 @@ def recorded_settings(record: Mapping, names: Iterable[str]) -> dict[str, object
 
 
 def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
-    """Raise InputError, which names the first setting that differs, if a run that began with other settings would go on
-    at a path."""
+    """Check that a run goes on, at `path`, with the settings that it began with.
+
+    Raises:
+        InputError: they differ; the message names the first setting that does.
+    """
     now = json.loads(to_json(now))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
