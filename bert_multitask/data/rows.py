@@ -228,7 +228,9 @@ def load_hub(task: Task, splits: Collection[str]) -> dict[str, Dataset]:
     """
     source = task.hub
     if source is None:
-        raise InputError(f"task {task.name!r} says nowhere where its rows are; add files or hub to the task")
+        raise InputError(
+            f"task {task.name!r} has neither files nor hub; add one of them to the task, to say where its rows are"
+        )
     wanted = {split: name for split, name in source.splits.items() if split in splits}
     try:
         # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".
