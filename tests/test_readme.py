@@ -130,7 +130,8 @@ def test_the_page_of_onnx(monkeypatch, tmp_path, quickstart, capsys):
     """The command and the lines that use what it writes; 8-bit weights move these probabilities by less than 1 %."""
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    (command,) = re.findall("bert-multitask export (.*)", examples("howto/onnx.md", "sh")[0])
+    block = examples("howto/onnx.md", "sh")[0].replace("\\\n", "")
+    (command,) = re.findall("bert-multitask export (.*)", block)
     assert run_here(monkeypatch, *command.replace("RUN", str(quickstart)).split(), recipe="export") == 0
     written = [tmp_path / "sst_onnx" / name for name in ("model.onnx", "model_quantized.onnx")]
     assert written[1].stat().st_size < 0.4 * written[0].stat().st_size

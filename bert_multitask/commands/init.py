@@ -100,7 +100,11 @@ def main(argv: list[str]) -> None:
 def guess_table(
     table: str, name: str, config_name: str | None, taken: Collection[str]
 ) -> tuple[list[dict], dict[str, str], list[str]]:
-    """Guess the tasks of one of the tables. The table's name is added to a task of a name that is taken.
+    """Guess the tasks of one of the tables.
+
+    Args:
+        table: a file, an address or a Hub id.
+        taken: names that other tables' tasks have; a task with such a name gets the table's name added.
 
     Returns:
         The fields of each task, {name of the task: the reason for its kind}, and the columns that no task reads.
@@ -120,8 +124,15 @@ def guess_table(
 
 
 def read_source(table: str, config_name: str | None) -> tuple[dict[str, list], dict]:
-    """The columns of a table, {name: values}, and the fields of a task that say where its rows are; InputError if it
-    cannot be read."""
+    """The columns of a table, {name: values}, and the fields of a task that say where its rows are.
+
+    Args:
+        table: a file, an address or a Hub id.
+        config_name: configuration of a dataset on the Hub that has several.
+
+    Raises:
+        InputError: the table cannot be read, or `config_name` is given for a file.
+    """
     if not (is_url(table) or Path(table).exists() or any(ending in Path(table).suffixes for ending in READERS)):
         columns, source = read_table_hub(table, config_name)
         return columns, source | ({} if "dev" in source["hub"]["splits"] else {"dev_share": DEV_SHARE})

@@ -25,7 +25,7 @@ from .command_line import CommandParser, add_row_flags, local_path
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags of a command line; InputError if they do not go together or a value is out of range."""
+    """The flags of a command line. Raises InputError if they do not go together or a value is out of range."""
     parser = CommandParser("predict", __doc__)
     parser.add_argument("run", metavar="RUN", help="run folder, Hub id or package:NAME/PATH")
     parser.add_argument("file", metavar="FILE", nargs="?", help="new rows: CSV, JSON lines or Parquet, or an address")

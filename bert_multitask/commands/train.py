@@ -39,8 +39,11 @@ def main(argv: list[str]) -> None:
 
 
 def describe_seeds(tasks: Mapping[str, Task], folders: Mapping[str, Path]) -> str:
-    """The dev scores of {name: run folder} as a table, with mean and standard deviation; InputError if they are of
-    different rows."""
+    """The dev scores of {name: run folder} as a table, with mean and standard deviation.
+
+    Raises:
+        InputError: the runs have different rows.
+    """
     scores = {name: json.loads((folder / "metrics.json").read_text("utf-8")) for name, folder in folders.items()}
     check_same_rows(folders.values())
     columns = {key: [found[key] for found in scores.values()] for key in next(iter(scores.values()))}

@@ -17,11 +17,17 @@ def draw_dev_rows(task: Task, rows: Dataset) -> np.ndarray:
     """Which of the training rows are the dev split: truth values (N,).
 
     They are a stratified sample of the different texts: these are sorted by label, and within a label by a hash of the
-    text, and every (1 / share)-th is taken. Scores are sorted, too, so that the sample has low and high ones alike.
-    The rows of a group of tasks are no strata, so that its tasks have the same dev rows.
-    Rows with the same text, or pair of texts, are on the same side. No random generator is used: every process, run and
-    reader finds the same rows, in whatever order the file has them. A class with one text only stays in training. Both
-    sides need a row.
+    text, and every (1 / share)-th is taken. Scores are sorted, too, so that the sample has low and high ones alike. The
+    rows of a group of tasks are no strata, so that its tasks have the same dev rows. Rows with the same text, or pair
+    of texts, are on the same side. No random generator is used: every process, run and reader finds the same rows, in
+    whatever order the file has them. A class with one text only stays in training.
+
+    Args:
+        task: a task with a `dev_share`.
+        rows: all of its training rows, clean.
+
+    Raises:
+        InputError: the training or the dev split would have no row.
     """
     kind = KINDS[task.kind]
     texts = [rows[name][:] for name in rows.column_names if name not in ("id", "label")]

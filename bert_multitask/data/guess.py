@@ -102,6 +102,9 @@ def guess_tasks(columns: Mapping[str, Sequence], name: str) -> tuple[list[dict],
     Returns:
         The fields of each task, without those that say where its rows are and what its labels are called; and why,
         {name of the task: what its labels look like}.
+
+    Raises:
+        InputError: no column seems to hold texts, or none labels.
     """
     found = [Column(column, values) for column, values in columns.items()]
     ids = [column.name for column in found if column.is_id]
@@ -193,7 +196,11 @@ def task_name(label: str, table: str, alone: bool) -> str:
 
 
 def read_table_file(path: str) -> tuple[dict[str, list], dict]:
-    """The columns of a file, {name: values}, and what a task has to say of how the file is read."""
+    """The columns of a file, {name: values}, and what a task has to say of how the file is read.
+
+    Raises:
+        InputError: the file does not exist or cannot be read.
+    """
     if not is_url(path) and not Path(path).is_file():
         raise InputError(
             f"{path}: no such file; expected one that ends in {', '.join(READERS)}, or the id of a dataset"
@@ -210,7 +217,11 @@ def read_table_file(path: str) -> tuple[dict[str, list], dict]:
 
 
 def read_table_hub(path: str, name: str | None = None) -> tuple[dict[str, list], dict]:
-    """The columns of the training rows of a dataset on the Hub, and the `hub` of a task of it, without columns."""
+    """The columns of the training rows of a dataset on the Hub, and the `hub` of a task of it, without columns.
+
+    Raises:
+        InputError: the dataset cannot be loaded, or has no training rows.
+    """
     try:
         dataset = datasets.load_dataset(path, name)
     except Exception as error:  # as in `rows.load_hub`
@@ -228,7 +239,11 @@ def read_table_hub(path: str, name: str | None = None) -> tuple[dict[str, list],
 
 def settle_task(fields: dict) -> dict:
     """The fields of a guessed task with the label names of its training rows. Where which of two labels is "yes" cannot
-    be seen, they are classes; tags that mark no entities are scored one by one."""
+    be seen, they are classes; tags that mark no entities are scored one by one.
+
+    Raises:
+        InputError: the training rows cannot be read.
+    """
     try:
         task = with_label_names(fields)
     except InputError:

@@ -85,7 +85,11 @@ class LabelReader:
         return next((part for part in self.kind.parts(raw) if self.read_one(part) is None), raw)
 
     def check_names(self, names: Sequence[str], where: str) -> None:
-        """Refuse the names of a `ClassLabel` column that are not the task's, in whatever order."""
+        """Check that the names of a `ClassLabel` column are the task's, in any order.
+
+        Raises:
+            InputError: they are not; the message shows both.
+        """
         if self.task.is_open:  # they will be the task's
             return
         found = [self.read_one(name) for name in names]
@@ -97,8 +101,11 @@ def name_labels(
     rows: Iterable[dict], features: Features, column: str, reader: LabelReader, where: str
 ) -> Iterator[dict]:
     """Yield rows with names instead of the class numbers of a `ClassLabel` column, or of a column of lists of them, and
-    with None instead of -1. Rows of a source without such a column stay as they are. Names that are not the task's are
-    refused, and numbers without a name."""
+    with None instead of -1. Rows of a source without such a column stay as they are.
+
+    Raises:
+        InputError: the column's names are not the task's, or a number has no name.
+    """
     names = feature_names(features.get(column))
     if names is None:
         yield from rows
@@ -126,8 +133,12 @@ def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ..
 
     Args:
         task: without label names. Its kind splits a label of several names, such as "war|love", into these.
-        labels: as their source gives them. What is no name, and too many names, are refused.
+        labels: as their source gives them.
         where: the source, for messages.
+
+    Raises:
+        InputError: the labels are not names, there are too many, or it cannot be seen which of two is "yes". The
+            message says what to do.
     """
     kind, found, count = KINDS[task.kind], {}, 0
     advice = f"give task {task.name!r} label_names, or another kind or label"

@@ -43,7 +43,11 @@ def is_url(path: str) -> bool:
 
 @contextmanager
 def reading(path: str, form: str) -> Iterator[None]:
-    """Turn what goes wrong while a file is read into an `InputError` that names the file."""
+    """Turn what goes wrong while a file is read into an `InputError` that names the file.
+
+    Raises:
+        InputError: the file cannot be opened or read to its end, or its content is damaged.
+    """
     try:
         yield
     except InputError:
@@ -73,12 +77,19 @@ def read_file(path: str, task: Task, labelled: bool) -> Iterator[dict]:
 
     The name's ending says the form, one of READERS, perhaps followed by one of COMPRESSIONS. A row without an `id` is
     called by its number, from 0. `labelled` says that the label's column must be there; every other column must anyway.
+
+    Raises:
+        InputError: the file cannot be read or is damaged, or a column is missing.
     """
     return rename_rows(read_as_written(path, task), task, path, labelled, task.id or "id")
 
 
 def read_as_written(path: str, task: Task) -> Iterator[dict]:
-    """Yield the rows of a file with all its columns, under their own names."""
+    """Yield the rows of a file with all its columns, under their own names.
+
+    Raises:
+        InputError: the file cannot be read or is damaged.
+    """
     with opened(path, task) as (read, file):
         yield from read(file, path, task)
 
@@ -89,6 +100,9 @@ def read_tables(path: str, task: Task, size: int, schema: pyarrow.Schema | None 
     Args:
         size: rows of a table; the last one may have fewer.
         schema: that all tables get; by default each has what its own values are, which may differ in JSON lines.
+
+    Raises:
+        InputError: the file cannot be read or is damaged, or a column has values of several types.
     """
     if file_form(path, task)[0] is read_parquet:
         with opened(path, task) as (_, file):
@@ -129,7 +143,7 @@ def needed_columns(task: Task, labelled: bool) -> list[str]:
 
 
 def check_has_columns(columns: Iterable[str], needed: Iterable[str], where: str) -> None:
-    """Refuse a row or a dataset, which `where` says, without a column that is needed."""
+    """Raises InputError if a row or a dataset lacks a column that is needed; `where` names it."""
     for column in needed:
         if column not in columns:
             names = ", ".join(map(str, filter(None, columns)))
@@ -147,8 +161,12 @@ def rename_rows(rows: Iterable[Mapping], task: Task, where: str, labelled: bool,
 
 
 def rename_columns(row: Mapping, task: Task, path: str, number: int, ids: str | None) -> dict:
-    """A row, whose `number` counts from 1, under our column names, its label as the source gives it. Without an id, in
-    the column `ids`, it is called by its number from 0."""
+    """A row under our column names, its label as the source gives it.
+
+    Args:
+        number: of the row, from 1.
+        ids: the column of ids. None: there is none, and the row's id is its number, from 0.
+    """
     row_id = as_text(row.get(ids), path, number) or str(number - 1)
     if "\n" in row_id:  # prediction files have a row on a line
         raise InputError(f"{path}: row {number} has the id {row_id!r}; an id must be on one line")
@@ -163,7 +181,11 @@ def rename_columns(row: Mapping, task: Task, path: str, number: int, ids: str | 
 
 def read_text(row: Mapping, columns: str | Sequence[str], path: str, number: int) -> object:
     """The value of a column of texts; of several columns, one text with a line `column: value` for each that is not
-    empty."""
+    empty.
+
+    Raises:
+        InputError: one of several columns does not hold a text (see `as_text`); the message names the file and the row.
+    """
     if isinstance(columns, str):
         return row[columns]
     values = {column: as_text(row[column], path, number) for column in columns}
@@ -197,8 +219,11 @@ def fetch(path: str, task: Task) -> str:
 
 
 def as_text(value, path: str, number: int) -> str:
-    """A text as its source gives it; one that is missing (None or NaN) is empty, and a number is written out. A list, a
-    structure or bytes are refused."""
+    """A text as its source gives it; one that is missing (None or NaN) is empty, and a number is written out.
+
+    Raises:
+        InputError: the value is a list, a structure or bytes; the message names the file and the row.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, (bytes, list, tuple, dict)):
@@ -207,7 +232,11 @@ def as_text(value, path: str, number: int) -> str:
 
 
 def claim_id(seen: dict[str, int], row_id: str, number: int, path: str) -> None:
-    """Note the number of the row that has an id, and refuse an id that another row has."""
+    """Note the number of the row that has an id.
+
+    Raises:
+        InputError: another row has the same id; the message names both.
+    """
     if seen.setdefault(row_id, number) != number:
         raise InputError(
             f"{path}: rows {seen[row_id]} and {number} both have the id {row_id!r}; predictions are matched by id, so "
@@ -216,14 +245,15 @@ def claim_id(seen: dict[str, int], row_id: str, number: int, path: str) -> None:
 
 
 def check_columns(columns: Iterable[str], path: str) -> None:
-    """Refuse a header that names a column twice; blank names, as of an index, may repeat."""
+    """Raises InputError if a header names a column twice; blank names, as of an index, may repeat."""
     named = [column for column in columns if column]
     if repeated := [column for column in dict.fromkeys(named) if named.count(column) > 1]:
         raise InputError(f"{path}: has several columns called {repeated[0]!r}; rename or drop all but one")
 
 
 def refuse_utf16(file: BinaryIO, path: str) -> None:
-    """Refuse a text that is UTF-16 by its first two bytes: a byte order mark, or an ASCII character and a zero."""
+    """Raises InputError if the first two bytes of a text show that it is UTF-16: a byte order mark, or an ASCII
+    character and a zero."""
     start = file.peek(2)[:2]
     if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start:
         raise InputError(
@@ -279,7 +309,11 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
 
 def numbered_rows(table: Iterator[list[str]], path: str) -> Iterator[tuple[int, int, list[str]]]:
     """Yield (number, its first line, fields) of the rows of a strict `csv.reader`; the header is number 0. Blank lines
-    are skipped."""
+    are skipped.
+
+    Raises:
+        InputError: a row's quotes are wrong; the message names the row and the line where it begins.
+    """
     number, line = 0, 1
     while True:
         try:
@@ -360,7 +394,11 @@ def class_names(path: str, task: Task) -> list[str] | None:
 
 
 def column_features(schema: pyarrow.Schema, column: str, path: str) -> Features:
-    """What `datasets` wrote into a Parquet file about a column; nothing of other programs' files."""
+    """What `datasets` wrote into a Parquet file about a column; nothing of other programs' files.
+
+    Raises:
+        InputError: it cannot be read; the message names the file.
+    """
     if b"huggingface" not in (schema.metadata or {}):
         return Features()
     try:

@@ -57,8 +57,10 @@ def write_json(path: Path, content: Mapping) -> None:
 def read_history(path: Path) -> list[dict]:
     """The entries of a `history.jsonl`; none where there is no file.
 
-    A run that was killed while it wrote leaves a last line that is cut off: it is left out, with a warning. Any other
-    line has to be a JSON object with a step.
+    A run that was killed while it wrote leaves a last line that is cut off: it is left out, with a warning.
+
+    Raises:
+        InputError: any other line is not a JSON object with a step, or the file cannot be read.
     """
     try:
         lines = path.read_bytes().removesuffix(b"\n").split(b"\n") if path.is_file() and path.stat().st_size else []

@@ -25,7 +25,7 @@ from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
-from ..model.tasks import SPLITS, Task, label_key, load_task, text_parts
+from ..model.tasks import SPLITS, TASKS, Task, label_key, load_task, text_parts
 from .dev_share import draw_dev_rows
 from .labels import LabelReader, even_labels, feature_names, infer_label_names, name_labels, wrong_labels
 from .readers import (
@@ -47,26 +47,29 @@ SHOWN_NAMES = 12  # of labels that were found
 SAMPLE = "package:bert_multitask/sample"
 CLEAN = "bert_multitask"  # what clean rows have as the name of their builder, so that they are not read again
 HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-Student-Handout/main/data"
+COURSE_FILES = {name for task in TASKS.values() if task.files for name in task.files.values()}
 
 
 def load_rows(
     task: Task, data_dir: str = HANDOUT, splits: Collection[str] = SPLITS, labelled: Collection[str] = ("train", "dev")
 ) -> DatasetDict:
-    """Read a task's rows, with clean columns, in the source's order.
+    """Read a task's rows as clean columns, in the source's order.
 
     Args:
         task: whose rows.
-        data_dir: the folder of the task's files (for the presets, in the course's layout), the same under an http(s)
-            URL, `package:NAME/PATH` (the shipped sample is `SAMPLE`), or "hub" for the task's datasets on the Hub. A
-            task that has only files, or only Hub datasets, reads those; files may have absolute paths.
-        splits: which to read.
-        labelled: which of them must have a column of labels.
+        data_dir: where the task's files are: a folder, an http(s) URL or `package:NAME/PATH` (the shipped sample is
+            `SAMPLE`); "hub" reads the task's Hub datasets instead. By default the presets' files are the course's, and
+            other relative paths begin in the current folder. A task that has only files, or only Hub datasets, reads
+            those; files may have absolute paths.
+        splits: the splits to read.
+        labelled: the splits that must have a column of labels.
 
     Returns:
-        The splits that exist, of those to read.
+        {split: rows} of those splits that exist.
 
     Raises:
-        InputError: a file, column or dataset is missing, or a label is out of range; the message names the place.
+        InputError: a file, column or dataset is missing, or a label is not one of the task's; the message names the
+            place.
     """
     task.check_named()
     if task.extra_train and "train" in splits:
@@ -97,11 +100,16 @@ def read_files(task: Task, data_dir: str, splits: Collection[str], labelled: Col
 
 
 def find_file(name: str, data_dir: str) -> str:
-    """The path of a task's file, which may be relative to the folder, which has to exist."""
+    """The path of a task's file, which may be relative to the folder; without a folder, to the current one.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
     path = os.path.expanduser(name)
     if is_url(path) or os.path.isabs(path):
         return path
-    folder = "." if data_dir == "hub" else resolve_folder(data_dir).rstrip("/")
+    without = data_dir == "hub" or (data_dir == HANDOUT and name not in COURSE_FILES)
+    folder = "." if without else resolve_folder(data_dir).rstrip("/")
     if not is_url(folder) and not os.path.isdir(folder):
         raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {name}")
     return f"{folder}/{name}"
@@ -110,18 +118,19 @@ def find_file(name: str, data_dir: str) -> str:
 def with_label_names(
     task: str | dict | Task, data_dir: str = HANDOUT, rows: Dataset | Iterable[Mapping] | None = None
 ) -> Task:
-    """The task with the label names of its training rows, where it leaves them out; else as it is.
+    """The task with label names from its training rows. A task that has label names, or needs none, is returned as it
+    is.
 
-    They are the names of a `ClassLabel` column, in its order, and otherwise the different labels, sorted. Of a binary
-    task the last is "yes".
+    The names of a `ClassLabel` column keep their order; otherwise they are the different labels, sorted. In a binary
+    task the last name is "yes".
 
     Args:
-        task: a task, the fields of one, or a preset's name.
+        task: a task, its fields, or a preset's name.
         data_dir: where its training rows are (see `load_rows`).
-        rows: training rows in memory instead, with the task's own columns.
+        rows: training rows in memory, to be read instead; they have the task's own columns.
 
     Raises:
-        InputError: the rows cannot be read, or have no labels that are names; the message says what to do.
+        InputError: the rows cannot be read, or their labels cannot be used as names; the message says what to do.
     """
     task = load_task(task, named=False)
     if not task.is_open:
@@ -185,8 +194,11 @@ def is_from_hub(task: Task, data_dir: str | None) -> bool:
 
 
 def drop_empty(task: Task, rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """The splits without a test split that has no rows: like one that is not there, it is not predicted. Any other
-    split without rows is refused."""
+    """The splits without a test split that has no rows: like one that is not there, it is not predicted.
+
+    Raises:
+        InputError: a train or dev split has no rows.
+    """
     for split, part in rows.items():
         where = f"{part.info.description}: has no rows; task {task.name!r}"
         if not len(part) and split != "test":
@@ -209,10 +221,16 @@ def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> 
 
 
 def load_hub(task: Task, splits: Collection[str]) -> dict[str, Dataset]:
-    """A task's datasets on the Hub as they are: {split: rows}."""
+    """A task's datasets on the Hub as they are: {split: rows}.
+
+    Raises:
+        InputError: the task has no dataset on the Hub, or it cannot be loaded.
+    """
     source = task.hub
     if source is None:
-        raise InputError(f"task {task.name!r} says nowhere where its rows are; add files or hub to the task")
+        raise InputError(
+            f"task {task.name!r} has neither files nor hub; add one of them to the task, to say where its rows are"
+        )
     wanted = {split: name for split, name in source.splits.items() if split in splits}
     try:
         # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".
@@ -262,8 +280,8 @@ def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "row
         Clean rows in the same order. Those without an `id` are numbered from 0.
 
     Raises:
-        InputError: these are no rows, a column is missing, or a text or label cannot be read; the message names the
-            row.
+        InputError: `rows` is not a dataset or dictionaries, a column is missing, or a text or label cannot be read; the
+            message names the row.
     """
     if isinstance(rows, (Mapping, str)) or not isinstance(rows, Iterable):
         raise InputError(f"{source}: is a {type(rows).__name__}; expected a datasets.Dataset or a list of dictionaries")
@@ -284,6 +302,9 @@ def clean_part(task: Task, table: pa.Table, path: str, first: int) -> Dataset:
     Args:
         table: the rows, as `read_tables` gives them.
         first: number of the first row, from 1.
+
+    Raises:
+        InputError: a text or label cannot be read; the message names the row.
     """
     columns = *text_parts(task.text), *text_parts(task.text_pair), task.label
     names = [name for name in dict.fromkeys(columns) if name in table.column_names]
@@ -300,6 +321,10 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, fir
     Args:
         raw: dictionaries of `id`, `text`, `text_pair` and `label`, the label as the source writes it.
         first: number of the first row, for messages.
+
+    Raises:
+        InputError: a label is not one of the task's, a text is not valid Unicode, or two rows have one id; the message
+            names the row. Also if -1, which means no label, seems to be a class.
     """
     task.check_named()
     features = dict.fromkeys(["id", *text_columns(task)], Value("string"))
@@ -348,7 +373,11 @@ def text_columns(task: Task) -> list[str]:
 
 
 def check_clean(task: Task, rows: Dataset) -> None:
-    """Refuse rows that are not clean: those that neither `load_rows` nor `clean_rows` made are not checked yet."""
+    """Check that rows are clean. Those that neither `load_rows` nor `clean_rows` made have not been checked yet.
+
+    Raises:
+        InputError: a column is missing, has another type or gaps, or has a label that is not a class of the task.
+    """
     advice = "expected clean rows: make them with load_rows or clean_rows"
     if not isinstance(rows, Dataset):
         raise InputError(f"the rows of task {task.name!r} are a {type(rows).__name__}; {advice}")

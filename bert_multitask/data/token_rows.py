@@ -52,6 +52,10 @@ def rows_by_task(
 
     Returns:
         Tokenised rows with a column `task`, whose labels, tokens and lengths the model takes.
+
+    Raises:
+        InputError: the rows are of a task that the model does not have, cannot be used for it, or name no task; the
+            message names the task, and the column or row.
     """
     if not isinstance(given, Mapping):
         given = {task_of(given, model, argument): given}
@@ -103,13 +107,19 @@ def split_group(rows: Dataset, names: Sequence[str], where: str) -> dict[str, Da
 def join_groups(
     rows: Mapping[str, Dataset], model: MultitaskBertModel, argument: str, split: str = "dev"
 ) -> dict[str, Dataset]:
-    """The rows of tasks as they are batched, {task or group: rows}: those of a group as one, whose labels are
-    {task: label}. A group's tasks must have the same texts.
+    """The rows of tasks as they are batched: those of a group as one, whose labels are {task: label}.
 
     Args:
         rows: {task: tokenised rows}; those of a task without the others of its group stay as they are.
+        model: the model that has the tasks.
         argument: what the rows were given as, for messages.
         split: of "train" a row that none of the group's tasks has a label for is left out.
+
+    Returns:
+        {task or group: rows}, in the order of the model's tasks.
+
+    Raises:
+        InputError: the tasks of a group do not have the same texts.
     """
     joined = {}
     for unit, names in model.units.items():
@@ -175,7 +185,11 @@ def is_tokenised(rows: Dataset | list[Mapping]) -> bool:
 
 def find_tokenizer(model: MultitaskBertModel, *given: object) -> PreTrainedTokenizerBase | None:
     """The tokenizer that lies beside the checkpoint of a model, where it is needed: where some of the rows that a
-    trainer is given are raw. None where none are, or the model was not loaded from a checkpoint."""
+    trainer is given are raw. None where none are, or the model was not loaded from a checkpoint.
+
+    Raises:
+        InputError: the checkpoint has no tokenizer that fits the model (see `load_tokenizer`).
+    """
     parts = [part for rows in given for part in (rows.values() if isinstance(rows, Mapping) else [rows])]
     firsts = [part[0] for part in parts if isinstance(part, (Dataset, list)) and len(part)]
     raw = any(isinstance(row, Mapping) and "input_ids" not in row for row in firsts)
@@ -203,7 +217,12 @@ def tokenise_raw(
 
 
 def check_rows(rows: Dataset, task: Task, model: MultitaskBertModel, where: str) -> Dataset:
-    """Tokenised rows of one task, with a column `task`, or an InputError."""
+    """Tokenised rows of one task, checked, with a column `task`.
+
+    Raises:
+        InputError: there are no rows, a column is missing, or a row is of another task or does not fit the task or the
+            model; the message names the column and the row.
+    """
     if not len(rows):
         raise InputError(f"{where} has no rows")
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
@@ -235,7 +254,7 @@ def check_rows(rows: Dataset, task: Task, model: MultitaskBertModel, where: str)
 
 
 def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: str) -> None:
-    """Refuse a label that the task does not have. A row may have none (see `no_label`)."""
+    """Raises InputError if the task does not have a row's label. A row may have none (see `no_label`)."""
     names = getattr(feature, "names", None)
     if names and [name.lower() for name in names] != [name.lower() for name in task.label_names or ()]:
         raise InputError(f"{where}: labels are {', '.join(names)}, in this order; the task's are {task.label_names}")
@@ -251,10 +270,10 @@ def check_labels(labels: pa.ChunkedArray, feature: object, task: Task, where: st
 
 
 def check_soft_labels(values: Sequence, task: Task, where: str) -> None:
-    """Refuse soft labels that no teacher of the task would give."""
+    """Raises InputError if no teacher of the task could give such soft labels."""
     kind = KINDS[task.kind]
     if kind.soft is None:
-        raise InputError(f"{where}: a {task.kind} task cannot learn from soft_labels; leave the column out")
+        raise InputError(f"{where}: a task of kind {task.kind!r} cannot learn from soft_labels; leave the column out")
     holds, expected = kind.columns(task)[kind.soft]
     if (wrong := next((row for row, value in enumerate(values) if not holds(value)), None)) is not None:
         raise InputError(f"{where}: the soft_labels of row {wrong} are {values[wrong]}; expected {expected}")
@@ -266,14 +285,14 @@ def count_labelled(rows: Dataset) -> int:
 
 
 def check_labelled(rows: Mapping[str, Dataset], argument: str) -> None:
-    """Refuse a task of which no row has a label: there would be nothing to learn, or to score."""
+    """Raises InputError if no row of a task has a label: there would be nothing to learn, or to score."""
     for name, part in rows.items():
         if not count_labelled(part):
             raise InputError(f"{argument}[{name!r}]: no row has a label")
 
 
 def check_tokens(table: pa.Table, config: PretrainedConfig, separate: bool, where: str) -> None:
-    """Refuse tokens that the model cannot look up, and rows of another shape than the task's."""
+    """Raises InputError if the model cannot look up a token, or if rows have another shape than the task's."""
     tokens, lengths = {}, {}
     for name in set(table.column_names) - {"labels", "task"}:
         column = sequences(table[name].combine_chunks(), separate)

@@ -23,14 +23,15 @@ logger = logging.get_logger(__name__)
 
 
 def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
+    """The fast tokenizer of a checkpoint.
 
     Args:
         name: folder, Hub id or `package:NAME/PATH`.
-        vocab_size: of the model.
+        vocab_size: number of token embeddings of the model, with which the tokenizer is compared.
 
     Raises:
-        InputError: there is none, or it does not fit the model (see `check_tokenizer`).
+        InputError: there is no tokenizer or it cannot be loaded, it is not a fast one, or its ids do not fit the
+            model's `vocab_size` (see `check_tokenizer`).
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
@@ -46,8 +47,17 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(name: str, tokenizer: object, vocab_size: int) -> None:
-    """Refuse what is no fast tokenizer, or has another vocabulary than the model: tokens were added to it, or its files
-    are missing, where Transformers makes up a tokenizer that knows five words."""
+    """Check that a tokenizer is a fast one with the model's vocabulary. If its files are missing, Transformers makes up
+    a tokenizer that knows five words.
+
+    Args:
+        name: of the checkpoint, for messages.
+        vocab_size: number of token embeddings of the model.
+
+    Raises:
+        InputError: it is not a fast tokenizer; or it has more tokens than the model, as after tokens were added, or
+            less than half of them.
+    """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(f"{name} is a {type(tokenizer).__name__}; expected the model's own fast tokenizer")
     if not tokenizer.is_fast:
@@ -71,7 +81,17 @@ def check_tokenizer(name: str, tokenizer: object, vocab_size: int) -> None:
 def tokenise_splits(
     task: Task, rows: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int, pair_encoding: str = "joint"
 ) -> dict[str, Dataset]:
-    """The model inputs of every split: of its `usable_rows`, by `tokenise`."""
+    """Tokenise the usable rows of every split: {split: model inputs}.
+
+    Args:
+        rows: clean rows of each split; those without a usable label are left out (see `usable_rows`).
+        tokenizer: the model's fast tokenizer.
+        max_length: tokens a sequence may have, special tokens included; longer rows are cut.
+        pair_encoding: "joint" or "separate", as the model's; a task's own `pair_encoding` takes precedence.
+
+    Raises:
+        InputError: the rows are not clean.
+    """
     return {
         split: tokenise(task, usable_rows(task, part, split), tokenizer, max_length, pair_encoding)
         for split, part in rows.items()
@@ -98,6 +118,9 @@ def tokenise(
         `soft_labels` where the clean rows have them (see `training.distill`). The tokens of a separately encoded pair
         are two lists. Where each word has a label, `labels` has that of a word at its first token and UNLABELLED
         elsewhere, and `word_starts` is as of `encode`.
+
+    Raises:
+        InputError: the rows are not clean.
     """
     check_clean(task, rows)
     separate = task.text_pair is not None and (task.pair_encoding or pair_encoding) == "separate"

@@ -32,6 +32,8 @@ def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: 
     Args:
         predictions: of the labelled rows, (N,).
         references: their labels, (N,).
+        seed: of the draws.
+        number: of the task, from 0; tasks with different numbers have independent draws.
 
     Returns:
         (RESAMPLES,); nan where there are fewer than two rows.

@@ -408,7 +408,11 @@ def zero_where(undefined: np.ndarray, values: np.ndarray, what: str) -> np.ndarr
 
 
 def find_metric(task: Task) -> type[TaskMetric]:
-    """The metric of a task. One that does not fit the task, or whose package is not installed, is refused."""
+    """The metric of a task.
+
+    Raises:
+        InputError: there is no such metric, it does not fit the task, or its package is not installed.
+    """
     metric = find_entry(task, "metric", METRICS)
     if metric.package and find_spec(metric.package[0]) is None:
         package, extra = metric.package
@@ -419,7 +423,11 @@ def find_metric(task: Task) -> type[TaskMetric]:
 
 
 def decide(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Logits (B, …), all finite -> predictions, of the form of labels (see `Kind.decide`)."""
+    """Logits (B, …) -> predictions, in the form of labels (see `Kind.decide`).
+
+    Raises:
+        NonFiniteError: a logit is NaN or infinite.
+    """
     check_finite(task, logits)
     return KINDS[task.kind].decide(logits)
 
@@ -440,16 +448,35 @@ def check_finite(task: Task, predictions: np.ndarray) -> None:
 
 
 def task_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """A task's mean loss, with its class weights and label smoothing, and its metric over its labelled rows, of logits
-    (B, …): {"loss": …, the metric's name: …}. Labels are as of `score_decisions`."""
+    """A task's mean loss and metric over its labelled rows.
+
+    Args:
+        logits: float (B, …), as the model gives them.
+        labels: (B,) or (B, …), `no_label` if a row has none.
+
+    Returns:
+        {"loss": with the task's class weights and label smoothing, the metric's name: its value}
+
+    Raises:
+        InputError: no row has a label.
+        NonFiniteError: a logit is NaN or infinite, or the metric's value is.
+    """
     scores = score_decisions(task, decide(task, logits), labels)
     tensors = {"logits": torch.from_numpy(logits), "labels": torch.from_numpy(labels)}
     return {"loss": LOSSES[task.loss](**tensors, **task.loss_options).item()} | scores
 
 
 def score_decisions(task: Task, decisions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """A task's metric over its labelled rows, {its name: its value}, of what `decide` gives, (B,) or (B, …), and labels
-    of the same shape, `no_label` where a row has none."""
+    """A task's metric over its labelled rows: {its name: its value}.
+
+    Args:
+        decisions: (B,) or (B, …), as `decide` gives them.
+        labels: of the same shape, `no_label` if a row has none.
+
+    Raises:
+        InputError: no row has a label.
+        NonFiniteError: the metric's value, or a prediction, is NaN or infinite.
+    """
     labelled = labelled_rows(labels)
     return {task.metric: score(task, decisions[labelled], labels[labelled])}
 
@@ -477,13 +504,15 @@ def signed(task: Task, value: float) -> float:
 
 
 def higher_is_better(tasks: Mapping[str, Task], key: str | None, given: bool | None) -> bool | None:
-    """Whether a higher value of an evaluation's key is better: as the key's metric says, else as given. A False that
-    contradicts the metric is refused.
+    """Whether a higher value of an evaluation's key is better: as the key's metric says, else as given.
 
     Args:
         tasks: {name: task}.
         key: `{task}_{metric}`, with or without eval_, or another.
         given: `TrainingArguments.greater_is_better`, which Transformers sets to True for keys that do not end in loss.
+
+    Raises:
+        InputError: a `given` of False contradicts the metric.
     """
     for name, task in tasks.items():
         if key in (f"{name}_{task.metric}", f"eval_{name}_{task.metric}"):
@@ -497,8 +526,12 @@ def higher_is_better(tasks: Mapping[str, Task], key: str | None, given: bool | N
 def labelled_metrics(
     function: Callable[[EvalPrediction], Mapping[str, float]], task: Task, prediction: EvalPrediction
 ) -> dict[str, float]:
-    """Call a user's `compute_metrics` on the labelled rows of a task's predictions, and check what it gives; {} where
-    there are none."""
+    """Call a user's `compute_metrics` on the labelled rows of a task's predictions; {} if there are none.
+
+    Raises:
+        InputError: the function does not return a dictionary, or returns a key that the task has already, or a value
+            that is not a finite number.
+    """
     labelled = labelled_rows(prediction.label_ids)
     if not labelled.any():
         return {}
@@ -522,8 +555,15 @@ def labelled_metrics(
 def task_metrics(
     functions: Mapping[str, Callable], tasks: Mapping[str, Task], unit: str, prediction: EvalPrediction
 ) -> dict[str, float]:
-    """Call users' `compute_metrics`, {task: function}, on the labelled rows of a task or a group, the `unit`. Of a
-    group the logits and labels are {task: …}, and a task's name comes before its keys."""
+    """Call users' `compute_metrics` on the labelled rows of a task, or of each task of a group; then a task's name
+    comes before its keys.
+
+    Args:
+        functions: {task: the user's function} of some of the tasks.
+        tasks: {name: task} of the rows.
+        unit: name of the task or the group.
+        prediction: as of `labelled_metrics`; of a group, its logits and labels are {task: …}.
+    """
     if unit in tasks:
         return labelled_metrics(functions[unit], tasks[unit], prediction)
     found = {}
@@ -535,7 +575,11 @@ def task_metrics(
 
 
 def join_scores(*parts: Mapping[str, float]) -> dict[str, float]:
-    """Scores of several tasks as one dictionary, which have different keys."""
+    """Scores of several tasks as one dictionary.
+
+    Raises:
+        InputError: two of them have the same key.
+    """
     joined: dict[str, float] = {}
     for part in parts:
         if taken := joined.keys() & part.keys():

@@ -38,6 +38,9 @@ def prediction_table(task: Task, ids: Sequence[str], logits: np.ndarray, tokens:
     Returns:
         `id` and the columns of the task's kind (`Kind.columns`): `score`, or `label` (a class) with `probabilities`
         (one for each class, summing to 1), ….
+
+    Raises:
+        NonFiniteError: a logit is NaN or infinite.
     """
     logits = np.asarray(logits, dtype=np.float32)
     check_finite(task, logits)
@@ -75,9 +78,13 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
     """Write a prediction table as `path`.parquet and `path`.csv; the path's name is `{task}-{split}`.
 
     The Parquet file holds the table, with the task and the split in its metadata. The CSV file of a task with a
-    `prediction_column` has the course's form: `id \\t Predicted_X`, then `id , value` lines, classes as numbers. Any
+    `prediction_column` has the course's form: `id \t Predicted_X`, then `id , value` lines, classes as numbers. Any
     other task's CSV file holds `id` and what the kind shows (`Kind.plain`); an id that a spreadsheet would run as a
     formula gets an apostrophe before it.
+
+    Raises:
+        InputError: an id has a line break, which the course's form cannot hold (then nothing is written), or a file
+            cannot be written.
     """
     if task.prediction_column:
         if broken := [row_id for row_id in table["id"][:] if "\n" in row_id]:
@@ -98,7 +105,7 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
 
 @contextmanager
 def writing_predictions(path: str) -> Iterator[Path]:
-    """`records.writing`, which also makes the folder; raises InputError if the file cannot be written."""
+    """`records.writing`, which also makes the folder. Raises InputError if the file cannot be written."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with writing(Path(path)) as draft:
@@ -149,8 +156,12 @@ def find_tables(name: str, split: str) -> dict[str, Predictions]:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a file of `write_predictions`, or anybody's file in the course's form, `{task}-{split}.csv`. The CSV file of
-    a user's own task is refused: it does not say what the labels are."""
+    """Read a file of `write_predictions`, or any file in the course's form, `{task}-{split}.csv`.
+
+    Raises:
+        InputError: the file cannot be read, or is the CSV file of a user's own task, which does not say what the labels
+            are.
+    """
     name = path.stem.rpartition("-")[0]
     if path.suffix == ".csv":
         if name not in TASKS:
@@ -201,8 +212,13 @@ def read_course_file(path: Path, task: Task) -> Dataset:
 
 
 def check_table(task: Task, columns: Mapping[str, list], path: str) -> Dataset:
-    """A file's columns as a prediction table, without columns that a table does not have. Every id and value is
-    checked."""
+    """A file's columns as a prediction table, without columns that a table does not have. A score may lie outside the
+    range of the labels, as rounding can make it.
+
+    Raises:
+        InputError: a column is missing, an id is missing or occurs twice, or a value cannot be a prediction of the
+            task; the message names the row.
+    """
     kind = KINDS[task.kind]
     if missing := {"id", kind.decision} - set(columns):
         raise InputError(f"{path}: no column {min(missing)!r}; its columns are {', '.join(columns)}")
@@ -221,7 +237,12 @@ def check_table(task: Task, columns: Mapping[str, list], path: str) -> Dataset:
 
 
 def check_alike(members: Sequence[Predictions]) -> None:
-    """Refuse tables that are not of the same rows, in the same order, of the same task."""
+    """Check that prediction tables are of the same rows, in the same order, of the same task.
+
+    Raises:
+        InputError: tasks differ in name, kind, label names or range of scores, or tables in ids, their order, number of
+            rows, texts or numbers of labels in a row. The message names the file, the row and both values.
+    """
     first = members[0]
     for other in members[1:]:
         for field in ("name", "kind", "label_names", "score_range"):

@@ -216,7 +216,7 @@ def highlight(texts: Sequence[Pieces | None]) -> list[Pieces | None]:
 
 
 def check_lengths(texts: Texts) -> None:
-    """Raise InputError if a text is longer than LONGEST, since it would keep the model from other requests."""
+    """Raises InputError if a text is longer than LONGEST, since it would keep the model from other requests."""
     longest = max((len(text) for column in texts for text in column), default=0)
     if longest > LONGEST:
         raise InputError(f"A text has {longest:,} characters; at most {LONGEST:,} are answered.")

@@ -21,7 +21,11 @@ VOTES = ("mode", "soft")
 
 
 def check_members(members: SplitTables) -> None:
-    """Raise InputError if members have different tasks, or tables that are not alike (see `check_alike`)."""
+    """Check that members can be combined: of all, the same tasks, and of each task tables that are alike.
+
+    Raises:
+        InputError: a member lacks a task of another, or tables differ (see `check_alike`).
+    """
     tasks = {task: name for name, tables in zip(members.names, members.tables, strict=True) for task in tables}
     for name, tables in zip(members.names, members.tables, strict=True):
         if missing := sorted(tasks.keys() - tables.keys()):
@@ -54,8 +58,11 @@ def combine(task: Task, tables: Sequence[Dataset], vote: str = "mode") -> Datase
 
 
 def halve(task: Task, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the labelled rows, four at least, in two halves: one to select on, one to score. They
-    are drawn with a fixed seed."""
+    """The numbers of the labelled rows in two halves: one to select on, one to score. They are drawn with a fixed seed.
+
+    Raises:
+        InputError: there are fewer than four labelled rows.
+    """
     labelled = np.flatnonzero(labelled_rows(labels))
     if len(labelled) < 4:
         raise InputError(f"{len(labelled)} labelled rows of {task.name!r} are too few to select on one half of them")
@@ -67,8 +74,13 @@ def select_greedily(task: Task, tables: Sequence[Dataset], labels: np.ndarray, v
     Models", sections 2 and 2.1).
 
     The list begins with the best member. M - 1 times the member is added with which the list scores best. The result is
-    the beginning of the list that scored best. Ties go to the first member and to the shortest list. A row without a
-    label has `no_label`; the other arguments are those of `combine`.
+    the beginning of the list that scored best. Ties go to the first member and to the shortest list.
+
+    Args:
+        task: the task of all tables.
+        tables: the members' prediction tables, M of them, of the same N rows (see `check_alike`).
+        labels: (N,), or (N, …) if a row has several; `no_label` if a row has none.
+        vote: one of VOTES.
 
     Returns:
         The members' numbers, from 0; a member has as many votes as times it is in the list.

@@ -24,6 +24,10 @@ SEQUENCES = AutoModelForSequenceClassification
 def export_encoder(model: MultitaskBertModel, task: str) -> PreTrainedModel:
     """The encoder that a task uses as a stock model, such as a `BertModel`.
 
+    Args:
+        model: a model that has the task.
+        task: name of the task.
+
     Raises:
         InputError: the model has no such task.
     """
@@ -37,8 +41,8 @@ def export_encoder(model: MultitaskBertModel, task: str) -> PreTrainedModel:
 def export_classifier(
     model: MultitaskBertModel, task: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> PreTrainedModel:
-    """One task as the stock `…ForSequenceClassification` of its encoder, or `…ForTokenClassification` if its head reads
-    every token. If the head does not fit a stock class, a model with its own code (`model.classifier`).
+    """One task as a stock `…ForSequenceClassification` model of its encoder, or `…ForTokenClassification` if its head
+    reads every token. If the head does not fit a stock class, a model that carries its own code (`model.classifier`).
 
     Stock sequence classifiers read the first token through a layer of their own and an activation. A head on BERT's
     pooler is copied. For a head on [CLS], `stock_layers` makes a layer that undoes the activation: the logits are the
@@ -47,9 +51,9 @@ def export_classifier(
     sentence-transformers' `CrossEncoder` take it; a score without a range stays as it is.
 
     Args:
-        model: with the task.
-        task: its name.
-        tokenizer: of the model; without one, token types are assumed to tell the texts of a pair apart.
+        model: a model that has the task.
+        task: name of the task.
+        tokenizer: the model's; without it, token types are assumed to tell the texts of a pair apart.
 
     Returns:
         The model, on the CPU, in evaluation mode.

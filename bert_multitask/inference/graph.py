@@ -34,10 +34,14 @@ class Graph(nn.Module):
     """One task, from tokens to its answer, in the form that is traced. The encoder is Transformers' own with the same
     weights: minBERT removes padding, so its graph would fit one batch alone.
 
+    Args:
+        task: name of one of the model's tasks.
+        tokenizer: the model's; the graph's inputs are what it gives.
+
     Attributes:
         classifier: the task, on the CPU, in evaluation mode.
-        inputs: their names, of what the tokenizer gives.
-        outputs: their names.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
 
     Raises:
         InputError: the model has no such task.
@@ -80,8 +84,14 @@ class Graph(nn.Module):
 
     @torch.inference_mode()
     def check(self, run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> None:
-        """Raise InputError if an exported graph, {input: values} -> {output: values}, does not give this module's
-        answers."""
+        """Check that an exported graph gives this module's answers.
+
+        Args:
+            run: the exported graph: {input: values} -> {output: values}.
+
+        Raises:
+            InputError: it gives others.
+        """
         for texts in COMPARED:
             batch = self.tokens(texts)
             given, expected = run(batch), self(**batch)
@@ -195,7 +205,7 @@ WRITERS: dict[str, Callable[[Graph, Path], Path]] = {"onnx": write_onnx, "pt2": 
 
 
 def check_packages(form: str) -> None:
-    """Raise InputError if a package that the format needs is missing."""
+    """Raises InputError if a package that the format needs is missing."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if form == "onnx" and importlib.util.find_spec(package) is None:
             raise InputError(f"ONNX needs {package}: pip install 'bert_multitask[onnx]'")
@@ -215,6 +225,10 @@ def export_graph(
     config.json with the labels' names, where Optimum looks for them.
 
     Args:
+        model: a model that has the task.
+        task: name of the task.
+        tokenizer: the model's.
+        folder: the folder to write.
         form: "onnx" or "pt2".
         int8: of ONNX, whether to write a model with 8-bit weights beside it.
         max_length: tokens that a row may have; by default as the tokenizer has it.

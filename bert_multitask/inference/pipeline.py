@@ -37,25 +37,25 @@ LOADED: dict[str, tuple[MultitaskBertModel, PreTrainedTokenizerBase]] = {}
 
 
 class MultitaskPipeline:
-    """Answers the tasks of a trained model, as a pipeline of Transformers does: `pipe("sst", ["A superb plot."])`.
+    """Answers the tasks of a trained model, as a Transformers pipeline does: `pipe("sst", ["A superb plot."])`.
 
     It can be pickled, for workers of Ray or Spark: a copy loads the run's model when it is first used, once in each
     process. Threads may share a pipeline; their calls are answered one after the other.
 
     Args:
-        model: run folder, Hub id or `package:NAME/PATH`; or a model, which is put in evaluation mode.
-        tokenizer: only with a model that is given itself.
-        device: to compute on. By default Accelerate's choice, or where a given model is.
-        batch_size: rows at a time.
-        max_length: tokens that a row may have; longer rows are cut as in training. By default the run's own, else 512;
-            never more than the model can take.
-        bf16: whether to compute in bfloat16 where it is safe, as --bf16 does in training.
+        model: run folder, Hub id or `package:NAME/PATH`; or a model, which is put into evaluation mode.
+        tokenizer: the model's; given only if `model` is a model.
+        device: device to compute on. By default Accelerate chooses it; a given model stays where it is.
+        batch_size: rows of a batch.
+        max_length: tokens that a row may have; longer rows are cut as in training. By default the run's own, for a
+            given model 512; never more than the model can take.
+        bf16: whether to compute in bfloat16, as --bf16 does in training.
 
     Attributes:
         tasks: {name: task} of the model.
 
     Raises:
-        InputError: there is no such run, a model comes without its tokenizer, or a number is below 1.
+        InputError: there is no such run, a model comes without its tokenizer or a run with one, or a number is below 1.
     """
 
     def __init__(
@@ -128,16 +128,17 @@ class MultitaskPipeline:
         return answers[0] if single else answers
 
     def all(self, rows: Any) -> Any:
-        """Answer every task of single texts, tasks that share an encoder in one pass of it.
+        """Answer every task that takes single texts; tasks that share an encoder are answered in one pass.
 
         Args:
-            rows: a text, or rows as in a call. For a frame every task is answered whose columns it has, pair tasks too.
+            rows: rows as in a call. Of a frame every task is answered whose columns it has, pair tasks too.
 
         Returns:
-            {task: its answer} for each row; or the frame with the columns of all tasks added.
+            {task: its answer} for each row, or a single one for a single row; for a frame, a copy with the columns of
+            all these tasks added.
 
         Raises:
-            InputError: as in a call; or there is no task for such rows.
+            InputError: as in a call, or no task takes such rows.
         """
         if isinstance(rows, pd.DataFrame):
             return self.add_columns(self.answerable(rows.columns, "the frame"), rows)
@@ -149,21 +150,36 @@ class MultitaskPipeline:
         return answers[0] if single else answers
 
     def table(self, task: str, rows: Any) -> Dataset:
-        """Answer one task as a prediction table (see `prediction_table`). The ids are the rows' numbers, from 0. The
-        arguments are those of a call, without frames."""
+        """Answer one task as a prediction table (see `prediction_table`). The ids are the rows' numbers, from 0.
+
+        Args:
+            task: name of one of the model's tasks.
+            rows: as in a call, but not a frame.
+
+        Raises:
+            InputError: as in a call.
+        """
         spec = self.find(task)
         texts = plain_texts(spec, as_list(rows, pairs=spec.text_pair is not None)[1])
         columns = self.predict({task: texts})[task]
         return Dataset.from_dict({"id": list(map(str, range(len(texts[0]))))} | columns)
 
     def find(self, task: str) -> Task:
-        """The task of that name."""
+        """The task of that name.
+
+        Raises:
+            InputError: the model has no such task.
+        """
         if task not in self.tasks:
             raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
         return self.tasks[task]
 
     def answerable(self, columns: Iterable[str], where: str) -> list[str]:
-        """The tasks whose own columns are among those of a frame or file, which messages call `where`."""
+        """The tasks whose own columns are among those of a frame or file; messages call it `where`.
+
+        Raises:
+            InputError: there is no such task.
+        """
         columns = list(columns)
         if names := [name for name, task in self.tasks.items() if {*own_columns(task)} <= {*columns}]:
             return names
@@ -195,7 +211,16 @@ class MultitaskPipeline:
         self, texts: Mapping[str, Texts], taken: Iterable[str], progress: Callable[[float], object] | None = None
     ) -> Columns:
         """Predictions as columns {task}_{column} to add to rows: those of a CSV file, and the others of the tasks'
-        prediction tables. The arguments are those of `predict`; InputError if such a column is taken already."""
+        prediction tables.
+
+        Args:
+            texts: {task: the texts of the rows}.
+            taken: names of the columns that the rows have.
+            progress: see `predict`.
+
+        Raises:
+            InputError: the rows already have a column with one of these names.
+        """
         columns = {}
         for name, found in self.predict(texts, progress).items():
             shown = found | KINDS[self.tasks[name].kind].plain(self.tasks[name], found)
@@ -252,8 +277,15 @@ class MultitaskPipeline:
 
 
 def as_list(rows: Any, pairs: bool = False) -> tuple[bool, list]:
-    """Whether the rows of a call are a single one, as a tuple of two texts is where there are `pairs`, and the rows as
-    a list. What is neither a row nor a sequence of rows is an InputError."""
+    """Whether the rows of a call are a single row, and the rows as a list.
+
+    Args:
+        rows: as in a call.
+        pairs: whether a tuple of two texts is one row.
+
+    Raises:
+        InputError: it is neither a row nor a sequence of rows.
+    """
     is_pair = pairs and isinstance(rows, tuple) and len(rows) == 2
     is_pair = is_pair and all(isinstance(as_given(text), str) for text in rows)
     # A dictionary of columns is no row.
@@ -273,8 +305,15 @@ def own_columns(task: Task) -> list[str]:
 
 
 def find_columns(task: Task, columns: Iterable[str], where: str | None) -> list[str | tuple[str, ...]]:
-    """The columns of a task's texts, one or several for each text: its own, else `text` (and `text_pair`). If neither
-    are there, an InputError names `where`, which has the columns; without `where` the result is []."""
+    """The columns of a task's texts, one or several for each text: its own, else `text` (and `text_pair`).
+
+    Args:
+        columns: those that there are.
+        where: what has them, for the message; None, the result is [] instead of an error.
+
+    Raises:
+        InputError: neither the task's own columns nor these are there.
+    """
     own, columns = own_columns(task), list(columns)
     if {*own} <= {*columns}:
         return [task.text, task.text_pair] if task.text_pair else [task.text]
@@ -288,8 +327,11 @@ def find_columns(task: Task, columns: Iterable[str], where: str | None) -> list[
 
 
 def plain_texts(task: Task, rows: Sequence) -> Texts:
-    """The texts of plain rows, and for a pair task their second texts, a list each; InputError for a row that the task
-    does not take."""
+    """The texts of plain rows, and for a pair task their second texts, a list each.
+
+    Raises:
+        InputError: the task does not take such a row; the message names its number, from 0.
+    """
     texts: Texts = [[] for _ in text_columns(task)]
     for number, row in enumerate(rows):
         if isinstance(row, Mapping):
@@ -314,8 +356,11 @@ def as_given(text: Any) -> Any:
 
 
 def read_column(task: Task, rows: Sequence[Mapping], column: str | tuple[str, ...]) -> list[str]:
-    """The texts of a frame's column, or of several joined, read as those of files are (see `as_text`); InputError, with
-    its row, for a value that is no text."""
+    """The texts of a frame's column, or of several joined, read as those of files are (see `as_text`).
+
+    Raises:
+        InputError: a value is not a text; the message names its row.
+    """
     texts = []
     for number, row in enumerate(rows, start=1):
         texts.append(as_text(task.read_text(read_text(row, column, "rows", number)), "rows", number))

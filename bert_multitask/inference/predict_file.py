@@ -70,8 +70,13 @@ class RowFile:
 
     @classmethod
     def open(cls, pipe: MultitaskPipeline, path: str, names: Sequence[str] | None, size: int) -> "RowFile":
-        """Read a file once, so that every mistake in it is found before anything is predicted: by the tasks of these
-        names or, without them, by all whose columns it has.
+        """Read a file once, so that every mistake in it is found before anything is predicted.
+
+        Args:
+            pipe: the pipeline that has the tasks.
+            path: the file.
+            names: of the tasks to predict; None, all whose columns the file has.
+            size: rows of a part.
 
         Raises:
             InputError: the file cannot be read or has no rows, a task's columns are missing, a text or a label cannot
@@ -122,7 +127,7 @@ class RowFile:
 
 def join_schemas(first: pa.Schema | None, second: pa.Schema, path: str) -> pa.Schema:
     """A schema that the rows of both fit: whole numbers become fractions, and a column without values takes any type.
-    A column of two types is an InputError."""
+    Raises InputError if a column has two types."""
     try:
         return second if first is None else pa.unify_schemas([first, second], promote_options="permissive")
     except ArrowException as error:
@@ -183,8 +188,11 @@ def predict_file(
 
 
 def begin(source: RowFile, pipe: MultitaskPipeline, folder: Path) -> None:
-    """Record in a folder what its parts are made of: the file, the weights and the settings; InputError if it has parts
-    of others."""
+    """Record in a folder what its parts are made of: the file, the weights and the settings.
+
+    Raises:
+        InputError: the folder has parts of another file, model or setting.
+    """
     with open(fetch(source.path, source.form), "rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     settings = {

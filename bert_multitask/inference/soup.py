@@ -31,8 +31,8 @@ def average_weights(runs: Sequence[TrainedRun]) -> MultitaskBertModel:
 
 
 def check_same_start(runs: Sequence[TrainedRun]) -> None:
-    """Raise InputError if the runs' encoders or the meanings of their heads' weights differ, if they started from other
-    checkpoints or seeds, or if a folder does not say from which."""
+    """Raises InputError if the runs' encoders or the meanings of their heads' weights differ, if they started from
+    other checkpoints or seeds, or if a folder does not say from which."""
     first, *others = [describe_start(run) for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
         for field in sorted(first.keys() | other.keys()):

@@ -31,8 +31,12 @@ Try a model of the tasks {tasks}: {model}. The page is made by `bert_multitask`,
 
 
 def space_files(name: str, title: str) -> dict[str, bytes | Path]:
-    """The files of a Space for a run folder or Hub id: the page, its requirements, its card and this package's code; of
-    a folder also the files that would be pushed to the Hub, so that the Space needs no other repository.
+    """The files of a Space: the page, its requirements, its card and this package's code; for a run folder also the
+    files that would be pushed to the Hub, so that the Space needs no other repository.
+
+    Args:
+        name: run folder or Hub id.
+        title: of the Space.
 
     Returns:
         {path in the Space: content, or the file that has it}.
@@ -75,7 +79,11 @@ def write_space(files: Mapping[str, bytes | Path], folder: Path) -> None:
 
 
 def push_space(files: Mapping[str, bytes | Path], repo_id: str) -> str:
-    """Upload the files of `space_files` to a Space that exists, in one commit; returns its address."""
+    """Upload the files of `space_files` to a Space that exists, in one commit; returns its address.
+
+    Raises:
+        InputError: the upload failed, and nothing was committed.
+    """
     try:
         return commit_files(files, repo_id, "Push a demo", repo_type="space")
     except Exception as error:  # the client's errors and its network library's share no base class

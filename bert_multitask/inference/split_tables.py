@@ -211,11 +211,16 @@ def same_tokens(tokens: Mapping[str, Dataset]) -> list[list[str]]:
 
 
 def read_specs(specs: Sequence[str]) -> dict[str, dict]:
-    """Read `--tasks`, names or JSON: {name: the fields given}; InputError for damaged JSON, and for other fields than
-    those of SOURCE."""
+    """Read `--tasks`, names or JSON: {name: the fields given}.
+
+    Raises:
+        InputError: a value is damaged JSON, or has other fields than those of SOURCE.
+    """
     given = {}
     for spec in specs:
-        fields = parse_json("--tasks", spec) if spec.startswith("{") else {"name": spec}
+        fields = {"name": spec}
+        if spec.startswith("{"):
+            fields = parse_json("--tasks", spec, 'JSON such as {"name": "nli", "files": {…}}')
         if other := sorted(set(fields) - {"name", *SOURCE}):
             raise InputError(
                 f"--tasks: {other[0]!r} of {fields.get('name')!r} is the run's own; give only {', '.join(SOURCE)}"
@@ -226,7 +231,12 @@ def read_specs(specs: Sequence[str]) -> dict[str, dict]:
 
 def read_places(name: str, within: Sequence[str] = ()) -> dict[str, Place]:
     """{task: where its rows are}, as `run.json` says of a run, or of the first member of an ensemble that has the task;
-    {} where there is neither. `within` are the ensembles whose member it is."""
+    {} if it is neither.
+
+    Args:
+        name: of a run or an ensemble.
+        within: the ensembles whose member it is.
+    """
     if (record := read_run(name)) is not None:
         path = Path(resolve_folder(name), "run.json")
         return {task.name: Place(task, record["data_dir"], path) for task in load_tasks(record["tasks"]).values()}
@@ -238,7 +248,7 @@ def read_places(name: str, within: Sequence[str] = ()) -> dict[str, Place]:
 
 
 def read_ensemble(name: str) -> dict | None:
-    """The `ensemble.json` of a folder; None without one, and InputError if it is damaged."""
+    """The `ensemble.json` of a folder; None without one. Raises InputError if it is damaged."""
     path = Path(resolve_folder(name), "ensemble.json")
     try:
         return dict(json.loads(path.read_bytes())) if path.is_file() else None
@@ -255,7 +265,12 @@ def is_run(name: str) -> bool:
 def score_tables(
     tasks: Mapping[str, Task], tables: Mapping[str, Dataset], labels: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """The scores of {name: prediction table}, by the keys of `score_keys`; `labels` (N,) are of the tasks to score."""
+    """The scores of the tasks that have labels, by the keys of `score_keys`.
+
+    Args:
+        tables: {name: prediction table}.
+        labels: {name: labels (N,) of the table's rows} of the tasks to score.
+    """
     scored = {name: tasks[name] for name in tables if name in labels}
     scores = {
         name: score_decisions(task, read_decisions(task, tables[name]), labels[name]) for name, task in scored.items()
@@ -267,8 +282,13 @@ def score_tables(
 def describe_scores(
     scores: Mapping[str, Mapping[str, float]], tasks: Mapping[str, Task], title: str = "dev score"
 ) -> str:
-    """The scores of several predictions, {name: its `score_tables`}, all of the same tasks, as a table: a line each
-    below the title."""
+    """The scores of several predictions as a table, a line each.
+
+    Args:
+        scores: {what predicted: its `score_tables`}, all of the same tasks.
+        tasks: {name: task}.
+        title: of the first column.
+    """
     frame = pd.DataFrame.from_dict(scores, orient="index")
     keys = {key: name for name, key in score_keys(tasks).items() if key in frame}
     frame = frame[list(keys)].rename(columns=keys).rename_axis(columns=title)

@@ -32,13 +32,13 @@ class MultitaskBertConfig(BertConfig):
     saved multitask model is also a checkpoint that a stock `transformers.BertModel` reads.
 
     Attributes:
-        tasks: the fields of each `Task`, as plain data, one dictionary a task. None, the default, is an encoder
-            without heads.
+        tasks: the fields of each `Task`, as plain data, one dictionary a task. None, the default: an encoder without
+            heads.
         pair_encoding: "joint", a pair's texts as one sequence (TPE, section 4.3), or "separate", each on its own
-            (section 4.1); of the tasks that do not say it themselves.
-        pooling: what embeds a sequence: "cls", the last hidden state of [CLS] (section 4.1); "pooler", BERT's
-            pre-trained tanh(linear([CLS])); "mean", over the tokens that are not padding (section 7); of the tasks that
-            do not say it themselves.
+            (section 4.1); a task may have its own value.
+        pooling: how a sequence becomes one vector: "cls", the last hidden state of [CLS] (section 4.1); "pooler",
+            BERT's pre-trained tanh(linear([CLS])); "mean", over the tokens that are not padding (section 7). A task may
+            have its own value.
     """
 
     tasks: list | None = None  # a list, because JSON configurations sort the keys of dictionaries
@@ -52,8 +52,12 @@ class MultitaskBertConfig(BertConfig):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> "MultitaskBertConfig | MultitaskConfig":
-        """Read a configuration from a folder, a Hub id or a `package:` name (see `resolve_folder`); that of an encoder
-        that is no BERT becomes a `MultitaskConfig`. Raises InputError as `stored_fields` does."""
+        """Read a configuration from a folder, a Hub id or a `package:` name (see `resolve_folder`). That of an encoder
+        other than BERT becomes a `MultitaskConfig`.
+
+        Raises:
+            InputError: there is no such configuration, or it cannot be read (see `stored_fields`).
+        """
         model_type = cls.stored_fields(pretrained_model_name_or_path, **kwargs)["model_type"]
         folder_or_id = resolve_checkpoint(pretrained_model_name_or_path)
         if model_type not in OWN_TYPES:
@@ -196,8 +200,12 @@ class MultitaskConfig(PreTrainedConfig):
 
     @classmethod
     def around(cls, folder_or_id: str, **kwargs: Any) -> "MultitaskConfig":
-        """The configuration of a new model with a stock checkpoint's encoder, a bidirectional one of texts; the
-        arguments are those of `from_pretrained`, ours and the encoder's."""
+        """The configuration of a new model with a stock checkpoint's encoder. The arguments are those of
+        `from_pretrained`, ours and the encoder's.
+
+        Raises:
+            InputError: the checkpoint is not a bidirectional encoder of texts.
+        """
         asked = kwargs.pop("return_unused_kwargs", False)
         ours = {name: kwargs.pop(name) for name in ("tasks", "pair_encoding", "pooling") if name in kwargs}
         encoder, unused = AutoConfig.from_pretrained(
@@ -257,7 +265,11 @@ def resolve_folder(name: str | os.PathLike) -> str:
     """Turn `package:NAME/PATH` into the folder PATH inside the installed top-level Python package NAME.
 
     Any other name (a folder or a Hub id) is returned as it is, with `~` expanded. The package is located without
-    importing anything. A PATH that leaves it is refused.
+    importing anything.
+
+    Raises:
+        InputError: NAME is not the name of a top-level package, the package is not installed or has no folder PATH, or
+            PATH leaves it.
     """
     name = os.path.expanduser(os.fspath(name))
     if not name.startswith("package:"):
@@ -279,7 +291,11 @@ def resolve_folder(name: str | os.PathLike) -> str:
 
 
 def resolve_checkpoint(name: str | os.PathLike) -> str:
-    """`resolve_folder` of a checkpoint, which must exist where the name can only be a folder's."""
+    """`resolve_folder` of a checkpoint, which must exist where the name can only be a folder's.
+
+    Raises:
+        InputError: there is no such folder; or as `resolve_folder`.
+    """
     folder_or_id = resolve_folder(name)
     if folder_or_id.startswith(("/", ".")) and not os.path.exists(folder_or_id):  # no Hub id begins so
         raise InputError(f"{name}: no such folder")

@@ -21,7 +21,7 @@ def settle_fields(spec: Any, where: str) -> None:
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         if not fits(value, hint):
-            raise InputError(f"{where}: {name} is {value!r}; expected {describe(hint)}")
+            raise InputError(f"{where}: {name} is {getattr(spec, name)!r}; expected {describe(hint)}")
         object.__setattr__(spec, name, value)
 
 
@@ -36,14 +36,18 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def read_fields(cls: type, fields: dict, where: str) -> Any:
-    """Make a dataclass of its fields as YAML writes them. Unknown fields and missing ones are refused."""
+    """Make a dataclass of its fields as YAML writes them.
+
+    Raises:
+        InputError: a field is unknown, or one without a default is missing.
+    """
     known = {field.name: field for field in dataclasses.fields(cls)}
     names = ", ".join(sorted(known))
     if unknown := sorted(str(name) for name in fields if name not in known):
         raise InputError(f"{where}: unknown field {unknown[0]!r}; its fields are {names}")
     for name, field in known.items():
         if name not in fields and field.default is field.default_factory is dataclasses.MISSING:
-            raise InputError(f"{where}: has no field {name!r}; its fields are {names}")
+            raise InputError(f"{where}: {name} is missing; its fields are {names}")
     return cls(**fields)
 
 
@@ -85,4 +89,4 @@ def describe(hint: Any) -> str:
         return f"{{name: {describe(arguments[1])}, …}}"
     if get_origin(hint) is tuple:
         return "[" + ", ".join("…" if argument is ... else describe(argument) for argument in arguments) + "]"
-    return words.get(hint, f"the fields of a {hint.__name__}")
+    return words[hint] if hint in words else f"{{{dataclasses.fields(hint)[0].name}: value, …}}"

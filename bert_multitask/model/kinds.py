@@ -76,20 +76,27 @@ class Kind:
     # What a task says.
 
     def check_task(self, task: "Task", where: str) -> None:
-        """Refuse fields of a task that do not fit its kind."""
-        names, a_task = task.label_names or (), f"a {task.kind} task"
+        """Check that the fields of a task fit its kind.
+
+        Raises:
+            InputError: one does not; the message names it.
+        """
+        names, a_task = task.label_names or (), f"a task of kind {task.kind!r}"
+        unweighted = "has no classes" if self.classes is None else "gives all labels the same weight"
+        # Field -> whether a task may have it, and why not.
         allowed = {
-            "label_names": self.classes is not None,
-            "score_range": self.classes is None,
-            "class_weights": self.weighted,
-            "label_smoothing": self.weighted,
-            "distill_from": self.soft is not None,
-            "prediction_column": not self.nested,  # the course's form holds one value a row
-            "text_pair": not self.words,
+            "label_names": (self.classes is not None, "has no label_names; it may have score_range: [lowest, highest]"),
+            "score_range": (self.classes is None, "has label_names, not scores"),
+            "class_weights": (self.weighted, unweighted),
+            "label_smoothing": (self.weighted, unweighted),
+            "distill_from": (self.soft is not None, "cannot learn from a teacher"),
+            "prediction_column": (not self.nested, "has lists, and the course's form holds one value a row"),
+            "text_pair": (not self.words, "tags the words of one text"),
         }
-        for field, fits in allowed.items():
+        for field, (fits, why) in allowed.items():
             if not fits and (value := getattr(task, field)) not in (None, 0):
-                raise InputError(f"{where}: {field} is {value!r}; {a_task} has no {field}, so leave it out")
+                shown = list(value) if isinstance(value, tuple) else value
+                raise InputError(f"{where}: {field} is {shown!r}; {a_task} {why}; leave {field} out")
         if task.ordered and not (self.orderable and len(names) > 2):
             raise InputError(
                 f"{where}: ordered is of a task with one of three or more label_names a row, from the lowest to the "
@@ -107,8 +114,11 @@ class Kind:
     # Texts and labels.
 
     def align(self, label: Any, text: str, where: str) -> Any:
-        """The label of a row, completed by what its text says. It refuses a label that does not fit the text; `where`
-        names the row in messages."""
+        """The label of a row, completed by what its text says; `where` names the row in messages.
+
+        Raises:
+            InputError: the label does not fit the text.
+        """
         return label
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> Any:
@@ -126,8 +136,11 @@ class Kind:
         return [raw]
 
     def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
-        """The names that labels have, sorted, in the order of classes. Names whose order cannot be seen are refused;
-        `where` says whose they are."""
+        """The names that labels have, sorted, in the order of classes; `where` says whose they are.
+
+        Raises:
+            InputError: the order cannot be seen from the names.
+        """
         return names
 
     def number(self, task: "Task", value: float) -> float | None:
@@ -248,7 +261,10 @@ class Kind:
 
         Args:
             members: their predictions of the same rows, as `arrays` gives them.
-            vote: "mode" or "soft"; the latter is refused where a member has no probabilities.
+            vote: "mode" or "soft".
+
+        Raises:
+            InputError: a soft vote, and a member has no probabilities.
         """
         raise NotImplementedError
 
@@ -567,8 +583,8 @@ class Multilabel(Kind):
         super().check_task(task, where)
         if divided := [name for name in task.label_names or () if SEPARATOR in name]:
             raise InputError(
-                f"{where}: label_names has {divided[0]!r}; {SEPARATOR} separates the names in a field, so a name of a "
-                f"{task.kind} task cannot have it"
+                f"{where}: label_names has {divided[0]!r}; {SEPARATOR} separates the names in a field, so no name "
+                "can have it"
             )
 
     def parts(self, raw: object) -> Sequence:
@@ -721,7 +737,8 @@ class TokenClassification(Classification):
     problem_type = None
 
     def check_task(self, task: "Task", where: str) -> None:
-        """Refuse what would make two tags of a word, and entities by tags that mark none."""
+        """Raises InputError also if label names have white space, or if entities are to be scored by tags that mark
+        none."""
         super().check_task(task, where)
         names = task.label_names or ()
         if spaced := [name for name in names if len(name.split()) != 1]:
@@ -810,7 +827,11 @@ class TokenClassification(Classification):
         return {"label": [self.name_tags(task, tags) for tags in columns["label"]]}
 
     def arrays(self, task: "Task", columns: Mapping[str, list]) -> dict[str, np.ndarray]:
-        """`label` (N, W), `probabilities` (N, W, C) and `words` (N,). Both columns need as many values a row."""
+        """`label` (N, W), `probabilities` (N, W, C) and `words` (N,).
+
+        Raises:
+            InputError: a row does not have as many probabilities as tags.
+        """
         words = np.array([len(tags) for tags in columns["label"]], np.int64)
         for name, rows in columns.items():
             if wrong := [number for number, row in enumerate(rows) if len(row) != words[number]]:
@@ -889,8 +910,11 @@ ALIASES = {"similarity": "regression"}
 
 def choices(task: "Task", field: str, table: Mapping[str, object]) -> list[str]:
     """The keys of a table that fit a task: those that its kind names, the default first, and entries added from outside
-    the package whose attribute `kinds` has the kind, or that have no such attribute. The field is "head", "loss",
-    "divergence" or "metric".
+    the package whose attribute `kinds` has the kind, or that have no such attribute.
+
+    Args:
+        field: "head", "loss", "divergence" or "metric".
+        table: HEADS, LOSSES, DIVERGENCES or METRICS.
     """
     named = named_keys(KINDS[task.kind], field)
     taken = {key for kind in KINDS.values() for pair in named_keys(kind, field).items() for key in pair}
@@ -909,11 +933,15 @@ def named_keys(kind: Kind, field: str) -> Mapping[str, str]:
 
 
 def find_entry(task: "Task", field: str, table: Mapping[str, Any]) -> Any:
-    """The entry of a table that a field of a task names; one that is not among its `choices` is refused."""
+    """The entry of a table that a field of a task names.
+
+    Raises:
+        InputError: there is none, or it does not fit the task (see `choices`).
+    """
     key, fitting = getattr(task, field), choices(task, field, table)
     if key not in fitting:
         raise InputError(
-            f"task {task.name!r}: {field} is {key!r}; choose one of {', '.join(fitting)} for a {task.kind} task"
+            f"task {task.name!r}: {field} is {key!r}; choose one of {', '.join(fitting)} for kind {task.kind!r}"
         )
     return table[named_keys(KINDS[task.kind], field).get(key, key)]
 
@@ -924,7 +952,11 @@ def mean(values: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def mean_probabilities(task: "Task", members: Sequence[Mapping[str, np.ndarray]], vote: str) -> dict[str, np.ndarray]:
-    """The mean of the members' `probabilities`; nothing where one has none, which a soft vote refuses."""
+    """The mean of the members' `probabilities`; nothing if a member has none.
+
+    Raises:
+        InputError: a soft vote, and a member has none.
+    """
     if all("probabilities" in member for member in members):
         return {"probabilities": mean([member["probabilities"] for member in members])}
     if vote == "soft":

@@ -57,13 +57,14 @@ class HubSource:
 
     Args:
         path: dataset id on the Hub.
-        name: its configuration, where it has several.
+        name: configuration of a dataset that has several.
         revision: branch, tag or commit of the dataset; None is its main branch.
-        text: its column of texts, or several (see `Task`).
-        text_pair: the same of second texts; None where a row has one text.
-        label: its column of labels.
+        text: column of texts, or several (see `Task`).
+        text_pair: the same of second texts; None if a row has one text.
+        label: column of labels.
         splits: {our split: its split, or a slice of one such as "train[:80%]"}.
-        label_names: what its labels are called, in the order of the task's label_names; by default as those.
+        label_names: the dataset's own names of the labels, in the order of the task's label_names; by default the same
+            names.
     """
 
     path: str
@@ -84,8 +85,7 @@ class HubSource:
 
     def as_task(self, task: "Task") -> "Task":
         """The task with this dataset's columns as its own; its ids are found in the dataset."""
-        pair = task.text_pair and self.text_pair
-        return replace(task, text=self.text, text_pair=pair, label=self.label, id=None)
+        return replace(task, text=self.text, text_pair=self.text_pair, label=self.label, id=None)
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,15 @@ class ExtraRows:
     """More training rows of a task, from a file or a Hub dataset.
 
     Args:
-        file: as one of the task's `files`.
-        hub: a dataset, whose train split is taken.
-        text: the file's column of texts; by default as in the task's own.
+        file: a file, as in the task's `files`.
+        hub: a dataset whose train split is taken.
+        text: the file's column of texts; by default the task's own.
         text_pair: the same of second texts.
         label: the same of labels.
         quoting: how the file quotes; by default as the task's own.
-        max_samples: take at most so many rows, drawn at random, in every run the same; None, all.
-        drop_shared: leave out rows whose texts are those of a dev or test row, but for case, punctuation and the order
-            of a pair; False, a warning counts them.
+        max_samples: take at most so many rows, drawn at random, the same in every run; None, all.
+        drop_shared: leave out rows with the texts of a dev or test row; case, punctuation and the order of a pair do
+            not count. If False, a warning counts them.
     """
 
     file: str | None = None
@@ -118,6 +118,8 @@ class ExtraRows:
         check_text_columns(self, "extra_train")
         if (self.file is None) == (self.hub is None):
             raise InputError("extra_train: a source has a file or a hub, and not both")
+        if own := [key for key in ("text", "text_pair", "label", "quoting") if self.hub and getattr(self, key)]:
+            raise InputError(f"extra_train: {own[0]} is of a file; the columns of a Hub dataset are fields of hub")
         if self.max_samples is not None and self.max_samples < 1:
             raise InputError(f"extra_train: max_samples is {self.max_samples}; expected a whole number of at least 1")
         if self.hub and "train" not in self.hub.splits:
@@ -137,61 +139,65 @@ class Task:
     """One task: its rows, its head, its loss and how it is scored. Everything is plain data, so YAML can hold it.
 
     Args:
-        name: what it is called in flags, logs and files; a Python identifier that is not RESERVED.
+        name: name of the task in flags, logs and files; a Python identifier that is not RESERVED.
         kind: "classification" (one of several labels), "binary" (yes or no), "regression" (a score; "similarity" is
             another name for it), "multilabel" (any number of labels), "token_classification" (a tag for each word), or
             another key of `kinds.KINDS`.
-        text: the column of texts in its files. Of several columns, in the order given, a text has a line
-            `column: value` for each that is not empty.
-        text_pair: the same of second texts; None, one text a row.
+        text: column of texts in its files. A list of columns is joined into one text, one line `column: value` for each
+            that is not empty.
+        text_pair: the same of second texts; None if a row has one text.
         label: the column of labels.
-        label_names: what the labels 0, 1, … mean; for all kinds but regression. No two may be the same label: case
-            and white space around them do not count, and "1.0" is "1". None, they are read from the training rows
-            before there is a model (see `data.rows.with_label_names`).
-        ordered: whether label_names go from the lowest to the highest, as grades do, so that a prediction can be nearly
-            right; reports then say how far off it is. For classification into three or more.
-        score_range: lowest and highest score, for regression; None, any finite number is a score.
-        pair_encoding: "joint" or "separate"; None, as the model's (see `MultitaskBertConfig`). For a pair of texts.
-        pooling: "cls", "pooler" or "mean"; None, as the model's.
-        head: key of `heads.HEADS`; by default the first of the kind's that fits.
+        label_names: what the labels 0, 1, … mean; for all kinds but regression. No two may be the same label: case and
+            white space around them do not count, and "1.0" is "1". If None, they are read from the training rows before
+            the model is built (see `data.rows.with_label_names`).
+        ordered: whether label_names go from the lowest to the highest, as grades do; reports then say how far off
+            predictions are. For classification with three or more labels.
+        score_range: lowest and highest score, for regression; None, a score is any finite number.
+        pair_encoding: "joint" or "separate", for a pair of texts; None, as the model's (see `MultitaskBertConfig`).
+        pooling: "cls", "pooler" or "mean"; None, as the model's (see `MultitaskBertConfig`).
+        head: key of `heads.HEADS`; by default the first of the kind's heads that fits.
         loss: key of `losses.LOSSES`; by default the kind's.
-        divergence: key of `losses.DIVERGENCES`, by which SMART compares two predictions; by default the kind's.
+        divergence: key of `losses.DIVERGENCES`, with which SMART and R-Drop compare two predictions; by default the
+            kind's.
         metric: key of `metrics.METRICS`; by default the kind's.
-        class_weights: {label name: weight above 0} of every class: a row's loss counts as much as its label's weight,
-            and the weighted losses are divided by the sum of the weights, as in `torch.nn.CrossEntropyLoss(weight=…)`.
-            "balanced": `MultitaskTrainer` makes them rows / (classes * rows of the class), of the rows it trains on.
-            None, all classes count alike. For classification and binary.
+        class_weights: {label name: weight above 0} of every class, for classification and binary. A row's loss is
+            multiplied by its label's weight, and the sum is divided by the sum of the weights, as in
+            `torch.nn.CrossEntropyLoss(weight=…)`. "balanced": `MultitaskTrainer` computes rows / (classes * rows of the
+            class) from the rows it trains on. None, all classes have weight 1.
         label_smoothing: share of a label that the loss spreads evenly over all classes, in [0, 1), as in
             `torch.nn.CrossEntropyLoss(label_smoothing=…)`; for classification and binary.
-        group: the group that it belongs to: tasks of the same rows that a step trains together, by one pass of the
+        group: name of the task's group: tasks of the same rows that a step trains together, with one pass of the
             encoder (see `open_group`). None, it is trained alone.
         epochs: how often training sees each row (paper, section 4.2.2).
         max_train_samples: train on at most so many rows, drawn at random; None, on all.
-        dropout: probability of dropping a component of the sentence embedding before the head (section 4.1).
-        loss_weight: factor of all that the task adds to a step's gradient, its regularisers too; above 0.
-        truncation: what is kept of a text that is too long: "head", its beginning; "tail", its end; "head_tail", both
-            (see `tokens.kept_tokens`).
-        word_by_word: whether a text is tokenised word by word, as white space sets them apart, and may be a list of
-            words. So it always is where each word has a label; the other tasks of such a group say it.
+        dropout: dropout probability of the sentence embedding before the head, in [0, 1) (section 4.1).
+        loss_weight: factor of the task's loss and its regularisers in training; above 0.
+        truncation: which part of a text that is too long is kept: "head", its beginning; "tail", its end; "head_tail",
+            both (see `tokens.kept_tokens`).
+        word_by_word: whether texts are split at white space and tokenised word by word; a text may then be a list of
+            words. Always on for token_classification; set it for other tasks of the same group.
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
-        bregman_weight: factor of SMART's other half, the Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
-        rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021; half of
-            its α where the divergence is a symmetric KL, which is halved there); 0 is off.
+        bregman_weight: factor of SMART's Bregman proximal term (Jiang et al., 2020, μ); 0 is off.
+        rdrop_weight: factor of the divergence of two passes with different dropout (R-Drop, Liang et al., 2021); 0 is
+            off. It is half of the paper's α, except for kinds whose divergence is not a symmetric KL.
         distill_from: folder with a teacher's prediction table of the training rows, `{name}-train.parquet`, to learn
-            from beside the labels; None, from the labels alone.
+            from besides the labels; None, only the labels are used.
         distill_weight: share of the teacher's predictions in the loss, in (0, 1]; the labels have the rest.
-        distill_temperature: T by which the teacher's and the model's logits are divided, for probabilities.
-        id: the column of ids, in files and in memory; None, `id`, where there is one.
-        files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths; a table with a header
-            (tabs or commas), .jsonl, .parquet, or .conll, whose columns are called "0", "1", … and "-1", the last.
-        dev_share: the share of the training rows that are the dev split, above 0 and up to 1/2, where files or hub have
-            none. The same rows whatever the seed (see `data.dev_share`).
+        distill_temperature: the teacher's and the model's logits are divided by it before they become probabilities;
+            above 0.
+        id: column of ids, in files and in memory; None, `id`, if there is one.
+        files: {"train": file, "dev": …, "test": …}, in a data folder or with absolute paths: a table with a header
+            (tabs or commas), .jsonl, .parquet or .conll. The columns of .conll are called "0", "1", …; "-1" is the
+            last.
+        dev_share: share of the training rows that become the dev split, above 0 and up to 0.5, if files or hub have no
+            dev split. The seed does not change which rows these are (see `data.dev_share`).
         quoting: how tables quote: "standard", a field that begins with a double quote is quoted whole, with inner
             quotes doubled; "none", quotes are plain characters, as in GLUE's own files.
-        hub: the same rows on the Hub.
+        hub: where the same rows are on the Hub.
         extra_train: more training rows, from other sources.
-        course_rows: {split: rows} of the course's own files (the paper's section 5.1), said where a run has others.
-        prediction_column: header of the predictions in the course's file form; by default they are written as a plain
+        course_rows: {split: number of rows} of the course's own files (section 5.1), printed if a run's row counts
+            differ.
+        prediction_column: header of the predictions in the course's file form; without it they are written as a plain
             table with the labels' names.
     """
 
@@ -259,7 +265,7 @@ class Task:
         object.__setattr__(self, "class_weights", check_class_weights(self))
 
     def check_labels(self, where: str) -> None:
-        """Refuse labels that do not fit the kind of task or those of the Hub dataset."""
+        """Raises InputError if the labels do not fit the kind of task or those of the Hub dataset."""
         if self.score_range is not None:
             object.__setattr__(self, "score_range", tuple(map(float, self.score_range)))
         KINDS[self.kind].check_task(self, where)
@@ -271,12 +277,30 @@ class Task:
             )
 
     def check_columns(self, where: str) -> None:
-        """Refuse columns of texts that do not fit the task."""
+        """Raises InputError if the columns of texts do not fit the task."""
         check_text_columns(self, where)
         if self.by_words and not isinstance(self.text, str):
             raise InputError(f"{where}: text is {list(self.text)}; a task that reads words reads those of one column")
         if self.word_by_word and self.text_pair is not None:
             raise InputError(f"{where}: word_by_word is for one text a row, not for a text_pair")
+        self.check_pairs(where)
+
+    def check_pairs(self, where: str) -> None:
+        """Refuse a source of pairs for a task of single texts, and the reverse."""
+        extra = [("extra_train: hub", one.hub) if one.hub else ("extra_train", one) for one in self.extra_train or ()]
+        for place, source in [("hub", self.hub), *extra]:
+            theirs = getattr(source, "text_pair", None)
+            if theirs is not None and self.text_pair is None:
+                shown = theirs if isinstance(theirs, str) else list(theirs)
+                raise InputError(
+                    f"{where}: {place} has text_pair {shown!r} but the task has none; add text_pair: {shown} to the "
+                    f"task, or leave it out of {place}"
+                )
+            if isinstance(source, HubSource) and theirs is None and self.text_pair is not None:
+                raise InputError(
+                    f"{where}: the task has a text_pair but {place} has none; add text_pair, the dataset's column of "
+                    f"second texts, to {place}"
+                )
 
     @property
     def loss_options(self) -> dict:
@@ -300,7 +324,11 @@ class Task:
 
     def balance(self, labels: Iterable[int]) -> "Task":
         """This task with numbers for "balanced" class weights (scikit-learn's formula) by the classes of its training
-        rows, where -100 is not counted; as it is if it has others. A class without a row is refused."""
+        rows, where -100 is not counted; as it is if it has others.
+
+        Raises:
+            InputError: a class has no row.
+        """
         if self.class_weights != "balanced":
             return self
         counts = Counter(labels)
@@ -333,23 +361,34 @@ class Task:
         return self.label_names is None and KINDS[self.kind].classes is not None
 
     def check_named(self) -> None:
-        """Refuse a task whose label names are not known yet."""
+        """Check that the task has its label names.
+
+        Raises:
+            InputError: they are not known yet; the message says what to do.
+        """
         if self.is_open:
             raise InputError(
-                f"task {self.name!r}: a {self.kind} task needs label_names here; give them, or read them from the "
-                "training rows with bert_multitask.with_label_names"
+                f"task {self.name!r}: a task of kind {self.kind!r} needs label_names here; give them, or read them "
+                "from the training rows with bert_multitask.with_label_names"
             )
 
     def to_config(self) -> dict:
-        """The fields a model needs, as plain data for `config.json`: all but where the rows come from. The label names
-        must be known."""
+        """The fields a model needs, as plain data for `config.json`: all but where the rows come from.
+
+        Raises:
+            InputError: the label names are not known yet.
+        """
         self.check_named()
         fields = {key: value for key, value in vars(self).items() if key not in ROW_SOURCE}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
 
 def check_class_weights(task: Task) -> dict | str | None:
-    """A task's class weights in the order of its label names; each has to have one, a number above 0."""
+    """A task's class weights in the order of its label names.
+
+    Raises:
+        InputError: a class is unknown or has no weight, or a weight is not a number above 0.
+    """
     weights, where = task.class_weights, f"task {task.name!r}: class_weights"
     if weights in (None, "balanced") or task.is_open:
         return weights
@@ -368,14 +407,18 @@ def check_class_weights(task: Task) -> dict | str | None:
 
 
 def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
-    """Make a task of a preset's name, of a dictionary of `Task` fields (from YAML or a checkpoint), or of itself. If
-    `named`, it must have label names, where its kind has any.
+    """Make a task from a preset's name or from a dictionary of `Task` fields (from YAML or a checkpoint); a task is
+    returned as it is.
 
-    A dictionary with the key "preset" has that preset's fields but for those that it gives: `{"preset": "sts",
+    A dictionary with the key "preset" starts from that preset and overrides the fields given: `{"preset": "sts",
     "pooling": "mean"}`.
 
+    Args:
+        spec: name, fields or task.
+        named: whether a task without label names is an error, if its kind needs some.
+
     Raises:
-        InputError: the name is no preset, or a field is unknown, missing or out of range.
+        InputError: the name is not a preset's, a field is unknown, missing or out of range, or label names are missing.
     """
     if isinstance(spec, str):
         if spec not in TASKS:
@@ -387,7 +430,12 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
             spec = preset | {key: value for key, value in spec.items() if key != "preset"}
         if "labels" in spec:
             raise InputError(f"group {spec.get('name')!r} is several tasks; expected one")
-        spec = read_fields(Task, spec, f"task {spec.get('name', spec)!r}")
+        if "name" not in spec:
+            raise InputError(f"a task in tasks has no name: {spec}; tasks is a list, each with its fields")
+        where = f"task {spec['name']!r}"
+        if "kind" not in spec:
+            raise InputError(f"{where}: kind is missing; choose one of {', '.join(KINDS)}")
+        spec = read_fields(Task, spec, where)
     if not isinstance(spec, Task):
         raise InputError(f"a task is {spec!r}; expected a name or the fields of a Task")
     if named:
@@ -396,8 +444,12 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
 
 
 def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> dict[str, Task]:
-    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`). Two that would share
-    files or scores are refused."""
+    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`).
+
+    Raises:
+        InputError: as `load_task`; or two tasks would have the same name, files (some file systems ignore case) or
+            scores, or do not fit into one group.
+    """
     if not isinstance(specs, Iterable) or isinstance(specs, (str, Mapping)):
         raise InputError(f"tasks is {specs!r}; expected a list of tasks")
     tasks: dict[str, Task] = {}
@@ -421,7 +473,11 @@ def open_group(spec: "str | dict | Task") -> "list[str | dict | Task]":
             {"name": "stars", "kind": "classification", "label": "stars"},
             {"name": "people", "kind": "token_classification", "label": "tags"}]}
 
-    A task has the fields of the group but for those that it gives itself. A field that belongs to a label is refused.
+    A task has the fields of the group, unless it gives them itself.
+
+    Raises:
+        InputError: the group has no name, its labels are not a list of fields, or it has a field that belongs to a
+            label.
     """
     if not isinstance(spec, dict) or "labels" not in spec:
         return [spec]
@@ -453,7 +509,11 @@ def units(tasks: Iterable[Task]) -> dict[str, list[str]]:
 
 
 def check_groups(tasks: Mapping[str, Task]) -> None:
-    """Refuse a group that has the name of a task, or whose tasks are not of the same rows."""
+    """Check that each group has a name of its own, and tasks of the same rows.
+
+    Raises:
+        InputError: names the group or the tasks, and the field in which they differ.
+    """
     for group, (first, *others) in units(task for task in tasks.values() if task.group).items():
         if other := next((name for name in tasks if same_file_name(name) == same_file_name(group)), None):
             raise InputError(f"group {group!r} and task {other!r} share a name; rename one")
@@ -480,7 +540,11 @@ def same_file_name(name: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """Refuse a task's name that no parameter, file or log entry can have, or that another one has already."""
+    """Check that a task's or group's name can name parameters, files and log entries.
+
+    Raises:
+        InputError: it is not a Python identifier, or is reserved.
+    """
     if not name.isidentifier():
         raise InputError(f"task {name!r}: name must be a Python identifier, because it names files and parameters")
     if name in RESERVED or name.startswith("eval_"):
@@ -488,7 +552,8 @@ def check_name(name: str) -> None:
 
 
 def check_splits(splits: dict[str, str], where: str, dev_share: float | None = None) -> None:
-    """Refuse splits without train and dev, or with others than test beside them. `dev_share` makes the dev split."""
+    """Raises InputError unless the splits are train, dev and perhaps test; with `dev_share`, which makes the dev split,
+    train and perhaps test."""
     needed = {"train", "dev"} if dev_share is None else {"train"}
     if not needed <= splits.keys() <= needed | {"test"}:
         expected = "train, dev and perhaps test; without dev rows give the task dev_share: 0.1"
@@ -503,7 +568,7 @@ def text_parts(columns: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def check_text_columns(spec: Task | HubSource | ExtraRows, where: str) -> None:
-    """Refuse a list of columns of texts that is empty, or names a column twice."""
+    """Raises InputError if a list of columns of texts is empty, or names a column twice."""
     for field in ("text", "text_pair"):
         columns = getattr(spec, field)
         if isinstance(columns, tuple) and len(set(columns)) < max(1, len(columns)):

@@ -85,8 +85,15 @@ class LabelledPredictions:
 
 
 def label_predictions(table: Predictions, rows: Dataset) -> LabelledPredictions:
-    """A prediction table, perhaps without probabilities, beside the labels of the split's clean rows; those without a
-    label are left out. InputError if the table is of other rows, or has them in another order."""
+    """A prediction table beside the labels of its rows; rows without a label are left out.
+
+    Args:
+        table: of a task; its probabilities may be missing.
+        rows: clean rows of the split, in the table's order.
+
+    Raises:
+        InputError: the table is of other rows, or has them in another order.
+    """
     check_alike([Predictions(table.task, rows, rows.info.description), table])
     labels = np.array(even_labels(rows["label"][:]))
     columns = read_columns(table.task, table.table)

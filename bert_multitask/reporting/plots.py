@@ -94,8 +94,11 @@ def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Fi
 
 @rc_context(STYLE)
 def score_intervals(scores: Mapping[str, tuple[str, float, float | None, float | None]]) -> Figure:
-    """{task: (metric, score, lower and upper bound or None)} for a model card, with 95 % intervals: a panel for each
-    metric."""
+    """Scores with their 95 % intervals, for a model card: a panel for each metric.
+
+    Args:
+        scores: {task: (metric, score, lower and upper bound or None)}.
+    """
     metrics = list(dict.fromkeys(metric for metric, *_ in scores.values()))
     counts = [sum(metric == found for found, *_ in scores.values()) for metric in metrics]
     figure = Figure(figsize=(WIDTH, 0.4 * len(scores) + 0.75 * len(metrics)))
@@ -138,8 +141,12 @@ def fold(title: str, width: float = WIDTH / 2) -> str:
 
 @rc_context(STYLE)
 def compared_curves(histories: Mapping[str, Sequence[Mapping]], tasks: Mapping[str, Task]) -> Figure:
-    """Dev loss and metric of two runs, {name: the entries of its `history.jsonl`}, over the steps: a row of panels for
-    each task that both have, and the overall score last."""
+    """Dev loss and metric of two runs over the steps: a row of panels for each task, and the overall score last.
+
+    Args:
+        histories: {name of the run: the entries of its `history.jsonl`}.
+        tasks: {name: task} of the tasks that both have.
+    """
     figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1) + 0.3))
     axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
 

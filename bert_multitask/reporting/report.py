@@ -32,11 +32,11 @@ def write_report(
     """Write report.html, and report.md with its PNGs, into a folder.
 
     Args:
-        path: a run folder, a Hub id, a folder of prediction files (an ensemble's, for example), or one such file. A
-            run without predictions of the split predicts them now.
+        path: a run folder, a Hub id, a folder of prediction files (an ensemble's, for example), or one such file. For a
+            run without predictions of the split, they are made now.
         output_dir: the folder to write.
         other: another run, folder or file, to compare with on the same rows.
-        data_dir: where the rows are, as for training; by default where the runs among the two have theirs.
+        data_dir: the rows' folder, as for training; by default the data folders recorded in the runs.
         tasks: names of the tasks to report, or JSON of a task with its name and its files; by default all.
         split: "dev" or "test".
 

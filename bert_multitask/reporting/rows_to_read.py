@@ -84,6 +84,10 @@ def beginning(text: str) -> str:
 
 def similarities(ours: list, theirs: list) -> np.ndarray:
     """(N, T): cosines of N rows with T others. Of pairs it is the lower cosine of their texts, in the better order.
-    Both are unit vectors, one sparse matrix (N, V), or (T, V), for each text of a row."""
+
+    Args:
+        ours: unit vectors of the rows' texts, one sparse matrix (N, V) for each text of a row.
+        theirs: the same of the others, (T, V).
+    """
     orders = permutations(theirs)
     return np.maximum.reduce([np.minimum.reduce(list(map(linear_kernel, ours, texts))) for texts in orders])

@@ -44,7 +44,7 @@ class Source:
 
     def plan(self) -> list[str] | None:
         """The task or group of each step of the run, made again from the batches in `run.json`, which have the order of
-        the run; None where it has none. InputError if it is damaged."""
+        the run; None if it has none. Raises InputError if `run.json` is damaged."""
         if not (self.record and self.record.get("batches")):
             return None
         try:

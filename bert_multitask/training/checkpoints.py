@@ -84,8 +84,11 @@ def find_checkpoint(folder: Path, name: str, best: bool = False) -> Path | None:
 
 
 def check_best(checkpoint: Path, best: bool) -> None:
-    """Raise InputError, which names the file, if the best checkpoint so far, with whose weights training may end, is
-    damaged."""
+    """Check the best checkpoint so far, with whose weights training may end.
+
+    Raises:
+        InputError: it is damaged; the message names the file.
+    """
     step = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes()).get("best_global_step")
     if best and step and (folder := checkpoint.with_name(f"checkpoint-{step}")) != checkpoint:
         check_checkpoint(folder)
@@ -106,9 +109,14 @@ def remove_state(folder: Path) -> None:
 
 
 def check_checkpoint(folder: Path, files: Iterable[str] = ()) -> None:
-    """Raise InputError, which names the file, if a checkpoint has one that is cut off, or that holds more than tensors
-    and plain data: unpickling anything else could run code; or if it lacks what is NEEDED, which would begin anew, or
-    one of other `files`."""
+    """Check that a checkpoint is whole and safe to load: unpickling anything but tensors and plain data could run code.
+
+    Args:
+        files: names of files that it must have besides what is NEEDED to go on.
+
+    Raises:
+        InputError: a file is missing, is cut off, or holds more than tensors and plain data; the message names it.
+    """
     for what, patterns in NEEDED.items():
         if not any(file for pattern in patterns for file in folder.glob(pattern)):
             raise InputError(

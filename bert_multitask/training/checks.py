@@ -39,7 +39,7 @@ REFUSED = {
 
 
 def check_parts(model: object, args: object, refused: Mapping[str, object]) -> None:
-    """Refuse a model or arguments of another class, and values for the arguments in REFUSED."""
+    """Raises InputError if the model or the arguments are of another class, or an argument in REFUSED is given."""
     for name, value in refused.items():
         if value is not None:
             raise InputError(f"MultitaskTrainer takes no {name}: {REFUSED[name]}")
@@ -84,7 +84,7 @@ def balance_tasks(model: MultitaskBertModel, rows: Mapping[str, Dataset]) -> Non
 
 
 def check_plan(plan: object, tasks: Collection[str], where: str) -> None:
-    """Refuse a plan that is not a list of the model's tasks, one for each step."""
+    """Raises InputError if a plan is not a list of the model's tasks, one for each step."""
     if not isinstance(plan, Sequence) or isinstance(plan, str) or not plan:
         found = "empty" if isinstance(plan, Sequence) and not plan else f"a {type(plan).__name__}"
         raise InputError(f"{where} is {found}; expected a list of the task of each step")
@@ -133,7 +133,7 @@ def scalar_loss(function: Callable, task: str, outputs: object, labels: Tensor, 
 
 
 def check_loader(args: MultitaskTrainingArguments) -> None:
-    """Refuse settings that PyTorch's data loader refuses. No worker is started."""
+    """Raises InputError if PyTorch's data loader refuses its settings. No worker is started."""
     try:
         DataLoader([0], **args.loader_options)
     except (TypeError, ValueError) as error:
@@ -161,7 +161,8 @@ def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:
 
 
 def check_packing(batch: Mapping[str, Any]) -> None:
-    """Refuse a batch of a user's collator whose packing is not that of its mask: attention would use the packing."""
+    """Raises InputError if a user's collator gives a packing that is not that of its mask: attention would use the
+    packing."""
     packing, mask = batch.get("packing"), batch.get("attention_mask")
     if packing is not None and (mask is None or not packing.fits(mask.flatten(0, -2))):
         raise InputError(
@@ -176,7 +177,7 @@ def check_optimizers(
     optimizers: tuple[Optimizer | None, object],
     optimizer_cls_and_kwargs: tuple[type, dict] | None,
 ) -> None:
-    """Refuse an optimizer or a schedule that is given twice, cannot be made, or does not train this model."""
+    """Raises InputError if an optimizer or a schedule is given twice, cannot be made, or does not train this model."""
     optimizer, schedule = optimizers
     given = {
         "paper_optimizer": args.paper_optimizer,
@@ -207,7 +208,7 @@ def check_optimizers(
 
 
 def check_rates(model: MultitaskBertModel, args: MultitaskTrainingArguments, optimizer: Optimizer | None) -> None:
-    """Refuse learning rates of heads and layers that could not be applied."""
+    """Raises InputError if learning rates of heads and layers could not be applied."""
     if optimizer is not None:
         raise InputError(
             "--head_learning_rate and --layer_decay do nothing with optimizers[0]; set the rates in its groups"
@@ -220,7 +221,8 @@ def check_rates(model: MultitaskBertModel, args: MultitaskTrainingArguments, opt
 
 
 def check_optim(args: MultitaskTrainingArguments, model: nn.Module) -> None:
-    """Refuse an --optim whose package or layers are missing, and --optim_args that it does not take or ignores."""
+    """Raises InputError if the package or the layers of --optim are missing, or if it does not take or ignores
+    --optim_args."""
     where = f"--optim {args.optim.value}"
     try:
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
@@ -262,8 +264,8 @@ def check_training(
 def check_metrics(
     tasks: Mapping[str, Task], args: MultitaskTrainingArguments, compute_metrics: Mapping[str, Callable]
 ) -> None:
-    """Refuse metrics that no evaluation would compute. Keys of `compute_metrics` are known only after the first
-    evaluation, so `MultitaskTrainer.check_best` checks those."""
+    """Raises InputError if no evaluation would compute a metric. Keys of `compute_metrics` are known only after the
+    first evaluation, so `MultitaskTrainer.check_best` checks those."""
     for task in tasks.values():
         find_metric(task)
     if args.include_for_metrics and not compute_metrics:
@@ -275,8 +277,8 @@ def check_metrics(
 
 
 def check_smart(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
-    """Refuse --smart_place embeddings without minBERT. Warns about SMART's flags if no task uses SMART, and about a
-    perturbation that half precision rounds away: it keeps only 8 to 11 bits of hidden states near 1."""
+    """Raises InputError for --smart_place embeddings without minBERT. Warns about SMART's flags if no task uses SMART,
+    and about a perturbation that half precision rounds away: it keeps only 8 to 11 bits of hidden states near 1."""
     tasks = model.tasks
     flags = {field.name: field.default for field in dataclasses.fields(args) if field.name.startswith("smart_")}
     if not any(task.smart_weight for task in tasks.values()):
@@ -298,7 +300,7 @@ def check_smart(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> 
 
 
 def check_rdrop(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
-    """Refuse R-Drop together with --smart_share_dropout, and warn if there is no dropout at all."""
+    """Raises InputError for R-Drop together with --smart_share_dropout. Warns if there is no dropout at all."""
     for unit, names in model.units.items():
         tasks = [model.tasks[name] for name in names]
         smart = args.smart_share_dropout and any(task.smart_weight for task in tasks)
@@ -326,7 +328,8 @@ def has_dropout(model: MultitaskBertModel, task: str) -> bool:
 
 
 def check_sharding(model: MultitaskBertModel, args: MultitaskTrainingArguments) -> None:
-    """Refuse settings that go wrong, mostly without an error, if DeepSpeed or FSDP splits weights over processes."""
+    """Raises InputError for settings that go wrong, mostly without an error, if DeepSpeed or FSDP splits weights over
+    processes."""
     sharing = model.config.encoder_sharing
     deepspeed = args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     for name in ("ema_decay", "gradient_cosine_steps"):

@@ -74,8 +74,13 @@ class GradientCosines(TrainerCallback):
 
 
 def cosines(gradients: Mapping[str, list[Tensor]]) -> dict[str, float]:
-    """{cosine_{a}_{b}: between the first gradients of two tasks; cosine_{a}_{a}: between both of one}, in [-1, 1], of
-    {task: one or two gradients, (P,)}. A gradient of zeros has no direction; its cosines are left out."""
+    """{cosine_{a}_{b}: between the first gradients of two tasks; cosine_{a}_{a}: between both of one}, in [-1, 1].
+
+    A gradient of zeros has no direction; its cosines are left out.
+
+    Args:
+        gradients: {task: one or two of them, (P,)}.
+    """
     found = {}
     for first, second in combinations_with_replacement(gradients, 2):
         pair = gradients[first] if first == second else [gradients[first][0], gradients[second][0]]

@@ -84,7 +84,7 @@ class FolderLock:
             logger.warning(f"{self.path}: this file system has no locks; start no second run in this folder")
 
     def refuse_another(self) -> None:
-        """Refuse a folder that another process may hold, though its lock cannot be seen."""
+        """Raises InputError if another process may hold the folder, though its lock cannot be seen."""
         writer = read_writer(self.path)
         if is_alive(writer):
             raise InputError(

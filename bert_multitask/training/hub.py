@@ -92,8 +92,11 @@ def commit_files(files: Mapping[str, bytes | Path], repo_id: str, message: str, 
 
 
 def public_files(folder: Path) -> list[Path]:
-    """The PUBLIC files of a folder, sorted; InputError if one is a link that leaves the folder, which could publish any
-    file of the machine."""
+    """The PUBLIC files of a folder, sorted.
+
+    Raises:
+        InputError: one is a link that leaves the folder, which could publish any file of the machine.
+    """
     files = sorted({file for pattern in PUBLIC for file in folder.glob(pattern) if file.is_file()})
     for file in files:
         if not file.resolve().is_relative_to(folder.resolve()):

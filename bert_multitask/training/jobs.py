@@ -15,7 +15,7 @@ import yaml
 from ..data.records import write_text
 from ..model.errors import InputError
 from .arguments import MultitaskTrainingArguments
-from .run_folder import compare_settings, read_run
+from .run_folder import read_run
 from .stopping import JOB, STOP, Stopped
 from .terminal import say
 from .yaml_file import load_yaml
@@ -34,17 +34,25 @@ class Job(NamedTuple):
 
 
 def training_job(folder: Path, argv: Iterable[object]) -> Job:
-    """Train what is left of a run by `bert-multitask train` with these flags; its output goes to a file beside the
-    folder."""
+    """Train what is left of a run; its output goes to a file beside the folder.
+
+    Args:
+        folder: of the run.
+        argv: arguments of `bert-multitask train`, without --resume_from_checkpoint.
+    """
     resume = ["--resume_from_checkpoint"] if (folder / "run.json").exists() else []
     command = ["-m", "bert_multitask", "train", *map(str, argv), *resume]
     return Job(folder.name, command, folder.parent / f"{folder.name}.log")
 
 
 def run_jobs(jobs: Iterable[Job], at_once: int, finished: Callable[[Job], object]) -> None:
-    """Run each job, so many at a time, with an equal share of the CPU threads of this process unless OMP_NUM_THREADS
-    says how many; the next is taken from `jobs` when there is room for it, and `finished` is called with each that has
-    ended. They end with this process, however that ends; a run then saves a checkpoint.
+    """Run jobs, several at a time, each with an equal share of the CPU threads of this process unless OMP_NUM_THREADS
+    says how many. They end with this process, however that ends; a run then saves a checkpoint.
+
+    Args:
+        jobs: the next is taken when there is room for it.
+        at_once: how many run at a time, as --jobs says.
+        finished: is called with each job that has ended.
 
     Raises:
         InputError: a job failed, and the others were stopped; or none may run.
@@ -86,7 +94,7 @@ def start(argv: list[str], log, environ: Mapping[str, str]) -> subprocess.Popen:
 
 
 def check_ended(job: Job, code: int) -> None:
-    """Raise InputError if a job ended with another code than 0, with the last line of its log."""
+    """Raises InputError, with the last line of the job's log, if it ended with another code than 0."""
     if code:
         lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n") if job.log.exists() else []
         last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
@@ -129,11 +137,18 @@ class SeedArguments:
 def train_seeds(
     args: MultitaskTrainingArguments, options: SeedArguments, given: Mapping[str, object]
 ) -> dict[str, Path]:
-    """Train a run for each seed, with the flags that are given, {name: value}, of which `args` are made; runs that are
-    finished are taken as they are, others go on. Returns {name: folder} of the runs, in the order of the seeds.
+    """Train a run for each seed. Runs that are finished are taken as they are; others go on.
+
+    Args:
+        args: of the runs.
+        options: the seeds, and how many runs at a time.
+        given: {flag: value} of what the user set, of which `args` are made.
+
+    Returns:
+        {name: folder} of the runs, in the order of the seeds.
 
     Raises:
-        InputError: a flag is of one run, a run was begun with other flags, or failed.
+        InputError: a flag is of one run, a run was begun with other flags, or a run failed.
     """
     if args.world_size > 1:
         raise InputError(f"--{options.flag}s starts a process for each run; call it without `accelerate launch`")
@@ -161,8 +176,11 @@ def train_seeds(
 
 
 def check_same_rows(folders: Iterable[Path]) -> None:
-    """Raise InputError, which names two runs and the task, if runs were trained or scored on different rows, as where
-    the data changed between two of them."""
+    """Check that runs were trained and scored on the same rows.
+
+    Raises:
+        InputError: the data changed between two of them; the message names both and the task.
+    """
     first, *others = ((folder, read_run(str(folder))["decides"]) for folder in folders)
     for folder, decides in others:
         for name in sorted(decides.keys() | first[1].keys()):
@@ -174,9 +192,18 @@ def check_same_rows(folders: Iterable[Path]) -> None:
 
 
 def write_config(path: Path, flags: Mapping[str, object]) -> None:
-    """Write a run's flags as YAML; InputError if the file has other flags."""
+    """Write a run's flags as YAML.
+
+    Raises:
+        InputError: the file is there and has other flags.
+    """
     text = yaml.safe_dump(dict(flags), sort_keys=False, allow_unicode=True)
-    if before := path.exists() and load_yaml(path):
-        compare_settings(before, yaml.safe_load(text), path)
+    before, now = path.exists() and load_yaml(path), yaml.safe_load(text)
+    for name in sorted(before.keys() | now.keys()) if before else ():
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"{path}: {name} was {before.get(name)!r} and is {now.get(name)!r}; use the flags that the file was "
+                "written with, or another --output_dir"
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

@@ -16,8 +16,10 @@ def encoder_depths(encoder: nn.Module) -> dict[nn.Parameter, int]:
     and of the highest, and of what comes after the layers, their number.
 
     The layers are the first list of modules that has as many as the configuration says, and what is registered before
-    them are the embeddings; so no name of an architecture is needed. Without such a list, as where layers share their
-    weights, an InputError is raised.
+    them are the embeddings; so no name of an architecture is needed.
+
+    Raises:
+        InputError: there is no such list, as in models whose layers share their weights.
     """
     count = encoder.config.num_hidden_layers
     lists = [part for part in encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
@@ -31,8 +33,14 @@ def encoder_depths(encoder: nn.Module) -> dict[nn.Parameter, int]:
 
 
 def freeze_layers(model: MultitaskBertModel, layers: int) -> None:
-    """Do not train the embeddings and so many of the lowest layers of a model's encoders; InputError if there are fewer
-    layers."""
+    """Do not train the embeddings and the lowest layers of a model's encoders.
+
+    Args:
+        layers: how many; 0, only the embeddings.
+
+    Raises:
+        InputError: the encoder does not have so many layers.
+    """
     for encoder in {model.encoder(name) for name in model.tasks}:
         if not 0 <= layers <= (count := encoder.config.num_hidden_layers):
             raise InputError(f"--freeze_layers is {layers}; the encoder has {count} layers, so expected 0 to {count}")
@@ -47,8 +55,13 @@ def split_rates(
     """Divide an optimizer's groups so that each parameter has the learning rate of its depth (Howard & Ruder, 2018).
 
     The encoder's highest layer has the rate, each layer below it the decay times the rate of the one above, and the
-    embeddings the least. What belongs to no encoder has the rate of the heads, by default the same. The groups with the
-    rate itself come first, since it is the first group's that is logged.
+    embeddings the least. The groups with the rate itself come first, since it is the first group's that is logged.
+
+    Args:
+        optimizer: before its first step.
+        rate: of the highest layer.
+        head_rate: of what belongs to no encoder; by default `rate`.
+        decay: factor from layer to layer, in (0, 1].
     """
     rates = {}
     for encoder in {model.encoder(name) for name in model.tasks}:

@@ -158,8 +158,12 @@ def prepare(
     callbacks: Sequence[TrainerCallback] = (),
     plan: Sequence[str] | None = None,
 ) -> Prepared:
-    """Check all input, for an InputError if something is wrong, and build the trainer; nothing is computed and nothing
-    written but the cache of tokens. `plan` replaces the schedule's."""
+    """Check all input and build the trainer; nothing is computed and nothing written but the cache of tokens. `plan`
+    replaces the schedule's.
+
+    Raises:
+        InputError: something is wrong with the input.
+    """
     set_seed(args.seed)
     given = run.load_tasks()
     tasks = [with_label_names(task, run.data_dir) for task in given]

@@ -57,8 +57,9 @@ HARMLESS = {
     "option",  # of train_single.py: learning_rate and freeze_encoder say what it does
 }
 PACKAGES = ("bert_multitask", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
-# Fields of run.json that its readers need, and their types.
+# Fields of run.json that its readers need, and their types, which have names.
 RECORDED = {"run": dict, "training": dict, "decides": dict, "tasks": list, "data_dir": str, "max_length": int}
+TYPE_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
 # What a run may leave besides its checkpoints and run.json, as patterns.
 WRITTEN = [
     "metrics.json",  # first: without it a run is unfinished
@@ -73,6 +74,10 @@ class RunFolder:
     """`--output_dir`, held against other runs and checked before anything is computed.
 
     A run is finished when its `metrics.json` exists, which is written last. The first process holds the folder.
+
+    Args:
+        args: `output_dir` and `resume_from_checkpoint` are used.
+        overwrite: whether a run that is in the folder may be replaced.
     """
 
     def __init__(self, args: MultitaskTrainingArguments, overwrite: bool):
@@ -107,8 +112,8 @@ class RunFolder:
         self.held.close()
 
     def check(self) -> None:
-        """Refuse a folder that holds what the flags do not say what to do with. What is left of a run that was cut off
-        before it began is nothing."""
+        """Raises InputError if the folder holds something, and the flags do not say what to do with it. What is left of
+        a run that was cut off before it began counts as nothing."""
         found = contents(self.path) - {"run.tmp"}
         if not found:
             return
@@ -221,8 +226,11 @@ def recorded_settings(record: Mapping, names: Iterable[str]) -> dict[str, object
 
 
 def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
-    """Raise InputError, which names the first setting that differs, if a run that began with other settings would go on
-    at a path."""
+    """Check that a run goes on, at `path`, with the settings that it began with.
+
+    Raises:
+        InputError: they differ; the message names the first setting that does.
+    """
     now = json.loads(to_json(now))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
@@ -251,7 +259,7 @@ def read_run(name: str) -> dict | None:
             record = row_places(run.load_tasks(), run.data_dir, run.max_length) | record
         for field, kind in RECORDED.items():
             if type(record[field]) is not kind:
-                raise TypeError(f"{field} is no {kind.__name__}")
+                raise TypeError(f"{field} is not {TYPE_NAMES[kind]}")
         if record["max_length"] < 1:
             raise ValueError(f"max_length is {record['max_length']}")
         load_tasks(record["tasks"])  # they are right

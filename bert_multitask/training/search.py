@@ -48,6 +48,10 @@ class ReportToTrial(TrainerCallback):
     """Tells a trial the score of each evaluation, and ends its training where the study's pruner gives it up.
 
     Of several processes the first alone has the trial and asks the pruner; all end together.
+
+    Args:
+        trial: optuna's; None on all processes but the first.
+        metric: key of the score.
     """
 
     def __init__(self, trial: "optuna.Trial | None", metric: str):
@@ -165,7 +169,11 @@ class Search:
             self.write()
 
     def run_side_by_side(self, argv: Sequence[str]) -> None:
-        """`run_trials` with so many at a time as --jobs says, each by a call of this command (`argv`)."""
+        """`run_trials` with as many at a time as --jobs says, each in a process of its own.
+
+        Args:
+            argv: of this command, which is called again for each trial.
+        """
         print(self.heading, flush=True)
 
         def jobs() -> Iterator[Job]:
@@ -199,8 +207,13 @@ class Search:
         return True
 
     def train_trial(self, trial: "optuna.Trial | None", number: int, settings: dict[str, object]) -> None:
-        """Train a trial, a plain run with {flag or flag.task: value}, and tell the study its score: what a run ends
-        with, the best checkpoint's. Only the first process has optuna's `trial`."""
+        """Train a trial, a plain run, and tell the study its score: what a run ends with, the best checkpoint's.
+
+        Args:
+            trial: optuna's; None on all processes but the first.
+            number: of the trial.
+            settings: {flag or flag.task: value}.
+        """
         release_memory()  # of the trainer before: it is part of circles of references
         trainer, report, metrics = self.make_trial(number, settings), ReportToTrial(trial, self.metric), {}
         trainer.add_callback(report)
@@ -246,8 +259,13 @@ class Search:
         return MultitaskTrainer(model, args, **self.data, callbacks=[history])
 
     def tell(self, trial: "optuna.Trial", pruned: bool, metrics: dict[str, float]) -> None:
-        """Tell the study how a trial ended: the score of one that the pruner ended is the last that was reported. No
-        metrics, as of one that diverged, and a score that is NaN count as the worst possible."""
+        """Tell the study how a trial ended.
+
+        Args:
+            pruned: whether the pruner ended it; its score is the last that was reported.
+            metrics: at its end; empty if it was pruned or diverged. No score, or one that is NaN, counts as the worst
+                possible.
+        """
         if metrics:
             trial.set_user_attr("metrics", metrics)
         if pruned:

@@ -89,7 +89,9 @@ def read_space(search: str | Mapping, run: RunArguments, args: MultitaskTraining
 
 def read_entries(search: str | Mapping) -> tuple[str, Mapping]:
     """Where a space is from, in words, and what it has."""
-    entries = parse_json("--search", search) if str(search).startswith("{") else search
+    entries = search
+    if str(search).startswith("{"):
+        entries = parse_json("--search", search, 'JSON such as {"learning_rate": [1e-5, 3e-5]}')
     if isinstance(entries, Mapping):
         return "--search", entries
     try:
@@ -121,8 +123,11 @@ def read_values(where: str, values: object, numbers: bool) -> dict | list:
 def configure(
     run: RunArguments, args: MultitaskTrainingArguments, settings: Mapping[str, object]
 ) -> tuple[RunArguments, MultitaskTrainingArguments]:
-    """The arguments of a trial, {flag or flag.task: value}, as if they had been typed; InputError for a value out of
-    range."""
+    """The arguments of a trial, {flag or flag.task: value}, as if they had been typed.
+
+    Raises:
+        InputError: a value is out of its flag's range.
+    """
     flags = to_flags(run, settings)
     of_run, of_training = ({name: flags[name] for name in flags if hasattr(part, name)} for part in (run, args))
     return dataclasses.replace(run, **of_run), dataclasses.replace(args, **of_training)

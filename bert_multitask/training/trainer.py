@@ -108,7 +108,8 @@ class MultitaskTrainer(Trainer):
         optimizers: an optimizer of the model's parameters, and its learning rate schedule; None for the default.
         optimizer_cls_and_kwargs: an optimizer's class and settings, instead of `args.optim`.
         preprocess_logits_for_metrics: refused.
-        plan: the task or group of each step, instead of the plan of `args.schedule`.
+        plan: the task or group of each step, instead of the plan of `args.schedule`; the tasks' `epochs` and
+            `args.budget` then have no effect.
 
     Raises:
         InputError: an argument is wrong, missing, or would be ignored. Nothing has been computed or written by then.
@@ -714,8 +715,8 @@ class MultitaskTrainer(Trainer):
         return metrics
 
     def check_best(self, metrics: Mapping[str, float]) -> None:
-        """Refuse a `metric_for_best_model` that the evaluation does not give; it may be one of `compute_metrics`, so it
-        is known only now."""
+        """Raises InputError if the evaluation does not give `metric_for_best_model`. It may be one of
+        `compute_metrics`, so it is known only now."""
         best = f"eval_{(self.args.metric_for_best_model or 'overall').removeprefix('eval_')}"
         if self.is_in_train and best not in metrics:
             raise InputError(f"--metric_for_best_model is {best!r}, but the evaluation gives {', '.join(metrics)}")

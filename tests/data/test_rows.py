@@ -196,9 +196,9 @@ def test_other_mistakes_are_named(course_folder):
     with pytest.raises(InputError, match="no row has a label"):
         usable_rows(TASKS["sst"], load_rows(TASKS["sst"], str(course_folder))["train"], "train")
     task = load_task({"name": "mine", "kind": "binary", "label_names": ["n", "y"]})
-    with pytest.raises(InputError, match="says nowhere where its rows are"):
+    with pytest.raises(InputError, match="has neither files nor hub"):
         load_rows(task, str(course_folder))
-    with pytest.raises(InputError, match="says nowhere where its rows are"):
+    with pytest.raises(InputError, match="has neither files nor hub"):
         load_rows(task, "hub")
 
 
