@@ -125,6 +125,8 @@ def test_heads_that_stay_as_they_are_are_named(make_adapted, caplog, propagated_
     ],
     ids=["classifiers twice", "add_adapter", "nothing to train", "bf16", "a half-precision head", "push"],
 )
-def test_models_that_cannot_be_trained_or_kept_are_refused(make_adapted, settings, message):
+def test_models_that_cannot_be_trained_or_kept_are_refused(make_adapted, settings, message, monkeypatch):
+    # Transformers 5.24 has add_adapter refuse every PEFT that is released.
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda min_version: None)
     with pytest.raises(InputError, match=message):
         make_adapted(**settings)
