@@ -32,7 +32,7 @@ def run_offline(code: str, *argv: str, **environ: str) -> subprocess.CompletedPr
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
     environ = inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environ
     command = [sys.executable, "-c", NO_NETWORK + code, *argv]
-    return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=600)
 
 
 def own_functions(name: str):
