@@ -9,7 +9,7 @@ COMMANDS = {
     "tune": "search hyperparameters",
     "predict": "predict every row of a file or a split",
     "ensemble": "combine the predictions of several models",
-    "soup": "average the weights of runs that began alike",
+    "soup": "average the weights of runs that started from the same weights",
     "report": "scores with intervals, curves and errors, as HTML and Markdown",
     "export": "one task, or an encoder, as a model that Transformers knows",
     "push": "push a finished run to the Hub",

@@ -6,7 +6,8 @@ In that file, `runs` holds groups of rows that share a command, data and seeds, 
 list with the number of each seed; several become mean ± sd. A row with `encoders`, the number of encoders that answer
 all three questions, is in the overview too. `tables` are shown as they are. A study.json of recipes/ablate.py beside it
 is a group of runs, too, by its file's name: docs/results/levers.json is drawn by <!-- draw: levers -->. So a study is
-recorded by `cp OUT/study.json docs/results/levers.json && python recipes/draw_results.py`.
+recorded by `cp OUT/study.json docs/results/levers.json && python recipes/draw_results.py`. A row of results.json with
+`study` and `variant` has the scores and seeds of that variant.
 """
 
 import json
@@ -58,6 +59,10 @@ def read_results(folder: Path) -> dict:
         record = json.loads(path.read_text(encoding="utf-8"))
         if "study" in record:
             results["runs"][path.stem] = study_runs(record)
+    for group in results["runs"].values():
+        for row in [row for row in group["rows"] if "study" in row]:
+            variants = {variant["system"]: variant for variant in results["runs"][row["study"]]["rows"]}
+            row |= {field: variants[row["variant"]][field] for field in (*COLUMNS, "seeds")}
     return results
 
 

@@ -17,21 +17,20 @@ from ..training.yaml_file import find_config, load_yaml
 # What --help shows of the training flags, by what they are about.
 FLAGS = {
     "what is trained": "model_name_or_path tasks data_dir max_length max_train_samples",
-    "the model": "encoder_sharing lora_rank pair_encoding pooling head_dropout freeze_encoder",
-    "the plan": "task_epochs schedule budget max_steps per_device_train_batch_size gradient_accumulation_steps",
-    "training": "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm class_weights smart_weight "
-    "smart_projection bf16 seed",
-    "evaluation and logs": "eval_steps logging_steps early_stopping_patience report_to",
-    "the run folder": "output_dir resume_from_checkpoint overwrite push_to_hub",
+    "the model": "encoder_sharing lora_rank pair_encoding pooling freeze_encoder",
+    "the plan": "task_epochs schedule max_steps per_device_train_batch_size gradient_accumulation_steps",
+    "training": "learning_rate lr_scheduler_type warmup_steps weight_decay class_weights smart_weight bf16 seed",
+    "evaluation, logs and the run folder": "eval_steps early_stopping_patience report_to output_dir "
+    "resume_from_checkpoint overwrite push_to_hub",
 }
 # Plain words for what Transformers' own help takes several lines to say.
 HELP = {
     "gradient_accumulation_steps": "micro-batches of a step",
     "warmup_steps": "steps of a rising rate, or share of the plan",
-    "weight_decay": "of AdamW",
-    "max_grad_norm": "to which gradients are clipped; 0: not",
+    "weight_decay": "AdamW's weight decay",
+    "max_grad_norm": "largest gradient norm; 0 turns clipping off",
     "bf16": "compute in bfloat16 where it is safe",
-    "seed": "of heads, dropout and row order",
+    "seed": "random seed for heads, dropout and row order",
     "output_dir": "folder to write the run to",
     "push_to_hub": "push the finished run to the Hub",
 }

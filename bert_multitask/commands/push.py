@@ -1,4 +1,4 @@
-"""Push a finished run to the Hub: model, tokenizer, code, card and scores, and nothing of this machine.
+"""Push a finished run to the Hub: its model, tokenizer, code, card and scores. Local paths and settings stay here.
 
     bert-multitask push RUN --hub_model_id NAME/MODEL
     bert-multitask push RUN --hub_model_id NAME/MODEL --license mit --language en --scores_picture
@@ -23,14 +23,14 @@ from .command_line import CommandParser, new_folder
 def main(argv: list[str]) -> None:
     """Push, as a command line says."""
     parser = CommandParser("push", __doc__)
-    parser.add_argument("run", metavar="RUN", help="folder of a finished run; of a page also a Hub id")
-    parser.add_argument("--hub_model_id", help="repository, made if it is not there")
-    parser.add_argument("--hub_revision", help="branch, made if it is not there; by default main")
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run; for --space also a Hub id")
+    parser.add_argument("--hub_model_id", help="repository; it is created if it does not exist")
+    parser.add_argument("--hub_revision", help="branch; it is created if it does not exist; by default main")
     parser.add_argument("--hub_private_repo", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--license", help="the Hub's name of the licence, for the card")
     parser.add_argument("--language", nargs="+", help="codes of the languages that the model understands, for the card")
     parser.add_argument("--scores_picture", action="store_true", help="push a picture of the scores, shown in the card")
-    parser.add_argument("--space", help="a Space that shows the demo, made if it is not there")
+    parser.add_argument("--space", help="a Space that shows the demo; it is created if it does not exist")
     parser.add_argument("--output_dir", type=new_folder, help="write the files of the Space here, and upload nothing")
     options = parser.parse_args(argv)
     run, model_id = options.run, options.hub_model_id

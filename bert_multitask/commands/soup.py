@@ -1,9 +1,9 @@
-"""Average the weights of runs that began alike into one model, a "model soup" (Wortsman et al., 2022).
+"""Average the weights of runs that started from the same weights, a "model soup" (Wortsman et al., 2022).
 
     bert-multitask soup RUN RUN RUN --output_dir SOUP
     bert-multitask predict SOUP --split dev --output_dir SOUP/predictions
 
-The runs began with the same checkpoint and --seed, and differ in --data_seed, learning rate, dropout … Leaves in SOUP
+The runs start from the same checkpoint and --seed, and differ in --data_seed, learning rate, dropout … Leaves in SOUP
 an ordinary checkpoint with its tokenizer, and run.json: the first run's record, and which runs were averaged.
 """
 

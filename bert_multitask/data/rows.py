@@ -25,7 +25,7 @@ from ..model.configuration import resolve_folder
 from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
-from ..model.tasks import SPLITS, Task, label_key, load_task, text_parts
+from ..model.tasks import SPLITS, TASKS, Task, label_key, load_task, text_parts
 from .dev_share import draw_dev_rows
 from .labels import LabelReader, even_labels, feature_names, infer_label_names, name_labels, wrong_labels
 from .readers import (
@@ -47,6 +47,7 @@ SHOWN_NAMES = 12  # of labels that were found
 SAMPLE = "package:bert_multitask/sample"
 CLEAN = "bert_multitask"  # what clean rows have as the name of their builder, so that they are not read again
 HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-Student-Handout/main/data"
+COURSE_FILES = {name for task in TASKS.values() if task.files for name in task.files.values()}
 
 
 def load_rows(
@@ -57,8 +58,9 @@ def load_rows(
     Args:
         task: whose rows.
         data_dir: where the task's files are: a folder, an http(s) URL or `package:NAME/PATH` (the shipped sample is
-            `SAMPLE`); "hub" reads the task's Hub datasets instead. For the presets the default has the course's files.
-            A task that has only files, or only Hub datasets, reads those; files may have absolute paths.
+            `SAMPLE`); "hub" reads the task's Hub datasets instead. By default the presets' files are the course's, and
+            other relative paths begin in the current folder. A task that has only files, or only Hub datasets, reads
+            those; files may have absolute paths.
         splits: the splits to read.
         labelled: the splits that must have a column of labels.
 
@@ -99,7 +101,7 @@ def read_files(task: Task, data_dir: str, splits: Collection[str], labelled: Col
 
 
 def find_file(name: str, data_dir: str) -> str:
-    """The path of a task's file, which may be relative to the folder.
+    """The path of a task's file, which may be relative to the folder; without a folder, to the current one.
 
     Raises:
         InputError: the folder does not exist.
@@ -107,7 +109,8 @@ def find_file(name: str, data_dir: str) -> str:
     path = os.path.expanduser(name)
     if is_url(path) or os.path.isabs(path):
         return path
-    folder = "." if data_dir == "hub" else resolve_folder(data_dir).rstrip("/")
+    without = data_dir == "hub" or (data_dir == HANDOUT and name not in COURSE_FILES)
+    folder = "." if without else resolve_folder(data_dir).rstrip("/")
     if not is_url(folder) and not os.path.isdir(folder):
         raise InputError(f"--data_dir {data_dir}: no such folder; expected one that holds {name}")
     return f"{folder}/{name}"
@@ -226,7 +229,9 @@ def load_hub(task: Task, splits: Collection[str]) -> dict[str, Dataset]:
     """
     source = task.hub
     if source is None:
-        raise InputError(f"task {task.name!r} says nowhere where its rows are; add files or hub to the task")
+        raise InputError(
+            f"task {task.name!r} has neither files nor hub; add one of them to the task, to say where its rows are"
+        )
     wanted = {split: name for split, name in source.splits.items() if split in splits}
     try:
         # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".

@@ -273,7 +273,7 @@ def check_soft_labels(values: Sequence, task: Task, where: str) -> None:
     """Raises InputError if no teacher of the task could give such soft labels."""
     kind = KINDS[task.kind]
     if kind.soft is None:
-        raise InputError(f"{where}: a {task.kind} task cannot learn from soft_labels; leave the column out")
+        raise InputError(f"{where}: a task of kind {task.kind!r} cannot learn from soft_labels; leave the column out")
     holds, expected = kind.columns(task)[kind.soft]
     if (wrong := next((row for row, value in enumerate(values) if not holds(value)), None)) is not None:
         raise InputError(f"{where}: the soft_labels of row {wrong} are {values[wrong]}; expected {expected}")

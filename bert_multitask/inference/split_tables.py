@@ -218,7 +218,9 @@ def read_specs(specs: Sequence[str]) -> dict[str, dict]:
     """
     given = {}
     for spec in specs:
-        fields = parse_json("--tasks", spec) if spec.startswith("{") else {"name": spec}
+        fields = {"name": spec}
+        if spec.startswith("{"):
+            fields = parse_json("--tasks", spec, 'JSON such as {"name": "nli", "files": {…}}')
         if other := sorted(set(fields) - {"name", *SOURCE}):
             raise InputError(
                 f"--tasks: {other[0]!r} of {fields.get('name')!r} is the run's own; give only {', '.join(SOURCE)}"

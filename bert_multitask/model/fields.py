@@ -21,7 +21,7 @@ def settle_fields(spec: Any, where: str) -> None:
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         if not fits(value, hint):
-            raise InputError(f"{where}: {name} is {value!r}; expected {describe(hint)}")
+            raise InputError(f"{where}: {name} is {getattr(spec, name)!r}; expected {describe(hint)}")
         object.__setattr__(spec, name, value)
 
 
@@ -47,7 +47,7 @@ def read_fields(cls: type, fields: dict, where: str) -> Any:
         raise InputError(f"{where}: unknown field {unknown[0]!r}; its fields are {names}")
     for name, field in known.items():
         if name not in fields and field.default is field.default_factory is dataclasses.MISSING:
-            raise InputError(f"{where}: has no field {name!r}; its fields are {names}")
+            raise InputError(f"{where}: {name} is missing; its fields are {names}")
     return cls(**fields)
 
 
@@ -89,4 +89,4 @@ def describe(hint: Any) -> str:
         return f"{{name: {describe(arguments[1])}, …}}"
     if get_origin(hint) is tuple:
         return "[" + ", ".join("…" if argument is ... else describe(argument) for argument in arguments) + "]"
-    return words.get(hint, f"the fields of a {hint.__name__}")
+    return words[hint] if hint in words else f"{{{dataclasses.fields(hint)[0].name}: value, …}}"

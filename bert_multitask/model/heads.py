@@ -171,7 +171,7 @@ def find_head(task: Task, texts: int) -> str:
     ]
     if task.head not in (None, *fitting) or not fitting:
         raise InputError(
-            f"task {task.name!r}: head is {task.head!r}; choose one of {', '.join(fitting)} for a {task.kind} task "
+            f"task {task.name!r}: head is {task.head!r}; choose one of {', '.join(fitting)} for kind {task.kind!r} "
             f"{'with' if task.score_range else 'without'} a score_range, of {texts} "
             f"{'sequence' if texts == 1 else 'sequences'} a row"
         )

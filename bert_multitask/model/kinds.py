@@ -81,19 +81,22 @@ class Kind:
         Raises:
             InputError: one does not; the message names it.
         """
-        names, a_task = task.label_names or (), f"a {task.kind} task"
+        names, a_task = task.label_names or (), f"a task of kind {task.kind!r}"
+        unweighted = "has no classes" if self.classes is None else "gives all labels the same weight"
+        # Field -> whether a task may have it, and why not.
         allowed = {
-            "label_names": self.classes is not None,
-            "score_range": self.classes is None,
-            "class_weights": self.weighted,
-            "label_smoothing": self.weighted,
-            "distill_from": self.soft is not None,
-            "prediction_column": not self.nested,  # the course's form holds one value a row
-            "text_pair": not self.words,
+            "label_names": (self.classes is not None, "has no label_names; it may have score_range: [lowest, highest]"),
+            "score_range": (self.classes is None, "has label_names, not scores"),
+            "class_weights": (self.weighted, unweighted),
+            "label_smoothing": (self.weighted, unweighted),
+            "distill_from": (self.soft is not None, "cannot learn from a teacher"),
+            "prediction_column": (not self.nested, "has lists, and the course's form holds one value a row"),
+            "text_pair": (not self.words, "tags the words of one text"),
         }
-        for field, fits in allowed.items():
+        for field, (fits, why) in allowed.items():
             if not fits and (value := getattr(task, field)) not in (None, 0):
-                raise InputError(f"{where}: {field} is {value!r}; {a_task} has no {field}, so leave it out")
+                shown = list(value) if isinstance(value, tuple) else value
+                raise InputError(f"{where}: {field} is {shown!r}; {a_task} {why}; leave {field} out")
         if task.ordered and not (self.orderable and len(names) > 2):
             raise InputError(
                 f"{where}: ordered is of a task with one of three or more label_names a row, from the lowest to the "
@@ -580,8 +583,8 @@ class Multilabel(Kind):
         super().check_task(task, where)
         if divided := [name for name in task.label_names or () if SEPARATOR in name]:
             raise InputError(
-                f"{where}: label_names has {divided[0]!r}; {SEPARATOR} separates the names in a field, so a name of a "
-                f"{task.kind} task cannot have it"
+                f"{where}: label_names has {divided[0]!r}; {SEPARATOR} separates the names in a field, so no name "
+                "can have it"
             )
 
     def parts(self, raw: object) -> Sequence:
@@ -938,7 +941,7 @@ def find_entry(task: "Task", field: str, table: Mapping[str, Any]) -> Any:
     key, fitting = getattr(task, field), choices(task, field, table)
     if key not in fitting:
         raise InputError(
-            f"task {task.name!r}: {field} is {key!r}; choose one of {', '.join(fitting)} for a {task.kind} task"
+            f"task {task.name!r}: {field} is {key!r}; choose one of {', '.join(fitting)} for kind {task.kind!r}"
         )
     return table[named_keys(KINDS[task.kind], field).get(key, key)]
 

@@ -233,7 +233,8 @@ def at_least_fp32(logits: Tensor) -> Tensor:
 
 def soft_divergence(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:
     """T² · KL(p ‖ q) of a teacher's and a model's class probabilities at temperature T, in nats (Hinton et al., 2015,
-    section 2): p ∝ teacher^(1 / T), q = softmax(logits / T). The factor T² makes the gradient independent of T's size.
+    section 2): p ∝ teacher^(1 / T), q = softmax(logits / T). T² cancels the 1/T² of the gradient, so that its size
+    stays comparable.
 
     Args:
         logits: the model's, float (B, C), or (…, C).

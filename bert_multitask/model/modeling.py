@@ -207,7 +207,6 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so Trainer must count the step's rows
     takes_packing = True  # whether `forward` uses a `Packing` of the batch's mask
-    run_encoder = staticmethod(nn.Module.__call__)  # how an encoder is called
 
     def __new__(cls, config: MultitaskBertConfig | MultitaskConfig | None = None, *args, **kwargs):
         """Choose the class by the configuration. `copy` and `pickle` call this without one."""
@@ -584,6 +583,13 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         """Run a task's encoder; arguments are those of `MinBertModel.forward`."""
         with IN_USE if self.config.encoder_sharing == "adapters" else nullcontext():
             return self.run_encoder(self.encoder(task), *inputs, **options)
+
+    @staticmethod
+    def run_encoder(
+        encoder: PreTrainedModel, *inputs: Tensor | None, **options: Any
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Call an encoder."""
+        return encoder(*inputs, **options)
 
     def pool(
         self, task: str, encoded: BaseModelOutputWithPoolingAndCrossAttentions, attention_mask: Tensor | None

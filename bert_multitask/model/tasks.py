@@ -85,8 +85,7 @@ class HubSource:
 
     def as_task(self, task: "Task") -> "Task":
         """The task with this dataset's columns as its own; its ids are found in the dataset."""
-        pair = task.text_pair and self.text_pair
-        return replace(task, text=self.text, text_pair=pair, label=self.label, id=None)
+        return replace(task, text=self.text, text_pair=self.text_pair, label=self.label, id=None)
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,8 @@ class ExtraRows:
         check_text_columns(self, "extra_train")
         if (self.file is None) == (self.hub is None):
             raise InputError("extra_train: a source has a file or a hub, and not both")
+        if own := [key for key in ("text", "text_pair", "label", "quoting") if self.hub and getattr(self, key)]:
+            raise InputError(f"extra_train: {own[0]} is of a file; the columns of a Hub dataset are fields of hub")
         if self.max_samples is not None and self.max_samples < 1:
             raise InputError(f"extra_train: max_samples is {self.max_samples}; expected a whole number of at least 1")
         if self.hub and "train" not in self.hub.splits:
@@ -282,6 +283,24 @@ class Task:
             raise InputError(f"{where}: text is {list(self.text)}; a task that reads words reads those of one column")
         if self.word_by_word and self.text_pair is not None:
             raise InputError(f"{where}: word_by_word is for one text a row, not for a text_pair")
+        self.check_pairs(where)
+
+    def check_pairs(self, where: str) -> None:
+        """Refuse a source of pairs for a task of single texts, and the reverse."""
+        extra = [("extra_train: hub", one.hub) if one.hub else ("extra_train", one) for one in self.extra_train or ()]
+        for place, source in [("hub", self.hub), *extra]:
+            theirs = getattr(source, "text_pair", None)
+            if theirs is not None and self.text_pair is None:
+                shown = theirs if isinstance(theirs, str) else list(theirs)
+                raise InputError(
+                    f"{where}: {place} has text_pair {shown!r} but the task has none; add text_pair: {shown} to the "
+                    f"task, or leave it out of {place}"
+                )
+            if isinstance(source, HubSource) and theirs is None and self.text_pair is not None:
+                raise InputError(
+                    f"{where}: the task has a text_pair but {place} has none; add text_pair, the dataset's column of "
+                    f"second texts, to {place}"
+                )
 
     @property
     def loss_options(self) -> dict:
@@ -349,8 +368,8 @@ class Task:
         """
         if self.is_open:
             raise InputError(
-                f"task {self.name!r}: a {self.kind} task needs label_names here; give them, or read them from the "
-                "training rows with bert_multitask.with_label_names"
+                f"task {self.name!r}: a task of kind {self.kind!r} needs label_names here; give them, or read them "
+                "from the training rows with bert_multitask.with_label_names"
             )
 
     def to_config(self) -> dict:
@@ -411,7 +430,12 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
             spec = preset | {key: value for key, value in spec.items() if key != "preset"}
         if "labels" in spec:
             raise InputError(f"group {spec.get('name')!r} is several tasks; expected one")
-        spec = read_fields(Task, spec, f"task {spec.get('name', spec)!r}")
+        if "name" not in spec:
+            raise InputError(f"a task in tasks has no name: {spec}; tasks is a list, each with its fields")
+        where = f"task {spec['name']!r}"
+        if "kind" not in spec:
+            raise InputError(f"{where}: kind is missing; choose one of {', '.join(KINDS)}")
+        spec = read_fields(Task, spec, where)
     if not isinstance(spec, Task):
         raise InputError(f"a task is {spec!r}; expected a name or the fields of a Task")
     if named:

@@ -40,12 +40,13 @@ TASK_FIELDS = {
     "distill_weight": "distill_weight",
     "distill_temperature": "distill_temperature",
 }
-EXAMPLE = '0.1 or {"sst": 0.2}'  # a value of such a flag, for messages
-EXAMPLES = {
-    "task_epochs": '{"sst": 3}',
-    "max_train_samples": '1000 or {"quora": 1000}',
-    "distill_from": '{"sst": "ENSEMBLE"}',
-    "class_weights": 'balanced or {"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}',
+# What is expected of such a flag, for messages.
+EXPECTED = 'a number, or JSON such as {"sst": 0.2}'
+EXPECTED_OF = {
+    "task_epochs": 'JSON such as {"sst": 3}',
+    "max_train_samples": 'a number, or JSON such as {"quora": 1000}',
+    "distill_from": 'a folder, or JSON such as {"sst": "ENSEMBLE"}',
+    "class_weights": 'balanced, or JSON such as {"sst": "balanced"}',
 }
 
 # Values of --resume_from_checkpoint besides a folder. Scripts of Transformers take true and false, too.
@@ -156,10 +157,11 @@ class RunArguments:
             is_folder = name == "distill_from" and not isinstance(value, dict) and not str(value).startswith("{")
             if is_folder or (name == "class_weights" and value == "balanced"):
                 continue
-            value = parse_json(f"--{name}", value)
+            expected = EXPECTED_OF.get(name, EXPECTED)
+            value = parse_json(f"--{name}", value, expected)
             numbers = () if name in ("task_epochs", "class_weights") else (int, float)
             if not isinstance(value, (dict, NoneType, *numbers)):
-                raise InputError(f"--{name} is {value!r}; expected, for example, {EXAMPLES.get(name, EXAMPLE)}")
+                raise InputError(f"--{name} is {value!r}; expected {expected}")
             setattr(self, name, value)
         if self.freeze_encoder and self.freeze_layers is not None:
             raise InputError("--freeze_encoder freezes all layers; leave out --freeze_layers")
@@ -210,7 +212,8 @@ class RunArguments:
             InputError: a task is unknown or named twice, a flag names a task that the run does not have, or a metric
                 cannot score its task.
         """
-        specs = [parse_json("--tasks", spec) if str(spec).startswith("{") else spec for spec in self.tasks]
+        expected = 'JSON such as {"preset": "sts", "epochs": 3}'
+        specs = [parse_json("--tasks", spec, expected) if str(spec).startswith("{") else spec for spec in self.tasks]
         tasks = load_tasks(specs, named=False)
         presets, groups = {task.name for task in TASKS.values()}, units(tasks.values())
         for flag, key in TASK_FIELDS.items():
@@ -268,7 +271,13 @@ class MultitaskTrainingArguments(TrainingArguments):
         default="mean",
         metadata={"help": "SMART's penalty is a mean or a sum over the rows of a step", "choices": REDUCTIONS},
     )
-    smart_radius: float = field(default=1e-5, metadata={"help": "SMART's ε, the bound of the perturbation"})
+    smart_radius: float = field(
+        default=1e-5,
+        metadata={
+            "help": "SMART's ε: the bound of the perturbation, in units of what --smart_place perturbs (ball), or what "
+            "is added to a divisor (unit)"
+        },
+    )
     smart_step_size: float = field(default=1e-3, metadata={"help": "SMART's η, length of an ascent step"})
     smart_noise_std: float = field(
         default=1e-5, metadata={"help": "SMART's σ, of the noise that the ascent starts from"}
@@ -450,8 +459,8 @@ def check_launch() -> PartialState:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if on_cpu and state.is_main_process and torch.get_num_threads() == 1 < cores // state.num_processes:
         logger.warning(
-            f"only one of {cores} CPU cores is used: OMP_NUM_THREADS is 1, as `accelerate launch` sets it; give it "
-            "--num_cpu_threads_per_process N"
+            f"each process uses one of {cores} CPU cores, since OMP_NUM_THREADS is 1; raise it, or give `accelerate "
+            "launch` --num_cpu_threads_per_process N"
         )
     devices = 0 if on_cpu else torch.accelerator.device_count()
     if state.is_main_process and state.num_processes == 1 < devices:
@@ -459,8 +468,8 @@ def check_launch() -> PartialState:
     return state
 
 
-def parse_json(flag: str, value):
-    """The value of a JSON flag; one that is not a string counts as parsed.
+def parse_json(flag: str, value, expected: str = 'JSON such as {"sst": 3}'):
+    """The value of a JSON flag; one that is not a string counts as parsed. `expected` is for the message.
 
     Raises:
         InputError: it is not valid JSON.
@@ -470,7 +479,7 @@ def parse_json(flag: str, value):
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:  # a number may have too many digits, a list too many levels
-        raise InputError(f"{flag} is {value!r}, which is not JSON ({error}); for example '{{\"sst\": 3}}'") from error
+        raise InputError(f"{flag} is {value!r}, which is not JSON ({error}); expected {expected}") from error
 
 
 def to_field(value):

@@ -165,6 +165,8 @@ class PlainUnpickler(pickle.Unpickler):
         ("collections", "OrderedDict"),
         ("pathlib", "PosixPath"),
         ("pathlib", "WindowsPath"),
+        ("pathlib._local", "PosixPath"),  # as Python 3.13 names it
+        ("pathlib._local", "WindowsPath"),
         ("torch", "Size"),
         ("torch", "device"),
         ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),

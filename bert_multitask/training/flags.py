@@ -56,32 +56,44 @@ FIXED: dict[str, tuple[object, str]] = {
 DEALING = {"split_batches": False, "dispatch_batches": None, "even_batches": True, "use_seedable_sampler": True}
 
 
-# What is expected of a number, the test, and the fields that have to pass it. None is no value, and passes.
-RANGES = [
-    (
-        "above 0",
-        lambda value: 0 < value < float("inf"),
-        "sampling_temperature adam_epsilon smart_radius smart_step_size smart_noise_std",
-    ),
-    (
-        "0 or more",
-        lambda value: 0 <= value < float("inf"),
-        "learning_rate head_learning_rate weight_decay early_stopping_threshold",
-    ),
-    (
-        "at least 1",
-        lambda value: 1 <= value < float("inf"),
-        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps eval_accumulation_steps "
-        "save_total_limit gradient_cosine_steps early_stopping_patience smart_steps",
-    ),
-    ("0 (no clipping) or more", lambda value: 0 <= value < float("inf"), "max_grad_norm"),
-    ("at least 1, or -1 for the whole plan", lambda value: value == -1 or value >= 1, "max_steps"),
-    ("above 0, or -1 for about twenty entries", lambda value: value == -1 or value > 0, "logging_steps"),
-    ("a share in (0, 1]", lambda value: 0 < value <= 1, "budget layer_decay"),
-    ("between 0 and 1", lambda value: 0 < value < 1, "ema_decay"),
-    ("from 0 to below 1", lambda value: 0 <= value < 1, "bregman_momentum ema_start adam_beta1 adam_beta2"),
-    ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32, "seed data_seed"),
-]
+POSITIVE = ("above 0", lambda value: 0 < value < float("inf"))
+NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < float("inf"))
+COUNT = ("at least 1", lambda value: 1 <= value < float("inf"))
+SHARE = ("a share in (0, 1]", lambda value: 0 < value <= 1)
+BELOW_ONE = ("from 0 to below 1", lambda value: 0 <= value < 1)
+SEED = ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)
+# Number fields -> what is expected, and the test. None is no value, and passes.
+RANGES = {
+    "budget": SHARE,
+    "sampling_temperature": POSITIVE,
+    "max_steps": ("at least 1, or -1 for the whole plan", lambda value: value == -1 or value >= 1),
+    "per_device_train_batch_size": COUNT,
+    "per_device_eval_batch_size": COUNT,
+    "gradient_accumulation_steps": COUNT,
+    "eval_accumulation_steps": COUNT,
+    "logging_steps": ("above 0, or -1 for about twenty entries", lambda value: value == -1 or value > 0),
+    "learning_rate": NOT_NEGATIVE,
+    "head_learning_rate": NOT_NEGATIVE,
+    "layer_decay": SHARE,
+    "weight_decay": NOT_NEGATIVE,
+    "max_grad_norm": ("0 (no clipping) or more", NOT_NEGATIVE[1]),
+    "adam_epsilon": POSITIVE,
+    "adam_beta1": BELOW_ONE,
+    "adam_beta2": BELOW_ONE,
+    "seed": SEED,
+    "data_seed": SEED,
+    "save_total_limit": COUNT,
+    "gradient_cosine_steps": COUNT,
+    "early_stopping_patience": COUNT,
+    "early_stopping_threshold": NOT_NEGATIVE,
+    "smart_radius": POSITIVE,
+    "smart_step_size": POSITIVE,
+    "smart_noise_std": POSITIVE,
+    "smart_steps": COUNT,
+    "bregman_momentum": BELOW_ONE,
+    "ema_decay": ("between 0 and 1", lambda value: 0 < value < 1),
+    "ema_start": BELOW_ONE,
+}
 # --report_to NAME -> what `is_…_available` calls it, and the packages to install, where these are not NAME.
 REPORTERS = {
     "azure_ml": ("azureml", "azureml-core"),
@@ -106,10 +118,9 @@ def check_values(args: TrainingArguments, choices: Mapping[str, object]) -> None
     for name, (allowed, why) in FIXED.items():
         if getattr(args, name) != allowed:
             raise InputError(f"--{name} is {getattr(args, name)!r}; only {allowed!r} works here: {why}")
-    for expected, is_fine, names in RANGES:
-        for name in names.split():
-            if (value := getattr(args, name)) is not None and not is_fine(value):
-                raise InputError(f"--{name} is {value}; expected {expected}")
+    for name, (expected, is_fine) in RANGES.items():
+        if (value := getattr(args, name)) is not None and not is_fine(value):
+            raise InputError(f"--{name} is {value}; expected {expected}")
     if args.output_dir is None:
         raise InputError("--output_dir is missing: name the folder to write the run to")
     if args.early_stopping_patience is None and args.early_stopping_threshold:

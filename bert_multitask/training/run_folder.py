@@ -57,8 +57,9 @@ HARMLESS = {
     "option",  # of train_single.py: learning_rate and freeze_encoder say what it does
 }
 PACKAGES = ("bert_multitask", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
-# Fields of run.json that its readers need, and their types.
+# Fields of run.json that its readers need, and their types, which have names.
 RECORDED = {"run": dict, "training": dict, "decides": dict, "tasks": list, "data_dir": str, "max_length": int}
+TYPE_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
 # What a run may leave besides its checkpoints and run.json, as patterns.
 WRITTEN = [
     "metrics.json",  # first: without it a run is unfinished
@@ -258,7 +259,7 @@ def read_run(name: str) -> dict | None:
             record = row_places(run.load_tasks(), run.data_dir, run.max_length) | record
         for field, kind in RECORDED.items():
             if type(record[field]) is not kind:
-                raise TypeError(f"{field} is no {kind.__name__}")
+                raise TypeError(f"{field} is not {TYPE_NAMES[kind]}")
         if record["max_length"] < 1:
             raise ValueError(f"max_length is {record['max_length']}")
         load_tasks(record["tasks"])  # they are right

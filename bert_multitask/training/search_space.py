@@ -89,7 +89,9 @@ def read_space(search: str | Mapping, run: RunArguments, args: MultitaskTraining
 
 def read_entries(search: str | Mapping) -> tuple[str, Mapping]:
     """Where a space is from, in words, and what it has."""
-    entries = parse_json("--search", search) if str(search).startswith("{") else search
+    entries = search
+    if str(search).startswith("{"):
+        entries = parse_json("--search", search, 'JSON such as {"learning_rate": [1e-5, 3e-5]}')
     if isinstance(entries, Mapping):
         return "--search", entries
     try:

@@ -171,9 +171,15 @@ def own_command() -> list[str]:
 
 
 def resume_command(overwrite: bool) -> str:
-    """The command line that goes on with this run: without --overwrite, which excludes going on. Of a flag that is
-    there twice, the last counts."""
-    return shlex.join([*own_command(), "--resume_from_checkpoint", *(["--overwrite", "false"] if overwrite else [])])
+    """The command line that goes on with this run: without --overwrite, which excludes going on."""
+    words = own_command()
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if not overwrite or word.split("=")[0] != "--overwrite" and (before != "--overwrite" or word.startswith("-"))
+    ]
+    from_file = overwrite and kept == words  # then a flag has to take it back
+    return shlex.join([*kept, *["--overwrite", "false"] * from_file, "--resume_from_checkpoint"])
 
 
 class StopAtStepEnd(TrainerCallback):

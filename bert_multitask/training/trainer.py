@@ -108,7 +108,8 @@ class MultitaskTrainer(Trainer):
         optimizers: an optimizer of the model's parameters, and its learning rate schedule; None for the default.
         optimizer_cls_and_kwargs: an optimizer's class and settings, instead of `args.optim`.
         preprocess_logits_for_metrics: refused.
-        plan: the task or group of each step, instead of the plan of `args.schedule`.
+        plan: the task or group of each step, instead of the plan of `args.schedule`; the tasks' `epochs` and
+            `args.budget` then have no effect.
 
     Raises:
         InputError: an argument is wrong, missing, or would be ignored. Nothing has been computed or written by then.

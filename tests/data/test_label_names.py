@@ -59,7 +59,7 @@ def test_lists_and_tags():
     ("labels", "fields", "message"),
     [
         (["spam", "ham"], {"kind": "binary"}, "labels are 'ham' and 'spam', and which one is yes cannot be seen"),
-        (["a", "a", None], {}, "a classification task needs two or more label_names; it has 1"),
+        (["a", "a", None], {}, "a task of kind 'classification' needs two or more label_names; it has 1"),
         (["a", "b", "c"], {"kind": "binary"}, "needs two label_names; it has 3"),
         ([1, -1, 1], {}, "row 2: label has '-1', which may be no class; give task 't' label_names"),
         ([0.5, 1.5], {}, "row 1: label has '0.5', which may be no class"),
@@ -104,7 +104,9 @@ def test_names_that_are_given_stay_and_nothing_is_read():
 
 
 def test_an_open_task_is_refused_where_names_are_needed(tiny_bert):
-    with pytest.raises(InputError, match="task 't': a classification task needs label_names here; .*with_label_names"):
+    with pytest.raises(
+        InputError, match="task 't': a task of kind 'classification' needs label_names here; .*with_label_names"
+    ):
         MultitaskBertModel.from_pretrained(tiny_bert, tasks=[OPEN])
     with pytest.raises(InputError, match="needs label_names here"):
         load_rows(Task(**OPEN))

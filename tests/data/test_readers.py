@@ -19,9 +19,9 @@ from datasets import Dataset
 from pyarrow import parquet
 
 from bert_multitask.data import readers as files
-from bert_multitask.data.rows import clean_rows, load_rows
+from bert_multitask.data.rows import HANDOUT, clean_rows, find_file, load_rows
 from bert_multitask.model.errors import InputError
-from bert_multitask.model.tasks import Task
+from bert_multitask.model.tasks import SPLITS, TASKS, Task
 
 TASK = Task(name="a", kind="binary", text="text", label_names=("neg", "pos"))
 PLAIN = Task(name="a", kind="binary", text="text", label_names=("neg", "pos"), quoting="none")
@@ -313,6 +313,16 @@ def test_a_home_folder(tmp_path, monkeypatch):
     for folder, name in (("~", "rows.csv"), ("/none", "~/rows.csv")):
         task = Task(name="a", kind="binary", text="text", label_names=("n", "y"), files={"train": name, "dev": name})
         assert load_rows(task, folder)["dev"]["text"][:] == ["a"]
+
+
+def test_without_a_data_folder_only_the_courses_files_are_fetched(tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text("text,label\na,1\n")
+    monkeypatch.chdir(tmp_path)
+    own = Task(name="a", kind="binary", text="text", label_names=("n", "y"), files=dict.fromkeys(SPLITS, "rows.csv"))
+    assert load_rows(own)["dev"]["text"][:] == ["a"]
+    with pytest.raises(InputError, match="none.csv: no such file; task 'a'"):
+        load_rows(dataclasses.replace(own, files={"train": "none.csv", "dev": "none.csv"}))
+    assert find_file(TASKS["sst"].files["train"], HANDOUT).startswith("https://")
 
 
 def test_files_of_the_hub(hub, monkeypatch):

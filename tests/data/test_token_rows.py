@@ -85,7 +85,9 @@ def test_soft_labels_of_scores_and_of_tags(model, tiny_bert):
     tags = {"name": "c", "kind": "token_classification", "label_names": ["O", "B-X"]}
     tagger = MultitaskBertModel.from_pretrained(tiny_bert, tasks=[tags])
     given = rows([[-100, 0, -100]] * 3, soft_labels=[1.0] * 3)
-    with pytest.raises(InputError, match=r"\['c'\]: a token_classification task cannot learn from soft_labels"):
+    with pytest.raises(
+        InputError, match=r"\['c'\]: a task of kind 'token_classification' cannot learn from soft_labels"
+    ):
         take(tagger, {"c": Dataset.from_dict(given)})
 
 

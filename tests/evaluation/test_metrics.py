@@ -204,9 +204,11 @@ def test_without_a_labelled_row_there_is_no_score():
 @pytest.mark.parametrize(
     ("task", "choices"),
     [
-        pytest.param(with_metric(YES_NO, "rmse"), "accuracy, f1, macro_f1, matthews for a binary task", id="rmse"),
+        pytest.param(with_metric(YES_NO, "rmse"), "accuracy, f1, macro_f1, matthews for kind 'binary'", id="rmse"),
         pytest.param(with_metric(THREE, "pearson"), "accuracy, f1, macro_f1, matthews", id="pearson of classes"),
-        pytest.param(with_metric(SCORES, "f1"), "pearson, spearman, rmse, mae for a regression", id="f1 of scores"),
+        pytest.param(
+            with_metric(SCORES, "f1"), "pearson, spearman, rmse, mae for kind 'regression'", id="f1 of scores"
+        ),
         pytest.param(with_metric(SCORES, "F1"), "pearson, spearman, rmse, mae", id="another case"),
     ],
 )

@@ -280,7 +280,7 @@ def test_damaged_columns_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"text_pair": "other"}, "has no text_pair"),
+        ({"text_pair": "other"}, "text_pair is 'other'; .*one text"),
         ({"prediction_column": "Predicted"}, "prediction_column is 'Predicted'"),
         ({"label_names": ["O", "B-New York"]}, "'B-New York'"),
         ({"label_names": ["NOUN", "VERB"]}, "'NOUN'; .*metric: accuracy"),

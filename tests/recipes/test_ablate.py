@@ -18,6 +18,15 @@ from bert_multitask.model.errors import InputError
 ABLATE = ROOT / "recipes/ablate.py"
 
 
+def test_the_shipped_best_settings_are_the_study_s():
+    study = yaml.safe_load((ROOT / "recipes/studies/levers.yaml").read_text())
+    shipped = yaml.safe_load((ROOT / "bert_multitask/configs/best.yaml").read_text())
+    found = runpy.run_path(str(ABLATE))["change"](study["base"], study["variants"][study["reference"]])
+    kept = {*study["base"], *study["variants"]["best"]} - {"tf32", "eval_strategy", "load_best_model_at_end"}
+    kept -= {"save_total_limit", "report_to"}
+    assert {name: shipped[name] for name in kept} == {name: found[name] for name in kept}
+
+
 def test_a_variant_may_change_a_preset():
     change = runpy.run_path(str(ABLATE))["change"]
     assert change({"tasks": ["sst", "sts"]}, {"tasks": {"sts": {"head": "linear"}}})["tasks"] == [
@@ -129,5 +138,5 @@ def test_a_study_that_has_changed_is_refused(monkeypatch, study, trained_here, t
     content["base"]["max_steps"] = 1
     study[0].write_text(yaml.safe_dump(content))
     assert run_here(monkeypatch, *study, "--only", "plain", recipe=ABLATE) == 2
-    assert "plain-seed0.yaml cannot be resumed with other settings: max_steps was 2" in capsys.readouterr().err
+    assert "plain-seed0.yaml: max_steps was 2 and is 1; use the flags" in capsys.readouterr().err
     assert trained_here == ["plain-seed0"]

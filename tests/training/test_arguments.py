@@ -126,7 +126,7 @@ def test_idle_cores_are_pointed_out(tmp_path, caplog, monkeypatch, propagated_lo
     assert not caplog.text
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     check_launch()
-    assert "only one of 64 CPU cores is used" in caplog.text and "--num_cpu_threads_per_process" in caplog.text
+    assert "each process uses one of 64 CPU cores" in caplog.text and "--num_cpu_threads_per_process" in caplog.text
 
 
 def test_a_process_takes_one_gpu(tmp_path, caplog, monkeypatch, propagated_logs):
@@ -203,8 +203,8 @@ def test_tensorboard_is_used_where_installed(tmp_path):
         ("", ["--learning_rate", "-1"], "--learning_rate is -1"),
         ("", ["--seed", "-1"], "--seed is -1"),
         ("", ["--adam_beta1", "2"], "--adam_beta1 is 2"),
-        ("", ["--task_epochs", "3"], "--task_epochs is 3; expected, for example"),
-        ("", ["--class_weights", "3"], "--class_weights is 3; expected, for example, balanced or"),
+        ("", ["--task_epochs", "3"], '--task_epochs is 3; expected JSON such as {"sst": 3}'),
+        ("", ["--class_weights", "3"], "--class_weights is 3; expected balanced, or JSON"),
         ("", ["--class_weights", "even"], "--class_weights is 'even'"),
         ("", ["--label_smoothing", "[0.1]"], r"--label_smoothing is \[0.1\]; expected"),
         ("", ["--head_dropout", "[0.1]"], r"--head_dropout is \[0.1\]; expected"),
@@ -214,6 +214,8 @@ def test_tensorboard_is_used_where_installed(tmp_path):
         ("seed: 1\nseed: 2", [], "config.yaml: .*'seed' is given twice"),
         ("", ["--task_epochs", "[" * 100_000], "--task_epochs is .*not JSON"),
         ("", ["--task_epochs", "sst=3"], "--task_epochs is 'sst=3', which is not JSON"),
+        ("", ["--class_weights", "balance"], '; expected balanced, or JSON such as {"sst": "balanced"}'),
+        ("", ["--smart_weight", "x"], '; expected a number, or JSON such as {"sst": 0.2}'),
         ("", ["--max_length", "2"], "--max_length is 2"),
         ("", ["--encoder_dropout", "1.2"], "--encoder_dropout is 1.2"),
         ("", ["--smart_projection", "cube"], "--smart_projection.*invalid choice: 'cube'"),
@@ -222,7 +224,7 @@ def test_tensorboard_is_used_where_installed(tmp_path):
         ("", ["--smart_noise_std", "0"], "--smart_noise_std is 0.0"),
         ("", ["--smart_steps", "0"], "--smart_steps is 0; expected at least 1"),
         ("", ["--bregman_momentum", "1"], "--bregman_momentum is 1.0; expected from 0 to below 1"),
-        ("", ["--smart_weight", "[1]"], r"--smart_weight is \[1\]; expected, for example"),
+        ("", ["--smart_weight", "[1]"], r"--smart_weight is \[1\]; expected a number"),
         ("", ["--encoder_sharing", "both"], "--encoder_sharing.*invalid choice: 'both'"),
         ("", ["--pair_encoding", "tpe"], "--pair_encoding.*invalid choice"),
         ("", ["--pooling", "max"], "--pooling.*invalid choice"),
@@ -245,10 +247,10 @@ def test_mistakes_are_named(tmp_path, yaml, flags, message):
         (["--bregman_weight", '{"sts": -2}'], "task 'sts': bregman_weight is -2"),
         (
             ["--class_weights", "balanced"],
-            "task 'sts': class_weights is 'balanced'; a regression task has no class_weights",
+            "task 'sts': class_weights is 'balanced'; .*'regression' has no classes",
         ),
         (["--class_weights", '{"quora": {"yes": 1}}'], "task 'quora': class_weights has 'yes'"),
-        (["--label_smoothing", "0.1"], "task 'sts': label_smoothing is 0.1; a regression task has no label_smoothing"),
+        (["--label_smoothing", "0.1"], "task 'sts': label_smoothing is 0.1; .*'regression' has no classes"),
         (["--label_smoothing", '{"sst": 1}'], "task 'sst': label_smoothing is 1"),
         (
             ["--tasks", '{"name": "a", "kind": "binary", "label_names": ["n", "y"], "metric": "rmse"}'],

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -16,7 +17,7 @@ from conftest import run_here
 
 from bert_multitask.model.errors import InputError
 from bert_multitask.training import jobs
-from bert_multitask.training.jobs import Job, run_jobs
+from bert_multitask.training.jobs import Job, run_jobs, write_config
 
 FEW = ["--max_steps", 4, "--eval_steps", 2, "--save_steps", 2]
 # Notes that it has begun, and waits until as many have as it is told.
@@ -119,7 +120,7 @@ def test_a_soup_of_several_data_seeds(monkeypatch, config, trained_here):
         (["--jobs", 2], "--jobs does nothing without --seeds"),
         (
             ["--seeds", 0, "--learning_rate", "1e-3"],
-            "seed-0.yaml cannot be resumed with other settings: learning_rate was None",
+            "seed-0.yaml: learning_rate was None and is",
         ),
     ],
     ids=["resume", "overwrite", "both", "jobs", "other flags"],
@@ -132,6 +133,16 @@ def test_what_is_refused(monkeypatch, config, capsys, flags, message):
         run_here(monkeypatch, config, *out, "--seeds", 0, recipe="train")
     assert run_here(monkeypatch, config, *out, *flags, recipe="train") == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_same_flags_are_the_same_whatever_they_hold(tmp_path):
+    """Also what JSON cannot write: keys that are numbers, dates, infinity."""
+    flags = {"tasks": [{"name": "a", "class_weights": {0: 1, 1: 3}}], "run_name": date(2024, 1, 2), "x": float("inf")}
+    write_config(tmp_path / "a.yaml", flags)
+    write_config(tmp_path / "a.yaml", flags)
+    changed = flags | {"tasks": [{"name": "a", "class_weights": {0: 1, 1: 4}}]}
+    with pytest.raises(InputError, match=r"a.yaml: tasks was \[.*1: 3.* and is \[.*1: 4.*use the flags"):
+        write_config(tmp_path / "a.yaml", changed)
 
 
 @pytest.mark.slow

@@ -118,7 +118,10 @@ def test_heads_that_stay_as_they_are_are_named(make_adapted, caplog, propagated_
         ({"adapt": lambda model, config: model.requires_grad_(False)}, "task '.*' has nothing to train"),
         ({"adapt": lambda model, config: model.bfloat16()}, "weights are torch.bfloat16 .*model.float()"),
         ({"adapt": lambda model, config: (model.heads.half(), model)[1]}, "torch.float16 .heads.sst.*--bf16 or --fp16"),
-        ({"push_to_hub": True, "hub_model_id": "me/x"}, "a peft adapter is no model for others.*merge_and_unload"),
+        (
+            {"push_to_hub": True, "hub_model_id": "me/x"},
+            "a peft adapter, which others could not load.*merge_and_unload",
+        ),
     ],
     ids=["classifiers twice", "add_adapter", "nothing to train", "bf16", "a half-precision head", "push"],
 )
