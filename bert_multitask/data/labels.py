@@ -137,8 +137,8 @@ def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ..
         where: the source, for messages.
 
     Raises:
-        InputError: there are no rows, the labels are not names, there are too many, or it cannot be seen which of two is "yes". The
-            message says what to do.
+        InputError: there are no rows, the labels are not names, there are too many, or it cannot be seen which of two
+            is "yes". The message says what to do.
     """
     kind, found, count, number = KINDS[task.kind], {}, 0, 0
     advice = f"give task {task.name!r} label_names, or another kind or label"
