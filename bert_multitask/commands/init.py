@@ -5,7 +5,7 @@
     bert-multitask init SetFit/sst5 --output sst5.yaml   # a dataset on the Hub
 
 A table is CSV, TSV, JSON lines, Parquet or CoNLL, or the training rows of a dataset. Each column with a usual name for
-labels (label, topic, sentiment, stars ..., or one that ends in such a word, as Main Topic) becomes a task. If there is
+labels (label, topic, sentiment, stars, …, or one that ends in such a word, as Main Topic) becomes a task. If there is
 none, the last column that can hold labels does. Its values say the kind of task: a few different values, two values,
 numbers, lists of labels (a|b), a tag for each word. Read the file before you train with it: a guess may be wrong.
 docs/tasks.md has all that a task may say.
