@@ -103,6 +103,15 @@ def test_prose_fits_120_columns(page):
     assert not long
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_of_the_repository(page):
+    """A page that is made for the site alone cannot be linked to: the pages are read in the repository too."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)\s#]+)[^)]*\)|(?:href|src)=\"([^\"#]+)", text)
+    paths = [path for path in map("".join, links) if not re.match(r"[a-z]+:", path)]
+    assert not [path for path in paths if not (page.parent / path).exists()]
+
+
 def test_the_flags_are_listed(site):
     text = (site / "reference" / "flags.html").read_text()
     for flag in ("--encoder_sharing", "--smart_radius", "--learning_rate", "--n_trials"):

@@ -4,9 +4,11 @@
     bert-multitask init reviews.csv pairs.jsonl          # the tasks of both, in reviews.yaml
     bert-multitask init SetFit/sst5 --output sst5.yaml   # a dataset on the Hub
 
-A table is CSV, TSV, JSON lines, Parquet or CoNLL, or the training rows of a dataset. Each column that looks like labels
-becomes a task: a few different values, two values, numbers, lists of labels (a|b), a tag for each word. Read the file
-before you train with it: a guess may be wrong. docs/tasks.md has all that a task may say.
+A table is CSV, TSV, JSON lines, Parquet or CoNLL, or the training rows of a dataset. Each column with a usual name for
+labels (label, topic, sentiment, stars, …, or one that ends in such a word, as Main Topic) becomes a task. If there is
+none, the last column that can hold labels does. Its values say the kind of task: a few different values, two values,
+numbers, lists of labels (a|b), a tag for each word. Read the file before you train with it: a guess may be wrong.
+docs/tasks.md has all that a task may say.
 """
 
 import math
@@ -42,6 +44,7 @@ COMMENTS = {
     "dev_share": "this share of the rows is scored, not trained on",
     "hub": "on the Hub; the names of our splits first",
 }
+MORE = "if one holds labels, add it to `labels:` of a group, or as a task of its own"
 COLUMNS = ("text", "text_pair", "label", "id")
 DEV_SHARE = 0.1
 WIDTH = 52  # of a line before its comment; that of a longer one stands above it
@@ -93,7 +96,7 @@ def main(argv: list[str]) -> None:
     width = max([12, *map(len, why)])
     for fields in written:
         print(f"{fields['name']:{width}} {describe_guess(fields, why[fields['name']])}")
-    print(f"not read: {', '.join(unused)}" if unused else "")
+    print(f"not read: {', '.join(unused)}; {MORE}" if unused else "")
     print(f"wrote {output}; read it, and then: {command}", flush=True)
 
 

@@ -7,6 +7,8 @@ The runs start from the same checkpoint and --seed, and differ in --data_seed, l
 an ordinary checkpoint with its tokenizer, and run.json: the first run's record, and which runs were averaged.
 """
 
+import shlex
+
 from ..data.records import write_json
 from ..inference.soup import average_weights
 from ..inference.trained_run import TrainedRun
@@ -24,4 +26,6 @@ def main(argv: list[str]) -> None:
     runs[0].load_tokenizer().save_pretrained(options.output_dir)
     record = runs[0].record | {"decides": {"average_of": options.runs}, "batches": None}
     write_json(options.output_dir / "run.json", record)
-    print(f"average of {len(options.runs)} runs: {options.output_dir}", flush=True)
+    print(f"average of {len(options.runs)} runs: {options.output_dir}\n\nnext:")
+    names = (shlex.quote(str(path)) for path in (options.output_dir, options.output_dir / "predictions"))
+    print("  bert-multitask predict {} --split dev --output_dir {}".format(*names), flush=True)

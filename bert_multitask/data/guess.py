@@ -16,13 +16,13 @@ from .labels import MISSING
 from .readers import READERS, is_url, read_as_written
 from .rows import with_label_names
 
-# Names that columns of labels often have.
+# Names that columns of labels often have, as `Column.plain_name` spells them.
 LABELS = re.compile(
     r"(.*_)?(label|labels|target|class|category|categories|sentiment|intent|topic|genre|genres|emotion|emotions|stars|"
     r"rating|score|similarity|tag|tags|gold|y|is_\w+)|-1"
 )
 PLAIN = ("label", "labels", "target", "class", "gold", "y", "-1")  # those that say nothing of what they mean
-IDS = re.compile(r"(unnamed: 0|index|idx|guid|uuid|(.*_)?id)?")
+IDS = re.compile(r"(unnamed:_0|index|idx|guid|uuid|(.*_)?id)?")
 PAIRS = [
     *(("premise", "hypothesis"), ("question", "answer"), ("question", "sentence"), ("text", "text_pair")),
     *(("query", "document"), ("query", "passage"), ("claim", "evidence"), ("first", "second")),
@@ -81,14 +81,19 @@ class Column:
         return words >= LONG or len(self.distinct) > max(MOST_GRADES, len(self.known) / 2)
 
     @property
+    def plain_name(self) -> str:
+        """The name in lower case, its words joined by underscores: `Main Topic` is `main_topic`."""
+        return "_".join(self.name.casefold().split())
+
+    @property
     def is_named_label(self) -> bool:
-        """Whether it is called as labels are."""
-        return bool(LABELS.fullmatch(self.name.casefold()))
+        """Whether it is called as labels are, at least in the last word of its name."""
+        return bool(LABELS.fullmatch(self.plain_name))
 
     @property
     def is_id(self) -> bool:
         """Whether it names the rows."""
-        named = IDS.fullmatch(self.name.casefold()) is not None and not self.is_lists
+        named = IDS.fullmatch(self.plain_name) is not None and not self.is_lists
         return named and len(set(map(str, self.known))) == len(self.values)
 
 
@@ -118,7 +123,8 @@ def guess_tasks(columns: Mapping[str, Sequence], name: str) -> tuple[list[dict],
     if not texts or not labels:
         what = "texts" if labels else "labels"
         raise InputError(
-            f"no column looks like {what} (of {', '.join(columns)}); write the tasks yourself, as docs/tasks.md shows"
+            f"{name}: no column looks like {what} (of {', '.join(columns)}); write the tasks yourself, as "
+            "docs/tasks.md shows"
         )
     common = texts | ({"id": ids[0]} if any(ids[:1]) and "id" not in columns else {})
     names = [task_name(label, name, alone=len(labels) == 1) for label, _, _ in labels]
@@ -190,7 +196,7 @@ def guess_texts(columns: Sequence[Column]) -> dict[str, object]:
 
 def task_name(label: str, table: str, alone: bool) -> str:
     """What a task is called: as its column of labels, or as the table where that says nothing."""
-    name = table if alone and label.casefold() in PLAIN else label
+    name = table if alone and label.strip().casefold() in PLAIN else label
     name = re.sub(r"\W+", "_", name).strip("_").casefold()
     return name if name.isidentifier() and name not in RESERVED and not name.startswith("eval_") else f"task_{name}"
 
@@ -199,7 +205,7 @@ def read_table_file(path: str) -> tuple[dict[str, list], dict]:
     """The columns of a file, {name: values}, and what a task has to say of how the file is read.
 
     Raises:
-        InputError: the file does not exist or cannot be read.
+        InputError: the file does not exist, cannot be read or has no rows.
     """
     if not is_url(path) and not Path(path).is_file():
         raise InputError(
@@ -209,6 +215,8 @@ def read_table_file(path: str) -> tuple[dict[str, list], dict]:
     for fields in ({}, {"quoting": "none"}):
         try:
             rows = list(read_as_written(path, Task("table", "classification", **fields)))
+            if not rows:
+                raise InputError(f"{path}: has no rows; a header alone is not enough")
             names = dict.fromkeys(name for row in rows for name in row)
             return {name: [row.get(name) for row in rows] for name in names}, fields
         except InputError as refused:

@@ -137,10 +137,10 @@ def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ..
         where: the source, for messages.
 
     Raises:
-        InputError: the labels are not names, there are too many, or it cannot be seen which of two is "yes". The
-            message says what to do.
+        InputError: there are no rows, the labels are not names, there are too many, or it cannot be seen which of two
+            is "yes". The message says what to do.
     """
-    kind, found, count = KINDS[task.kind], {}, 0
+    kind, found, count, number = KINDS[task.kind], {}, 0, 0
     advice = f"give task {task.name!r} label_names, or another kind or label"
     for number, raw in enumerate(labels, start=1):
         for part in kind.parts(raw):
@@ -153,6 +153,8 @@ def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ..
             plain = str(int(key)) if isinstance(key, Decimal) else str(part).strip()
             found.setdefault(key, plain.lower() if isinstance(part, bool) else plain)
             count += 1
+    if not number:
+        raise InputError(f"{where}: has no rows; task {task.name!r} needs some to train on")
     if len(found) > max(20, count / 2):
         raise InputError(f"{where}: {task.label} has {len(found):,} different values in {count:,} labels; {advice}")
     names = [found[key] for key in sorted(found, key=lambda key: (isinstance(key, str), key))]

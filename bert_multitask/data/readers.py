@@ -271,11 +271,10 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
     columns: list[str] = []
     spanning, end = [], 0  # rows of several lines; the last line of the last row
     try:
-        if not (header := lines.readline()).strip():
-            raise InputError(f"{path}: is empty, or begins with an empty line; expected column names and then rows")
+        header = lines.readline()
         table = csv.reader(
             itertools.chain([header], lines),
-            delimiter="\t" if "\t" in header else ",",
+            delimiter=delimiter(header, path),
             quoting=csv.QUOTE_NONE if task.quoting == "none" else csv.QUOTE_MINIMAL,
             strict=True,
         )
@@ -305,6 +304,21 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
             f"{path}: {len(spanning):,} rows span several lines, the first is row {spanning[0]}; that is right for "
             "quoted texts with line breaks, otherwise check for a stray quote"
         )
+
+
+def delimiter(header: str, path: str) -> str:
+    """What separates the columns of a table: a tab if the line of its header has one, otherwise a comma.
+
+    Raises:
+        InputError: the line is empty, or only semicolons separate its columns.
+    """
+    if not header.strip():
+        raise InputError(f"{path}: is empty, or begins with an empty line; expected column names and then rows")
+    if "\t" in header:
+        return "\t"
+    if ";" in header and "," not in header:
+        raise InputError(f"{path}: its columns are separated by semicolons; save it with commas or tabs")
+    return ","
 
 
 def numbered_rows(table: Iterator[list[str]], path: str) -> Iterator[tuple[int, int, list[str]]]:

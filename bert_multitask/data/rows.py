@@ -78,11 +78,12 @@ def load_rows(
     if task.dev_share and "dev" in splits:
         wanted, labelled = wanted | {"train"}, {*labelled, "train"}
     from_hub = is_from_hub(task, data_dir)
-    rows = read_hub(task, wanted, labelled) if from_hub else read_files(task, data_dir, wanted, labelled)
+    found = read_hub(task, wanted, labelled) if from_hub else read_files(task, data_dir, wanted, labelled)
+    rows = drop_empty(task, found)
     if task.dev_share and "train" in rows:
         chosen = draw_dev_rows(task, rows["train"])
         rows["dev"], rows["train"] = (take(rows["train"], np.flatnonzero(side)) for side in (chosen, ~chosen))
-    return DatasetDict(drop_empty(task, {split: part for split, part in rows.items() if split in splits}))
+    return DatasetDict({split: part for split, part in rows.items() if split in splits})
 
 
 def read_files(task: Task, data_dir: str, splits: Collection[str], labelled: Collection[str]) -> dict[str, Dataset]:

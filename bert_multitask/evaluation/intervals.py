@@ -23,6 +23,13 @@ class Estimate(NamedTuple):
     high: float
 
 
+def bounds(interval: Estimate, form: str) -> str:
+    """An interval as `low to high`; words if every resample is the same, or there are none."""
+    if not interval.low < interval.high:
+        return "none: all resamples are alike" if interval.low == interval.high else "none: too few rows"
+    return f"{interval.low:{form}} to {interval.high:{form}}"
+
+
 def resample(task: Task, predictions: np.ndarray, references: np.ndarray, seed: int, number: int) -> np.ndarray:
     """A task's metric on bootstrap resamples of its rows, each as large as the rows and drawn with replacement.
 

@@ -1,6 +1,7 @@
 """The fields of a dataclass as YAML and JSON write them: converted to the types of its annotations, and checked."""
 
 import dataclasses
+import difflib
 import sys
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -44,7 +45,9 @@ def read_fields(cls: type, fields: dict, where: str) -> Any:
     known = {field.name: field for field in dataclasses.fields(cls)}
     names = ", ".join(sorted(known))
     if unknown := sorted(str(name) for name in fields if name not in known):
-        raise InputError(f"{where}: unknown field {unknown[0]!r}; its fields are {names}")
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"its fields are {names}"
+        raise InputError(f"{where}: unknown field {unknown[0]!r}; {hint}")
     for name, field in known.items():
         if name not in fields and field.default is field.default_factory is dataclasses.MISSING:
             raise InputError(f"{where}: {name} is missing; its fields are {names}")

@@ -9,7 +9,7 @@ from datetime import date
 from os import PathLike
 from pathlib import Path
 
-from ..evaluation.intervals import LEVEL, RESAMPLES, Estimate, Scores, mcnemar
+from ..evaluation.intervals import LEVEL, RESAMPLES, Scores, bounds, mcnemar
 from ..evaluation.metrics import describe_metric, describe_overall, find_metric, score_keys
 from ..model.errors import InputError
 from ..model.tasks import units
@@ -73,13 +73,6 @@ def scores(predictions: Mapping[str, LabelledPredictions]) -> Scores:
         {name: part.predicted for name, part in predictions.items()},
         {name: part.labels for name, part in predictions.items()},
     )
-
-
-def bounds(interval: Estimate, form: str) -> str:
-    """An interval as `low to high`; words if every resample is the same, or there are none."""
-    if not interval.low < interval.high:
-        return "none: all resamples are alike" if interval.low == interval.high else "none: too few rows"
-    return f"{interval.low:{form}} to {interval.high:{form}}"
 
 
 def add_scores(document: Document, source: Source, split: str) -> None:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback
 from transformers.utils import logging
 
-from ..evaluation.intervals import Estimate
+from ..evaluation.intervals import Estimate, bounds
 from ..model.tasks import Task
 
 WIDTH = 100  # columns of what is no terminal, such as a pipe
@@ -39,7 +39,7 @@ class WarningLines(standard_logging.Handler):
 
     def emit(self, record: standard_logging.LogRecord) -> None:
         """Print a record."""
-        message = record.getMessage().strip()
+        message = record.getMessage().strip().removeprefix("Warning: ")
         if record.name == "py.warnings":
             message = message.splitlines()[0]  # the second is the line of code
         is_first = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -205,7 +205,7 @@ def describe_scores(
     for name in (*tasks, "overall"):
         metric, count = (tasks[name].metric, f"{rows[name]:,}") if name in tasks else ("", "")
         score = metrics[f"eval_{name}_{metric}".removesuffix("_")]
-        interval = f"   {scores[name].low:.4f} to {scores[name].high:.4f}" if scores else ""
+        interval = f"   {bounds(scores[name], '.4f')}" if scores else ""
         lines.append(f"{name:{width}} {metric:10} {count:>8} {score:8.4f}{interval}")
     return "\n".join(lines)
 

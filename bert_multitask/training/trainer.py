@@ -213,6 +213,9 @@ class MultitaskTrainer(Trainer):
         args.max_steps = len(self.plan)
         if args.logging_steps == -1:
             args.logging_steps = log_interval(len(self.plan))
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            if 0 < (getattr(args, name) or 0) < 1:  # a share; Trainer compares it with a checkpoint's steps
+                setattr(args, name, math.ceil(args.max_steps * getattr(args, name)))
         args.greater_is_better = higher_is_better(model.tasks, args.metric_for_best_model, args.greater_is_better)
         return args
 

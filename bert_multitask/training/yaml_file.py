@@ -67,7 +67,8 @@ def load_yaml(path: Path) -> Any:
         shipped = sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml"))
         beside = [str(file) for file in path.parent.glob("*.y*ml")]
         near = difflib.get_close_matches(str(path), [*beside, *shipped], n=1, cutoff=0.75)
-        hint = f"did you mean {near[0]}?" if near else f"the package ships {', '.join(shipped)}"
+        names = [name.removesuffix(".yaml") for name in shipped if Path(name).parent == Path()]
+        hint = f"did you mean {near[0]}?" if near else f"the package ships {', '.join(names)}, and others in paper/"
         raise InputError(f"{path}: no such configuration file; {hint}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error

@@ -8,14 +8,14 @@ from statistics import mean, stdev
 
 from bert_multitask.commands.ensemble import vote
 from bert_multitask.data.records import read_history
-from bert_multitask.evaluation.intervals import LEVEL, Scores
+from bert_multitask.evaluation.intervals import LEVEL, Scores, bounds
 from bert_multitask.evaluation.tables import write_predictions
 from bert_multitask.inference.ensemble import check_members
 from bert_multitask.inference.split_tables import SplitTables, score_tables
 from bert_multitask.reporting.document import Document, Picture, Table
 from bert_multitask.reporting.error_sections import picture
 from bert_multitask.reporting.plots import PICTURES, training_curves
-from bert_multitask.reporting.report import bounds, scores
+from bert_multitask.reporting.report import scores
 from bert_multitask.reporting.subject import Source, open_sources
 
 from .tables import BASELINE, COLUMNS, ELEMENTS, FIGURES, TABLES, Job, PaperTable, Row, System, needed, row_seeds

@@ -56,6 +56,10 @@ TABLES = {
         {"text": texts, "label": lambda n: ["spam", "ham"][n % 2]},
         {"name": "table", "kind": "classification", "label_names": ["ham", "spam"]},
     ),
+    "a usual name at the end": (
+        {"Text": texts, "Main Topic": lambda n: "abc"[n % 3], "Urgency": lambda n: n % 3},
+        {"kind": "classification", "name": "main_topic", "text": "Text", "label": "Main Topic"},
+    ),
     "grades": (
         {"text": texts, "stars": lambda n: n % 5 + 1},
         {"name": "stars", "kind": "classification", "label_names": ["1", "2", "3", "4", "5"]},
@@ -102,7 +106,10 @@ def test_guesses(tmp_path, monkeypatch, capsys, name):
     }
     printed = capsys.readouterr().out
     assert f"{task['kind']}: " in printed and "bert-multitask train out.yaml" in printed
-    assert ("not read: sender" in printed) == ("sender" in columns) == ("not read" in printed)
+    unread = {"sender", "Urgency"} & columns.keys()
+    assert bool(unread) == ("not read" in printed) and all(
+        f"not read: {one}; if one holds" in printed for one in unread
+    )
 
 
 def test_each_column_of_labels_is_a_task(tmp_path, monkeypatch):
@@ -168,7 +175,9 @@ def test_a_dataset_of_the_hub(monkeypatch, dev):
     ("argv", "message"),
     [
         (["nowhere.csv"], "nowhere.csv: no such file"),
-        (["numbers.csv"], "no column looks like texts"),
+        (["numbers.csv"], "numbers: no column looks like texts"),
+        (["header.csv"], "header.csv: has no rows"),
+        (["semicolons.csv"], "semicolons.csv: its columns are separated by semicolons"),
         (["table.csv", "--config_name", "de"], "table.csv is a file; leave it out"),
         (["table.csv", "--output", "no/such/folder.yaml"], "folder.yaml cannot be written: No such file"),
         (["table.csv"], "table.yaml exists; name another file with --output, or replace it with --overwrite"),
@@ -177,6 +186,8 @@ def test_a_dataset_of_the_hub(monkeypatch, dev):
 def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, argv, message):
     table(tmp_path / "table.csv", text=texts, label=lambda n: n % 2)
     table(tmp_path / "numbers.csv", a=lambda n: n % 2, b=lambda n: n % 3)
+    (tmp_path / "header.csv").write_text("text,label\n")
+    (tmp_path / "semicolons.csv").write_text('mail;"topic"\n"Hello, you";a\n')
     (tmp_path / "table.yaml").write_text("mine: 1\n")
     before = sorted(tmp_path.iterdir())
     if "--config_name" in argv:

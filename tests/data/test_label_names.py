@@ -141,3 +141,12 @@ def test_a_label_of_dev_that_train_has_not_is_refused(tmp_path, tiny_bert, cours
     assert run_here(monkeypatch, config, "--tasks", json.dumps(task), "--task_epochs", "{}") == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and "dev.csv, row 3: label is 'c'; expected" in error[0] and "a, b" in error[0]
+
+
+def test_a_file_without_rows_is_named(tmp_path):
+    (tmp_path / "header.csv").write_text("text,label\n")
+    spec = OPEN | {"files": {"train": str(tmp_path / "header.csv")}, "dev_share": 0.1}
+    with pytest.raises(InputError, match="header.csv: has no rows; task 't'"):
+        with_label_names(spec)
+    with pytest.raises(InputError, match="header.csv: has no rows; task 't'"):
+        load_rows(load_task(spec | {"label_names": ["a", "b"]}))

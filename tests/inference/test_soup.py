@@ -48,7 +48,7 @@ def test_runs_of_one_seed_begin_alike(make_run):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_average(monkeypatch, tmp_path, runs):
+def test_the_average(monkeypatch, tmp_path, runs, capsys):
     soup = tmp_path / "soup"
     assert run_here(monkeypatch, *runs, "--output_dir", soup, recipe=SOUP) == 0
     got, members = read(str(soup)), [read(run) for run in runs]
@@ -59,8 +59,9 @@ def test_the_average(monkeypatch, tmp_path, runs):
         differ += not torch.equal(weight, members[0][name])
     assert differ > 10, "the runs went different ways"
     assert list(MultitaskBertModel.from_pretrained(soup).tasks) == ["sts"]
-    flags = ["--split", "dev", "--output_dir", soup / "predictions"]
-    assert run_here(monkeypatch, soup, *flags, recipe=PREDICT) == 0, "it knows its rows"
+    command = f"  bert-multitask predict {soup} --split dev --output_dir {soup / 'predictions'}"
+    assert capsys.readouterr().out.splitlines()[-1] == command
+    assert run_here(monkeypatch, *command.split()[2:], recipe=PREDICT) == 0, "it knows its rows"
     assert "eval_sts_pearson" in json.loads((soup / "predictions" / "scores.json").read_text())
 
 

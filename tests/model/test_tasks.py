@@ -72,7 +72,8 @@ def test_load_task_passes_tasks_and_names():
     ("spec", "message"),
     [
         ("sentiment", "unknown task 'sentiment'; choose from sst, quora, sts, cfimdb"),
-        ({"name": "x", "kind": "classification", "colour": 1}, "unknown field 'colour'"),
+        ({"name": "x", "kind": "classification", "colour": 1}, "unknown field 'colour'; its fields are .*, "),
+        ({"name": "x", "kind": "classification", "epoch": 1}, r"unknown field 'epoch'; did you mean epochs\?$"),
         ({"name": "x"}, "^task 'x': kind is missing; choose one of classification, binary, .*token_classification$"),
         ({"kind": "binary"}, "^a task in tasks has no name"),
         ({"sst": {"kind": "binary"}}, "has no name: {'sst': .*tasks is a list, each with its fields"),

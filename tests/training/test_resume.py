@@ -91,3 +91,16 @@ def test_a_run_killed_in_an_adverse_place(monkeypatch, config, name, place):
     assert expected.keys() == got.keys() and all(expected[name].equal(got[name]) for name in expected)
     assert losses(killed) == losses(whole)
     assert (killed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.4, 0), (0.6, 1)])
+def test_shares_of_the_plan_are_compared_as_steps(make_trainer, tmp_path, monkeypatch, share, expected):
+    """Transformers warns of settings that differ from the checkpoint's, which has numbers of steps: 2 of 5 is 0.4."""
+    fixed = {"max_steps": 5, "save_total_limit": 9, "output_dir": str(tmp_path)}
+    fixed |= {"eval_strategy": "steps", "save_strategy": "steps"}
+    make_trainer(**fixed, eval_steps=0.4, save_steps=0.4).train()
+    warned = []
+    monkeypatch.setattr("transformers.trainer_utils.logger.warning_once", warned.append)
+    trainer = make_trainer(**fixed, eval_steps=share, save_steps=share)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert sum("save_steps" in text for text in warned) == expected and trainer.state.global_step == 5

@@ -15,9 +15,11 @@ from conftest import run_here
 from transformers import AutoTokenizer
 from transformers.utils.logging import get_logger
 
+from bert_multitask.evaluation.intervals import Estimate
 from bert_multitask.model.modeling import MultitaskBertModel
+from bert_multitask.model.tasks import Task
 from bert_multitask.training.schedule import log_interval
-from bert_multitask.training.terminal import TrainingTable, warnings_as_lines
+from bert_multitask.training.terminal import TrainingTable, describe_scores, warnings_as_lines
 
 ROW = re.compile(r" *(\d+)/(\d+)  (loss|score)(.*)")
 
@@ -153,10 +155,22 @@ def test_warnings_are_lines_and_what_was_there_comes_back(capsys):
     with warnings_as_lines():
         warnings.warn("of Python", UserWarning, stacklevel=1)
         get_logger("bert_multitask.x").warning("of a run")
+        get_logger("transformers.x").warning("Warning: of a library")
         get_logger("transformers.x").info("nothing")
     printed = capsys.readouterr().err.splitlines()
-    assert len(printed) == 2 and printed[0].endswith("UserWarning: of Python") and printed[1] == "warning: of a run"
+    assert printed[0].endswith("UserWarning: of Python")
+    assert printed[1:] == ["warning: of a run", "warning: of a library"]
     assert logging.getLogger("transformers").handlers == before
+
+
+def test_a_score_without_an_interval_says_so():
+    """As the report does: of one row, or of resamples that are all alike."""
+    tasks = {"a": Task("a", "regression"), "b": Task("b", "regression")}
+    scores = {"a": Estimate(0.0, 0.0, 0.0), "b": Estimate(0.5, *[float("nan")] * 2), "overall": Estimate(0.5, 0.4, 0.6)}
+    metrics = {"eval_a_pearson": 0.0, "eval_b_pearson": 0.5, "eval_overall": 0.5}
+    _, *lines = describe_scores(tasks, metrics, {"a": 3, "b": 1}, scores).splitlines()
+    endings = ["none: all resamples are alike", "none: too few rows", "0.4000 to 0.6000"]
+    assert [line.split("   ")[-1] for line in lines] == endings
 
 
 def test_other_processes_print_errors_alone(monkeypatch, capsys):
