@@ -171,15 +171,21 @@ def own_command() -> list[str]:
 
 
 def resume_command(overwrite: bool) -> str:
-    """The command line that goes on with this run: without --overwrite, which excludes going on."""
-    words = own_command()
-    kept = [
-        word
-        for before, word in zip(["", *words], words, strict=False)
-        if not overwrite or word.split("=")[0] != "--overwrite" and (before != "--overwrite" or word.startswith("-"))
-    ]
+    """The command line that goes on with this run from its last checkpoint.
+
+    Args:
+        overwrite: whether this run was begun with --overwrite, which excludes going on.
+    """
+    words = without_flag(own_command(), "--resume_from_checkpoint")
+    kept = without_flag(words, "--overwrite") if overwrite else words
     from_file = overwrite and kept == words  # then a flag has to take it back
     return shlex.join([*kept, *["--overwrite", "false"] * from_file, "--resume_from_checkpoint"])
+
+
+def without_flag(words: list[str], flag: str) -> list[str]:
+    """The words of a command line without a flag, and without its value if it has one."""
+    pairs = zip(["", *words], words, strict=False)
+    return [word for before, word in pairs if word.split("=")[0] != flag and (before != flag or word.startswith("-"))]
 
 
 class StopAtStepEnd(TrainerCallback):

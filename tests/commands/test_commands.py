@@ -133,6 +133,14 @@ def test_the_command_that_goes_on_does_not_overwrite(monkeypatch, typed, expecte
     assert stopping.resume_command(True) == shlex.join(command)
 
 
+@pytest.mark.parametrize("typed", [["--resume_from_checkpoint"], ["--resume_from_checkpoint", "R/checkpoint-5"]])
+def test_the_command_that_goes_on_again_is_the_same(monkeypatch, typed):
+    """From the last checkpoint, whatever the stopped run began with; a flag that takes the file's back stays."""
+    given = ["bert-multitask", "train", "c.yaml", "--overwrite", "false"]
+    monkeypatch.setattr(stopping, "own_command", lambda: [*given, *typed])
+    assert stopping.resume_command(False) == shlex.join([*given, "--resume_from_checkpoint"])
+
+
 @pytest.mark.parametrize("flag", ["-m", "--module"])
 def test_a_launcher_of_a_module_is_known(monkeypatch, flag):
     launcher = [sys.executable, "accelerate", "launch", flag, "bert_multitask", "train", "c.yaml"]
