@@ -171,8 +171,8 @@ def add_training(document: Document, source: Source) -> None:
     document.add(
         "Training",
         picture("training-curves", training_curves(history, tasks), alt),
-        f"{best}A point of a training curve is of the task's rows since the last log entry, as predicted in training, "
-        "with dropout: while a model learns fast that is worse than the weights at the end of them would do.",
+        f"{best}A training curve shows the loss or score of the task's rows since the last log entry, as predicted in "
+        "training, with dropout. While a model learns fast, its weights at the end of those rows would score higher.",
     )
     if any(key.startswith("cosine_") for entry in history for key in entry):
         drawn = gradient_cosines(history, list(units(tasks.values())))
