@@ -26,7 +26,7 @@ from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
 from ..model.tasks import SPLITS, TASKS, Task, label_key, load_task, text_parts
-from .dev_share import draw_dev_rows
+from .dev_share import draw_dev_rows, text_keys
 from .labels import LabelReader, even_labels, feature_names, infer_label_names, name_labels, wrong_labels
 from .readers import (
     check_has_columns,
@@ -85,6 +85,8 @@ def load_rows(
     if task.dev_share and "train" in rows:
         chosen = draw_dev_rows(task, rows["train"])
         rows["dev"], rows["train"] = (take(rows["train"], np.flatnonzero(side)) for side in (chosen, ~chosen))
+    elif {"train", "dev"} <= rows.keys():
+        warn_of_shared(task, rows["train"], rows["dev"])
     return DatasetDict({split: part for split, part in rows.items() if split in splits})
 
 
@@ -188,7 +190,7 @@ def add_extra_rows(task: Task, data_dir: str, splits: Collection[str], labelled:
     """`load_rows` of a task with `extra_train`: its own training rows, and after them those of the other sources, whose
     ids begin with the source's name. All splits are read, since a row may be left out that dev or test rows have."""
     own = load_rows(replace(task, extra_train=None), data_dir, SPLITS, labelled)
-    scored = {text_key(row) for split in own.keys() - {"train"} for row in own[split].to_list()}
+    scored = {frozenset(key) for split in own.keys() - {"train"} for key in text_keys(own[split])}
     tables, names = [own["train"].with_format("arrow")[:]], Counter()
     for source in task.extra_train:
         name = source.file or source.hub.path
@@ -197,7 +199,7 @@ def add_extra_rows(task: Task, data_dir: str, splits: Collection[str], labelled:
         prefix += f"-{names[prefix]}" if names[prefix] > 1 else ""  # else two rows would have one id
         theirs = source.as_task(task)
         rows = usable_rows(task, load_rows(theirs, data_dir, ["train"], labelled)["train"], "train")
-        shared = np.array([text_key(row) in scored for row in rows.to_list()], bool)
+        shared = np.array([frozenset(key) in scored for key in text_keys(rows)], bool)  # in either order
         if shared.any():
             fate = "they are left out" if source.drop_shared else "drop_shared: true leaves them out"
             logger.warning(f"{name}: {shared.sum():,} of {len(rows):,} rows have the texts of dev or test rows; {fate}")
@@ -209,10 +211,15 @@ def add_extra_rows(task: Task, data_dir: str, splits: Collection[str], labelled:
     return DatasetDict({split: train if split == "train" else own[split] for split in splits if split in own})
 
 
-def text_key(row: Mapping) -> tuple[str, ...]:
-    """The texts of a clean row without case, punctuation and the order of a pair."""
-    texts = [row["text"], row["text_pair"]] if "text_pair" in row else [row["text"]]
-    return tuple(sorted(" ".join(re.findall(r"\w+", text.casefold())) for text in texts))
+def warn_of_shared(task: Task, train: Dataset, dev: Dataset) -> None:
+    """Warn if rows that are scored have the texts of rows that are trained on."""
+    trained, scored = (take(rows, used_rows(rows, split)) for split, rows in (("train", train), ("dev", dev)))
+    known = set(text_keys(trained))
+    if shared := sum(key in known for key in text_keys(scored)):
+        logger.warning(
+            f"{task.name}: {shared:,} of {len(scored):,} dev rows have the texts of training rows; their scores are "
+            "too good"
+        )
 
 
 def is_from_hub(task: Task, data_dir: str | None) -> bool:
@@ -441,10 +448,7 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     """
     check_clean(task, rows)
     source = rows.info.description
-    # [:] reads a column at once; going through it would read row by row, ten times as long.
-    texts = zip(*(rows[column][:] for column in text_columns(task)), strict=True)
-    empty = np.array([not all(map(str.strip, row)) for row in texts], bool)
-    unlabelled = ~labelled_rows(np.array(even_labels(rows["label"][:])))
+    empty, unlabelled = find_gaps(rows)
     if split != "test" and unlabelled.all():
         raise InputError(f"{source}: no row has a label in column {task.label!r}; task {task.name!r} needs some")
     kept = ~empty if task.group else ~empty & ~unlabelled
@@ -458,6 +462,21 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     if not kept.any():
         raise InputError(f"{source}: no row has both a text and a label; task {task.name!r} has nothing to train on")
     return take(rows, np.flatnonzero(kept))
+
+
+def find_gaps(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Which clean rows have an empty text, and which have no label: truth values (N,)."""
+    # [:] reads a column at once; going through it would read row by row, ten times as long.
+    texts = zip(*(rows[column][:] for column in ("text", "text_pair") if column in rows.column_names), strict=True)
+    empty = np.array([not all(map(str.strip, row)) for row in texts], bool)
+    return empty, ~labelled_rows(np.array(even_labels(rows["label"][:])))
+
+
+def used_rows(rows: Dataset, split: str) -> np.ndarray:
+    """The numbers of the clean rows that are trained on, scored (dev) or predicted (test)."""
+    empty, unlabelled = find_gaps(rows)
+    gaps = {"train": empty | unlabelled, "dev": unlabelled}
+    return np.flatnonzero(~gaps.get(split, np.zeros(len(rows), bool)))
 
 
 def name_rows(task: Task, rows: Dataset, chosen: np.ndarray) -> str:

@@ -62,6 +62,18 @@ def test_rows_of_one_text_are_on_one_side(tmp_path, rows):
     assert len(found["dev"]) == 2 * len(set(found["dev"]["text"][:]))
 
 
+def test_case_white_space_and_punctuation_make_no_other_text(tmp_path, rows, caplog, propagated_logs):
+    before = load_rows(make_task(write(tmp_path / "all.csv", rows)))["dev"]["id"][:]
+    twins = [[f"twin {row[0]}", f" {row[1].upper()}!", "rare"] for row in rows if row[0] in before]
+    single = [["one", "Only", "lonely"], ["two", "only.", "lonely"]]
+    fields = {"label_names": [*NAMES, "lonely"]}
+    found = load_rows(make_task(write(tmp_path / "all.csv", rows + single), share=0.5, **fields))
+    assert {"one", "two"} <= set(found["train"]["id"][:])
+    found = load_rows(make_task(write(tmp_path / "all.csv", rows + twins)))
+    sides = [{text.strip(" !").casefold() for text in found[split]["text"][:]} for split in ("train", "dev")]
+    assert not sides[0] & sides[1] and not caplog.messages
+
+
 def test_a_class_with_one_text_is_trained_on(tmp_path):
     rows = [[n, f"text {n}", "most" if n else "rare"] for n in range(20)]
     for share in (0.1, 0.5):

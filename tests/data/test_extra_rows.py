@@ -93,6 +93,20 @@ def test_rows_shared_with_dev_or_test(course_folder, tmp_path, caplog, propagate
     assert f"2 of 3 rows have the texts of dev or test rows; {fate}" in caplog.text
 
 
+def test_dev_rows_with_the_texts_of_training_rows_are_counted(tmp_path, caplog, propagated_logs):
+    """Those that are scored and trained on: without a label or a text a row is neither."""
+    train = [["A fine  plot.", 1], ["dull", 0], ["no label here", ""], ["", 1], ["\N{GRINNING FACE}", 1]]
+    dev = [["a FINE plot", 1], ["dull!", ""], ["no label here", 1], ["", 0], ["\N{CRYING FACE}", 0], ["Dull", 0]]
+    for split, rows in (("train", train), ("dev", dev)):
+        write_table(tmp_path / f"{split}.csv", ["sentence", "label"], rows)
+    files = {split: str(tmp_path / f"{split}.csv") for split in ("train", "dev")}
+    task = load_task({"name": "t", "kind": "classification", "label_names": ["no", "yes"], "files": files})
+    load_rows(task, splits=["dev"]), load_rows(task, splits=["train"])
+    assert not caplog.messages
+    load_rows(task)
+    assert caplog.messages == ["t: 2 of 5 dev rows have the texts of training rows; their scores are too good"]
+
+
 def test_a_run_trains_on_them_and_is_resumed_with_them_alone(monkeypatch, config, phrases, capsys):
     spec = {"preset": "sst", "extra_train": [{"file": phrases, "label": "stars"}]}
     flags = ["--max_steps", 4, "--save_steps", 2, "--task_epochs", '{"sst": 2}', "--eval_strategy", "no"]

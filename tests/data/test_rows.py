@@ -139,6 +139,7 @@ def test_gaps_are_left_out_of_training_and_predicted(course_folder, caplog, prop
     assert usable_rows(TASKS["quora"], loaded["dev"], "dev")["id"][:] == ["a", "b", "c", "d"]
     usable_rows(TASKS["quora"], loaded["test"], "test")
     assert caplog.messages == [
+        "quora: 1 of 2 dev rows have the texts of training rows; their scores are too good",
         "quora-train.csv: an empty text in rows 2, 4; left out of training",
         "quora-train.csv: no label in rows 3, 4; left out of training",
         "quora-dev.csv: an empty text in rows 2, 4; predicted",
