@@ -7,13 +7,16 @@
 A table is CSV, TSV, JSON lines, Parquet or CoNLL, or the training rows of a dataset. Each column with a usual name for
 labels (label, topic, sentiment, stars, …, or one that ends in such a word, as Main Topic) becomes a task. If there is
 none, the last column that can hold labels does. Its values say the kind of task: a few different values, two values,
-numbers, lists of labels (a|b), a tag for each word. Read the file before you train with it: a guess may be wrong.
-docs/tasks.md has all that a task may say.
+numbers, lists of labels (a|b), a tag for each word. The tasks of one table are a group: they have the same dev rows,
+and the encoder reads each text once. Read the file before you train with it: a guess may be wrong. docs/tasks.md has
+all that a task may say.
 """
 
+import itertools
 import math
 import shlex
-from collections.abc import Collection
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -23,13 +26,13 @@ from ..data.readers import READERS, is_url
 from ..data.records import write_text
 from ..data.rows import describe_rows, load_rows
 from ..model.errors import InputError, one_line
-from ..model.tasks import load_tasks, text_parts
+from ..model.tasks import GROUP_FIELDS, load_tasks, text_parts
 from .command_line import CommandParser, local_path
 
 # The fields of a task that are written, in this order, and the comments beside them.
 COMMENTS = {
     "name": "names flags, files and scores",
-    "kind": "{why}",
+    "kind": "",  # why it is guessed
     "text": "a column, or several: [title, review]",
     "text_pair": "the second text",
     "label": "the column of labels",
@@ -44,6 +47,7 @@ COMMENTS = {
     "dev_share": "this share of the rows is scored, not trained on",
     "hub": "on the Hub; the names of our splits first",
 }
+SHARED = {*GROUP_FIELDS, "dropout"}  # the fields of a group; the others are written for each of its labels
 MORE = "if one holds labels, add it to `labels:` of a group, or as a task of its own"
 COLUMNS = ("text", "text_pair", "label", "id")
 DEV_SHARE = 0.1
@@ -80,7 +84,8 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{output} exists; name another file with --output, or replace it with --overwrite")
     written, why, unused = [], {}, []
     for table, name in zip(tables, names, strict=True):
-        guessed, reasons, unread = guess_table(table, name, options.config_name, taken=why)
+        taken = {fields.get(key) for fields in written for key in ("name", "group")}
+        guessed, reasons, unread = guess_table(table, name, options.config_name, taken)
         written, why, unused = written + guessed, why | reasons, unused + unread
     tasks = load_tasks(written)
     rows = {name: load_rows(task) for name, task in tasks.items()}  # every row of them can be read
@@ -89,7 +94,7 @@ def main(argv: list[str]) -> None:
     heading = HEADING.format(tables=given, train=command, output=as_yaml(f"runs/{output.stem}"))
     ending = f"# Columns that no task reads: {', '.join(unused)}\n" if unused else ""
     try:
-        write_text(output, heading + "".join(write_task(fields, why[fields["name"]]) for fields in written) + ending)
+        write_text(output, heading + write_tasks(written, why) + ending)
     except OSError as error:
         raise InputError(f"--output {output} cannot be written: {error.strerror or error}") from error
     print(describe_rows(list(tasks.values()), rows), end="\n\n")
@@ -107,10 +112,11 @@ def guess_table(
 
     Args:
         table: a file, an address or a Hub id.
-        taken: names that other tables' tasks have; a task with such a name gets the table's name added.
+        taken: names that other tables' tasks and groups have; a task with such a name gets the table's name added.
 
     Returns:
-        The fields of each task, {name of the task: the reason for its kind}, and the columns that no task reads.
+        The fields of each task (several are one group), {name of the task: the reason for its kind}, and the columns
+        that no task reads.
 
     Raises:
         InputError: the table cannot be read, or there seem to be no texts or no labels.
@@ -119,6 +125,11 @@ def guess_table(
     guessed, why = guess_tasks(columns, name)
     names = {old: task_name(f"{old}_{name}", name, alone=False) if old in taken else old for old in why}
     written = [settle_task(complete(fields | {"name": names[fields["name"]]}, source)) for fields in guessed]
+    if len(written) > 1:
+        group = task_name(name, name, alone=False)
+        while group in {*taken, *names.values()}:
+            group += "_labels"
+        written = [fields | {"group": group} for fields in written]
     used = {"id"} | {part for fields in written for key in COLUMNS for part in text_parts(fields.get(key))}
     # In CoNLL files the last column has two names.
     known = [columns[column] for column in used if column in columns]
@@ -153,15 +164,32 @@ def complete(fields: dict, source: dict) -> dict:
     return fields | {"epochs": EPOCHS, "dropout": DROPOUT} | source | hub
 
 
-def write_task(fields: dict, why: str) -> str:
-    """The lines of a task in a configuration, with comments."""
-    lines = []
+def write_tasks(written: Sequence[dict], why: Mapping[str, str]) -> str:
+    """The lines of the tasks in a configuration; those of a group stand below its own fields, as its labels."""
+    text = ""
+    for group, members in itertools.groupby(written, lambda fields: fields.get("group")):
+        labels, margin = list(members), 2
+        if group is not None:
+            shared = {key: value for key, value in labels[0].items() if key in SHARED}
+            if "hub" in shared:  # each task adds its column of labels
+                shared["hub"] = {key: value for key, value in shared["hub"].items() if key != "label"}
+            text += write_fields({"name": group} | shared, {"name": "names the group in flags and in the plan"})
+            text += f"{'    labels:':{WIDTH}} # each is a task; the encoder reads a text once for all\n"
+            labels, margin = [{key: one[key] for key in one if key not in SHARED} for one in labels], 6
+        text += "".join(write_fields(fields, {"kind": why[fields["name"]]}, margin) for fields in labels)
+    return text
+
+
+def write_fields(fields: Mapping, own: Mapping[str, str], margin: int = 2) -> str:
+    """The lines of a task or of a group in a configuration, behind so many spaces, with comments, of which it has some
+    of its own."""
+    lines, comments = [], COMMENTS | dict(own)
     for key in [key for key in COMMENTS if key in fields]:
-        line = f"{'    ' if lines else '  - '}{key}: {as_yaml(fields[key])}"
-        if comment := COMMENTS[key].format(why=why):
-            line = f"    # {comment}\n{line}" if len(line) > WIDTH else f"{line:{WIDTH}} # {comment}"
+        line = f"{'  ' if lines else '- '}{key}: {as_yaml(fields[key])}"
+        if comment := comments[key]:
+            line = f"  # {comment}\n{line}" if len(line) + margin > WIDTH else f"{line:{WIDTH - margin}} # {comment}"
         lines.append(f"{line}\n")
-    return "".join(lines)
+    return textwrap.indent("".join(lines), " " * margin)
 
 
 def as_yaml(value: object) -> str:

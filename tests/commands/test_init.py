@@ -9,6 +9,9 @@ import yaml
 from conftest import run_here
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
+from bert_multitask.data.rows import load_rows
+from bert_multitask.model.tasks import load_tasks
+
 WORDS = "good bad fine dull great film story scene plot cast".split()
 COUNT = 40
 
@@ -114,8 +117,12 @@ def test_guesses(tmp_path, monkeypatch, capsys, name):
 
 def test_each_column_of_labels_is_a_task(tmp_path, monkeypatch):
     columns = {"text": texts, "topic": lambda n: "abc"[n % 3], "rating": lambda n: n % 7 / 2, "author": lambda n: "XY"}
-    tasks = guessed(monkeypatch, table(tmp_path / "table.csv", **columns))
-    assert [(task["name"], task["kind"]) for task in tasks] == [("topic", "classification"), ("rating", "regression")]
+    (group,) = guessed(monkeypatch, table(tmp_path / "topic.csv", **columns))
+    assert (group["name"], group["text"], group["dev_share"]) == ("topic_labels", "text", 0.1), "no task's name"
+    found = [(task["name"], task["kind"]) for task in group["labels"]]
+    assert found == [("topic", "classification"), ("rating", "regression")]
+    rows = [load_rows(task) for task in load_tasks([group]).values()]
+    assert all(rows[0][split]["text"][:] == rows[1][split]["text"][:] for split in ("train", "dev"))
 
 
 def test_several_tables_are_one_configuration(tmp_path, monkeypatch, capsys):
@@ -156,8 +163,9 @@ def test_other_forms(tmp_path, monkeypatch, capsys, form):
 
 @pytest.mark.parametrize("dev", ["validation_matched", None])
 def test_a_dataset_of_the_hub(monkeypatch, dev):
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["z", "a", "m"]), "idx": Value("int32")})
-    rows = [{"text": texts(n), "label": n % 3, "idx": n} for n in range(COUNT)]
+    features = {"text": Value("string"), "label": ClassLabel(names=["z", "a", "m"]), "idx": Value("int32")}
+    features = Features(features | {"stars": Value("int32")})
+    rows = [{"text": texts(n), "label": n % 3, "idx": n, "stars": n % 4} for n in range(COUNT)]
     parts = DatasetDict({split: Dataset.from_list(rows, features) for split in ("train", dev, "test") if split})
 
     def load_dataset(path, name=None, revision=None, split=None):
@@ -165,10 +173,11 @@ def test_a_dataset_of_the_hub(monkeypatch, dev):
         return parts if split is None else {ours: parts[theirs] for ours, theirs in split.items()}
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    (task,) = guessed(monkeypatch, "some/rows", "--config_name", "de")
+    (group,) = guessed(monkeypatch, "some/rows", "--config_name", "de")
     splits = {"train": "train", "test": "test"} | ({"dev": dev} if dev else {})
-    assert task["hub"] == {"path": "some/rows", "name": "de", "splits": splits, "text": "text", "label": "label"}
-    assert task["label_names"] == ["z", "a", "m"] and task.get("dev_share") == (None if dev else 0.1)
+    assert group["hub"] == {"path": "some/rows", "name": "de", "splits": splits, "text": "text"}
+    assert group["labels"][0]["label_names"] == ["z", "a", "m"] and group.get("dev_share") == (None if dev else 0.1)
+    assert [task.hub.label for task in load_tasks([group]).values()] == ["label", "stars"]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +227,7 @@ def test_what_is_written_trains(tmp_path, monkeypatch, tiny_bert, capsys):
     scores = json.loads((run / "metrics.json").read_text())
     assert {"eval_topic_accuracy", "eval_is_new_accuracy", "eval_score_pearson"} <= scores.keys()
     record = json.loads((run / "run.json").read_text())
+    assert record["batches"].keys() == {"news"}, "one step for all labels"
     counts = {split: found["rows"] for split, found in record["decides"]["rows of topic"].items()}
     assert counts["train"] + counts["dev"] == COUNT and counts["dev"] == pytest.approx(0.1 * COUNT, abs=1)
     # A reader draws the same dev rows as training did.
