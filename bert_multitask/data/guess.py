@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from numbers import Number
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import datasets
 
 from ..model.errors import InputError, one_line
-from ..model.tasks import NUMBER, RESERVED, Task, label_key
+from ..model.tasks import RESERVED, Task, label_key
 from .labels import MISSING
 from .readers import READERS, is_url, read_as_written
 from .rows import find_splits, with_label_names
@@ -69,7 +70,7 @@ class Column:
     @cached_property
     def numbers(self) -> list[float]:
         """The values, where all are numbers; else none."""
-        are = all(isinstance(value, Number) or NUMBER.fullmatch(str(value).strip()) for value in self.known)
+        are = all(isinstance(value, Number) or isinstance(label_key(value), Decimal) for value in self.known)
         return list(map(float, self.known)) if are and not self.is_lists else []
 
     @cached_property

@@ -1,6 +1,7 @@
 """How labels are read: one rule, whatever file or dataset they come from."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from numbers import Number
@@ -10,11 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Features
+from transformers.utils import logging
 
 from ..model.errors import InputError
 from ..model.kinds import KINDS
 from ..model.losses import no_label
-from ..model.tasks import Task, label_key
+from ..model.tasks import NUMBER, Task, label_key
+
+logger = logging.get_logger(__name__)
 
 # What programs write where there is no label, without regard to case.
 MISSING = {"", "na", "n/a", "<na>", "nan", "null", "none"}
@@ -25,7 +29,7 @@ class LabelReader:
 
     1. None and NaN are no label.
     2. A label that equals one of the names is that class. Case and white space around it do not count, numbers are
-       compared as numbers (1.0 is "1"), and true is "true" or "1".
+       compared as numbers (1.0 is "1"), but not those such as 007, and true is "true" or "1".
     3. A text of `MISSING` is no label.
     4. -1 is no label. For scores this holds only in datasets, as those of GLUE, whose range of scores excludes -1.
     5. A number is the class of that number, from 0, if no name is a number.
@@ -73,12 +77,13 @@ class LabelReader:
         """`read_one` of a text or number."""
         key = label_key(raw)
         if isinstance(raw, bool) and key not in self.classes:
-            key = Decimal(int(raw))
+            raw, key = int(raw), Decimal(int(raw))
         if key in self.classes and raw == raw:
             return self.classes[key]
         if key in MISSING or (key == -1 and self.hides):
             return self.kind.missing
-        return self.kind.number(self.task, float(key)) if isinstance(key, Decimal) else None
+        text = str(raw).strip().casefold()
+        return self.kind.number(self.task, float(text)) if NUMBER.fullmatch(text) else None
 
     def wrong_part(self, raw: object) -> object:
         """What to show of a label that cannot be read: the first such name in it, else the whole."""
@@ -129,7 +134,8 @@ def feature_names(feature: object) -> list[str] | None:
 
 
 def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ...]:
-    """The label names of a task that has none: the different labels of its training rows, sorted, numbers by size.
+    """The label names of a task that has none: the different labels of its training rows, sorted, numbers by size. A
+    warning names what was read as no label, and spellings that were taken for one label.
 
     Args:
         task: without label names. Its kind splits a label of several names, such as "war|love", into these.
@@ -141,10 +147,14 @@ def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ..
             is "yes". The message says what to do.
     """
     kind, found, count, number = KINDS[task.kind], {}, 0, 0
+    spellings, gaps = defaultdict(set), defaultdict(set)  # {label: texts}, {text that is no label: its rows}
     advice = f"give task {task.name!r} label_names, or another kind or label"
     for number, raw in enumerate(labels, start=1):
         for part in kind.parts(raw):
-            if part is None or part != part or (key := label_key(part)) in MISSING:
+            if part is None or part != part:
+                continue
+            if (key := label_key(part)) in MISSING:
+                gaps[str(part).strip()].add(number)
                 continue
             whole = not isinstance(key, Decimal) or (key == key.to_integral_value() and key >= 0)
             if not isinstance(part, (str, Number)) or not whole:
@@ -152,13 +162,30 @@ def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ..
                 raise InputError(f"{where}, row {number}: {task.label} has {shown!r}, which may be no class; {advice}")
             plain = str(int(key)) if isinstance(key, Decimal) else str(part).strip()
             found.setdefault(key, plain.lower() if isinstance(part, bool) else plain)
+            spellings[key].add(str(part).strip().casefold())
             count += 1
     if not number:
         raise InputError(f"{where}: has no rows; task {task.name!r} needs some to train on")
     if len(found) > max(20, count / 2):
         raise InputError(f"{where}: {task.label} has {len(found):,} different values in {count:,} labels; {advice}")
     names = [found[key] for key in sorted(found, key=lambda key: (isinstance(key, str), key))]
-    return tuple(kind.order_names(names, f"{where}: {task.label}"))
+    names = tuple(kind.order_names(names, f"{where}: {task.label}"))
+    warn_of_readings(task, where, gaps, spellings)
+    return names
+
+
+def warn_of_readings(
+    task: Task, where: str, gaps: Mapping[str, set[int]], spellings: Mapping[Hashable, set[str]]
+) -> None:
+    """Warn of texts that were read as no label, {text: its rows}, and of labels with several {label: spellings}."""
+    if written := sorted(gaps.keys() - {""}):
+        rows = set().union(*(gaps[text] for text in written))
+        logger.warning(
+            f"{where}: {len(rows):,} rows have no label: {task.label} is {', '.join(written)}; if one of these is a "
+            "label, write it into label_names"
+        )
+    if twins := [" and ".join(sorted(texts)) for texts in spellings.values() if len(texts) > 1]:
+        logger.warning(f"{where}: in {task.label}, {'; '.join(twins)} are one label")
 
 
 def even_labels(labels: Sequence) -> Sequence:

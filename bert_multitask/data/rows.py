@@ -479,6 +479,11 @@ def used_rows(rows: Dataset, split: str) -> np.ndarray:
     return np.flatnonzero(~gaps.get(split, np.zeros(len(rows), bool)))
 
 
+def count_used(rows: Mapping[str, Dataset]) -> dict[str, int]:
+    """{split: how many of its rows are used} (see `used_rows`)."""
+    return {split: len(used_rows(part, split)) for split, part in rows.items()}
+
+
 def name_rows(task: Task, rows: Dataset, chosen: np.ndarray) -> str:
     """Rows in words, the first few one by one: by their numbers, from 1, or by their ids where these are a part of a
     file, which has other numbers."""
@@ -505,12 +510,17 @@ def sample_rows(task: Task, rows: Dataset, seed: int) -> Dataset:
 
 
 def describe_rows(tasks: Sequence[Task], rows: Mapping[str, DatasetDict]) -> str:
-    """The rows of every split as a table; where a task's differ from the course's own, those stand beside them."""
+    """The rows of every split that are used (see `used_rows`) as a table; beside them how many were read, where these
+    are more, and the course's own, where those differ."""
     width = max([12, *(len(task.name) for task in tasks)])
     lines = [f"{'rows':{width}}" + "".join(f"{split:>9}" for split in SPLITS)]
     for task in tasks:
         counts = {split: len(part) for split, part in rows[task.name].items()}
-        line = f"{task.name:{width}}" + "".join(f"{counts.get(split, 0):9,}" for split in SPLITS)
+        used = count_used(rows[task.name])
+        line = f"{task.name:{width}}" + "".join(f"{used.get(split, 0):9,}" for split in SPLITS)
+        if used != counts:
+            read = " / ".join(f"{counts.get(split, 0):,}" for split in SPLITS)
+            line += f"  of {read} that were read; the others have no label or no text"
         if task.course_rows and counts != task.course_rows:
             line += "  course: " + " / ".join(f"{task.course_rows[split]:,}" for split in SPLITS)
         lines.append(line)

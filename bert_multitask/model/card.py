@@ -54,7 +54,8 @@ def model_card(
         scores: {task: (dev score, lower and upper bound of its 95 % interval or None)}; also of "overall".
         settings: of the training, for a table; `seed` is among them.
         plan: the schedule as a table.
-        data: {task: {split: {"rows": …, "sha256": …}}}.
+        data: {task: {split: {"rows": …, "sha256": …}}}; also "used", how many of the rows are trained on, scored or
+            predicted.
         metrics: {task: its metric in words}, and what "overall" is; by default the metrics' names.
         datasets: Hub ids of the data sets that the rows came from.
         license: of the model, by the Hub's name of it.
@@ -91,7 +92,7 @@ def model_card(
         parts.append(f"The schedule, in optimizer steps:\n\n```text\n{plan}\n```")
     if data:
         rows = [
-            (name, split, f"{part['rows']:,}", part["sha256"])
+            (name, split, describe_count(part["rows"], part.get("used")), part["sha256"])
             for name, splits in data.items()
             for split, part in splits.items()
         ]
@@ -100,6 +101,11 @@ def model_card(
     limits = [COURSE_LIMITS, LIMITS] if TASKS.keys() & tasks.keys() else [LIMITS]
     parts += ["## Limits and bias", *limits]
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def describe_count(read: int, used: int | None) -> str:
+    """How many rows are used, and of how many that were read, where some have no label or no text."""
+    return f"{read:,}" if used in (None, read) else f"{used:,} of {read:,} (the others have no label or no text)"
 
 
 def add_picture(text: str, file: str) -> str:

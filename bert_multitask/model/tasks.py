@@ -30,6 +30,7 @@ GROUP_FIELDS = (
 # torch module that holds the heads by name.
 RESERVED = {"overall", "loss", "runtime", *dir(nn.ModuleDict())}
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII)
+PADDED = re.compile(r"[+-]?0\d")
 FACTOR = ("a factor of at least 0", lambda value: value >= 0)
 COUNT = ("a whole number of at least 1", lambda value: value >= 1)
 # Fields of a task -> what is expected, and the test. None is no value, and passes.
@@ -576,9 +577,10 @@ def check_text_columns(spec: Task | HubSource | ExtraRows, where: str) -> None:
 
 
 def label_key(label: str | int | float) -> str | Decimal:
-    """What labels are compared by: their number, or their text without case and surrounding white space."""
+    """What labels are compared by: their number, or their text without case and surrounding white space. What begins
+    with a zero too many, as 007, is a text."""
     text = str(label).strip().casefold()
-    return Decimal(text) if NUMBER.fullmatch(text) else text
+    return Decimal(text) if NUMBER.fullmatch(text) and not PADDED.match(text) else text
 
 
 def read_label_names(spec: Task | HubSource, where: str) -> None:

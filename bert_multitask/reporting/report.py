@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..evaluation.intervals import LEVEL, RESAMPLES, Scores, bounds, mcnemar
 from ..evaluation.metrics import describe_metric, describe_overall, find_metric, score_keys
+from ..model.card import describe_count
 from ..model.errors import InputError
 from ..model.tasks import units
 from ..training.run_folder import installed_version
@@ -214,9 +215,10 @@ def add_settings(document: Document, source: Source) -> None:
     splits = ["train", "dev", "test"]
     lines = []
     for name in tasks:
-        counts = (decides[f"rows of {name}"].get(split, {}).get("rows", 0) for split in splits)
+        read = {split: decides[f"rows of {name}"].get(split, {}).get("rows", 0) for split in splits}
+        used = record.get("used_rows", {}).get(name, {})
         lines.append([name, *(setting_text(decides[f"task {name}"].get(key)) for key in fields)])
-        lines[-1] += [f"{count:,}" for count in counts]
+        lines[-1] += [describe_count(read[split], used.get(split)) for split in splits]
     shown = [[key, text] for key, value in plain.items() if (text := setting_text(value))]
     document.add(
         "Settings",

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..data.readers import unique_keys
 from ..data.records import to_json, write_json
-from ..data.rows import fingerprint
+from ..data.rows import count_used, fingerprint
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError
 from ..model.tasks import Task, load_task, load_tasks
@@ -84,7 +84,7 @@ class RunFolder:
         self.args, self.overwrite = args, overwrite
         self.path = Path(args.output_dir)
         self.checkpoint: str | None = None
-        self.data: dict[str, dict] = {}  # {task: {split: rows and fingerprint}}, on the first process
+        self.data: dict[str, dict] = {}  # {task: {split: what the card says of its rows}}, on the first process
         if args.resume_from_checkpoint and overwrite:
             raise InputError("--overwrite and --resume_from_checkpoint exclude each other")
         self.held = contextlib.ExitStack()
@@ -149,9 +149,14 @@ class RunFolder:
         """
         if self.args.process_index != 0:
             return
-        self.data = fingerprints(rows)
+        data = fingerprints(rows)
+        used = {name: count_used(splits) for name, splits in rows.items()}
+        self.data = {
+            name: {split: part | {"used": used[name][split]} for split, part in data[name].items()} for name in data
+        }
         record = {
-            "decides": deciding_settings(run, self.args, tasks, self.data),
+            "decides": deciding_settings(run, self.args, tasks, data),
+            "used_rows": used,
             "run": dataclasses.asdict(run),
             **row_places(tasks, run.data_dir, trainer.processing_class.model_max_length),
             "training": self.args.to_dict(),  # Transformers blanks the tokens

@@ -826,7 +826,7 @@ class MultitaskTrainer(Trainer):
         Args:
             scores: {task: (dev score, lower, upper bound)}; by default those of the last evaluation, without bounds.
             base_model: name of the checkpoint that training started from; by default the model's.
-            data: {task: {split: rows and fingerprint}}.
+            data: {task: {split: rows and fingerprint}} (see `model_card`).
             language: codes of the languages of the rows, as for Trainer's card.
             license: the Hub's name of the model's licence; by default that of the base model, if its card names one.
             dataset: Hub ids of the data sets that the rows come from.

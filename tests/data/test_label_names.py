@@ -28,10 +28,25 @@ def names_of(labels, kind="classification", **fields) -> tuple[str, ...]:
         ([2, 0, 1.0], ("0", "1", "2")),
         ([True, False], ("false", "true")),
         (["x", "7", "10"], ("7", "10", "x")),
+        (["7", "007", "Yes, but", "0"], ("0", "7", "007", "Yes, but")),
     ],
 )
 def test_the_different_labels_sorted(labels, names):
     assert names_of(labels) == names
+
+
+@pytest.mark.parametrize(
+    ("labels", "messages"),
+    [
+        (["a", "NA", "b", "None", "na", None, ""], ["rows: 3 rows have no label: label is NA, None, na; if one of"]),
+        (["1", "2", "1.0", "b", "B ", "+2"], ["rows: in label, 1 and 1.0; +2 and 2 are one label"]),
+        (["a", "A", "b", "", None, " b"], []),
+    ],
+)
+def test_how_labels_were_read_is_said(labels, messages, caplog, propagated_logs):
+    names_of(labels)
+    assert len(caplog.messages) == len(messages)
+    assert all(found.startswith(message) for found, message in zip(caplog.messages, messages, strict=True))
 
 
 @pytest.mark.parametrize(

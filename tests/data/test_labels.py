@@ -47,6 +47,14 @@ def as_dataset(labels, names=None) -> Dataset:
     return Dataset.from_list(as_rows(labels), features=features)
 
 
+def test_a_number_with_leading_zeros_is_a_name_and_a_score():
+    names = make_task(["7", "007"])
+    assert clean_rows(names, as_rows(["007", "7", "7.0", 7]))["label"][:] == [1, 0, 0, 0]
+    with pytest.raises(InputError, match="label is '07'"):
+        clean_rows(names, as_rows(["07"]))
+    assert clean_rows(make_task(), as_rows(["02.5", "0.5", "0"]))["label"][:] == [2.5, 0.5, 0]
+
+
 def from_csv(task, labels, folder, monkeypatch) -> list:
     with open(folder / "a.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["text", "label"])

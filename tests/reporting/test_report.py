@@ -112,6 +112,29 @@ def test_a_run(monkeypatch, train, capsys):
     assert re.search(r"^Made on \d{4}-\d\d-\d\d by bert\\_multitask ", page, re.MULTILINE)
 
 
+def test_rows_are_counted_that_are_trained_on_and_scored(train, course_folder, capsys):
+    """By the table of a run, its card and its report."""
+    header = ["", "id", "sentence", "sentiment"]
+    for split, labels in (("train", [0, 1, "", 2, "NA", 3]), ("dev", [4, "", 1])):
+        rows = [[n, n, f"{split} {n}", label] for n, label in enumerate(labels)]
+        write_table(course_folder / f"ids-sst-{split}.csv", header, rows)
+    run = train("run", "--max_steps", 2, "--tasks", "sst")
+    note = "(the others have no label or no text)"
+    assert re.search(
+        r"^sst +4 +2 +3  of 6 / 3 / 3 that were read; the others have no label", capsys.readouterr().out, re.M
+    )
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert all(f"| sst | {cells} |" in card for cells in (f"train | 4 of 6 {note}", f"dev | 2 of 3 {note}", "test | 3"))
+    write_report(run, run / "report")
+    page = (run / "report" / "report.md").read_text(encoding="utf-8")
+    assert f"| 4 of 6 {note} | 2 of 3 {note} | 3 |" in page.partition("## Settings")[2]
+    record = json.loads((run / "run.json").read_text())
+    del record["used_rows"]  # as earlier versions wrote it
+    (run / "run.json").write_text(json.dumps(record))
+    write_report(run, run / "report")
+    assert "| 6 | 3 | 3 |" in (run / "report" / "report.md").read_text(encoding="utf-8").partition("## Settings")[2]
+
+
 def test_titles_have_the_names_of_runs(tmp_path, monkeypatch):
     """Without their folders, unless only those tell two runs apart; a Hub id is a name as it is."""
     names = [str(tmp_path / folder / run) for folder, run in (("a", "small"), ("a", "large"), ("b", "small"))]
