@@ -13,7 +13,7 @@ import datasets
 
 from ..model.errors import InputError, one_line
 from ..model.tasks import RESERVED, Task, label_key
-from .labels import MISSING
+from .labels import MISSING, read_written_list
 from .readers import READERS, is_url, read_as_written
 from .rows import find_splits, with_label_names
 
@@ -53,6 +53,11 @@ class Column:
         return bool(self.known) and all(isinstance(value, (list, tuple)) for value in self.known)
 
     @cached_property
+    def is_written_lists(self) -> bool:
+        """Whether the values are texts in the form of lists, which no task reads (see `infer_label_names`)."""
+        return bool(self.known) and read_written_list(self.known[0]) is not None
+
+    @cached_property
     def items(self) -> list[Sequence]:
         """The items of lists, the words of texts."""
         return [value if isinstance(value, (list, tuple)) else str(value).split() for value in self.known]
@@ -76,7 +81,12 @@ class Column:
     @cached_property
     def is_text(self) -> bool:
         """Whether the values are texts, and no names of classes."""
-        if self.is_lists or self.numbers or not all(isinstance(value, str) for value in self.known):
+        if (
+            self.is_lists
+            or self.is_written_lists
+            or self.numbers
+            or not all(isinstance(value, str) for value in self.known)
+        ):
             return False
         words = sum(map(len, self.items)) / max(1, len(self.known))
         return words >= LONG or len(self.distinct) > max(MOST_GRADES, len(self.known) / 2)
@@ -158,6 +168,8 @@ def guess_kind(column: Column) -> tuple[dict, str] | None:
     """What a task says of the labels that a column may hold, and why; None where it holds none."""
     parts = {part.strip() for value in column.known if isinstance(value, str) for part in value.split("|")} - {""}
     count = len(column.distinct)
+    if column.is_written_lists:
+        return {"kind": "multilabel"}, "lists that are written as texts"
     if column.is_lists or (any("|" in str(value) for value in column.known) and len(parts) <= MOST_CLASSES):
         shown = column.distinct if column.is_lists else parts
         return ({"kind": "multilabel"}, f"any of {len(shown)} labels") if len(shown) <= MOST_CLASSES else None

@@ -1,5 +1,6 @@
 """How labels are read: one rule, whatever file or dataset they come from."""
 
+import ast
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -150,6 +151,12 @@ def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ..
     spellings, gaps = defaultdict(set), defaultdict(set)  # {label: texts}, {text that is no label: its rows}
     advice = f"give task {task.name!r} label_names, or another kind or label"
     for number, raw in enumerate(labels, start=1):
+        if (written := read_written_list(raw)) is not None:
+            form = (" " if kind.words else "|").join(written) or "|"
+            raise InputError(
+                f"{where}, row {number}: {task.label} is {raw!r}, a list that is written as one text; write {form}, or "
+                "use lists of a JSON-lines or Parquet file"
+            )
         for part in kind.parts(raw):
             if part is None or part != part:
                 continue
@@ -170,8 +177,39 @@ def infer_label_names(task: Task, labels: Iterable, where: str) -> tuple[str, ..
         raise InputError(f"{where}: {task.label} has {len(found):,} different values in {count:,} labels; {advice}")
     names = [found[key] for key in sorted(found, key=lambda key: (isinstance(key, str), key))]
     names = tuple(kind.order_names(names, f"{where}: {task.label}"))
+    warn_of_combinations(task, where, names)
     warn_of_readings(task, where, gaps, spellings)
     return names
+
+
+def read_written_list(raw: object) -> list[str] | None:
+    """The items of a list of texts that is itself a text, as pandas writes one: "['x', 'y']"; None of anything else."""
+    if not isinstance(raw, str) or not (text := raw.strip()).startswith("[") or not text.endswith("]"):
+        return None
+    try:
+        items = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return items if all(isinstance(item, str) for item in items) else None
+
+
+def warn_of_combinations(task: Task, where: str, names: Sequence[str]) -> None:
+    """Warn of a name such as "x, y" where x and y are names, too.
+
+    Raises:
+        InputError: a row of the task may have several labels, so that it is surely one of them.
+    """
+    for name in names:
+        items = [item.strip() for item in name.split(",")]
+        if len(items) > 1 and set(items) <= set(names):
+            message = (
+                f"{where}: {task.label} has the label {name!r} besides {' and '.join(map(repr, items))}; several "
+                f"labels of a row are written {'|'.join(items)}, in a task of kind multilabel"
+            )
+            if KINDS[task.kind].nested:
+                raise InputError(f"{message}; if it is one label, give the task label_names")
+            logger.warning(message)
+            return
 
 
 def warn_of_readings(

@@ -91,6 +91,10 @@ TABLES = {
         },
         {"id": "message_id", "text": ["subject", "body"], "kind": "binary", "label_names": ["0", "1"]},
     ),
+    "lists that are written as texts": (
+        {"text": texts, "label": lambda n: n % 2, "sender": lambda n: str([f"a{n}"])},
+        {"text": "text", "label": "label"},
+    ),
     "premise and hypothesis": (
         {"": lambda n: n, "gold": lambda n: "abc"[n % 3], "premise": texts, "hypothesis": texts},
         {"text": "premise", "text_pair": "hypothesis", "label": "gold"},
@@ -187,6 +191,7 @@ def test_a_dataset_of_the_hub(monkeypatch, dev):
         (["numbers.csv"], "numbers: no column looks like texts"),
         (["header.csv"], "header.csv: has no rows"),
         (["semicolons.csv"], "semicolons.csv: its columns are separated by semicolons"),
+        (["lists.csv"], "lists.csv, row 1: topics is \"['a', 'b0']\", a list that is written as one text; write a|b0"),
         (["table.csv", "--config_name", "de"], "table.csv is a file; leave it out"),
         (["table.csv", "--output", "no/such/folder.yaml"], "folder.yaml cannot be written: No such file"),
         (["table.csv"], "table.yaml exists; name another file with --output, or replace it with --overwrite"),
@@ -195,6 +200,7 @@ def test_a_dataset_of_the_hub(monkeypatch, dev):
 def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, argv, message):
     table(tmp_path / "table.csv", text=texts, label=lambda n: n % 2)
     table(tmp_path / "numbers.csv", a=lambda n: n % 2, b=lambda n: n % 3)
+    table(tmp_path / "lists.csv", text=texts, topics=lambda n: str(["a", f"b{n}"]))
     (tmp_path / "header.csv").write_text("text,label\n")
     (tmp_path / "semicolons.csv").write_text('mail;"topic"\n"Hello, you";a\n')
     (tmp_path / "table.yaml").write_text("mine: 1\n")

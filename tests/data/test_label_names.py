@@ -41,6 +41,7 @@ def test_the_different_labels_sorted(labels, names):
         (["a", "NA", "b", "None", "na", None, ""], ["rows: 3 rows have no label: label is NA, None, na; if one of"]),
         (["1", "2", "1.0", "b", "B ", "+2"], ["rows: in label, 1 and 1.0; +2 and 2 are one label"]),
         (["a", "A", "b", "", None, " b"], []),
+        (["x", "y", "x, y", "Yes, but"], ["rows: label has the label 'x, y' besides 'x' and 'y'; several labels of a"]),
     ],
 )
 def test_how_labels_were_read_is_said(labels, messages, caplog, propagated_logs):
@@ -81,6 +82,9 @@ def test_lists_and_tags():
         ([f"text {n}" for n in range(30)], {}, "label has 30 different values in 30 labels; give task 't' label_names"),
         ([{"a": 1}], {}, "row 1: label has .* which may be no class"),
         (["NN", "VB"], {"kind": "token_classification"}, "say metric: accuracy"),
+        (["a", "['x', 'y']"], {}, r"row 2: label is .\['x', 'y'\]., a list that .* as one text; write x\|y, or"),
+        (["x", '["x"]'], {"kind": "multilabel"}, "row 2: label is .* a list .*; write x, or use lists of a JSON"),
+        (["x|y", "x, y"], {"kind": "multilabel"}, r"label has the label 'x, y' besides .* written x\|y,.* label_names"),
         (["a", "b"], {"label": "gold"}, "row 1: no column 'gold'"),
     ],
 )
