@@ -91,10 +91,10 @@ def test_the_verbosity_of_transformers_holds(course_folder, caplog, propagated_l
     before = logging.get_verbosity()
     try:
         logging.set_verbosity_error()
-        load_rows(TASKS["sts"], str(course_folder))
+        load_rows(TASKS["sts"], str(course_folder), ["train", "test"])
         assert not caplog.messages
         logging.set_verbosity_warning()
-        load_rows(TASKS["sts"], str(course_folder))
+        load_rows(TASKS["sts"], str(course_folder), ["train", "test"])
         assert len(caplog.messages) == 1
     finally:
         logging.set_verbosity(before)
