@@ -11,6 +11,7 @@ from transformers import HfArgumentParser
 
 from ..data.rows import SAMPLE
 from ..model.errors import InputError
+from ..model.tasks import open_group
 from ..training.arguments import MultitaskTrainingArguments, RunArguments, to_field
 from ..training.yaml_file import find_config, load_yaml
 
@@ -182,9 +183,10 @@ class RecipeParser(CommandParser, HfArgumentParser):
         if unknown:
             hint = self.suggest(unknown[0]) if unknown[0].startswith("-") else " (a configuration file comes first)"
             raise InputError(f"unknown flag {unknown[0]}{hint}; --help-all lists the flags")
-        # `--tasks NAME` may name a task that the YAML defines.
-        specs = [spec for spec in to_field(from_yaml) if isinstance(spec, dict) and {"name", "kind"} <= set(spec)]
-        defined = {spec["name"]: spec for spec in specs if isinstance(spec["name"], str)}
+        # `--tasks NAME` may name a task that the YAML defines, a group, or a task of a group.
+        specs = [spec for spec in to_field(from_yaml) if isinstance(spec, dict) and "name" in spec]
+        specs = [one for spec in specs if {"kind", "labels"} & set(spec) for one in (spec, *open_group(spec))]
+        defined = {spec["name"]: spec for spec in specs if isinstance(spec.get("name"), str)}
         for arguments in parsed:
             if isinstance(arguments, RunArguments):
                 arguments.tasks = [defined.get(name, name) for name in arguments.tasks]

@@ -244,3 +244,8 @@ def test_what_is_written_trains(tmp_path, monkeypatch, tiny_bert, capsys):
             for folder in (run / "predictions", tmp_path / "again")
         ]
         assert found[0] == found[1] and len(found[0]) == 1 + record["decides"][f"rows of {task}"]["dev"]["rows"]
+    for name, members in (("is_new", ["is_new"]), ("news", ["topic", "is_new", "score"])):
+        alone = ["--tasks", name, "--output_dir", name, "--max_steps", 1]
+        assert run_here(monkeypatch, "news.yaml", *flags, *alone, recipe="train") == 0
+        tasks = json.loads((tmp_path / name / "run.json").read_text())["decides"]["tasks"]
+        assert tasks == members, "--tasks names a task of a group, or a group"
