@@ -240,8 +240,8 @@ class RunArguments:
 class MultitaskTrainingArguments(TrainingArguments):
     """`TrainingArguments` with a schedule over tasks. Each task has its own epochs, so `num_train_epochs` stays 1.
 
-    These defaults differ from Transformers': batches of 32 and a constant learning rate of 1e-5, as in the paper
-    (section 5.3); about twenty log entries, more for a long plan; an evaluation and a checkpoint every tenth of the
+    These defaults differ from Transformers': batches of 32 and a learning rate of 1e-5, as in the paper (section 5.3),
+    with a warmup over a tenth of the plan, as BERT's authors fine-tune; about twenty log entries, more for a long plan; an evaluation and a checkpoint every tenth of the
     plan; the best checkpoint by `eval_overall` is kept and loaded at the end; predictions are written; TensorBoard is
     used if installed; the CPU is used if there is no accelerator.
     """
@@ -319,8 +319,9 @@ class MultitaskTrainingArguments(TrainingArguments):
         },
     )
     lr_scheduler_type: SchedulerType | str = field(
-        default="constant", metadata={"help": "shape of the learning rate over the plan"}
+        default="linear", metadata={"help": "shape of the learning rate over the plan, after the warmup"}
     )
+    warmup_steps: float = field(default=0.1, metadata={"help": "steps of a rising rate, or share of the plan"})
     num_train_epochs: float = field(default=1.0, metadata={"help": "always 1, the plan; see --task_epochs"})
     max_steps: int = field(default=-1, metadata={"help": "train only this many steps; by default all"})
     logging_steps: float = field(
