@@ -5,12 +5,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
+from transformers.hf_argparser import HfArg
 
 from ..data.records import write_text
 from ..model.errors import InputError
@@ -107,15 +108,13 @@ class SeedArguments:
 
     _argument_group_name = "several runs"
 
-    seeds: list[int] | None = field(
-        default=None, metadata={"help": "train a run with each --seed, in the folders seed-N of --output_dir"}
+    seeds: list[int] | None = HfArg(
+        default=None, help="train a run with each --seed, in the folders seed-N of --output_dir"
     )
-    data_seeds: list[int] | None = field(
-        default=None, metadata={"help": "the same with each --data_seed, in data_seed-N: such runs can be a soup"}
+    data_seeds: list[int] | None = HfArg(
+        default=None, help="the same with each --data_seed, in data_seed-N: such runs can be a soup"
     )
-    jobs: int = field(
-        default=1, metadata={"help": "how many of these runs at a time, with equal shares of the CPU's threads"}
-    )
+    jobs: int = HfArg(default=1, help="how many of these runs at a time, with equal shares of the CPU's threads")
 
     def __post_init__(self):
         if self.seeds and self.data_seeds:

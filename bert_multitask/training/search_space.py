@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from transformers.hf_argparser import HfArg
 
 from ..model.errors import InputError
 from ..model.tasks import TASKS
@@ -29,18 +31,12 @@ class TuneArguments:
 
     _argument_group_name = "the search"
 
-    n_trials: int = field(
-        default=20, metadata={"help": "trials in all: those that --output_dir already has finished count"}
-    )
-    jobs: int = field(
-        default=1, metadata={"help": "trials at a time, in processes with equal shares of the CPU's threads"}
-    )
-    search: dict | str | None = field(
+    n_trials: int = HfArg(default=20, help="trials in all: those that --output_dir already has finished count")
+    jobs: int = HfArg(default=1, help="trials at a time, in processes with equal shares of the CPU's threads")
+    search: dict | str | None = HfArg(
         default=None,
-        metadata={
-            "help": 'what to search, a YAML file or JSON: \'{"learning_rate": {"low": 1e-5, "high": 1e-4, '
-            '"log": true}, "head_dropout.sst": [0.1, 0.3]}\'; by default tune.yaml, which the package ships'
-        },
+        help='what to search, a YAML file or JSON: \'{"learning_rate": {"low": 1e-5, "high": 1e-4, '
+        '"log": true}, "head_dropout.sst": [0.1, 0.3]}\'; by default tune.yaml, which the package ships',
     )
 
     def __post_init__(self):
