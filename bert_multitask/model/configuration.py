@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
-from .errors import InputError
+from .errors import InputError, explained
 from .stock import check_architecture, check_type, find_max_length
 
 ENCODER_SHARING = ("shared", "adapters", "per_task")
@@ -211,10 +211,8 @@ class MultitaskConfig(PreTrainedConfig):
         encoder, unused = AutoConfig.from_pretrained(
             folder_or_id, return_unused_kwargs=True, trust_remote_code=False, **kwargs
         )
-        try:
+        with explained(folder_or_id, InputError):
             check_architecture(encoder)
-        except InputError as error:
-            raise InputError(f"{folder_or_id} {error}") from error
         config = cls(text_config=encoder, name_or_path=folder_or_id, **ours)
         return (config, unused) if asked else config
 

@@ -1,5 +1,8 @@
 """The errors of this package: mistakes of the user's, and numbers that are not finite."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """A mistake in what the user gave; the message names the file, row, field or flag and says what to do.
@@ -16,3 +19,26 @@ class NonFiniteError(InputError):
 def one_line(value: object) -> str:
     """An error's message, or any other value's text, in one line; an empty one is the name of its type."""
     return " ".join(str(value).split()) or type(value).__name__
+
+
+@contextmanager
+def explained(what: str, *errors: type[Exception], hint: str = "") -> Iterator[None]:
+    """Turn an error within the block into an InputError: `what: its message`, or `what (its message); hint`.
+
+    Args:
+        what: where it was, and what went wrong.
+        errors: the types to turn; by default all. An InputError passes unless it is named here, since it says itself
+            what is wrong.
+        hint: what to do.
+
+    Raises:
+        InputError: there was such an error.
+    """
+    turned = errors or (Exception,)
+    try:
+        yield
+    except turned as error:
+        if isinstance(error, InputError) and InputError not in errors:
+            raise
+        reason = one_line(error)
+        raise InputError(f"{what} ({reason}); {hint}" if hint else f"{what}: {reason}") from error

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..data.rows import HANDOUT, SAMPLE
 from ..evaluation.metrics import find_metric
 from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 from ..model.tasks import TASKS, Task, check_groups, load_task, load_tasks, units
 from .flags import check_devices, check_resolved, check_values
 from .schedule import SCHEDULES, count_batches, flatten_sizes
@@ -436,10 +436,9 @@ def parse_json(flag: str, value, expected: str = 'JSON such as {"sst": 3}'):
     """
     if not isinstance(value, str):
         return value
-    try:
+    what, hint = f"{flag} is {value!r}, which is not JSON", f"expected {expected}"
+    with explained(what, ValueError, RecursionError, hint=hint):  # it may have too many digits, or levels
         return json.loads(value)
-    except (ValueError, RecursionError) as error:  # a number may have too many digits, a list too many levels
-        raise InputError(f"{flag} is {value!r}, which is not JSON ({error}); expected {expected}") from error
 
 
 def to_field(value):

@@ -16,7 +16,7 @@ from transformers.hf_argparser import HfArg
 from ..data.records import write_text
 from ..model.errors import InputError
 from .arguments import MultitaskTrainingArguments
-from .run_folder import read_run
+from .run_folder import compare_settings, read_run
 from .stopping import JOB, STOP, Stopped
 from .terminal import say
 from .yaml_file import load_yaml
@@ -197,12 +197,7 @@ def write_config(path: Path, flags: Mapping[str, object]) -> None:
         InputError: the file is there and has other flags.
     """
     text = yaml.safe_dump(dict(flags), sort_keys=False, allow_unicode=True)
-    before, now = path.exists() and load_yaml(path), yaml.safe_load(text)
-    for name in sorted(before.keys() | now.keys()) if before else ():
-        if before.get(name) != now.get(name):
-            raise InputError(
-                f"{path}: {name} was {before.get(name)!r} and is {now.get(name)!r}; use the flags that the file was "
-                "written with, or another --output_dir"
-            )
+    if path.exists() and (before := load_yaml(path)):
+        compare_settings(before, yaml.safe_load(text), path.with_suffix(""))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

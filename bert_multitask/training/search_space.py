@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers.hf_argparser import HfArg
 
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 from ..model.tasks import TASKS
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments, parse_json
 from .yaml_file import find_config, load_yaml
@@ -74,10 +74,8 @@ def read_space(search: str | Mapping, run: RunArguments, args: MultitaskTraining
             raise InputError(f"{where}: {name}, but the tasks of this run are {', '.join(tasks)}")
         space[name] = read_values(f"{where}: {name}", values, numbers=flag in NUMBERS)
         for value in space[name] if isinstance(space[name], list) else (space[name]["low"], space[name]["high"]):
-            try:
+            with explained(f"{where}: {name}", InputError, ValueError):  # those of Transformers are ValueErrors
                 configure(run, args, {name: value})[0].load_tasks()
-            except (InputError, ValueError) as error:  # those of Transformers are ValueErrors
-                raise InputError(f"{where}: {name}: {error}") from error
     if not space:
         raise InputError(f"{where}: names nothing to search; expected, for example, learning_rate: [1e-5, 3e-5]")
     return space

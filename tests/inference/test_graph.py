@@ -132,7 +132,7 @@ def test_what_cannot_be_traced_or_differs_is_refused(tiny_bert, tokenizer, monke
     with pytest.raises(InputError, match=r"task 'sst' \(bert\): the graph's logits are 1.0e\+00 from the model's"):
         made.check(lambda inputs: {name: values + 1 for name, values in made(**inputs).items()})
     made.classifier.heads["sst"].__class__ = Branching
-    with pytest.raises(InputError, match=r"task 'sst' \(bert\): torch.export cannot trace it \(.*\)$"):
+    with pytest.raises(InputError, match=r"task 'sst' \(bert\): torch.export cannot trace it: .+"):
         trace(made)
 
 
