@@ -1,7 +1,6 @@
 """Export a task as a graph that runs without this package: `torch.export`, ONNX, and ONNX with 8-bit weights."""
 
 import copy
-import importlib.util
 import logging
 import os
 import warnings
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..model.classifier import EncoderClassifier
 from ..model.configuration import MultitaskConfig
-from ..model.errors import InputError, explained
+from ..model.errors import InputError, check_installed, explained
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
 from .export import export_encoder, stock_classifier_config
@@ -200,9 +199,8 @@ WRITERS: dict[str, Callable[[Graph, Path], Path]] = {"onnx": write_onnx, "pt2": 
 
 def check_packages(form: str) -> None:
     """Raises InputError if a package that the format needs is missing."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if form == "onnx" and importlib.util.find_spec(package) is None:
-            raise InputError(f"ONNX needs {package}: pip install 'bert_multitask[onnx]'")
+    for package in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ():
+        check_installed(package, "onnx", "ONNX")
 
 
 def export_graph(

@@ -23,7 +23,7 @@ from ..model.errors import InputError, explained
 from ..model.tasks import Task, load_task, load_tasks
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments
 from .checkpoints import find_checkpoint, list_checkpoints, remove_state
-from .folder_lock import FolderLock, cannot_write, contents, remove
+from .folder_lock import FolderLock, contents, remove, writable
 from .hub import PUBLIC
 
 logger = logging.get_logger(__name__)
@@ -164,12 +164,10 @@ class RunFolder:
         if self.args.resume_from_checkpoint and file.exists():
             before = read_run(str(self.path))
             compare_settings(recorded_settings(before, record["decides"]), record["decides"], self.path)
-        try:
+        with writable(self.path):
             if self.overwrite:
                 self.clear()
             write_json(file, record)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
 
     def finish(self, metrics: dict[str, float]) -> None:
         """Write `metrics.json`, which marks the run as finished, and remove what only an unfinished run needs: the best

@@ -385,8 +385,9 @@ class MultitaskTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            if self.averaging and self.is_in_train and not self.args.save_only_model:
-                self.averaging.save(folder)
+            keepers = (self.averaging, self.teacher) if self.is_in_train and not self.args.save_only_model else ()
+            for keeper in filter(None, keepers):
+                keeper.save(folder)
             share_weights(folder)
 
     def check_finite_weights(self) -> None:

@@ -141,9 +141,7 @@ def test_the_same_flags_are_the_same_whatever_they_hold(tmp_path):
     write_config(tmp_path / "a.yaml", flags)
     write_config(tmp_path / "a.yaml", flags)
     changed = flags | {"tasks": [{"name": "a", "class_weights": {0: 1, 1: 4}}]}
-    with pytest.raises(
-        InputError, match=r"a cannot be resumed .* was \[.*'1': 3.* and is \[.*'1': 4"
-    ):
+    with pytest.raises(InputError, match=r"a cannot be resumed .* was \[.*'1': 3.* and is \[.*'1': 4"):
         write_config(tmp_path / "a.yaml", changed)
 
 
