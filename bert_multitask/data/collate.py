@@ -1,11 +1,12 @@
 """Rows of one task, or of a group of tasks → one padded batch of tensors."""
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from ..model.losses import no_label
@@ -73,23 +74,27 @@ class Collator:
             raise ValueError(f"a batch has rows of one task, not of {', '.join(sorted(tasks))}")
         separate = isinstance(rows[0]["input_ids"][0], Sequence)
 
-        def pad(column: str, value: int) -> Tensor:
-            """A column as a tensor, its sequences filled up with the value."""
+        def sequences(column: str) -> list[Sequence]:
+            """A column's sequences of real tokens, two of a row that is two."""
             values = [row[column] for row in rows]
             if "attention_mask" in rows[0]:
                 values = [real_tokens(row[column], row["attention_mask"]) for row in rows]
-            sequences = [sequence for pair in values for sequence in pair] if separate else values
-            padded = pad_sequence([torch.tensor(sequence) for sequence in sequences], True, value)
-            if self.rounds:
-                padded = functional.pad(padded, (0, -padded.shape[1] % LENGTH_STEP), value=value)
+            return list(chain.from_iterable(values)) if separate else values
+
+        def pad(column: str, value: int) -> Tensor:
+            """A column as a tensor, its sequences filled up with the value."""
+            tokens = torch.from_numpy(np.fromiter(chain.from_iterable(sequences(column)), np.int64))
+            padded = torch.full(real.shape, value)
+            padded[real] = tokens  # refuses another number of tokens
             return padded.unflatten(0, (-1, 2)) if separate else padded
 
-        input_ids = pad("input_ids", -1)
-        real, task = input_ids >= 0, tasks.pop()
+        lengths = torch.tensor([len(sequence) for sequence in sequences("input_ids")])
+        step, longest = LENGTH_STEP if self.rounds else 1, int(lengths.max())
+        real, task = torch.arange(-(-longest // step) * step) < lengths[:, None], tasks.pop()
         batch = {
             "task": task,
-            "input_ids": input_ids.where(real, self.pad_token_id),
-            "attention_mask": real.long(),
+            "input_ids": pad("input_ids", self.pad_token_id),
+            "attention_mask": (real.unflatten(0, (-1, 2)) if separate else real).long(),
             "token_type_ids": pad("token_type_ids", 0),
             "labels": stack_labels([row["labels"] for row in rows]),
         }

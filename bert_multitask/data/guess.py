@@ -14,7 +14,7 @@ from ..model.errors import InputError, explained
 from ..model.tasks import NUMBER, RESERVED, Task, label_key
 from .labels import MISSING
 from .readers import READERS, is_url, read_as_written
-from .rows import with_label_names
+from .rows import find_splits, with_label_names
 
 # Names that columns of labels often have, as `Column.plain_name` spells them.
 LABELS = re.compile(
@@ -234,11 +234,7 @@ def read_table_hub(path: str, name: str | None = None) -> tuple[dict[str, list],
         dataset = datasets.load_dataset(path, name)
     if "train" not in dataset:
         raise InputError(f"{path}: has the splits {', '.join(dataset)}; expected train, and perhaps others")
-    # Ours by the beginning of theirs, of several the first: validation, validation_matched, dev, test …
-    first = {"train": "train$", "dev": "val|dev", "test": "test"}
-    found = {ours: [split for split in dataset if re.match(theirs, split)] for ours, theirs in first.items()}
-    splits = {ours: splits[0] for ours, splits in found.items() if splits}
-    hub = {"path": path} | ({"name": name} if name else {}) | {"splits": splits}
+    hub = {"path": path} | ({"name": name} if name else {}) | {"splits": find_splits(dataset)}
     rows = dataset["train"].with_format(None)
     return {column: rows[column][:] for column in rows.column_names}, {"hub": hub}
 

@@ -47,6 +47,8 @@ SHOWN_NAMES = 12  # of labels that were found
 SAMPLE = "package:bert_multitask/sample"
 CLEAN = "bert_multitask"  # what clean rows have as the name of their builder, so that they are not read again
 HANDOUT = "https://raw.githubusercontent.com/amahankali10/CS224N-Spring2024-DFP-Student-Handout/main/data"
+# What a dataset's names of our splits begin with: validation, validation_matched, dev …; of several the first is taken.
+SPLIT_NAMES = {"train": "train$", "dev": "val|dev", "test": "test"}
 COURSE_FILES = {name for task in TASKS.values() if task.files for name in task.files.values()}
 
 
@@ -117,7 +119,9 @@ def find_file(name: str, data_dir: str) -> str:
 
 
 def with_label_names(
-    task: str | dict | Task, data_dir: str = HANDOUT, rows: Dataset | Iterable[Mapping] | None = None
+    task: str | dict | Task,
+    data_dir: str = HANDOUT,
+    rows: Dataset | DatasetDict | Iterable[Mapping] | None = None,
 ) -> Task:
     """The task with label names from its training rows. A task that has label names, or needs none, is returned as it
     is.
@@ -128,7 +132,8 @@ def with_label_names(
     Args:
         task: a task, its fields, or a preset's name.
         data_dir: where its training rows are (see `load_rows`).
-        rows: training rows in memory, to be read instead; they have the task's own columns.
+        rows: training rows in memory, to be read instead; they have the task's own columns. Of a `DatasetDict` its
+            training split.
 
     Raises:
         InputError: the rows cannot be read, or their labels cannot be used as names; the message says what to do.
@@ -137,6 +142,7 @@ def with_label_names(
     if not task.is_open:
         return task
     source, where, names = task, "rows", None
+    rows = split_rows(rows, "train", where)
     if rows is None and is_from_hub(task, data_dir):
         rows, where = load_hub(task, ["train"])["train"], hub_place(task, "train")
         source = task.hub.as_task(task)
@@ -149,6 +155,26 @@ def with_label_names(
     else:
         labels = (row["label"] for row in rename_rows(rows, task, where, True, task.id or "id"))
     return replace(task, label_names=tuple(names or infer_label_names(task, labels, where)))
+
+
+def find_splits(names: Iterable[str]) -> dict[str, str]:
+    """{our split: its name} of those splits that are among a dataset's names (see `SPLIT_NAMES`)."""
+    found = {ours: [name for name in names if re.match(theirs, name)] for ours, theirs in SPLIT_NAMES.items()}
+    return {ours: names[0] for ours, names in found.items() if names}
+
+
+def split_rows(rows: object, split: str, where: str) -> object:
+    """Of a `DatasetDict` the rows of one of our splits; other rows as they are.
+
+    Raises:
+        InputError: the `DatasetDict` has no such split.
+    """
+    if not isinstance(rows, DatasetDict):
+        return rows
+    splits = find_splits(rows)
+    if split not in splits:
+        raise InputError(f"{where} has the splits {', '.join(rows) or 'none'}; expected one for {split}")
+    return rows[splits[split]]
 
 
 def describe_label_names(task: Task) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset, Value
+from datasets import Dataset, DatasetDict, Value
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..model.errors import InputError, explained
@@ -23,7 +23,7 @@ from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .labels import even_labels, wrong_labels
-from .rows import clean_rows, sample_rows, take, usable_rows
+from .rows import clean_rows, sample_rows, split_rows, take, usable_rows
 from .tokens import check_tokenizer, load_tokenizer, tokenise
 
 COLUMNS = ("input_ids", "token_type_ids", "labels")
@@ -43,7 +43,7 @@ def rows_by_task(
     Args:
         given: {task: rows, raw or tokenised, as a `Dataset` or a sequence of dictionaries}, or the rows of one task,
             which their column `task` names where the model has several. The raw rows of a group may be given once,
-            {group: rows}.
+            {group: rows}. Of a `DatasetDict` of one task the split is taken.
         model: whose tasks they are of.
         argument: what the rows were given as, for messages.
         split: "train", "dev" or "test": how raw rows are used.
@@ -59,6 +59,7 @@ def rows_by_task(
     """
     if not isinstance(given, Mapping):
         given = {task_of(given, model, argument): given}
+    given = {name: split_rows(part, split, f"{argument}[{name!r}]") for name, part in given.items()}
     given = open_groups(given, model, argument)
     if unknown := [name for name in given if name not in model.tasks]:
         raise InputError(f"{argument} has rows of {unknown[0]!r}, but the model's tasks are {', '.join(model.tasks)}")
@@ -190,6 +191,7 @@ def find_tokenizer(model: MultitaskBertModel, *given: object) -> PreTrainedToken
         InputError: the checkpoint has no tokenizer that fits the model (see `load_tokenizer`).
     """
     parts = [part for rows in given for part in (rows.values() if isinstance(rows, Mapping) else [rows])]
+    parts = [each for part in parts for each in (part.values() if isinstance(part, DatasetDict) else [part])]
     firsts = [part[0] for part in parts if isinstance(part, (Dataset, list)) and len(part)]
     raw = any(isinstance(row, Mapping) and "input_ids" not in row for row in firsts)
     return load_tokenizer(model.name_or_path, model.config.vocab_size) if raw and model.name_or_path else None

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ logger = logging.get_logger(__name__)
 PART = 32_768  # rows of a part
 MOST_RESAMPLED = 100_000  # labelled rows of a task; with more, intervals take minutes, and are narrow
 SETTINGS = "predict.json"
+LOG_INTERVAL = 30  # seconds between two states of a progress bar in a log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,14 +249,17 @@ def predict_parts(source: RowFile, pipe: MultitaskPipeline, folder: Path, proces
 
 
 def show_progress(what: str, rows: int | None = None) -> Any:
-    """A progress bar on the first process: rows done, rows/s and, if the number of rows is known, the time left."""
+    """A progress bar on the first process: rows done, rows/s and, if the number of rows is known, the time left. Where
+    standard error is no terminal, as in the log of a large job, it is written every half minute."""
+    shown = sys.stderr.isatty()
     return tqdm(  # not of Transformers, whose bars a pipe does not show: a log of a large job should
         desc=what,
         total=rows,
         unit=" rows",
         # A row of several tasks counts in shares, which are no whole numbers.
         bar_format=rows and "{l_bar}{bar}| {n:,.0f}/{total:,.0f} [{elapsed}<{remaining}, {rate_fmt}]",
-        delay=0.1,  # so that an error in the first rows has a line of its own
+        delay=0.1 if shown else LOG_INTERVAL,  # so that an error in the first rows has a line of its own
+        mininterval=0.1 if shown else LOG_INTERVAL,
         leave=rows is not None,
         disable=not PartialState().is_main_process,
     )

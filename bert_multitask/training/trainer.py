@@ -93,8 +93,9 @@ class MultitaskTrainer(Trainer):
             (docs/reuse.md).
         args: the schedule, its budget, and everything `TrainingArguments` has.
         train_dataset: {task: rows} of every task of the model, raw or tokenised (the rule is in `data/token_rows.py`).
-            The raw rows of a group may be given once, as {group: rows}.
-        eval_dataset: the dev rows, in the same form; needed for evaluation.
+            The raw rows of a group may be given once, as {group: rows}. Of a `DatasetDict` its training split is taken.
+        eval_dataset: the dev rows, in the same form; needed for evaluation. Of a `DatasetDict` the first split whose
+            name begins with "val" or "dev" is taken.
         processing_class: the tokenizer; needed for raw rows, and saved with every checkpoint. For raw rows the default
             is the one beside the checkpoint that the model was loaded from.
         data_collator: rows of one task -> a batch with the keys of `Collator`, which is the default.

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import run_here, write_config
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from bert_multitask.data.rows import load_rows, with_label_names
 from bert_multitask.model.errors import InputError
@@ -86,9 +86,11 @@ def test_a_class_label_has_its_own_order(tmp_path, monkeypatch, nested):
     file = fields | {"files": {"train": str(tmp_path / "train.parquet"), "dev": str(tmp_path / "train.parquet")}}
     hub = fields | {"hub": {"path": "some/rows"}}
     monkeypatch.setattr("datasets.load_dataset", lambda path, name, revision, split: dict.fromkeys(split, rows))
-    found = [with_label_names(fields, rows=rows), with_label_names(file), with_label_names(hub)]
-    assert [task.label_names for task in found] == [("z", "a", "never")] * 3
-    assert load_rows(found[1])["dev"]["label"][:] == ([[1, 1, 0], [0, 1, 0]] if nested else [0, 1])
+    splits = DatasetDict(validation=rows.select([]), train=rows)
+    memory = [with_label_names(fields, rows=given) for given in (rows, splits)]
+    found = [*memory, with_label_names(file), with_label_names(hub)]
+    assert [task.label_names for task in found] == [("z", "a", "never")] * 4
+    assert load_rows(found[2])["dev"]["label"][:] == ([[1, 1, 0], [0, 1, 0]] if nested else [0, 1])
 
 
 def test_a_parquet_file_of_texts(tmp_path):

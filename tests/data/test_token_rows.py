@@ -127,7 +127,10 @@ CLASSES = Dataset.from_dict(rows())
 WRONG = {
     "unknown task": ({"a_dev": CLASSES}, "'a_dev', but the model's tasks are a, b"),
     "splits": (DatasetDict({"train": CLASSES}), "rows of 'train', but the model's tasks"),
-    "splits of a task": ({"a": DatasetDict({"train": CLASSES})}, "is a DatasetDict; expected a datasets.Dataset"),
+    "splits of a task": (
+        {"a": DatasetDict({"train": CLASSES})},
+        r"train_dataset\['a'\] has the splits train; expected one for test",
+    ),
     "a stream": ({"a": CLASSES.to_iterable_dataset()}, "is a IterableDataset; .* number of rows"),
     "a torch stream": ({"a": datasets.IterableDataset.from_generator(lambda: iter(()))}, "is a IterableDataset"),
     "a name": ({"a": "train.csv"}, "is a str; expected"),
@@ -227,6 +230,12 @@ def other_order() -> Dataset:
     return Dataset.from_dict(columns).cast_column("label", ClassLabel(names=names))
 
 
+def splits(rows: Dataset) -> DatasetDict:
+    """The rows under the names that splits have on the Hub, among others that are not to be taken."""
+    first = rows.select([0])
+    return DatasetDict(train_small=first, train=rows, validation=rows, validation_mismatched=first, test=rows)
+
+
 def from_files(folder, tokenizer, tasks) -> dict[str, dict[str, Dataset]]:
     """{split: {task: tokens}} as a recipe makes them of files."""
     for name, part in RAW.items():
@@ -247,6 +256,7 @@ def test_raw_rows_train_as_files_do(tiny_bert, tokenizer, tmp_path, monkeypatch)
         "datasets": {"train": datasets, "dev": datasets},
         "ClassLabel": {"train": datasets | {"a": other_order()}, "dev": datasets | {"a": other_order()}},
         "lists": {"train": RAW | {"a": numbered}, "dev": RAW},
+        "splits": dict.fromkeys(("train", "dev"), {name: splits(part) for name, part in datasets.items()}),
         "clean": dict.fromkeys(("train", "dev"), {name: clean_rows(tasks[name], part) for name, part in RAW.items()}),
     }
     trained = {}
@@ -308,7 +318,8 @@ def test_wrong_raw_rows_are_refused(model, tokenizer, given, message):
 
 def test_the_tokenizer_beside_the_checkpoint(model, tiny_bert, tokenizer):
     """Raw rows ask for it; rows that are tokenised, and a model without a checkpoint, do not."""
-    for raw in ({"a": RAW["a"]}, {"a": Dataset.from_list(RAW["a"])}, RAW["a"]):
+    dataset = Dataset.from_list(RAW["a"])
+    for raw in ({"a": RAW["a"]}, {"a": dataset}, {"a": DatasetDict({"train": dataset})}, RAW["a"]):
         found = find_tokenizer(model, raw, None)
         assert found("A plot.")["input_ids"] == tokenizer("A plot.")["input_ids"]
     assert find_tokenizer(model, {"a": CLASSES}, None) is None

@@ -254,6 +254,16 @@ def test_mistakes_have_a_line_of_their_own(tmp_path, pipe, capsys, caplog, propa
     assert "has all predictions of this file and model already" in caplog.text
 
 
+def test_a_log_has_a_state_of_the_progress_now_and_then(tmp_path, pipe, monkeypatch, capsys):
+    """And none of a job that is done before."""
+    path = write_rows(tmp_path / "new.csv")
+    predict_file(pipe, path, tmp_path / "short")
+    assert "rows/s" not in capsys.readouterr().err
+    monkeypatch.setattr(job, "LOG_INTERVAL", 0)
+    predict_file(pipe, path, tmp_path / "long")
+    assert f"{len(ROWS)}/{len(ROWS)}" in capsys.readouterr().err
+
+
 def test_many_labels_are_scored_without_intervals(monkeypatch, tmp_path, pipe, caplog, propagated_logs):
     monkeypatch.setattr(job, "MOST_RESAMPLED", 10)
     path = write_rows(tmp_path / "new.csv", [row | {"mark": 1.5} for row in ROWS])
