@@ -474,6 +474,7 @@ class MultitaskTrainer(Trainer):
             labelled = rows_with_label(labels).sum()
             rows = rows if items else labelled  # outside of Trainer's steps, the batch is the whole step
             share = labelled / rows.clamp(min=1) * scale
+            # A term is a mean over rows, so it counts by the micro-batch's share of its step's. The log has no weights.
             for term, name, value in self.further_terms(inputs, logits, soft, masks, rows):
                 kept[f"{term}_{name}"] = share * value
                 weight = getattr(self.model.tasks[name], f"{term}_weight")
