@@ -26,6 +26,7 @@ FLAGS = {
 # Plain words for what Transformers' own help takes several lines to say.
 HELP = {
     "gradient_accumulation_steps": "micro-batches of a step",
+    "warmup_steps": "steps of a rising rate, or share of the plan",
     "weight_decay": "AdamW's weight decay",
     "max_grad_norm": "largest gradient norm; 0 turns clipping off",
     "bf16": "compute in bfloat16 where it is safe",

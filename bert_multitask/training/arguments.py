@@ -226,10 +226,10 @@ class RunArguments:
 class MultitaskTrainingArguments(TrainingArguments):
     """`TrainingArguments` with a schedule over tasks. Each task has its own epochs, so `num_train_epochs` stays 1.
 
-    These defaults differ from Transformers': batches of 32 and a learning rate of 1e-5, as in the paper (section 5.3),
-    with a warmup over a tenth of the plan, as BERT's authors fine-tune; about twenty log entries, more for a long plan;
-    an evaluation and a checkpoint every tenth of the plan; the best checkpoint by `eval_overall` is kept and loaded at
-    the end; predictions are written; TensorBoard is used if installed; the CPU is used if there is no accelerator.
+    These defaults differ from Transformers': batches of 32 and a learning rate of 1e-5, as in the paper (section 5.3);
+    about twenty log entries, more for a long plan; an evaluation and a checkpoint every tenth of the plan; the best
+    checkpoint by `eval_overall` is kept and loaded at the end; predictions are written; TensorBoard is used if
+    installed; the CPU is used if there is no accelerator.
     """
 
     _argument_group_name = "training"
@@ -293,10 +293,7 @@ class MultitaskTrainingArguments(TrainingArguments):
         help="each layer's learning rate as a share of the next higher layer's; the highest layer has "
         "--learning_rate, the embeddings the lowest",
     )
-    lr_scheduler_type: SchedulerType | str = HfArg(
-        default="linear", help="shape of the learning rate over the plan, after the warmup"
-    )
-    warmup_steps: float = HfArg(default=0.1, help="steps of a rising rate, or share of the plan")
+    lr_scheduler_type: SchedulerType | str = HfArg(default="linear", help="shape of the learning rate over the plan")
     num_train_epochs: float = HfArg(default=1.0, help="always 1, the plan; see --task_epochs")
     max_steps: int = HfArg(default=-1, help="train only this many steps; by default all")
     logging_steps: float = HfArg(

@@ -144,7 +144,6 @@ def training_settings(options) -> dict:
         "max_steps": WARM_UP + options.steps,
         "learning_rate": 1e-5,
         "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
         "logging_steps": 10,
         "eval_strategy": "no",
         "save_strategy": "no",

@@ -469,7 +469,7 @@ def test_the_optimizers_settings(make_trainer):
 
 
 def test_schedules_of_the_learning_rate(make_trainer):
-    settings = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 5e-4}, "warmup_steps": 0}
+    settings = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 5e-4}}
     trainer = make_trainer(logging_steps=1, **settings)
     trainer.train()
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
