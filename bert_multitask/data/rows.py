@@ -22,7 +22,7 @@ from datasets.table import InMemoryTable
 from transformers.utils import logging
 
 from ..model.configuration import resolve_folder
-from ..model.errors import InputError, one_line
+from ..model.errors import InputError, explained
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
 from ..model.tasks import SPLITS, TASKS, Task, label_key, load_task, text_parts
@@ -266,14 +266,10 @@ def load_hub(task: Task, splits: Collection[str]) -> dict[str, Dataset]:
             f"task {task.name!r} has neither files nor hub; add one of them to the task, to say where its rows are"
         )
     wanted = {split: name for split, name in source.splits.items() if split in splits}
-    try:
+    hint = "check the path, name, revision and splits in the task's hub, or name a local folder with --data_dir"
+    with explained(f"{source.path}: cannot be loaded from the Hub", hint=hint):
         # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".
         return datasets.load_dataset(source.path, source.name, revision=source.revision, split=wanted)
-    except Exception as error:  # the Hub client and the dataset builders share no base class
-        raise InputError(
-            f"{source.path}: cannot be loaded from the Hub ({one_line(error)}); check the path, name, revision and "
-            "splits in the task's hub, or name a local folder with --data_dir"
-        ) from error
 
 
 def hub_place(task: Task, split: str) -> str:
