@@ -20,7 +20,7 @@ from ..data.records import to_json, write_json
 from ..data.rows import fingerprint
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError
-from ..model.tasks import Task, load_task, load_tasks
+from ..model.tasks import COLUMNS, Task, load_task, load_tasks
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments
 from .checkpoints import find_checkpoint, list_checkpoints, remove_state
 from .folder_lock import FolderLock, cannot_write, contents, remove
@@ -34,7 +34,7 @@ HARMLESS_RUN = {
     *("tasks", *TASK_FIELDS),  # are in Task
     *("data_dir", "overwrite"),  # the rows themselves are compared
 }
-HARMLESS_TASK = {"ordered"}  # is for reports
+HARMLESS_TASK = {"ordered", *COLUMNS}  # is for reports; what the columns hold is compared, not their names
 # and of training:
 HARMLESS = {
     *("output_dir", "resume_from_checkpoint", "do_train", "do_eval", "do_predict", "debug", "skip_memory_metrics"),
