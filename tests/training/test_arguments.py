@@ -4,6 +4,7 @@ import pytest
 import torch
 import yaml
 from accelerate import PartialState
+from transformers.trainer_utils import IntervalStrategy
 
 from bert_multitask.commands.command_line import RecipeParser
 from bert_multitask.model.errors import InputError
@@ -169,6 +170,10 @@ def test_an_output_folder_is_needed():
 def test_saving_follows_evaluation(tmp_path):
     args = parse(tmp_path, "", "--eval_steps", "8")[1]
     assert args.save_steps == args.eval_steps == 8
+    for strategy, saves in {"steps": "steps", "epoch": "epoch", "no": "steps"}.items():
+        assert parse(tmp_path, "", "--eval_strategy", strategy)[1].save_strategy == saves
+        assert MultitaskTrainingArguments(str(tmp_path), eval_strategy=IntervalStrategy(strategy)).save_strategy == saves
+    assert parse(tmp_path, "", "--eval_strategy", "epoch", "--save_strategy", "best")[1].save_strategy == "best"
 
 
 def test_without_evaluation_there_is_no_best_model(tmp_path):
@@ -228,7 +233,7 @@ def test_tensorboard_is_used_where_installed(tmp_path):
         ("", ["--encoder_sharing", "both"], "--encoder_sharing.*invalid choice: 'both'"),
         ("", ["--pair_encoding", "tpe"], "--pair_encoding.*invalid choice"),
         ("", ["--pooling", "max"], "--pooling.*invalid choice"),
-        ("", ["--eval_strategy", "epoch"], "save and eval strategy to match"),
+        ("", ["--save_strategy", "no"], "--save_strategy is 'no' and .*leave out --save_strategy, or"),
     ],
 )
 def test_mistakes_are_named(tmp_path, yaml, flags, message):
