@@ -17,7 +17,7 @@ from scipy import stats
 from transformers import EvalPrediction
 from transformers.trainer_utils import denumpify_detensorize
 
-from ..model.errors import InputError, NonFiniteError
+from ..model.errors import InputError, NonFiniteError, install
 from ..model.kinds import KINDS, find_entry
 from ..model.losses import LOSSES, is_labelled, labelled_rows
 from ..model.tasks import Task
@@ -416,9 +416,7 @@ def find_metric(task: Task) -> type[TaskMetric]:
     metric = find_entry(task, "metric", METRICS)
     if metric.package and find_spec(metric.package[0]) is None:
         package, extra = metric.package
-        raise InputError(
-            f"task {task.name!r}: metric {task.metric} needs {package}: pip install 'bert_multitask[{extra}]'"
-        )
+        raise InputError(f"task {task.name!r}: metric {task.metric} needs {package}: {install(extra)}")
     return metric
 
 

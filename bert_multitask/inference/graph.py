@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..model.classifier import EncoderClassifier
 from ..model.configuration import MultitaskConfig
-from ..model.errors import InputError, one_line
+from ..model.errors import InputError, install, one_line
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
 from .export import export_encoder, stock_classifier_config
@@ -208,7 +208,7 @@ def check_packages(form: str) -> None:
     """Raises InputError if a package that the format needs is missing."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if form == "onnx" and importlib.util.find_spec(package) is None:
-            raise InputError(f"ONNX needs {package}: pip install 'bert_multitask[onnx]'")
+            raise InputError(f"ONNX needs {package}: {install('onnx')}")
 
 
 def export_graph(

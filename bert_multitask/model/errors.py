@@ -13,6 +13,11 @@ class NonFiniteError(InputError):
     wrong. The message names where it was found first."""
 
 
+def install(extra: str) -> str:
+    """How to install the packages of one of the extras in setup.cfg, for messages."""
+    return f"pip install '.[{extra}]' in a clone of bert_multitask"
+
+
 def one_line(value: object) -> str:
     """An error's message, or any other value's text, in one line; an empty one is the name of its type."""
     return " ".join(str(value).split()) or type(value).__name__
