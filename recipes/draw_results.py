@@ -4,10 +4,12 @@
 
 In that file, `runs` holds groups of rows that share a command, data and seeds, unless a row has its own. A score is a
 list with the number of each seed; several become mean ± sd. A row with `encoders`, the number of encoders that answer
-all three questions, is in the overview too. `tables` are shown as they are. A study.json of recipes/ablate.py beside it
-is a group of runs, too, by its file's name: docs/results/levers.json is drawn by <!-- draw: levers -->. So a study is
-recorded by `cp OUT/study.json docs/results/levers.json && python recipes/draw_results.py`. A row of results.json with
-`study` and `variant` has the scores and seeds of that variant.
+all three questions, is in the overview too; a group of such rows alone has no table of its own. `tables` are shown as
+they are; one with the name of one of the paper's tables adds columns to it.
+
+A study.json of recipes/ablate.py beside it is a group of runs, too, by its file's name: docs/results/levers.json is
+drawn by <!-- draw: levers -->. So a study is recorded by `cp OUT/study.json docs/results/levers.json && python
+recipes/draw_results.py`. A row of results.json with `study` and `variant` has the scores and seeds of that variant.
 """
 
 import json
@@ -29,7 +31,7 @@ from bert_multitask.reporting.document import Table
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "results.json"
 PICTURES = ROOT / "docs" / "pictures"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "ablations.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "reproduce", "ablations")))
 WIDTH, CODE_WIDTH = 118, 72  # letters of a line of prose, and of code that fits a page of the site
 HALVES = ("half A", "half B")  # of the dev rows, as recipes/ablate.py calls them
 SHAPES = {"bert-base": (12, 768), "all-mpnet-base-v2": (12, 768), "6-layer MiniLM": (6, 384)}  # layers, width
@@ -123,15 +125,15 @@ def overview(results: Mapping) -> list[dict]:
 
 
 def overview_table(results: Mapping) -> Table:
-    """The overview as a table."""
-    columns = ["system", "encoder", "Quora pairs", "cost", *COLUMNS.values(), "from"]
+    """The overview as a table: each system is a link to the section that has its command and data."""
+    columns = ["system", "encoder", "Quora pairs", "cost", *COLUMNS.values()]
     lines = []
     for system in overview(results):
         scores = [cell(system[column]) for column in COLUMNS]
-        cost = f"{system['encoders']} × {million_weights(system['model']):.1f} M"
+        cost = f"{system['encoders']} × {million_weights(system['model']):.1f} M".replace(" ", "\N{NO-BREAK SPACE}")
         title = system["title"]
-        source = f"[{title}](#{title.lower().replace(' ', '-')})" if title else "its Table 5"
-        lines.append([system["system"], system["model"], system["pairs"], cost, *scores, source])
+        name = f"[{system['system']}](#{title.lower().replace(' ', '-')})" if title else system["system"]
+        lines.append([name, system["model"], system["pairs"], cost, *scores])
     return Table(columns, lines)
 
 
@@ -172,7 +174,7 @@ def each_seed(scores: list[float]) -> str:
 
 
 def reproduced(results: Mapping, element: str) -> Table:
-    """One of the paper's tables, filled from the runs of reproduce_paper.py."""
+    """One of the paper's tables: the scores of our reproduce_paper.py, with the paper's in brackets."""
     group = results["runs"]["reproduced"]
     runs = {(row["system"], *row.get("seeds", group["seeds"])): row for row in group["rows"]}
 
@@ -182,7 +184,16 @@ def reproduced(results: Mapping, element: str) -> Table:
             return "no labels here" if row.label == "Test" else cell(runs["ensemble", 0][column])
         return cell([runs[row.systems[column].name, seed][column][0] for seed in row_seeds(row, group["seeds"])])
 
-    return beside_the_paper(TABLES[element], score)
+    table = beside_the_paper(TABLES[element], score)
+    lines = [
+        [label, *(f"{ours} ({paper})" for ours, paper in zip(scores[::2], scores[1::2], strict=True))]
+        for label, *scores in (table.columns, *table.rows)
+    ]
+    if element in results["tables"]:
+        more = results["tables"][element]
+        added = {label: cells for label, *cells in (more["columns"], *more["rows"])}
+        lines = [line + added[line[0]] for line in lines]
+    return Table(lines[0], lines[1:])
 
 
 def drawn(results: Mapping, name: str) -> str:
@@ -202,6 +213,8 @@ def drawn(results: Mapping, name: str) -> str:
     command = f"\n\n```sh\n{fold(group['command'])}\n```" if is_command else ""
     if "reference" in group:
         return f"{markdown(study_table(group))}\n\n{study_list(group)}\n\n{below}{command}"
+    if all("encoders" in row for row in group["rows"]):
+        return below + command
     return f"{markdown(run_table(group))}\n\n{below}{command}"
 
 

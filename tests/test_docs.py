@@ -112,6 +112,17 @@ def test_links_lead_to_files_of_the_repository(page):
     assert not [path for path in paths if not (page.parent / path).exists()]
 
 
+def test_reliability_names_tests_that_exist():
+    """`test_FILE.py::test_NAME`, and `::test_NAME` for further ones of the same file; or a file alone."""
+    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    file, count = "", 0
+    for name, test in re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", (ROOT / "docs" / "reliability.md").read_text()):
+        file = name or file
+        assert file in files and (not test or f"def {test}(" in files[file]), f"{file}::{test}"
+        count += bool(test)
+    assert count > 150
+
+
 def test_the_flags_are_listed(site):
     text = (site / "reference" / "flags.html").read_text()
     for flag in ("--encoder_sharing", "--smart_radius", "--learning_rate", "--n_trials"):

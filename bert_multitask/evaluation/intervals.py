@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
 def bounds(interval: Estimate, form: str) -> str:
     """An interval as `low to high`; words if every resample is the same, or there are none."""
     if not interval.low < interval.high:
-        return "none: all resamples are alike" if interval.low == interval.high else "none: too few rows"
+        return "none: all resamples of a task are alike" if interval.low == interval.high else "none: too few rows"
     return f"{interval.low:{form}} to {interval.high:{form}}"
 
 
@@ -69,7 +69,7 @@ def estimate(value: float, resampled: np.ndarray) -> Estimate:
 def wilson(count: int, rows: int) -> Estimate:
     """The share count / rows, with Wilson's interval at LEVEL (Wilson, 1927)."""
     bounds = stats.binomtest(count, rows).proportion_ci(LEVEL, method="wilson")
-    return Estimate(count / rows, bounds.low, bounds.high)
+    return Estimate(count / rows, float(bounds.low), float(bounds.high))
 
 
 class Scores:
@@ -102,16 +102,27 @@ class Scores:
     def __getitem__(self, name: str) -> Estimate:
         """A task's score, or the "overall" score, with its interval.
 
-        Where all rows are right, or all are wrong, every resample is the same; a share then has Wilson's interval.
+        Where all rows are right, or all are wrong, every resample is the same; a share then has Wilson's interval. The
+        overall score has none then: its resamples would leave out that this task's score could have been another.
         """
+        if name == "overall" and any(map(self.is_constant, self.tasks)):
+            return Estimate(*[float(self.values[name])] * 3)
         value, rows = self.values[name], self.rows.get(name, 0)
         if rows > 1 and value in (0, 1) and find_metric(self.tasks[name]).share:
             return wilson(round(value) * rows, rows)
         return estimate(value, self.resamples[name])
 
     def difference(self, other: "Scores", name: str) -> Estimate:
-        """This score minus the other's on the same rows, with the interval of the paired bootstrap."""
-        return estimate(self.values[name] - other.values[name], self.resamples[name] - other.resamples[name])
+        """This score minus the other's on the same rows, with the interval of the paired bootstrap. The overall score
+        has none where a task's resamples are all alike in both."""
+        value = self.values[name] - other.values[name]
+        if name == "overall" and any(self.is_constant(task) and other.is_constant(task) for task in self.tasks):
+            return Estimate(*[float(value)] * 3)
+        return estimate(value, self.resamples[name] - other.resamples[name])
+
+    def is_constant(self, name: str) -> bool:
+        """Whether all resamples of a score are the same; with fewer than two rows there are none."""
+        return np.ptp(self.resamples[name]) == 0
 
 
 class McNemar(NamedTuple):

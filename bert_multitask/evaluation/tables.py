@@ -116,7 +116,7 @@ def writing_predictions(path: str) -> Iterator[Path]:
 
 def plain_table(task: Task, table: Dataset, path: str) -> pd.DataFrame:
     """A prediction table as its CSV file `path` shows it: labels by name, and ids that are safe in a spreadsheet."""
-    columns = dict(table.to_pandas().items())
+    columns = {name: values for name, values in table.to_pandas().items() if name != TEXTS}
     frame = pd.DataFrame({"id": columns.pop("id")} | KINDS[task.kind].plain(task, columns))
     if formulas := sum(map(is_formula, frame["id"])):
         frame["id"] = ["'" * is_formula(row_id) + row_id for row_id in frame["id"]]

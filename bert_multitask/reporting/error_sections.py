@@ -22,7 +22,7 @@ DOUBTFUL = 10  # further ones whose labels may be wrong
 DUPLICATES = 20
 SHOWN_TEXT = 300  # characters of a text
 SHOWN_CLASSES = 40  # of a task, those with the most rows
-CONFIDENT, DOUBTED = "confident error", "label may be wrong"
+LARGE, DOUBTED = "large error", "label may be wrong"
 
 
 def picture(name: str, figure: Figure, alt: str) -> Picture:
@@ -216,7 +216,7 @@ def worst_lines(part: LabelledPredictions) -> list[list[str]]:
         last = f"{np.exp(-losses[row]):.4f}" if probable else f"{losses[row]:.2f}"
         text = " / ".join(part.texts[row])
         values = [cut(part.kind.show_beside(part.task, value[row], text)) for value in (part.labels, part.predicted)]
-        why = DOUBTED if doubtful[row] else CONFIDENT
+        why = DOUBTED if doubtful[row] else LARGE
         lines.append([part.task.name, *values, " / ".join(map(cut, part.texts[row])), why, last, part.ids[row]])
     return lines
 

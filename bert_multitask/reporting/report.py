@@ -96,8 +96,8 @@ def add_scores(document: Document, source: Source, split: str) -> None:
         "score. A constant has no correlation, which counts as 0.",
         f"Intervals are percentile bootstraps: {RESAMPLES:,} resamples of a task's labelled rows, each row's "
         "prediction and label drawn together, the tasks' rows independently. Where all rows are right, or all wrong, "
-        "it is Wilson's interval of a share. They say how far the score would move with other rows of the same kind, "
-        "not with another seed of the training.",
+        "it is Wilson's interval of a share, and the overall score has none. They say how far the score would move "
+        "with other rows of the same kind, not with another seed of the training.",
     )
 
 

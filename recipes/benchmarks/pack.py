@@ -1,4 +1,10 @@
-"""What a machine without network needs beside a checkout to run `benchmark.py gpu`."""
+"""What a machine without network needs beside a checkout to run `benchmark.py gpu`.
+
+    python recipes/benchmark.py pack --data_dir DATA --output_dir KIT --wheels datasets evaluate dill multiprocess
+
+There, unpack each wheel into one folder, `python -m zipfile -e KIT/wheels/WHEEL SITE`, and run the benchmark in the
+checkout with `PYTHONPATH=.:SITE --model_name_or_path KIT/model --data_dir KIT/data`. The package is not installed.
+"""
 
 import shutil
 import subprocess

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bert_multitask.evaluation.intervals import LEVEL, RESAMPLES, Scores, mcnemar
+from bert_multitask.evaluation.intervals import LEVEL, RESAMPLES, Scores, bounds, mcnemar
 from bert_multitask.evaluation.metrics import overall_score
 from bert_multitask.model.tasks import TASKS
 
@@ -110,9 +110,23 @@ def test_all_right_or_all_wrong_has_the_interval_of_wilson(right):
     found = Scores({"sst": TASKS["sst"]}, {"sst": labels + (not right)}, {"sst": labels})["sst"]
     bound = 60 / (60 + stats.norm.ppf((1 + LEVEL) / 2) ** 2)
     assert found == pytest.approx((1, bound, 1) if right else (0, 0, 1 - bound))
+    assert {*map(type, found)} == {float}, "a model card's YAML holds no NumPy numbers"
     nearly = np.where(np.arange(60) < 1, 1, 0)
     scores = Scores({"sst": TASKS["sst"]}, {"sst": nearly}, {"sst": labels})
     assert scores["sst"][1:] == pytest.approx(np.quantile(scores.resamples["sst"], [0.025, 0.975]))
+
+
+def test_the_overall_score_has_no_interval_where_a_task_is_all_right():
+    """Its resamples would not vary with that task, though the task's score could have been lower."""
+    tasks, labels = {name: TASKS[name] for name in ("sst", "sts")}, {"sst": np.zeros(9, int), "sts": np.arange(9.0)}
+    scores, close = [labels["sts"] + np.resize(shift, 9) for shift in ([0.0, 1.0, -1.0], [0.0, 0.5])]
+    right = Scores(tasks, labels | {"sts": scores}, labels)
+    assert right["overall"].low == right["overall"].high == right["overall"].value and right["sts"].low < 1
+    assert bounds(right["overall"], ".4f") == "none: all resamples of a task are alike"
+    other = Scores(tasks, labels | {"sts": close}, labels)
+    assert np.ptp(right.difference(other, "overall")) == 0 and np.ptp(right.difference(other, "sts")) > 0
+    wrong = Scores(tasks, {"sst": np.array([0, 1, 0, 1, 0, 1, 0, 0, 0]), "sts": close}, labels)
+    assert np.ptp(wrong["overall"]) > 0 and np.ptp(right.difference(wrong, "overall")) > 0
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(3, 11), (11, 3), (5, 5), (0, 4), (0, 0)])

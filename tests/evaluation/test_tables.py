@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
-from bert_multitask.evaluation.tables import prediction_table, read_predictions, write_predictions
+from bert_multitask.evaluation.tables import TEXTS, prediction_table, read_predictions, write_predictions
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.kinds import KINDS
 from bert_multitask.model.tasks import TASKS, Task
@@ -70,8 +70,10 @@ def test_files_of_a_users_own_task_have_names(tmp_path):
     assert read.task == task and read.table[:] == table[:]
 
     score = Task(name="years", kind="regression", score_range=(0, 99))
-    write_predictions(score, prediction_table(score, ["x"], np.array([41.5])), tmp_path / "years-dev")
-    assert (tmp_path / "years-dev.csv").read_text() == "id,score\nx,41.5\n"
+    table = prediction_table(score, ["x"], np.array([41.5]))
+    for written in (table, table.add_column(TEXTS, ["0123456789abcdef"])):
+        write_predictions(score, written, tmp_path / "years-dev")
+        assert (tmp_path / "years-dev.csv").read_text() == "id,score\nx,41.5\n"
 
 
 def test_predicted_scores_may_lie_outside_the_labels_range(tmp_path):

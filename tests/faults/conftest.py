@@ -41,7 +41,7 @@ def pytest_configure(config):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Print every result as a row of docs/reliability.md."""
+    """Print every result as a row of a table; those of docs/reliability.md have these numbers."""
     if rows := config.stash.get(RESULTS, []):
         terminalreporter.section("faults")
         terminalreporter.write_line("| what was tried | how often | what was lost |\n|---|---|---|")

@@ -38,10 +38,10 @@ def look(folder, document: Document, script: str, width: int = 400) -> object:
 def document() -> Document:
     """Long names and texts, wide tables, pictures, and rows to choose from."""
     document = Document("Report of /a/folder/with/a/long/path/that/has/no/space/anywhere/run-1", "Made today.")
-    rows = [["sst", "confident error", "a short text", "0.1"], ["sst", "label may be wrong", "neutral " * 60, "0.2"]]
+    rows = [["sst", "large error", "a short text", "0.1"], ["sst", "label may be wrong", "neutral " * 60, "0.2"]]
     rows += [
-        ["quora", "confident error", "x" * 300, "0.3"],
-        ["sts", "confident error", "b", "1"],
+        ["quora", "large error", "x" * 300, "0.3"],
+        ["sts", "large error", "b", "1"],
     ]
     document.add("Wide", "word " * 50, Table([f"column_of_numbers_{n}" for n in range(12)], [["0.123"] * 12] * 3))
     part = predictions("sst", [0, 1, 2, 3, 4] * 20, [0, 1, 2, 4, 4] * 20)
@@ -72,7 +72,7 @@ def test_rows_are_chosen(tmp_path, document):
         return [seen, box.querySelector("output").textContent];
       };
       return [choose("", "", ""), choose("NEUTRAL wrong", "", ""), choose("", "sst", ""),
-        choose("", "sst", "confident error"), choose("short", "quora", ""), box.hidden];
+        choose("", "sst", "large error"), choose("short", "quora", ""), box.hidden];
     }"""
     everything, words, task, both, none, hidden = look(tmp_path, document, script)
     assert everything == [[0, 1, 2, 3], "4 of 4 rows"] and not hidden

@@ -169,7 +169,7 @@ def test_a_score_without_an_interval_says_so():
     scores = {"a": Estimate(0.0, 0.0, 0.0), "b": Estimate(0.5, *[float("nan")] * 2), "overall": Estimate(0.5, 0.4, 0.6)}
     metrics = {"eval_a_pearson": 0.0, "eval_b_pearson": 0.5, "eval_overall": 0.5}
     _, *lines = describe_scores(tasks, metrics, {"a": 3, "b": 1}, scores).splitlines()
-    endings = ["none: all resamples are alike", "none: too few rows", "0.4000 to 0.6000"]
+    endings = ["none: all resamples of a task are alike", "none: too few rows", "0.4000 to 0.6000"]
     assert [line.split("   ")[-1] for line in lines] == endings
 
 
