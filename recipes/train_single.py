@@ -6,7 +6,9 @@
 The task is sst, cfimdb, quora, sts or one of your own, as in train_multitask.py, and so is what the run leaves.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from transformers.hf_argparser import HfArg
 
 from bert_multitask.commands.command_line import RecipeParser
 from bert_multitask.model.errors import InputError
@@ -21,15 +23,13 @@ OPTIONS = {"finetune": 1e-5, "pretrain": 1e-3}
 class SingleTaskArguments(MultitaskTrainingArguments):
     """`MultitaskTrainingArguments` with the choice between the whole model and its head."""
 
-    option: str = field(
+    option: str = HfArg(
         default="finetune",
-        metadata={
-            "help": "finetune, the whole model; pretrain, the head on a frozen encoder",
-            "choices": list(OPTIONS),
-        },
+        help="finetune, the whole model; pretrain, the head on a frozen encoder",
+        metadata={"choices": list(OPTIONS)},
     )
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "peak learning rate; by default 1e-5 to finetune and 1e-3 to pretrain"}
+    learning_rate: float | None = HfArg(
+        default=None, help="peak learning rate; by default 1e-5 to finetune and 1e-3 to pretrain"
     )
 
     def __post_init__(self):

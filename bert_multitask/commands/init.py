@@ -22,7 +22,7 @@ from ..data.guess import guess_tasks, read_table_file, read_table_hub, settle_ta
 from ..data.readers import READERS, is_url
 from ..data.records import write_text
 from ..data.rows import describe_rows, load_rows
-from ..model.errors import InputError, one_line
+from ..model.errors import InputError, explained, one_line
 from ..model.tasks import load_tasks, text_parts
 from .command_line import CommandParser, local_path
 
@@ -88,10 +88,8 @@ def main(argv: list[str]) -> None:
     given = one_line(" ".join(options.tables))
     heading = HEADING.format(tables=given, train=command, output=as_yaml(f"runs/{output.stem}"))
     ending = f"# Columns that no task reads: {', '.join(unused)}\n" if unused else ""
-    try:
+    with explained(f"--output {output} cannot be written", OSError):
         write_text(output, heading + "".join(write_task(fields, why[fields["name"]]) for fields in written) + ending)
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be written: {error.strerror or error}") from error
     print(describe_rows(list(tasks.values()), rows), end="\n\n")
     width = max([12, *map(len, why)])
     for fields in written:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 
-from ..model.errors import InputError, one_line
+from ..model.errors import InputError, explained
 from ..model.tasks import NUMBER, RESERVED, Task, label_key
 from .labels import MISSING
 from .readers import READERS, is_url, read_as_written
@@ -230,10 +230,8 @@ def read_table_hub(path: str, name: str | None = None) -> tuple[dict[str, list],
     Raises:
         InputError: the dataset cannot be loaded, or has no training rows.
     """
-    try:
+    with explained(f"{path}: no such file, and it cannot be loaded from the Hub"):
         dataset = datasets.load_dataset(path, name)
-    except Exception as error:  # as in `rows.load_hub`
-        raise InputError(f"{path}: no such file, and it cannot be loaded from the Hub ({one_line(error)})") from error
     if "train" not in dataset:
         raise InputError(f"{path}: has the splits {', '.join(dataset)}; expected train, and perhaps others")
     hub = {"path": path} | ({"name": name} if name else {}) | {"splits": find_splits(dataset)}

@@ -21,7 +21,7 @@ from datasets.utils.file_utils import cached_path
 from pyarrow import ArrowException, parquet
 from transformers.utils import logging
 
-from ..model.errors import InputError, one_line
+from ..model.errors import InputError, explained, one_line
 from ..model.tasks import Task, text_parts
 from .labels import LabelReader, feature_names, name_labels
 
@@ -112,12 +112,8 @@ def read_tables(path: str, task: Task, size: int, schema: pyarrow.Schema | None 
     while part := list(itertools.islice(rows, size)):
         columns = {}
         for name in schema.names if schema else dict.fromkeys(name for row in part for name in row):
-            try:
+            with explained(f"{path}: the column {name!r} has values of several types", ArrowException, OverflowError):
                 columns[name] = pyarrow.array((row.get(name) for row in part), schema and schema.field(name).type)
-            except (ArrowException, OverflowError) as error:
-                raise InputError(
-                    f"{path}: the column {name!r} has values of several types ({one_line(error)})"
-                ) from error
         yield pyarrow.table(columns)
 
 
@@ -415,12 +411,10 @@ def column_features(schema: pyarrow.Schema, column: str, path: str) -> Features:
     """
     if b"huggingface" not in (schema.metadata or {}):
         return Features()
-    try:
+    with explained(f"{path}: its metadata of the column {column!r} cannot be read"):
         # Not Features.from_arrow_schema, which forgets the names where the column is of another integer type.
         fields = json.loads(schema.metadata[b"huggingface"])["info"]["features"] or {}
         return Features.from_dict({name: fields[name] for name in fields if name == column})
-    except Exception as error:  # JSON that somebody changed fails in many ways
-        raise InputError(f"{path}: its metadata of the column {column!r} cannot be read ({error})") from error
 
 
 READERS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 from .readers import unique_keys
 
 logger = logging.get_logger(__name__)
@@ -62,10 +62,8 @@ def read_history(path: Path) -> list[dict]:
     Raises:
         InputError: any other line is not a JSON object with a step, or the file cannot be read.
     """
-    try:
+    with explained(f"{path}: cannot be read", OSError):
         lines = path.read_bytes().removesuffix(b"\n").split(b"\n") if path.is_file() and path.stat().st_size else []
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     entries = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -22,7 +22,7 @@ from datasets.table import InMemoryTable
 from transformers.utils import logging
 
 from ..model.configuration import resolve_folder
-from ..model.errors import InputError, one_line
+from ..model.errors import InputError, explained
 from ..model.kinds import KINDS
 from ..model.losses import UNLABELLED, labelled_rows
 from ..model.tasks import SPLITS, TASKS, Task, label_key, load_task, text_parts
@@ -264,21 +264,20 @@ def load_hub(task: Task, splits: Collection[str]) -> dict[str, Dataset]:
             f"task {task.name!r} has neither files nor hub; add one of them to the task, to say where its rows are"
         )
     wanted = {split: name for split, name in source.splits.items() if split in splits}
-    try:
-        # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".
-        return datasets.load_dataset(source.path, source.name, revision=source.revision, split=wanted)
-    except Exception as error:  # the Hub client and the dataset builders share no base class
-        unknown = re.search('Unknown split "(.+?)"', str(error))
-        if unknown and [split for split, name in wanted.items() if unknown[1] in name] == ["test"]:
-            logger.warning(
-                f"{hub_place(task, 'test')}: no such split; task {task.name!r} has no test rows to predict; "
-                "hub: splits: names the dataset's splits"
-            )
-            return load_hub(task, wanted.keys() - {"test"}) if len(wanted) > 1 else {}
-        raise InputError(
-            f"{source.path}: cannot be loaded from the Hub ({one_line(error)}); check the path, name and revision in "
-            "the task's hub, and the dataset's names in hub: splits:, or name a local folder with --data_dir"
-        ) from error
+    hint = "check path, name and revision in the task's hub, and the names in hub: splits:; or give --data_dir a folder"
+    with explained(f"{source.path}: cannot be loaded from the Hub", hint=hint):
+        try:
+            # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".
+            return datasets.load_dataset(source.path, source.name, revision=source.revision, split=wanted)
+        except ValueError as error:
+            unknown = re.search('Unknown split "(.+?)"', str(error))
+            if not unknown or [split for split, name in wanted.items() if unknown[1] in name] != ["test"]:
+                raise
+    logger.warning(
+        f"{hub_place(task, 'test')}: no such split; task {task.name!r} has no test rows to predict; "
+        "hub: splits: names the dataset's splits"
+    )
+    return load_hub(task, wanted.keys() - {"test"}) if len(wanted) > 1 else {}
 
 
 def hub_place(task: Task, split: str) -> str:

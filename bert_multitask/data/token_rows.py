@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, DatasetDict, Value
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
@@ -174,11 +174,10 @@ def as_rows(rows: object, where: str) -> Dataset | list[Mapping]:
     if isinstance(rows, STREAMS) or isinstance(rows, (Mapping, str)) or not hasattr(rows, "__getitem__"):
         hint = "; a plan needs to know the number of rows: Dataset.from_generator" if isinstance(rows, STREAMS) else ""
         raise InputError(f"{where} is a {type(rows).__name__}; expected a datasets.Dataset or a list of rows{hint}")
-    try:
+    what = f"{where} is no list of rows, each a dictionary of the same columns"
+    with explained(what, TypeError, ValueError, KeyError, pa.ArrowException):
         rows = [dict(rows[number]) for number in range(len(rows))]
         return Dataset.from_list(rows) if not rows or "input_ids" in rows[0] else rows
-    except (TypeError, ValueError, KeyError, pa.ArrowException) as error:
-        raise InputError(f"{where} is no list of rows, each a dictionary of the same columns: {error}") from error
 
 
 def is_tokenised(rows: Dataset | list[Mapping]) -> bool:

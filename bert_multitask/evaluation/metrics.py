@@ -6,7 +6,6 @@ A method that overrides another has a docstring only where it adds to that one's
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from numbers import Real
 
 import datasets
@@ -17,7 +16,7 @@ from scipy import stats
 from transformers import EvalPrediction
 from transformers.trainer_utils import denumpify_detensorize
 
-from ..model.errors import InputError, NonFiniteError, install
+from ..model.errors import InputError, NonFiniteError, check_installed
 from ..model.kinds import KINDS, find_entry
 from ..model.losses import LOSSES, is_labelled, labelled_rows
 from ..model.tasks import Task
@@ -414,9 +413,8 @@ def find_metric(task: Task) -> type[TaskMetric]:
         InputError: there is no such metric, it does not fit the task, or its package is not installed.
     """
     metric = find_entry(task, "metric", METRICS)
-    if metric.package and find_spec(metric.package[0]) is None:
-        package, extra = metric.package
-        raise InputError(f"task {task.name!r}: metric {task.metric} needs {package}: {install(extra)}")
+    if metric.package:
+        check_installed(*metric.package, f"task {task.name!r}: metric {task.metric}")
     return metric
 
 

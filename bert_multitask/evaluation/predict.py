@@ -14,13 +14,6 @@ from ..model.modeling import MultitaskBertModel
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def predict_logits(
-    model: MultitaskBertModel, task: str, tokens: Dataset | Mapping[str, list], batch_size: int, bf16: bool = False
-) -> np.ndarray:
-    """`predict_tasks` of one task: logits (N, …)."""
-    return predict_tasks(model, [task], tokens, batch_size, bf16=bf16)[task]
-
-
 @torch.inference_mode()
 def predict_tasks(
     model: MultitaskBertModel,

@@ -16,7 +16,7 @@ from ..data.labels import LabelReader
 from ..data.readers import as_text, check_columns, claim_id, reading
 from ..data.records import writing
 from ..data.rows import text_digests
-from ..model.errors import InputError, one_line
+from ..model.errors import InputError, explained
 from ..model.kinds import KINDS, as_number, is_number
 from ..model.losses import UNLABELLED
 from ..model.tasks import TASKS, Task, load_task
@@ -106,12 +106,10 @@ def write_predictions(task: Task, table: Dataset, path: Path) -> None:
 @contextmanager
 def writing_predictions(path: str) -> Iterator[Path]:
     """`records.writing`, which also makes the folder. Raises InputError if the file cannot be written."""
-    try:
+    with explained(f"{path}: cannot be written", OSError):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with writing(Path(path)) as draft:
             yield draft
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
 
 
 def plain_table(task: Task, table: Dataset, path: str) -> pd.DataFrame:
@@ -184,10 +182,9 @@ def read_predictions(path: Path) -> Predictions:
 
 def stored_task(fields: bytes, path: Path) -> Task:
     """The task in a prediction file's metadata, which is JSON of its fields."""
-    try:
+    damage = (InputError, ValueError, TypeError, RecursionError)
+    with explained(f"{path}: the task in its metadata cannot be read", *damage):
         return load_task(dict(json.loads(fields)))
-    except (ValueError, TypeError, RecursionError) as error:  # also of load_task: an InputError is a ValueError
-        raise InputError(f"{path}: the task in its metadata cannot be read ({one_line(error)})") from error
 
 
 def read_course_file(path: Path, task: Task) -> Dataset:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ..data.rows import text_columns
 from ..model.card import escape
-from ..model.errors import InputError, install
+from ..model.errors import InputError, check_installed
 from ..model.kinds import KINDS
 from ..model.tasks import Task
 from .attribution import Pieces, explain
@@ -159,8 +159,7 @@ def build_page(runs: Mapping[str, str]) -> "gr.Blocks":
     Raises:
         InputError: gradio is missing, there is no such run, or a task takes a text in one run and a pair in the other.
     """
-    if not importlib.util.find_spec("gradio"):
-        raise InputError(f"the demo needs gradio: {install('demo')}")
+    check_installed("gradio", "demo", "the demo")
     pipes = {title: MultitaskPipeline(name) for title, name in runs.items()}
     for pipe in pipes.values():
         pipe.load()

@@ -1,7 +1,6 @@
 """Export a task as a graph that runs without this package: `torch.export`, ONNX, and ONNX with 8-bit weights."""
 
 import copy
-import importlib.util
 import logging
 import os
 import warnings
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..model.classifier import EncoderClassifier
 from ..model.configuration import MultitaskConfig
-from ..model.errors import InputError, install, one_line
+from ..model.errors import InputError, check_installed, explained
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
 from .export import export_encoder, stock_classifier_config
@@ -113,11 +112,8 @@ def trace(graph: Graph) -> ExportedProgram:
     """
     batch = graph.tokens(TRACED)
     shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in batch}
-    try:
-        with torch.no_grad():
-            program = torch.export.export(graph, (), batch, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # an architecture fails in its own ways
-        raise InputError(f"{graph.describe()}: torch.export cannot trace it ({one_line(error)})") from error
+    with explained(f"{graph.describe()}: torch.export cannot trace it"), torch.no_grad():
+        program = torch.export.export(graph, (), batch, dynamic_shapes=shapes, strict=False)
     for part in program.graph_module.modules():
         for node in part.graph.nodes if hasattr(part, "graph") else ():
             node.meta.pop("stack_trace", None)  # it names files of this machine
@@ -140,11 +136,8 @@ def write_onnx(graph: Graph, folder: Path) -> Path:
     """
     program, axes, path = trace(graph), {0: "batch", 1: "length"}, folder / "model.onnx"
     settings = {"opset_version": OPSET, "dynamo": True, "verbose": False, "output_names": graph.outputs}
-    try:
-        with no_warnings():
-            converted = torch.onnx.export(program, dynamic_shapes=dict.fromkeys(graph.inputs, axes), **settings)
-    except Exception as error:  # an operator that ONNX lacks
-        raise InputError(f"{graph.describe()}: cannot be written as ONNX ({one_line(error)})") from error
+    with explained(f"{graph.describe()}: cannot be written as ONNX"), no_warnings():
+        converted = torch.onnx.export(program, dynamic_shapes=dict.fromkeys(graph.inputs, axes), **settings)
     converted.save(path)
     graph.check(OnnxSession(path))
     return path
@@ -206,9 +199,8 @@ WRITERS: dict[str, Callable[[Graph, Path], Path]] = {"onnx": write_onnx, "pt2": 
 
 def check_packages(form: str) -> None:
     """Raises InputError if a package that the format needs is missing."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if form == "onnx" and importlib.util.find_spec(package) is None:
-            raise InputError(f"ONNX needs {package}: {install('onnx')}")
+    for package in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ():
+        check_installed(package, "onnx", "ONNX")
 
 
 def export_graph(

@@ -31,7 +31,7 @@ from ..data.rows import clean_part, text_columns
 from ..evaluation.intervals import Scores
 from ..evaluation.metrics import overall_score, score, score_keys
 from ..evaluation.tables import writing_predictions
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
@@ -130,10 +130,8 @@ class RowFile:
 def join_schemas(first: pa.Schema | None, second: pa.Schema, path: str) -> pa.Schema:
     """A schema that the rows of both fit: whole numbers become fractions, and a column without values takes any type.
     Raises InputError if a column has two types."""
-    try:
+    with explained(f"{path}: a column has values of several types", ArrowException):
         return second if first is None else pa.unify_schemas([first, second], promote_options="permissive")
-    except ArrowException as error:
-        raise InputError(f"{path}: a column has values of several types ({error})") from error
 
 
 def task_texts(task: Task, rows: Dataset) -> list[list[str]]:
@@ -207,10 +205,8 @@ def begin(source: RowFile, pipe: MultitaskPipeline, folder: Path) -> None:
     }
     record = folder / SETTINGS
     there = next((part for part in source.part_paths(folder) if part.exists()), None)
-    try:
+    with explained(f"{record}: cannot be read", OSError, ValueError, hint="delete the folder, or name another one"):
         before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{record}: cannot be read ({error}); delete the folder, or name another one") from error
     if before is None and there:
         raise InputError(f"{there} is there, but no {SETTINGS} says what it is of; name another --output_dir")
     now = json.loads(to_json(settings))

@@ -7,8 +7,8 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 from packaging.requirements import Requirement
 
-from ..model.errors import InputError
-from ..training.hub import commit_files, public_files, reason
+from ..model.errors import explained
+from ..training.hub import commit_files, public_files
 from .trained_run import TrainedRun
 
 GRADIO = "6.31.0"  # the version that the tests use
@@ -63,10 +63,9 @@ def space_files(name: str, title: str) -> dict[str, bytes | Path]:
 
 def requirements() -> list[str]:
     """The requirements of this package, without its extras; a Space has gradio already."""
-    try:
+    what = f"{PACKAGE.name} is not installed, so its requirements are unknown"
+    with explained(what, importlib.metadata.PackageNotFoundError, hint="pip install ."):
         lines = importlib.metadata.requires(PACKAGE.name) or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise InputError(f"{PACKAGE.name} is not installed, so its requirements are unknown: pip install .") from error
     return [line for line in lines if Requirement(line).marker is None]
 
 
@@ -84,7 +83,5 @@ def push_space(files: Mapping[str, bytes | Path], repo_id: str) -> str:
     Raises:
         InputError: the upload failed, and nothing was committed.
     """
-    try:
+    with explained(f"--space {repo_id}: nothing was uploaded", hint="try again"):
         return commit_files(files, repo_id, "Push a demo", repo_type="space")
-    except Exception as error:  # the client's errors and its network library's share no base class
-        raise InputError(f"--space {repo_id}: nothing was uploaded ({reason(error)}); try again") from error

@@ -20,7 +20,7 @@ from ..evaluation.metrics import overall_score, score_decisions, score_keys
 from ..evaluation.predict import group_alike, predict_tasks
 from ..evaluation.tables import Predictions, check_alike, find_tables, prediction_table, read_decisions, with_texts
 from ..model.configuration import resolve_folder
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 from ..model.losses import labelled_rows
 from ..model.tasks import TASKS, Task, load_task, load_tasks
 from ..training.arguments import check_launch, parse_json
@@ -250,10 +250,9 @@ def read_places(name: str, within: Sequence[str] = ()) -> dict[str, Place]:
 def read_ensemble(name: str) -> dict | None:
     """The `ensemble.json` of a folder; None without one. Raises InputError if it is damaged."""
     path = Path(resolve_folder(name), "ensemble.json")
-    try:
+    damage = (OSError, ValueError, TypeError, RecursionError)
+    with explained(f"{path}: is damaged", *damage, hint="combine the runs again"):
         return dict(json.loads(path.read_bytes())) if path.is_file() else None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: is damaged ({error}); combine the runs again") from error
 
 
 def is_run(name: str) -> bool:

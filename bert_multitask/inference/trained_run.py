@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.tokens import load_tokenizer
 from ..model.configuration import MultitaskBertConfig
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task, load_tasks
 from ..training.run_folder import read_run
@@ -38,18 +38,12 @@ class TrainedRun:
         Raises:
             InputError: there is no such checkpoint, it has no heads, or its files are damaged.
         """
-        try:
+        with explained(f"{name}: no run folder, and it cannot be loaded from the Hub"):
             config = MultitaskBertConfig.from_pretrained(name)
-        except InputError:
-            raise
-        except Exception as error:  # no such folder, no such Hub id, no network
-            raise InputError(f"{name}: no run folder, and it cannot be loaded from the Hub ({error})") from error
         if not config.tasks:
             raise InputError(f"{name} is an encoder without heads; expected a trained run")
-        try:
+        with explained(f"{name}: its config.json is damaged", InputError):
             tasks = load_tasks(config.tasks)
-        except InputError as error:
-            raise InputError(f"{name}: its config.json is damaged: {error}") from error
         record = read_run(name)
         longest = record["max_length"] if record else load_tokenizer(name, config.vocab_size).model_max_length
         max_length = min(longest, config.max_position_embeddings)
@@ -61,9 +55,5 @@ class TrainedRun:
 
     def load_model(self) -> MultitaskBertModel:
         """The model, on the CPU."""
-        try:
+        with explained(f"{self.name}: cannot be loaded"):
             return MultitaskBertModel.from_pretrained(self.name)
-        except InputError:
-            raise
-        except Exception as error:  # a broken checkpoint fails in a dozen ways
-            raise InputError(f"{self.name}: cannot be loaded ({error})") from error

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .errors import InputError, install
+from .errors import InputError, explained, install
 
 SHARED = "default"  # name of an adapter that all tasks use; an adapter of one task has the task's name
 # The fields of peft.LoraConfig that may be set: the encoder's own weights stay fixed, and adapters can be merged.
@@ -45,10 +45,8 @@ def lora_fields(given: Any) -> dict[str, Any]:
         InputError: it is something else, sets a field that is not in FIELDS, or has a value that peft refuses.
     """
     config_class = import_peft().LoraConfig
-    try:
+    with explained("peft_config", TypeError, ValueError):
         config = config_class(**given) if isinstance(given, Mapping) else given
-    except (TypeError, ValueError) as error:
-        raise InputError(f"peft_config: {error}") from error
     if not isinstance(config, config_class):
         raise InputError(f"peft_config is a {type(config).__name__}; expected a peft.LoraConfig")
     default, values = dataclasses.asdict(config_class()), dataclasses.asdict(config)
@@ -81,12 +79,10 @@ def add_adapters(encoder: PreTrainedModel, fields: Mapping[str, Any], names: Ite
             known = dict.fromkeys(layer.rpartition(".")[2] for layer in layers)
             raise InputError(f"adapters: this encoder has no layer {target!r}; it has {', '.join(known)}")
     for name in names:
-        try:
-            with warnings.catch_warnings(action="ignore"):  # peft warns about a second adapter
-                config = peft.LoraConfig(**copy.deepcopy(dict(fields)))  # a copy, since peft changes it
-                peft.inject_adapter_in_model(config, encoder, name)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"adapters: {error}") from error
+        # peft warns about a second adapter.
+        with explained("adapters", TypeError, ValueError), warnings.catch_warnings(action="ignore"):
+            config = peft.LoraConfig(**copy.deepcopy(dict(fields)))  # a copy, since peft changes it
+            peft.inject_adapter_in_model(config, encoder, name)
     train_adapters(encoder)
 
 

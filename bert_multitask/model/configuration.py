@@ -14,10 +14,9 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
-from .errors import InputError
+from .errors import InputError, explained
 from .stock import check_architecture, check_type, find_max_length
 
 ENCODER_SHARING = ("shared", "adapters", "per_task")
@@ -79,16 +78,13 @@ class MultitaskBertConfig(BertConfig):
             InputError: there is no such folder or no configuration, it cannot be read, or Transformers has no code of
                 its type.
         """
-        try:
+        where = "" if os.path.isdir(name) else "no such folder here, and "
+        damage = (OSError, ValueError, TypeError, RecursionError)  # the Hub is out of reach, no Hub id, no JSON
+        with explained(f"{name}: {where}its config.json cannot be loaded", *damage):
             folder_or_id = resolve_checkpoint(name)
             if not os.path.isdir(folder_or_id) and is_offline():
                 kwargs["local_files_only"] = True  # else the Hub's client waits and tries again, for 23 seconds
             fields = cls.get_config_dict(folder_or_id, **kwargs)[0]
-        except (OSError, ValueError, TypeError, RecursionError) as error:  # the Hub is out of reach, no Hub id, no JSON
-            if isinstance(error, InputError):
-                raise
-            where = "" if os.path.isdir(name) else "no such folder here, and "
-            raise InputError(f"{name}: {where}its config.json cannot be loaded ({hub_reason(error)})") from error
         if not fields:
             raise InputError(f"{name} has no config.json; {expected_folder(folder_or_id)}")
         if fields.get("model_type") == MultitaskConfig.model_type and not isinstance(fields.get("text_config"), dict):
@@ -127,13 +123,6 @@ class MultitaskBertConfig(BertConfig):
         fields = {key: value for key, value in self.stock().to_dict().items() if key != "model_type"}
         layout = {"pair_encoding": self.pair_encoding, "pooling": self.pooling}
         return PerTaskBertConfig(**fields | layout, tasks=[task])
-
-
-def hub_reason(error: Exception) -> str:
-    """The reason of an error that Transformers raised on its way to a file of the Hub."""
-    if isinstance(error.__cause__, LocalEntryNotFoundError):
-        return "it is not in the Hub's cache, and the Hub is out of reach or HF_HUB_OFFLINE is set"
-    return str(error)
 
 
 def is_offline() -> bool:
@@ -211,10 +200,8 @@ class MultitaskConfig(PreTrainedConfig):
         encoder, unused = AutoConfig.from_pretrained(
             folder_or_id, return_unused_kwargs=True, trust_remote_code=False, **kwargs
         )
-        try:
+        with explained(folder_or_id, InputError):
             check_architecture(encoder)
-        except InputError as error:
-            raise InputError(f"{folder_or_id} {error}") from error
         config = cls(text_config=encoder, name_or_path=folder_or_id, **ours)
         return (config, unused) if asked else config
 

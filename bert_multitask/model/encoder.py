@@ -26,8 +26,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
-from .configuration import MultitaskBertConfig, PerTaskBertConfig, hub_reason, resolve_checkpoint
-from .errors import InputError
+from .configuration import MultitaskBertConfig, PerTaskBertConfig, resolve_checkpoint
+from .errors import InputError, one_line
 from .packing import Bucket, Packing
 
 
@@ -457,7 +457,7 @@ def loading_problem(name: str | os.PathLike, error: Exception) -> str:
             f'BertModel.from_pretrained("{name}", use_safetensors=False).save_pretrained("FOLDER"); '
             f'AutoTokenizer.from_pretrained("{name}").save_pretrained("FOLDER")'
         )
-    return hub_reason(error)
+    return one_line(error)
 
 
 def check_stored_types(files: Iterable[str]) -> None:

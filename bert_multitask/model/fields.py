@@ -6,7 +6,7 @@ import sys
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .errors import InputError
+from .errors import InputError, explained
 
 
 def settle_fields(spec: Any, where: str) -> None:
@@ -17,10 +17,8 @@ def settle_fields(spec: Any, where: str) -> None:
         where: what it specifies, for the message.
     """
     for name, hint in get_type_hints(type(spec)).items():
-        try:
+        with explained(where, InputError):
             value = convert(getattr(spec, name), hint, name)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
         if not fits(value, hint):
             raise InputError(f"{where}: {name} is {getattr(spec, name)!r}; expected {describe(hint)}")
         object.__setattr__(spec, name, value)

@@ -34,7 +34,7 @@ from .configuration import (
     PerTaskBertConfig,
 )
 from .encoder import MinBertModel, MinBertPreTrainedModel, check_stored_types, is_encoder_weight
-from .errors import InputError
+from .errors import InputError, explained
 from .heads import HEADS, HeadLinear, find_head
 from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
@@ -76,10 +76,8 @@ def check_heads(name: str | os.PathLike, stored: Mapping[str, Any], wanted: Mapp
     Raises:
         InputError: names the task and the field, with both values.
     """
-    try:
+    with explained(f"{name}: its config.json is damaged", InputError):
         trained = load_tasks(stored.get("tasks") or ())
-    except InputError as error:
-        raise InputError(f"{name}: its config.json is damaged: {error}") from error
     for task in map(load_task, wanted.get("tasks") or ()):
         if task.name not in trained:
             continue
@@ -357,10 +355,8 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             raise InputError(f"{name} lacks {gone[0]}, which pooling='pooler' needs; choose 'cls' or 'mean'")
         if model.config.lora is not None:
             train_adapters(model.base_model)  # a loaded model has requires_grad on all weights
-        try:
+        with explained(str(name), InputError):
             model = model.change_layout(encoder_sharing or model.config.encoder_sharing, peft_config)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
         if not output_loading_info and (loaded := describe_loading(model.tasks, info)):
             logger.warning(f"{name}: {loaded}")
         return (model, info) if output_loading_info else model

@@ -7,70 +7,11 @@ import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
-LONG = 32  # letters that a cell may have on one line
-STYLE = """
-:root { color-scheme: light dark; --line: #d8dce3; --soft: #f3f5f8; --link: #0b57d0; --page: #fff; }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #3d3f43; --soft: #26282b; --link: #8ab4f8; --page: #1a1a1a; }
-  body { background: var(--page); color: #e4e6ea; }
-  figure img { filter: invert(.9) hue-rotate(180deg); }
-}
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2, p, li { overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin-bottom: .25rem; }
-h2 { font-size: 1.25rem; margin-top: 2.5rem; padding-top: .5rem; border-top: 1px solid var(--line); }
-a { color: var(--link); }
-.note { opacity: .75; margin-top: 0; }
-nav ul { columns: 15rem; padding-left: 1.2rem; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid var(--line); padding: .35rem .7rem .35rem 0; text-align: left; vertical-align: top;
-  white-space: nowrap; }
-th { vertical-align: bottom; white-space: normal; }
-td.long, td.text { white-space: normal; min-width: 9rem; max-width: 26rem; overflow-wrap: anywhere; }
-td.text { min-width: 17rem; }
-.tall { max-height: 36rem; overflow-y: auto; border: 1px solid var(--line); border-radius: 6px; padding: 0 .7rem; }
-.tall th { position: sticky; top: 0; background: var(--page); }
-.filter { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin-top: 1rem; }
-.filter[hidden] { display: none; }
-.filter input, .filter select { font: inherit; padding: .3rem .5rem; max-width: 100%; min-width: 0; color: inherit;
-  background: var(--soft); border: 1px solid var(--line); border-radius: 6px; }
-figure { margin: 1rem 0; overflow-x: auto; }
-img { display: block; width: 100%; min-width: 36rem; }
-@media (max-width: 40rem) {
-  .tall, .tall tbody, .tall table { display: block; }
-  .tall thead { display: none; }
-  .tall tr:not([hidden]) { display: block; border-bottom: 1px solid var(--line); padding: .5rem 0; }
-  .tall td, .tall td.long, .tall td.text { display: block; border: 0; padding: 0; white-space: normal; min-width: 0; }
-  .tall td:empty { display: none; }
-  .tall td::before { content: attr(data-head) ": "; opacity: .65; }
-}
-"""
-# Shows the rows of a table that have every word typed and the values chosen.
-SCRIPT = """
-for (const box of document.querySelectorAll(".filter")) {
-  const rows = [...box.nextElementSibling.querySelectorAll("tbody tr")];
-  const choices = [...box.querySelectorAll("select")];
-  const show = () => {
-    const words = box.querySelector("input").value.toLowerCase().split(/\\s+/);
-    let shown = 0;
-    for (const row of rows) {
-      const text = row.textContent.toLowerCase();
-      const chosen = choices.every((one) => !one.value || row.cells[one.dataset.column].textContent === one.value);
-      row.hidden = !(chosen && words.every((word) => text.includes(word)));
-      shown += !row.hidden;
-    }
-    box.querySelector("output").textContent = `${shown} of ${rows.length} rows`;
-  };
-  box.addEventListener("input", show);
-  box.hidden = false;
-  show();
-}
-"""
+from jinja2 import Environment
+
+TEMPLATE = Path(__file__).with_name("document.html.jinja")
 
 
 @dataclass
@@ -95,6 +36,11 @@ class Picture:
     name: str
     png: bytes
     alt: str
+
+    @property
+    def url(self) -> str:
+        """The picture itself as a URL."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 @dataclass
@@ -123,20 +69,10 @@ class Document:
 
     def html(self) -> str:
         """The document as HTML, its pictures inside it, with a table of contents."""
-        title = escape(self.title)
-        names = [heading for heading, _ in self.sections]
-        links = "".join(f'<li><a href="#section-{n}">{escape(name)}</a></li>\n' for n, name in enumerate(names, 1))
-        body = [f"<h1>{title}</h1>", f'<p class="note">{escape(self.note)}</p>' if self.note else ""]
-        body.append(f'<nav aria-label="Contents">\n<ul>\n{links}</ul>\n</nav>')
-        for number, (heading, blocks) in enumerate(self.sections, 1):
-            body += [f'<h2 id="section-{number}">{escape(heading)}</h2>', *map(html_block, blocks)]
-        if any(isinstance(block, Table) and block.choices for _, blocks in self.sections for block in blocks):
-            body.append(f"<script>{SCRIPT}</script>")
-        head = '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        return (
-            f'<!doctype html>\n<html lang="en">\n<head>\n{head}<title>{title}</title>\n<style>{STYLE}</style>\n'
-            "</head>\n<body>\n" + "\n".join(filter(None, body)) + "\n</body>\n</html>\n"
-        )
+        environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+        template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+        can_choose = any(isinstance(block, Table) and block.choices for _, blocks in self.sections for block in blocks)
+        return template.render(document=self, can_choose=can_choose)
 
     def markdown(self) -> str:
         """The document as GitHub's Markdown; it names the pictures' files."""
@@ -144,42 +80,6 @@ class Document:
         for heading, blocks in self.sections:
             parts += [f"## {plain(heading)}", *map(markdown_block, blocks)]
         return "\n\n".join(parts) + "\n"
-
-
-def html_block(block: str | Table | Picture) -> str:
-    """One block as HTML."""
-    if isinstance(block, Table):
-        return html_table(block)
-    if isinstance(block, Picture):
-        data = base64.b64encode(block.png).decode()
-        return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(block.alt)}"></figure>'
-    return f"<p>{escape(block)}</p>"
-
-
-def html_table(table: Table) -> str:
-    """A table as HTML, which scrolls inside itself, with fields to choose rows by."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.columns)
-    heads = table.columns if table.choices else [""] * len(table.columns)
-    body = "".join(f"<tr>{''.join(map(html_cell, row, heads))}</tr>\n" for row in table.rows)
-    written = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
-    if not table.choices:
-        return f'<div class="scroll">\n{written}\n</div>'
-    fields = '<input type="search" placeholder="words in the row" aria-label="words in the row">\n'
-    for name in table.choices:
-        column = list(table.columns).index(name)
-        values = dict.fromkeys(row[column] for row in table.rows)
-        values = "".join(f"<option>{escape(value)}</option>" for value in values)
-        fields += f'<select data-column="{column}" aria-label="{escape(name)}">'
-        fields += f'<option value="">{escape(name)}: all</option>{values}</select>\n'
-    fields = f'<div class="filter" hidden>\n{fields}<output></output>\n</div>'
-    return f'{fields}\n<div class="scroll tall">\n{written}\n</div>'
-
-
-def html_cell(text: str, head: str) -> str:
-    """A cell as HTML, with the head of its column for narrow screens, which show a row as lines."""
-    name = f' data-head="{escape(head)}"' if head else ""
-    shape = " class=text" if len(text) > 2 * LONG else " class=long" if len(text) > LONG and " " in text else ""
-    return f"<td{shape}{name}>{escape(text)}</td>"
 
 
 def markdown_block(block: str | Table | Picture) -> str:

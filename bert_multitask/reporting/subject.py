@@ -11,7 +11,7 @@ from ..data.records import read_history
 from ..evaluation.tables import find_tables
 from ..inference.split_tables import SplitTables, read_ensemble
 from ..model.configuration import resolve_folder
-from ..model.errors import InputError, one_line
+from ..model.errors import InputError, explained
 from ..model.tasks import Task
 from ..training.run_folder import read_run
 from ..training.schedule import SCHEDULES, first_steps
@@ -47,13 +47,12 @@ class Source:
         the run; None if it has none. Raises InputError if `run.json` is damaged."""
         if not (self.record and self.record.get("batches")):
             return None
-        try:
+        damage = (KeyError, TypeError, ValueError, OverflowError, MemoryError)
+        with explained(f"{self.name}/run.json: does not describe a plan", *damage):
             decides = self.record["decides"]
             batches = {name: int(self.record["batches"][name]) for name in recorded_units(decides)}
             seed = decides["seed"] if decides["data_seed"] is None else decides["data_seed"]
             return first_steps(SCHEDULES[decides["schedule"]](batches, seed), decides["max_steps"])
-        except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
-            raise InputError(f"{self.name}/run.json: does not describe a plan ({one_line(error)})") from error
 
 
 def recorded_units(decides: Mapping) -> list[str]:

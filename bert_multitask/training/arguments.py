@@ -3,13 +3,14 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import logging
@@ -17,7 +18,7 @@ from transformers.utils import logging
 from ..data.rows import HANDOUT, SAMPLE
 from ..evaluation.metrics import find_metric
 from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 from ..model.tasks import TASKS, Task, check_groups, load_task, load_tasks, units
 from .flags import check_devices, check_resolved, check_saving, check_values
 from .schedule import SCHEDULES, count_batches, flatten_sizes
@@ -59,97 +60,82 @@ class RunArguments:
 
     _argument_group_name = "the run"
 
-    model_name_or_path: str = field(
-        default="google-bert/bert-base-uncased", metadata={"help": "encoder: Hub id, folder or package:NAME/PATH"}
+    model_name_or_path: str = HfArg(
+        default="google-bert/bert-base-uncased", help="encoder: Hub id, folder or package:NAME/PATH"
     )
-    tasks: list[str] = field(
-        default_factory=lambda: ["sst", "quora", "sts"],
-        metadata={"help": "sst, quora, sts, cfimdb, glue/mrpc …, or JSON of a task"},
+    tasks: list[str] = HfArg(
+        default_factory=lambda: ["sst", "quora", "sts"], help="sst, quora, sts, cfimdb, glue/mrpc …, or JSON of a task"
     )
-    data_dir: str = field(
-        default=HANDOUT, metadata={"help": f"folder, URL, 'hub' or {SAMPLE}; by default the course's data"}
+    data_dir: str = HfArg(default=HANDOUT, help=f"folder, URL, 'hub' or {SAMPLE}; by default the course's data")
+    max_length: int = HfArg(default=512, help="tokens of a row; longer rows are truncated")
+    max_train_samples: dict | str | int | None = HfArg(
+        default=None, help="training rows of each task, one number or JSON by task; by default all"
     )
-    max_length: int = field(default=512, metadata={"help": "tokens of a row; longer rows are truncated"})
-    max_train_samples: dict | str | int | None = field(
-        default=None, metadata={"help": "training rows of each task, one number or JSON by task; by default all"}
+    task_epochs: dict | str | None = HfArg(
+        default=None, help="epochs of each task, JSON: '{\"sst\": 3}'; by default the task's own"
     )
-    task_epochs: dict | str | None = field(
-        default=None, metadata={"help": "epochs of each task, JSON: '{\"sst\": 3}'; by default the task's own"}
+    head_dropout: dict | str | float | None = HfArg(
+        default=None, help="dropout before the heads, one number or JSON by task; by default the task's own"
     )
-    head_dropout: dict | str | float | None = field(
+    class_weights: dict | str | None = HfArg(
+        default=None, help="weights of classes in the loss: balanced, or JSON by task; by default equal"
+    )
+    label_smoothing: dict | str | float | None = HfArg(
         default=None,
-        metadata={"help": "dropout before the heads, one number or JSON by task; by default the task's own"},
+        help="share of a label spread over all classes, a number or JSON by task; by default the task's own",
     )
-    class_weights: dict | str | None = field(
-        default=None, metadata={"help": "weights of classes in the loss: balanced, or JSON by task; by default equal"}
+    encoder_dropout: float | None = HfArg(
+        default=None, help="the encoder's two dropout rates; by default the checkpoint's"
     )
-    label_smoothing: dict | str | float | None = field(
+    encoder_sharing: str = HfArg(
+        default="shared", help="how the tasks share encoders", metadata={"choices": list(ENCODER_SHARING)}
+    )
+    lora_rank: int | None = HfArg(default=None, help="train LoRA adapters of this rank and the heads")
+    lora_alpha: float | None = HfArg(
+        default=None, help="LoRA's α: adapters are scaled by α / rank; by default twice --lora_rank"
+    )
+    lora_target_modules: list[str] | None = HfArg(
+        default=None, help="names of the linear layers that get adapters, such as query value; by default all"
+    )
+    lora_train_encoder: bool = HfArg(
+        default=False, help="with --encoder_sharing adapters: also train the shared encoder"
+    )
+    pair_encoding: str = HfArg(
+        default="joint", help="encode a pair as one sequence or as two", metadata={"choices": list(PAIR_ENCODING)}
+    )
+    pooling: str = HfArg(
+        default="cls", help="which embedding of a sequence the heads read", metadata={"choices": list(POOLING)}
+    )
+    freeze_encoder: bool = HfArg(default=False, help="train only the heads")
+    freeze_layers: int | None = HfArg(
+        default=None, help="do not train the embeddings and this many of the lowest layers; by default all are trained"
+    )
+    smart_weight: dict | str | float | None = HfArg(
+        default=None, help="SMART's λ, one number or JSON by task; by default the task's own, 0 (off)"
+    )
+    loss_weight: dict | str | float | None = HfArg(
+        default=None, help="factor of a task's loss and its regularisers, one number or JSON by task; by default 1"
+    )
+    bregman_weight: dict | str | float | None = HfArg(
+        default=None, help="μ of SMART's Bregman term, by task as smart_weight; by default the task's own, 0 (off)"
+    )
+    rdrop_weight: dict | str | float | None = HfArg(
         default=None,
-        metadata={
-            "help": "share of a label spread over all classes, a number or JSON by task; by default the task's own"
-        },
+        help="R-Drop: factor of the divergence of two passes with different dropout, by task as smart_weight; "
+        "it doubles the cost of a step",
     )
-    encoder_dropout: float | None = field(
-        default=None, metadata={"help": "the encoder's two dropout rates; by default the checkpoint's"}
-    )
-    encoder_sharing: str = field(
-        default="shared", metadata={"help": "how the tasks share encoders", "choices": list(ENCODER_SHARING)}
-    )
-    lora_rank: int | None = field(default=None, metadata={"help": "train LoRA adapters of this rank and the heads"})
-    lora_alpha: float | None = field(
-        default=None, metadata={"help": "LoRA's α: adapters are scaled by α / rank; by default twice --lora_rank"}
-    )
-    lora_target_modules: list[str] | None = field(
+    distill_from: dict | str | None = HfArg(
         default=None,
-        metadata={"help": "names of the linear layers that get adapters, such as query value; by default all"},
+        help="also learn from a teacher's predictions for the training rows: a folder of prediction tables, or "
+        "JSON by task",
     )
-    lora_train_encoder: bool = field(
-        default=False, metadata={"help": "with --encoder_sharing adapters: also train the shared encoder"}
+    distill_weight: dict | str | float | None = HfArg(
+        default=None, help="share of the teacher's term in the loss, by task as smart_weight; by default 0.5"
     )
-    pair_encoding: str = field(
-        default="joint", metadata={"help": "encode a pair as one sequence or as two", "choices": list(PAIR_ENCODING)}
+    distill_temperature: dict | str | float | None = HfArg(
+        default=None, help="temperature of the teacher's and the model's probabilities; by default 1"
     )
-    pooling: str = field(
-        default="cls", metadata={"help": "which embedding of a sequence the heads read", "choices": list(POOLING)}
-    )
-    freeze_encoder: bool = field(default=False, metadata={"help": "train only the heads"})
-    freeze_layers: int | None = field(
-        default=None,
-        metadata={"help": "do not train the embeddings and this many of the lowest layers; by default all are trained"},
-    )
-    smart_weight: dict | str | float | None = field(
-        default=None, metadata={"help": "SMART's λ, one number or JSON by task; by default the task's own, 0 (off)"}
-    )
-    loss_weight: dict | str | float | None = field(
-        default=None,
-        metadata={"help": "factor of a task's loss and its regularisers, one number or JSON by task; by default 1"},
-    )
-    bregman_weight: dict | str | float | None = field(
-        default=None,
-        metadata={"help": "μ of SMART's Bregman term, by task as smart_weight; by default the task's own, 0 (off)"},
-    )
-    rdrop_weight: dict | str | float | None = field(
-        default=None,
-        metadata={
-            "help": "R-Drop: factor of the divergence of two passes with different dropout, by task as smart_weight; "
-            "it doubles the cost of a step"
-        },
-    )
-    distill_from: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "also learn from a teacher's predictions for the training rows: a folder of prediction tables, or "
-            "JSON by task"
-        },
-    )
-    distill_weight: dict | str | float | None = field(
-        default=None,
-        metadata={"help": "share of the teacher's term in the loss, by task as smart_weight; by default 0.5"},
-    )
-    distill_temperature: dict | str | float | None = field(
-        default=None, metadata={"help": "temperature of the teacher's and the model's probabilities; by default 1"}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "replace the run in --output_dir"})
+    overwrite: bool = HfArg(default=False, help="replace the run in --output_dir")
 
     def __post_init__(self):
         for name in TASK_FIELDS:
@@ -240,145 +226,118 @@ class RunArguments:
 class MultitaskTrainingArguments(TrainingArguments):
     """`TrainingArguments` with a schedule over tasks. Each task has its own epochs, so `num_train_epochs` stays 1.
 
-    These defaults differ from Transformers': batches of 32 and a constant learning rate of 1e-5, as in the paper
-    (section 5.3); about twenty log entries, more for a long plan; an evaluation and a checkpoint every tenth of the
-    plan; the best checkpoint by `eval_overall` is kept and loaded at the end; predictions are written; TensorBoard is
-    used if installed; the CPU is used if there is no accelerator.
+    These defaults differ from Transformers': batches of 32 and a learning rate of 1e-5, as in the paper (section 5.3);
+    about twenty log entries, more for a long plan; an evaluation and a checkpoint every tenth of the plan; the best
+    checkpoint by `eval_overall` is kept and loaded at the end; predictions are written; TensorBoard is used if
+    installed; the CPU is used if there is no accelerator.
     """
 
     _argument_group_name = "training"
 
-    schedule: str = field(default="round_robin", metadata={"help": "which task comes next", "choices": SCHEDULES})
-    budget: float = field(default=1.0, metadata={"help": "share of each task's batches to train, in (0, 1]"})
-    sampling_temperature: float = field(
-        default=1.0, metadata={"help": "T: tasks get steps in proportion to size^(1/T); above 1 small tasks get more"}
+    schedule: str = HfArg(default="round_robin", help="which task comes next", metadata={"choices": SCHEDULES})
+    budget: float = HfArg(default=1.0, help="share of each task's batches to train, in (0, 1]")
+    sampling_temperature: float = HfArg(
+        default=1.0, help="T: tasks get steps in proportion to size^(1/T); above 1 small tasks get more"
     )
-    smart_projection: str = field(
+    smart_projection: str = HfArg(
         default="ball",
-        metadata={
-            "help": "how SMART bounds its perturbation: ball as in its paper, unit as in smart-pytorch",
-            "choices": PROJECTIONS,
-        },
+        help="how SMART bounds its perturbation: ball as in its paper, unit as in smart-pytorch",
+        metadata={"choices": PROJECTIONS},
     )
-    smart_place: str = field(
+    smart_place: str = HfArg(
         default="words",
-        metadata={
-            "help": "what SMART perturbs: word embeddings, or the embedding layer's output, after LayerNorm (BERTs)",
-            "choices": PLACES,
-        },
+        help="what SMART perturbs: word embeddings, or the embedding layer's output, after LayerNorm (BERTs)",
+        metadata={"choices": PLACES},
     )
-    smart_reduction: str = field(
+    smart_reduction: str = HfArg(
         default="mean",
-        metadata={"help": "SMART's penalty is a mean or a sum over the rows of a step", "choices": REDUCTIONS},
+        help="SMART's penalty is a mean or a sum over the rows of a step",
+        metadata={"choices": REDUCTIONS},
     )
-    smart_radius: float = field(
+    smart_radius: float = HfArg(
         default=1e-5,
-        metadata={
-            "help": "SMART's ε: the bound of the perturbation, in units of what --smart_place perturbs (ball), or what "
-            "is added to a divisor (unit)"
-        },
+        help="SMART's ε: the bound of the perturbation, in units of what --smart_place perturbs (ball), or what "
+        "is added to a divisor (unit)",
     )
-    smart_step_size: float = field(default=1e-3, metadata={"help": "SMART's η, length of an ascent step"})
-    smart_noise_std: float = field(
-        default=1e-5, metadata={"help": "SMART's σ, of the noise that the ascent starts from"}
+    smart_step_size: float = HfArg(default=1e-3, help="SMART's η, length of an ascent step")
+    smart_noise_std: float = HfArg(default=1e-5, help="SMART's σ, of the noise that the ascent starts from")
+    smart_steps: int = HfArg(default=1, help="SMART's ascent steps; each costs two forward passes")
+    smart_share_dropout: bool = HfArg(
+        default=False, help="SMART's perturbed passes use the dropout masks of the clean pass"
     )
-    smart_steps: int = field(default=1, metadata={"help": "SMART's ascent steps; each costs two forward passes"})
-    smart_share_dropout: bool = field(
-        default=False, metadata={"help": "SMART's perturbed passes use the dropout masks of the clean pass"}
+    bregman_momentum: float = HfArg(
+        default=0.99, help="β of the running mean of the weights that --bregman_weight compares with"
     )
-    bregman_momentum: float = field(
-        default=0.99, metadata={"help": "β of the running mean of the weights that --bregman_weight compares with"}
-    )
-    ema_decay: float | None = field(
+    ema_decay: float | None = HfArg(
         default=None,
-        metadata={
-            "help": "evaluate and save a running mean of the weights, with this decay, such as 0.995; by default the "
-            "weights themselves"
-        },
+        help="evaluate and save a running mean of the weights, with this decay, such as 0.995; by default the "
+        "weights themselves",
     )
-    ema_start: float = field(default=0.3, metadata={"help": "share of the plan before the mean of --ema_decay starts"})
-    paper_optimizer: bool = field(
-        default=False,
-        metadata={"help": "the paper's Adam instead of --optim, slower; the course's ε is --adam_epsilon 1e-6"},
+    ema_start: float = HfArg(default=0.3, help="share of the plan before the mean of --ema_decay starts")
+    paper_optimizer: bool = HfArg(
+        default=False, help="the paper's Adam instead of --optim, slower; the course's ε is --adam_epsilon 1e-6"
     )
-    resume_from_checkpoint: str | None = field(
+    resume_from_checkpoint: str | None = HfArg(
         default=None,
-        metadata={"help": "continue from the last checkpoint, or from the given one", "nargs": "?", "const": "last"},
+        help="continue from the last checkpoint, or from the given one",
+        metadata={"nargs": "?", "const": "last"},
     )
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "rows of a micro-batch on one process"})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "rows of an evaluation batch on one process"})
-    learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate"})
-    head_learning_rate: float | None = field(
-        default=None, metadata={"help": "peak learning rate of the heads; by default --learning_rate"}
+    per_device_train_batch_size: int = HfArg(default=32, help="rows of a micro-batch on one process")
+    per_device_eval_batch_size: int = HfArg(default=64, help="rows of an evaluation batch on one process")
+    learning_rate: float = HfArg(default=1e-5, help="peak learning rate")
+    head_learning_rate: float | None = HfArg(
+        default=None, help="peak learning rate of the heads; by default --learning_rate"
     )
-    layer_decay: float = field(
+    layer_decay: float = HfArg(
         default=1.0,
-        metadata={
-            "help": "each layer's learning rate as a share of the next higher layer's; the highest layer has "
-            "--learning_rate, the embeddings the lowest"
-        },
+        help="each layer's learning rate as a share of the next higher layer's; the highest layer has "
+        "--learning_rate, the embeddings the lowest",
     )
-    lr_scheduler_type: SchedulerType | str = field(
-        default="constant", metadata={"help": "shape of the learning rate over the plan"}
+    lr_scheduler_type: SchedulerType | str = HfArg(default="linear", help="shape of the learning rate over the plan")
+    num_train_epochs: float = HfArg(default=1.0, help="always 1, the plan; see --task_epochs")
+    max_steps: int = HfArg(default=-1, help="train only this many steps; by default all")
+    logging_steps: float = HfArg(
+        default=-1, help="steps between log entries, or share of the plan; by default about twenty entries"
     )
-    num_train_epochs: float = field(default=1.0, metadata={"help": "always 1, the plan; see --task_epochs"})
-    max_steps: int = field(default=-1, metadata={"help": "train only this many steps; by default all"})
-    logging_steps: float = field(
-        default=-1,
-        metadata={"help": "steps between log entries, or share of the plan; by default about twenty entries"},
-    )
-    cuda_graphs: bool = field(
+    cuda_graphs: bool = HfArg(
         default=False,
-        metadata={
-            "help": "on an NVIDIA GPU: record a training step once for each shape of a batch, then replay it with one "
-            "launch; for small batches, where the GPU waits for the CPU (docs/performance.md)"
-        },
+        help="on an NVIDIA GPU: record a training step once for each shape of a batch, then replay it with one "
+        "launch; for small batches, where the GPU waits for the CPU (docs/performance.md)",
     )
-    gradient_cosine_steps: int | None = field(
+    gradient_cosine_steps: int | None = HfArg(
         default=None,
-        metadata={
-            "help": "log the cosines between the tasks' gradients on the shared encoder, measured every N steps; by "
-            "default never"
-        },
+        help="log the cosines between the tasks' gradients on the shared encoder, measured every N steps; by "
+        "default never",
     )
-    eval_strategy: str = field(
-        default="steps",
-        metadata={"help": "evaluate every --eval_steps (steps), at the end of the plan (epoch) or never (no)"},
+    eval_strategy: str = HfArg(
+        default="steps", help="evaluate every --eval_steps (steps), at the end of the plan (epoch) or never (no)"
     )
-    eval_steps: float | None = field(default=0.1, metadata={"help": "steps between evaluations, or share of the plan"})
-    save_strategy: str | None = field(
-        default=None, metadata={"help": "save checkpoints: steps, epoch, best or no; by default as --eval_strategy"}
+    eval_steps: float | None = HfArg(default=0.1, help="steps between evaluations, or share of the plan")
+    save_strategy: str | None = HfArg(
+        default=None, help="save checkpoints: steps, epoch, best or no; by default as --eval_strategy"
     )
-    save_steps: float = field(default=0.1, metadata={"help": "steps between checkpoints, or share of the plan"})
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "checkpoints to keep; with 2 or more, the best and the last"}
+    save_steps: float = HfArg(default=0.1, help="steps between checkpoints, or share of the plan")
+    save_total_limit: int | None = HfArg(default=2, help="checkpoints to keep; with 2 or more, the best and the last")
+    early_stopping_patience: int | None = HfArg(
+        default=None, help="stop after this many evaluations without improvement; by default never"
     )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "stop after this many evaluations without improvement; by default never"}
+    early_stopping_threshold: float = HfArg(
+        default=0.0, help="smallest improvement that counts for --early_stopping_patience"
     )
-    early_stopping_threshold: float = field(
-        default=0.0, metadata={"help": "smallest improvement that counts for --early_stopping_patience"}
+    load_best_model_at_end: bool = HfArg(default=True, help="end with the best checkpoint")
+    metric_for_best_model: str | None = HfArg(default="eval_overall", help="score that selects the best checkpoint")
+    do_predict: bool = HfArg(default=True, help="write predictions of all dev and test rows at the end")
+    hub_strategy: str = HfArg(default="end", help="end: --push_to_hub pushes the finished run")
+    report_to: None | str | list[str] = HfArg(
+        default=None, help="tensorboard, wandb, none …; by default tensorboard if installed"
     )
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "end with the best checkpoint"})
-    metric_for_best_model: str | None = field(
-        default="eval_overall", metadata={"help": "score that selects the best checkpoint"}
+    logging_nan_inf_filter: bool = HfArg(
+        default=False, help="always False; a loss that is not a finite number stops the run"
     )
-    do_predict: bool = field(default=True, metadata={"help": "write predictions of all dev and test rows at the end"})
-    hub_strategy: str = field(default="end", metadata={"help": "end: --push_to_hub pushes the finished run"})
-    report_to: None | str | list[str] = field(
-        default=None, metadata={"help": "tensorboard, wandb, none …; by default tensorboard if installed"}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "always False; a loss that is not a finite number stops the run"}
-    )
-    log_level_replica: str | None = field(
-        default="error", metadata={"help": "log level of all processes but the first"}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "always False; the collator picks the columns"}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=True, metadata={"help": "True, because the heads of the other tasks have no gradient in a step"}
+    log_level_replica: str | None = HfArg(default="error", help="log level of all processes but the first")
+    remove_unused_columns: bool = HfArg(default=False, help="always False; the collator picks the columns")
+    ddp_find_unused_parameters: bool | None = HfArg(
+        default=True, help="True, because the heads of the other tasks have no gradient in a step"
     )
 
     def __post_init__(self):
@@ -485,10 +444,9 @@ def parse_json(flag: str, value, expected: str = 'JSON such as {"sst": 3}'):
     """
     if not isinstance(value, str):
         return value
-    try:
+    what, hint = f"{flag} is {value!r}, which is not JSON", f"expected {expected}"
+    with explained(what, ValueError, RecursionError, hint=hint):  # it may have too many digits, or levels
         return json.loads(value)
-    except (ValueError, RecursionError) as error:  # a number may have too many digits, a list too many levels
-        raise InputError(f"{flag} is {value!r}, which is not JSON ({error}); expected {expected}") from error
 
 
 def to_field(value):

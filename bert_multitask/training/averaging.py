@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..model.errors import InputError
 
@@ -72,7 +72,7 @@ class AveragedWeights(TrainerCallback):
         self.has_begun = False
         if state.global_step >= self.first:
             self.update()  # starts the mean with the checkpoint's model, which is the mean
-            load_weights(self.model, Path(args.output_dir, f"checkpoint-{state.global_step}", FILE), "--ema_decay")
+            load_weights(self.model, args, state, FILE, "--ema_decay")
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= self.first:
@@ -85,12 +85,13 @@ class AveragedWeights(TrainerCallback):
         self.has_begun = self.in_use = False
 
 
-def load_weights(model: nn.Module, file: Path, flag: str) -> None:
-    """Load a model's weights from a checkpoint's file.
+def load_weights(model: nn.Module, args: TrainingArguments, state: TrainerState, name: str, flag: str) -> None:
+    """Load a model's weights from a file of the checkpoint that training continues from.
 
     Raises:
         InputError: there is no such file, which the flag needs.
     """
+    file = Path(args.output_dir, f"checkpoint-{state.global_step}", name)
     if not file.exists():
         raise InputError(f"{file}: no such file, but {flag} needs it; use a checkpoint that has one")
     load_model(model, file, device=str(model.device))

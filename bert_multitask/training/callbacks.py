@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from ..data.records import to_json, write_text, writing
 from ..evaluation.metrics import signed
-from ..model.errors import InputError
+from ..model.errors import explained
 from ..model.modeling import MultitaskBertModel
 from .checkpoints import list_checkpoints
 from .terminal import say
@@ -105,13 +105,10 @@ def read_score(file: Path) -> float:
     Raises:
         InputError: the file is damaged.
     """
-    try:
+    what, hint = f"{file}: the best weights of a task are damaged", "start the run again with --overwrite"
+    with explained(what, SafetensorError, OSError, TypeError, KeyError, ValueError, hint=hint):
         with safe_open(file, "pt") as weights:
             return float(weights.metadata()["score"])
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{file}: the best weights of a task are damaged ({error}); start the run again with --overwrite"
-        ) from error
 
 
 def task_weights(model: MultitaskBertModel, task: str) -> dict:

@@ -21,7 +21,7 @@ from ..data.labels import label_numbers
 from ..data.token_rows import check_labelled, rows_by_task
 from ..evaluation.metrics import find_metric
 from ..model.encoder import MinBertModel
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments
@@ -108,12 +108,8 @@ def loss_functions(given: object, tasks: Mapping[str, Task]) -> dict[str, Callab
     """The user's losses, {task: function}. Refuses wrong arguments, and options of the loss that each replaces."""
     functions = by_task(given, tasks, "compute_loss_func")
     for name, function in functions.items():
-        try:
+        with explained("compute_loss_func is called as f(outputs, labels, num_items_in_batch=…)", TypeError):
             inspect.signature(function).bind(None, None, num_items_in_batch=None)
-        except TypeError as error:
-            raise InputError(
-                f"compute_loss_func is called as f(outputs, labels, num_items_in_batch=…): {error}"
-            ) from error
         for field in ("class_weights", "label_smoothing"):
             if getattr(tasks[name], field):
                 raise InputError(
@@ -134,10 +130,8 @@ def scalar_loss(function: Callable, task: str, outputs: object, labels: Tensor, 
 
 def check_loader(args: MultitaskTrainingArguments) -> None:
     """Raises InputError if PyTorch's data loader refuses its settings. No worker is started."""
-    try:
+    with explained("PyTorch's data loader refuses the --dataloader_… flags", TypeError, ValueError):
         DataLoader([0], **args.loader_options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"PyTorch's data loader refuses the --dataloader_… flags: {error}") from error
 
 
 def check_collator(collator: object, rows: Mapping[str, Dataset]) -> None:
@@ -195,7 +189,7 @@ def check_optimizers(
         if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
             raise InputError("optimizers[0] has parameters that are not this model's; use model.parameters()")
     if schedule is None:
-        try:
+        with explained(f"--lr_scheduler_type {args.lr_scheduler_type.value} with its kwargs", TypeError, ValueError):
             get_scheduler(
                 args.lr_scheduler_type,
                 torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1),
@@ -203,8 +197,6 @@ def check_optimizers(
                 args.max_steps,
                 scheduler_specific_kwargs=args.lr_scheduler_kwargs,
             )
-        except (TypeError, ValueError) as error:
-            raise InputError(f"--lr_scheduler_type {args.lr_scheduler_type.value} with its kwargs: {error}") from error
 
 
 def check_rates(model: MultitaskBertModel, args: MultitaskTrainingArguments, optimizer: Optimizer | None) -> None:
@@ -224,16 +216,14 @@ def check_optim(args: MultitaskTrainingArguments, model: nn.Module) -> None:
     """Raises InputError if the package or the layers of --optim are missing, or if it does not take or ignores
     --optim_args."""
     where = f"--optim {args.optim.value}"
-    try:
+    what = f"{where} --optim_args {args.optim_args} cannot be made" if args.optim_args else f"{where} cannot be made"
+    with explained(what, ImportError, ValueError, TypeError, NotImplementedError, RuntimeError):
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if settings.keys().isdisjoint(("params", "model", "optimizer_dict")):
             optimizer([nn.Parameter(torch.zeros(1))], **settings)
         bare = copy.copy(args)
         bare.optim_args = None
         ignored = args.optim_args and Trainer.get_optimizer_cls_and_kwargs(bare, model)[1] == settings
-    except (ImportError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        arguments = f" --optim_args {args.optim_args}" if args.optim_args else ""
-        raise InputError(f"{where}{arguments} cannot be made: {error}") from error
     if ignored:
         raise InputError(f"--optim_args {args.optim_args} does nothing with {where}; leave it out")
 

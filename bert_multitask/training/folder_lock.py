@@ -17,7 +17,7 @@ import psutil
 from transformers.utils import logging
 
 from ..data.records import write_json
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 
 logger = logging.get_logger(__name__)
 
@@ -48,14 +48,12 @@ class FolderLock:
             InputError: it cannot be written, or another process holds it; the message names the process.
         """
         try:
-            self.is_new = not self.path.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.acquire()
-            self.refuse_another()
-            write_json(self.path / RUNNING, this_process())
-        except OSError as error:
-            self.lock.release(force=True)
-            raise cannot_write(self.path, error) from error
+            with writable(self.path):
+                self.is_new = not self.path.exists()
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.acquire()
+                self.refuse_another()
+                write_json(self.path / RUNNING, this_process())
         except BaseException:
             self.lock.release(force=True)
             raise
@@ -104,9 +102,9 @@ def remove(paths: Iterable[Path]) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
-def cannot_write(path: Path, error: OSError) -> InputError:
-    """The error of a folder that cannot be written."""
-    return InputError(f"--output_dir {path} cannot be written: {error.strerror or error}; choose another folder")
+def writable(path: Path) -> contextlib.AbstractContextManager:
+    """A block that writes an output folder; it raises InputError where that cannot be written."""
+    return explained(f"--output_dir {path} cannot be written", OSError, hint="choose another folder")
 
 
 def this_process() -> dict[str, object]:

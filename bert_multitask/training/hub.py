@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, ModelCard, create_branch, create_commit, create_repo
 
 from ..model.card import add_picture, is_hub_id
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments
 
@@ -30,18 +30,10 @@ def open_repo(repo_id: str, token: str | None = None, private: bool | None = Non
         InputError: the Hub cannot be reached, or refuses the token or the name.
     """
     kind = {"repo_type": "space", "space_sdk": "gradio"} if space else {}
-    try:
+    flag = "--space" if space else "--hub_model_id"
+    what = f"{flag} {repo_id}: the Hub gives no repository of that name to write to"
+    with explained(what, hint="is the token one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"):
         return create_repo(repo_id, token=token, private=private, exist_ok=True, **kind).repo_id
-    except Exception as error:  # the client's errors and its network library's share no base class
-        raise InputError(
-            f"--{'space' if space else 'hub_model_id'} {repo_id}: the Hub gives no repository of that name to write to "
-            f"({reason(error)}); is the token one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"
-        ) from error
-
-
-def reason(error: Exception) -> str:
-    """The message of the Hub's client, without its hint at a page about HTTP."""
-    return " ".join(line for line in str(error).splitlines() if line and not line.startswith("For more information"))
 
 
 def push_folder(
@@ -69,7 +61,10 @@ def push_folder(
         InputError: nothing was committed; the folder is as it was.
     """
     contents: dict[str, bytes | Path] = {file.name: file for file in public_files(Path(folder))}
-    try:
+    command = f"bert-multitask push {folder} --hub_model_id {repo_id}"
+    command += f" --hub_revision {revision}" if revision else ""
+    what = f"the run in {folder} is whole, but it could not be pushed to {repo_id}"
+    with explained(what, hint=f"try again with `{command}`"):
         if revision is not None:
             create_branch(repo_id, branch=revision, token=token, exist_ok=True)
         if CARD in contents:
@@ -77,12 +72,6 @@ def push_folder(
         if picture is not None:
             contents[PICTURE] = picture
         return commit_files(contents, repo_id, commit_message, token=token, revision=revision)
-    except Exception as error:  # as above
-        where = f" --hub_revision {revision}" if revision else ""
-        raise InputError(
-            f"the run in {folder} is whole, but it could not be pushed to {repo_id} ({reason(error)}); try again with "
-            f"`bert-multitask push {folder} --hub_model_id {repo_id}{where}`"
-        ) from error
 
 
 def commit_files(files: Mapping[str, bytes | Path], repo_id: str, message: str, **options) -> str:

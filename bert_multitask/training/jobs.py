@@ -5,17 +5,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
+from transformers.hf_argparser import HfArg
 
 from ..data.records import write_text
 from ..model.errors import InputError
 from .arguments import MultitaskTrainingArguments
-from .run_folder import read_run
+from .run_folder import compare_settings, read_run
 from .stopping import JOB, STOP, Stopped
 from .terminal import say
 from .yaml_file import load_yaml
@@ -107,15 +108,13 @@ class SeedArguments:
 
     _argument_group_name = "several runs"
 
-    seeds: list[int] | None = field(
-        default=None, metadata={"help": "train a run with each --seed, in the folders seed-N of --output_dir"}
+    seeds: list[int] | None = HfArg(
+        default=None, help="train a run with each --seed, in the folders seed-N of --output_dir"
     )
-    data_seeds: list[int] | None = field(
-        default=None, metadata={"help": "the same with each --data_seed, in data_seed-N: such runs can be a soup"}
+    data_seeds: list[int] | None = HfArg(
+        default=None, help="the same with each --data_seed, in data_seed-N: such runs can be a soup"
     )
-    jobs: int = field(
-        default=1, metadata={"help": "how many of these runs at a time, with equal shares of the CPU's threads"}
-    )
+    jobs: int = HfArg(default=1, help="how many of these runs at a time, with equal shares of the CPU's threads")
 
     def __post_init__(self):
         if self.seeds and self.data_seeds:
@@ -198,12 +197,7 @@ def write_config(path: Path, flags: Mapping[str, object]) -> None:
         InputError: the file is there and has other flags.
     """
     text = yaml.safe_dump(dict(flags), sort_keys=False, allow_unicode=True)
-    before, now = path.exists() and load_yaml(path), yaml.safe_load(text)
-    for name in sorted(before.keys() | now.keys()) if before else ():
-        if before.get(name) != now.get(name):
-            raise InputError(
-                f"{path}: {name} was {before.get(name)!r} and is {now.get(name)!r}; use the flags that the file was "
-                "written with, or another --output_dir"
-            )
+    if path.exists() and (before := load_yaml(path)):
+        compare_settings(before, yaml.safe_load(text), path.with_suffix(""))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

@@ -19,12 +19,12 @@ from ..data.readers import unique_keys
 from ..data.records import to_json, write_json
 from ..data.rows import HANDOUT, fingerprint, reads_course_files
 from ..model.configuration import resolve_folder
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 from ..model.fields import fits
 from ..model.tasks import COLUMNS, Task, load_task, load_tasks
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments
 from .checkpoints import find_checkpoint, list_checkpoints, remove_state
-from .folder_lock import FolderLock, cannot_write, contents, remove
+from .folder_lock import FolderLock, contents, remove, writable
 from .hub import PUBLIC
 
 logger = logging.get_logger(__name__)
@@ -166,12 +166,10 @@ class RunFolder:
         if self.args.resume_from_checkpoint and file.exists():
             before = read_run(str(self.path))
             compare_settings(recorded_settings(before, record["decides"]), record["decides"], self.path)
-        try:
+        with writable(self.path):
             if self.overwrite:
                 self.clear()
             write_json(file, record)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
 
     def finish(self, metrics: dict[str, float]) -> None:
         """Write `metrics.json`, which marks the run as finished, and remove what only an unfinished run needs: the best
@@ -233,7 +231,7 @@ def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
     Raises:
         InputError: they differ; the message names the first setting that does.
     """
-    now = json.loads(to_json(now))
+    before, now = (json.loads(to_json(settings)) for settings in (before, now))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise InputError(
@@ -254,7 +252,8 @@ def read_run(name: str) -> dict | None:
     path = Path(resolve_folder(name), "run.json")
     if not path.is_file():
         return None
-    try:
+    damage = (InputError, ValueError, KeyError, TypeError, RecursionError)
+    with explained(f"{path}: is not the record of a run", *damage, hint="did another version write it?"):
         record = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
         if "tasks" not in record:
             run = RunArguments(**record["run"])
@@ -266,8 +265,6 @@ def read_run(name: str) -> dict | None:
             raise ValueError(f"max_length is {record['max_length']}")
         load_tasks(record["tasks"])  # they are right
         return record
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: is not the record of a run ({error}); did another version write it?") from error
 
 
 def row_places(tasks: Sequence[Task], data_dir: str, max_length: int) -> dict[str, object]:

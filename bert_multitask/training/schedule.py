@@ -7,6 +7,7 @@ the rows of a step and the seed. They do not depend on global random state or on
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -106,6 +107,7 @@ def epoch_batches(rows: int, batch_size: int, seed: int, task: int) -> Iterator[
         yield from (order[start : start + batch_size] for start in range(0, rows, batch_size))
 
 
+@dataclass(eq=False)
 class PlanSampler:
     """The batch sampler of one process: yields the (task, row) pairs of each of its micro-batches.
 
@@ -122,25 +124,20 @@ class PlanSampler:
         processes: how many processes share each step.
     """
 
-    def __init__(
-        self,
-        plan: list[str],
-        rows: Mapping[str, int],
-        batch_size: int,
-        seed: int,
-        accumulation: int = 1,
-        rank: int = 0,
-        processes: int = 1,
-    ):
-        self.plan, self.rows, self.size, self.seed = plan, rows, batch_size, seed
-        self.accumulation, self.rank, self.processes = accumulation, rank, processes
+    plan: list[str]
+    rows: Mapping[str, int]
+    batch_size: int
+    seed: int
+    accumulation: int = 1
+    rank: int = 0
+    processes: int = 1
 
     def __len__(self) -> int:
         return len(self.plan) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[str, int]]]:
         batches = {
-            task: epoch_batches(rows, self.size, self.seed, number)
+            task: epoch_batches(rows, self.batch_size, self.seed, number)
             for number, (task, rows) in enumerate(self.rows.items())
         }
         for task in self.plan:

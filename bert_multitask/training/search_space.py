@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..model.errors import InputError
+from transformers.hf_argparser import HfArg
+
+from ..model.errors import InputError, explained
 from ..model.tasks import TASKS
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments, parse_json
 from .yaml_file import find_config, load_yaml
@@ -29,18 +31,12 @@ class TuneArguments:
 
     _argument_group_name = "the search"
 
-    n_trials: int = field(
-        default=20, metadata={"help": "trials in all: those that --output_dir already has finished count"}
-    )
-    jobs: int = field(
-        default=1, metadata={"help": "trials at a time, in processes with equal shares of the CPU's threads"}
-    )
-    search: dict | str | None = field(
+    n_trials: int = HfArg(default=20, help="trials in all: those that --output_dir already has finished count")
+    jobs: int = HfArg(default=1, help="trials at a time, in processes with equal shares of the CPU's threads")
+    search: dict | str | None = HfArg(
         default=None,
-        metadata={
-            "help": 'what to search, a YAML file or JSON: \'{"learning_rate": {"low": 1e-5, "high": 1e-4, '
-            '"log": true}, "head_dropout.sst": [0.1, 0.3]}\'; by default tune.yaml, which the package ships'
-        },
+        help='what to search, a YAML file or JSON: \'{"learning_rate": {"low": 1e-5, "high": 1e-4, '
+        '"log": true}, "head_dropout.sst": [0.1, 0.3]}\'; by default tune.yaml, which the package ships',
     )
 
     def __post_init__(self):
@@ -78,10 +74,8 @@ def read_space(search: str | Mapping, run: RunArguments, args: MultitaskTraining
             raise InputError(f"{where}: {name}, but the tasks of this run are {', '.join(tasks)}")
         space[name] = read_values(f"{where}: {name}", values, numbers=flag in NUMBERS)
         for value in space[name] if isinstance(space[name], list) else (space[name]["low"], space[name]["high"]):
-            try:
+            with explained(f"{where}: {name}", InputError, ValueError):  # those of Transformers are ValueErrors
                 configure(run, args, {name: value})[0].load_tasks()
-            except (InputError, ValueError) as error:  # those of Transformers are ValueErrors
-                raise InputError(f"{where}: {name}: {error}") from error
     if not space:
         raise InputError(f"{where}: names nothing to search; expected, for example, learning_rate: [1e-5, 3e-5]")
     return space

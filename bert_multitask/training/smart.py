@@ -22,6 +22,7 @@ from ..model.errors import InputError
 from ..model.packing import Packing
 from .averaging import load_weights
 
+FILE = "momentum_teacher.safetensors"  # in a checkpoint
 Logits = Tensor | dict[str, Tensor]
 
 
@@ -186,7 +187,6 @@ class MomentumTeacher(TrainerCallback):
     def __init__(self, model: nn.Module, momentum: float):
         self.average = copy.deepcopy(model).requires_grad_(False).eval()
         self.mix = get_ema_multi_avg_fn(momentum)  # not `AveragedModel`: that waits for the device at every step
-        self.saved: int | None = None  # step of the last file
 
     @torch.no_grad()
     def logits(self, **inputs) -> Logits:
@@ -196,25 +196,13 @@ class MomentumTeacher(TrainerCallback):
     def on_train_begin(self, args, state, control, model: nn.Module, **kwargs):
         self.average.to(model.device)
         if state.global_step:
-            load_weights(self.average, self.file(args, state), "--bregman_weight")
+            load_weights(self.average, args, state, FILE, "--bregman_weight")
         else:
             self.average.load_state_dict(model.state_dict())
 
     def on_step_end(self, args, state, control, model: nn.Module, **kwargs):
         self.mix(list(self.average.parameters()), list(model.parameters()), None)
-        if control.should_save:
-            self.save(args, state)  # now, since a checkpoint with a trainer_state.json counts as complete
 
-    def on_save(self, args, state, control, **kwargs):
-        self.save(args, state)  # for `--save_strategy best`, which decides to save only after `on_step_end`
-
-    def save(self, args, state) -> None:
-        """Write the teacher's file into the checkpoint of the current step, once."""
-        if state.is_world_process_zero and self.saved != state.global_step:
-            self.file(args, state).parent.mkdir(parents=True, exist_ok=True)
-            save_model(self.average, self.file(args, state))
-            self.saved = state.global_step
-
-    def file(self, args, state) -> Path:
-        """The teacher's file in the checkpoint of the current step."""
-        return Path(args.output_dir, f"checkpoint-{state.global_step}", "momentum_teacher.safetensors")
+    def save(self, folder: Path) -> None:
+        """Write the teacher's weights into a checkpoint."""
+        save_model(self.average, folder / FILE)

@@ -387,8 +387,9 @@ class MultitaskTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            if self.averaging and self.is_in_train and not self.args.save_only_model:
-                self.averaging.save(folder)
+            keepers = (self.averaging, self.teacher) if self.is_in_train and not self.args.save_only_model else ()
+            for keeper in filter(None, keepers):
+                keeper.save(folder)
             share_weights(folder)
 
     def check_finite_weights(self) -> None:
@@ -474,7 +475,12 @@ class MultitaskTrainer(Trainer):
             labelled = rows_with_label(labels).sum()
             rows = rows if items else labelled  # outside of Trainer's steps, the batch is the whole step
             share = labelled / rows.clamp(min=1) * scale
-            kept |= self.add_terms(losses, inputs, logits, soft, masks, share, rows)
+            # A term is a mean over rows, so it counts by the micro-batch's share of its step's. The log has no weights.
+            for term, name, value in self.further_terms(inputs, logits, soft, masks, rows):
+                kept[f"{term}_{name}"] = share * value
+                weight = getattr(self.model.tasks[name], f"{term}_weight")
+                rest = 1 - weight if term == "distill" else 1
+                losses[name] = rest * losses[name] + weight * share * value
             predicted = {name: values[0].detach().float() for name, values in logits.items()}
         loss = sum((task.loss_weight if training else 1) * losses[task.name] for task in tasks)
         return Terms(loss, kept, predicted), outputs
@@ -507,58 +513,28 @@ class MultitaskTrainer(Trainer):
             own, labels, num_items_in_batch=count_items(labels) if items is None else items
         )
 
-    def add_terms(
+    def further_terms(
         self,
-        losses: dict[str, Tensor],
         inputs: Mapping,
         logits: Mapping[str, Sequence[Tensor]],
         soft: Mapping[str, Tensor],
         masks: DropoutMasks | None,
-        share: Tensor,
         rows: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """Add the terms of distillation, SMART and R-Drop to a micro-batch's losses.
-
-        Args:
-            losses: {task: loss}; changed in place.
-            inputs: the batch.
-            logits: {task: its logits of each pass}.
-            soft: {task: its teacher's predictions}.
-            masks: see `penalties`.
-            share: the micro-batch's share of its step's rows; factor of the terms, which are means over rows.
-            rows: see `penalties`.
-
-        Returns:
-            {name: term} for the log, without the terms' weights.
-        """
-        kept = {}
-        for name, predicted in soft.items():
-            task = self.model.tasks[name]
-            distance = torch.stack([KINDS[task.kind].distil(task, each, predicted) for each in logits[name]]).mean()
-            kept[f"distill_{name}"] = share * distance
-            losses[name] = (1 - task.distill_weight) * losses[name] + task.distill_weight * share * distance
-        for term, name, penalty in self.penalties(inputs, logits, masks, rows):
-            kept[f"{term}_{name}"] = share * penalty
-            losses[name] = losses[name] + getattr(self.model.tasks[name], f"{term}_weight") * share * penalty
-        return kept
-
-    def penalties(
-        self,
-        inputs: Mapping,
-        logits: Mapping[str, Sequence[Tensor]],
-        masks: DropoutMasks | None,
-        rows: Tensor | None = None,
     ) -> Iterator[tuple[str, str, Tensor]]:
-        """Yield (term, task, its mean over the rows) for each term of SMART and R-Drop that a task has.
+        """Yield (term, task, its mean over the rows) for each term of distillation, SMART and R-Drop that a task has.
 
         Args:
             inputs: the batch.
             logits: {task: (its clean logits, for R-Drop also those with other dropout masks)}.
+            soft: {task: its teacher's predictions}.
             masks: the dropout masks of the clean logits, for SMART's passes to use again; None for new masks.
             rows: number of labelled rows of the step; with --smart_reduction sum a factor of SMART's penalty.
         """
         batch = {key: value for key, value in inputs.items() if key != "input_ids"}
         tasks = [self.model.tasks[name] for name in logits]
+        for task in [task for task in tasks if task.name in soft]:
+            passes = [KINDS[task.kind].distil(task, each, soft[task.name]) for each in logits[task.name]]
+            yield "distill", task.name, torch.stack(passes).mean()
         if smart := [task.name for task in tasks if task.smart_weight]:
             clean = {name: logits[name][0] for name in smart}
             times = rows if self.args.smart_reduction == "sum" else 1

@@ -1,13 +1,14 @@
 """Reading YAML files that people write."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..model.configuration import resolve_folder
-from ..model.errors import InputError
+from ..model.errors import InputError, explained
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # those that the package ships
 
@@ -61,18 +62,16 @@ def load_yaml(path: Path) -> Any:
         InputError: there is no such file, or it is not YAML, or has an alias, a repeated key or a NUL character;
             names the file.
     """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)
-    except FileNotFoundError as error:
+    if not os.path.exists(path):
         shipped = sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml"))
         beside = [str(file) for file in path.parent.glob("*.y*ml")]
         near = difflib.get_close_matches(str(path), [*beside, *shipped], n=1, cutoff=0.75)
         names = [name.removesuffix(".yaml") for name in shipped if Path(name).parent == Path()]
         hint = f"did you mean {near[0]}?" if near else f"the package ships {', '.join(names)}, and others in paper/"
-        raise InputError(f"{path}: no such configuration file; {hint}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: its values are nested too deeply") from error
-    except Exception as error:  # a tag such as !!int raises whatever Python raises for a value that does not fit it
-        raise InputError(f"{path}: not a YAML file: {error}") from error
+        raise InputError(f"{path}: no such configuration file; {hint}")
+    with (
+        explained(f"{path}: not a YAML file"),  # a tag such as !!int raises whatever Python raises for a wrong value
+        explained(f"{path}: its values are nested too deeply", RecursionError),
+        explained(f"{path}: cannot be read", OSError),
+    ):
+        return yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)

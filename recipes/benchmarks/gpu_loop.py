@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
-from bert_multitask.evaluation.predict import predict_logits, read_rows
+from bert_multitask.evaluation.predict import predict_tasks, read_rows
 
 from .device import DEVICE, GPU, precision
 from .gpu_sides import OURS, SIDES, STOCK, DeviceRig, chosen
@@ -75,7 +75,7 @@ def predict(session: Session) -> None:
     rows = rows.select(range(min(len(rows), most)))
     predictors = {
         STOCK: partial(predict_stock, rig.stock, DataCollatorWithPadding(rig.tokenizer)),
-        OURS: partial(predict_logits, rig.model),
+        OURS: lambda task, tokens, size: predict_tasks(rig.model, [task], tokens, size)[task],
     }
     first: dict[str, np.ndarray] = {}  # {side: its logits in the first precision}
     for size, dtype, side in itertools.product((64, 256), ("tf32", "bf16", "fp32"), SIDES):
@@ -102,7 +102,7 @@ def time_prediction(
 
 @torch.inference_mode()
 def predict_stock(stock: Stock, pad: DataCollatorWithPadding, task: str, tokens: Dataset, size: int) -> np.ndarray:
-    """What `predict_logits` gives, by the stock model and Transformers' collator."""
+    """What `predict_tasks` gives, by the stock model and Transformers' collator."""
     order = np.argsort(list(map(len, tokens["input_ids"][:])), kind="stable")[::-1]
     found = []
     for start in range(0, len(order), size):

@@ -143,6 +143,7 @@ def training_settings(options) -> dict:
         "output_dir": tempfile.gettempdir(),
         "max_steps": WARM_UP + options.steps,
         "learning_rate": 1e-5,
+        "lr_scheduler_type": "constant",
         "logging_steps": 10,
         "eval_strategy": "no",
         "save_strategy": "no",

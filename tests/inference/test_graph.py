@@ -10,7 +10,6 @@ import torch
 from conftest import ROOT, run_here
 from transformers import AutoTokenizer
 
-from bert_multitask.inference import graph
 from bert_multitask.inference.graph import Graph, export_graph, trace
 from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.model.errors import InputError
@@ -132,7 +131,7 @@ def test_what_cannot_be_traced_or_differs_is_refused(tiny_bert, tokenizer, monke
     with pytest.raises(InputError, match=r"task 'sst' \(bert\): the graph's logits are 1.0e\+00 from the model's"):
         made.check(lambda inputs: {name: values + 1 for name, values in made(**inputs).items()})
     made.classifier.heads["sst"].__class__ = Branching
-    with pytest.raises(InputError, match=r"task 'sst' \(bert\): torch.export cannot trace it \(.*\)$"):
+    with pytest.raises(InputError, match=r"task 'sst' \(bert\): torch.export cannot trace it: .+"):
         trace(made)
 
 
@@ -146,7 +145,7 @@ def test_what_cannot_be_traced_or_differs_is_refused(tiny_bert, tokenizer, monke
     ],
 )
 def test_flags_that_cannot_be_met_are_refused(monkeypatch, tmp_path, capsys, flags, message):
-    monkeypatch.setattr(graph.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     argv = ["RUN", "--task", "sst", "--output_dir", tmp_path / "out", *flags]
     assert run_here(monkeypatch, *argv, recipe="export") == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, pipeline
 from bert_multitask.data.collate import Collator, TaskRows, join_rows
 from bert_multitask.data.rows import clean_rows
 from bert_multitask.evaluation.metrics import METRICS, TaskMetric, describe_overall, unit_score
-from bert_multitask.evaluation.predict import predict_logits
+from bert_multitask.evaluation.predict import predict_tasks
 from bert_multitask.inference.export import export_classifier
 from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.model.errors import InputError
@@ -324,7 +324,7 @@ def test_labels_and_logits_of_every_token(token_trainer):
     assert [entry["accuracy_t"] for entry in trainer.state.log_history if "accuracy_t" in entry]
     scores, rows = trainer.evaluate(), token_rows(10, 1)
     output = trainer.predict(rows)
-    logits = predict_logits(trainer.model, "t", rows, 4)
+    logits = predict_tasks(trainer.model, ["t"], rows, 4)["t"]
     longest = max(map(len, rows["input_ids"][:]))
     assert logits.shape == output.predictions.shape == (10, longest, 3)
     true, predicted, losses = [], [], []

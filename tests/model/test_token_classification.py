@@ -496,7 +496,7 @@ def test_accuracy_is_of_words():
 
 
 def test_entity_f1_needs_its_package(monkeypatch, tiny_bert, tokenizer, tmp_path):
-    monkeypatch.setattr("bert_multitask.evaluation.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     task = load_task(NER)
     rows = tokenise(task, clean_rows(task, sentences(4, 0)), tokenizer, 32)
     model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=[task])

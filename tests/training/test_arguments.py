@@ -18,11 +18,12 @@ def parse(tmp_path, yaml: str, *flags: str):
     return parser.parse([str(config), "--output_dir", str(tmp_path / "run"), *flags])
 
 
-def test_defaults_are_the_papers(tmp_path):
+def test_defaults_are_the_papers_but_for_the_schedule_of_the_rate(tmp_path):
     run, args, _ = parse(tmp_path, "")
     assert run.tasks == ["sst", "quora", "sts"] and run.model_name_or_path == "google-bert/bert-base-uncased"
     assert [task.epochs for task in run.load_tasks()] == [10, 3, 10]
-    assert (args.per_device_train_batch_size, args.learning_rate, args.lr_scheduler_type) == (32, 1e-5, "constant")
+    assert (args.per_device_train_batch_size, args.learning_rate) == (32, 1e-5)
+    assert (args.lr_scheduler_type, args.warmup_steps) == ("linear", 0)
     assert (args.adam_beta1, args.adam_beta2, args.weight_decay) == (0.9, 0.999, 0)
     assert args.schedule == "round_robin" and args.metric_for_best_model == "eval_overall" and args.do_predict
 
@@ -115,7 +116,8 @@ def test_resume_without_a_value_means_the_last_checkpoint(tmp_path):
 
 
 def test_warmup_is_not_ignored_by_a_constant_rate(tmp_path):
-    assert parse(tmp_path, "", "--warmup_steps", "0.1")[1].lr_scheduler_type == "constant_with_warmup"
+    flags = ["--lr_scheduler_type", "constant", "--warmup_steps", "0.1"]
+    assert parse(tmp_path, "", *flags)[1].lr_scheduler_type == "constant_with_warmup"
 
 
 def test_idle_cores_are_pointed_out(tmp_path, caplog, monkeypatch, propagated_logs):

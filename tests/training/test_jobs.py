@@ -120,7 +120,7 @@ def test_a_soup_of_several_data_seeds(monkeypatch, config, trained_here):
         (["--jobs", 2], "--jobs does nothing without --seeds"),
         (
             ["--seeds", 0, "--learning_rate", "1e-3"],
-            "seed-0.yaml: learning_rate was None and is",
+            "seed-0 cannot be resumed with other settings: learning_rate was None and is",
         ),
     ],
     ids=["resume", "overwrite", "both", "jobs", "other flags"],
@@ -141,7 +141,7 @@ def test_the_same_flags_are_the_same_whatever_they_hold(tmp_path):
     write_config(tmp_path / "a.yaml", flags)
     write_config(tmp_path / "a.yaml", flags)
     changed = flags | {"tasks": [{"name": "a", "class_weights": {0: 1, 1: 4}}]}
-    with pytest.raises(InputError, match=r"a.yaml: tasks was \[.*1: 3.* and is \[.*1: 4.*use the flags"):
+    with pytest.raises(InputError, match=r"a cannot be resumed .* was \[.*'1': 3.* and is \[.*'1': 4"):
         write_config(tmp_path / "a.yaml", changed)
 
 

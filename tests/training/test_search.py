@@ -390,11 +390,13 @@ def test_the_pages_space_is_one():
 
 def test_settings_become_flags():
     run, args = arguments(head_dropout={"sst": 0.2}, smart_weight=2)
-    settings = {"head_dropout.sts": 0.4, "smart_weight": 0.5, "learning_rate": 3e-5, "warmup_steps": 0.1}
+    settings = {"head_dropout.sts": 0.4, "smart_weight": 0.5, "learning_rate": 3e-5}
+    settings |= {"lr_scheduler_type": "constant", "warmup_steps": 0.1}
     assert to_flags(run, settings) == {
         "head_dropout": {"sst": 0.2, "quora": 0.3, "sts": 0.4},
         "smart_weight": 0.5,
         "learning_rate": 3e-5,
+        "lr_scheduler_type": "constant",
         "warmup_steps": 0.1,
     }
     trial_run, trial_args = configure(run, args, settings)

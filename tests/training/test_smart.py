@@ -262,7 +262,7 @@ def test_training_takes_the_librarys_penalty_as_its_users_do(make_trainer, tiny_
     expected = library.SMARTLoss(predict, loss, step_size=1e-3, epsilon=1e-5)(embedded, predict(embedded))
     rows = torch.tensor(len(batch["labels"]))
     torch.manual_seed(3)
-    ((_, _, penalty),) = trainer.penalties(batch, {task: [model(task, **inputs).logits]}, None, rows)
+    ((_, _, penalty),) = trainer.further_terms(batch, {task: [model(task, **inputs).logits]}, {}, None, rows)
     assert penalty.item() == pytest.approx(expected.item(), rel=1e-3) and penalty > 0
 
     ours = {name.replace(".base_layer", ""): weight for name, weight in model.encoder(task).named_parameters()}
@@ -563,7 +563,7 @@ def test_the_trainers_passes_see_the_whole_batch(make_trainer, monkeypatch, pair
     monkeypatch.setitem(PROJECTIONS, "ball", lambda delta, gradient, **_: delta)
     clean = by_hand(trainer, model, batch, name)
     task = model.tasks[name]
-    terms = {term: value for term, _, value in trainer.penalties(batch, {name: [clean]}, None)}
+    terms = {term: value for term, _, value in trainer.further_terms(batch, {name: [clean]}, {}, None, None)}
     assert terms["smart"].item() == pytest.approx(0, abs=1e-9)
     teacher = by_hand(trainer, trainer.teacher.average.eval(), batch, name)
     assert terms["bregman"].item() == pytest.approx(
