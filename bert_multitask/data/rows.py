@@ -264,7 +264,8 @@ def load_hub(task: Task, splits: Collection[str]) -> dict[str, Dataset]:
             f"task {task.name!r} has neither files nor hub; add one of them to the task, to say where its rows are"
         )
     wanted = {split: name for split, name in source.splits.items() if split in splits}
-    hint = "check path, name and revision in the task's hub, and the names in hub: splits:; or give --data_dir a folder"
+    hint = "check path, name and revision in the task's hub, and the names in hub: splits:, "
+    hint += "or name a local folder with --data_dir"
     with explained(f"{source.path}: cannot be loaded from the Hub", hint=hint):
         try:
             # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".
