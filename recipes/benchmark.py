@@ -16,7 +16,7 @@
     python recipes/benchmark.py pack --output_dir KIT          # what that needs on a machine without network
 
 Every ratio is the median over rounds in which both sides work on the same rows, one after the other, first in one order
-and then in the other. The peers come with `pip install "bert_multitask[benchmark]"`; --json prints one JSON object.
+and then in the other. The peers come with `pip install '.[benchmark]'`; --json prints one JSON object.
 """
 
 import argparse
@@ -47,6 +47,7 @@ from transformers.utils import logging
 from bert_multitask import InputError, MultitaskBertConfig
 from bert_multitask.data.rows import SAMPLE, load_rows
 from bert_multitask.data.tokens import load_tokenizer, tokenise_splits
+from bert_multitask.model.errors import install
 from bert_multitask.model.losses import is_labelled
 from bert_multitask.model.tasks import TASKS
 from bert_multitask.training.run import quieten_bars, run_recipe
@@ -175,7 +176,7 @@ def main(argv: list[str]) -> None:
     try:
         result = COMMANDS[options.what][0](options)
     except ModuleNotFoundError as error:
-        raise InputError(f'{error}; the peers come with: pip install "bert_multitask[benchmark]"') from error
+        raise InputError(f"{error}; the peers come with: {install('benchmark')}") from error
     if options.json:
         print(json.dumps(result))
         return

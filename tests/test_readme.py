@@ -4,8 +4,10 @@ import configparser
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import datasets
+import pandas
 import pytest
 import yaml
 from conftest import MINILM, ROOT, run_here
@@ -40,13 +42,13 @@ def examples(page: str, language: str = "python") -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def load_dataset(path: str, name: str | None = None) -> datasets.DatasetDict:
+def load_dataset(path: str, name: str | None = None, revision=None, split=("train", "validation")):
     """A few rows with the columns and labels of the data sets that the README loads."""
     columns, label, names = HUB[path]
     kind = datasets.ClassLabel(names=names)
     rows = datasets.Dataset.from_dict(columns)
     rows = rows.cast_column(label, datasets.List(kind) if isinstance(columns[label][0], list) else kind)
-    return datasets.DatasetDict(train=rows, validation=rows)
+    return datasets.DatasetDict(dict.fromkeys(split, rows))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,8 @@ def test_the_readme_from_datasets_to_a_push_and_its_answers(monkeypatch, tmp_pat
     assert answers.count("'probabilities'") == 5 and "'B-PER'" in answers and "'equivalent'" in answers
 
 
-def test_the_readmes_yaml_is_its_python():
+def test_the_readmes_yaml_is_its_python(monkeypatch, tmp_path, tiny_bert, capsys):
+    """Its fields, and what it trains: a model that answers a file with the columns of the data sets."""
     block = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1]
     tasks = [load_task(task, named=False) for task in yaml.safe_load(block)["tasks"]]
     assert [task.name for task in tasks] == ["feeling", "names", "same"]
@@ -91,6 +94,21 @@ def test_the_readmes_yaml_is_its_python():
         assert {task.hub.text, task.hub.text_pair, task.hub.label} - {None} == set(columns) and task.hub.label == label
         (line,) = re.findall(rf'    Task\("{task.name}", "{task.kind}".*', README)
         assert f"epochs={task.epochs}" in line and f'text="{task.hub.text}"' in line
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    Path("desk.yaml").write_text(block.replace("google-bert/bert-base-uncased", tiny_bert), encoding="utf-8")
+    train, predict, _ = re.search(r"```sh\n(bert-multitask train .*?)```", README, re.DOTALL)[1].splitlines()
+    assert train.startswith("bert-multitask train desk.yaml ")
+    assert run_here(monkeypatch, "desk.yaml", "--max_steps", 2, "--report_to", "none", recipe="train") == 0
+    header, row = "text,sentence,tokens,sentence1,sentence2", "It hurts,Love it,Anna left,a,b"
+    Path("new.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
+    assert run_here(monkeypatch, *predict.split()[2:], recipe="predict") == 0
+    found = pandas.read_parquet("answers/predictions.parquet").iloc[0]
+    pipe = MultitaskPipeline("runs/desk")
+    for task, given in {"feeling": "It hurts", "same": ("a", "b")}.items():
+        expected = list(pipe(task, given)["probabilities"].values())
+        assert list(found[f"{task}_probabilities"]) == pytest.approx(expected, abs=1e-5)
+    assert len(found["names_label"].split()) == 2
 
 
 def test_the_reference_runs(monkeypatch, tmp_path, tiny_bert, quickstart, capsys):

@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 
 from ..data.rows import SAMPLE
 from ..model.errors import InputError
-from ..model.tasks import open_group
+from ..model.tasks import TASKS, open_group
 from ..training.arguments import MultitaskTrainingArguments, RunArguments, to_field
 from ..training.yaml_file import find_config, load_yaml
 
@@ -23,6 +23,13 @@ FLAGS = {
     "training": "learning_rate lr_scheduler_type warmup_steps weight_decay class_weights smart_weight bf16 seed",
     "evaluation, logs and the run folder": "eval_steps early_stopping_patience report_to output_dir "
     "resume_from_checkpoint overwrite push_to_hub",
+}
+# Names that other programs have -> the flag.
+OTHERS = {
+    **{"lr": "learning_rate", "model": "model_name_or_path", "data": "data_dir", "output": "output_dir"},
+    **dict.fromkeys(("bs", "batch_size", "train_batch_size"), "per_device_train_batch_size"),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "task_epochs"),
+    **{"max_seq_length": "max_length", "evaluation_strategy": "eval_strategy"},
 }
 # Plain words for what Transformers' own help takes several lines to say.
 HELP = {
@@ -189,6 +196,10 @@ class RecipeParser(CommandParser, HfArgumentParser):
         defined = {spec["name"]: spec for spec in specs if isinstance(spec.get("name"), str)}
         for arguments in parsed:
             if isinstance(arguments, RunArguments):
+                names = [*defined, *TASKS]
+                if unknown := [name for name in arguments.tasks if name not in names and name[:1] != "{"]:
+                    choices = f"choose from {', '.join(names)}, or define it in the YAML"
+                    raise InputError(f"--tasks: unknown task {unknown[0]!r}; {choices}")
                 arguments.tasks = [defined.get(name, name) for name in arguments.tasks]
         return (*parsed, config)
 
@@ -231,5 +242,6 @@ class RecipeParser(CommandParser, HfArgumentParser):
     def suggest(self, name: str) -> str:
         """`, did you mean X?` where a flag is close to the name."""
         flags = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
-        close = difflib.get_close_matches(name.lstrip("-").split("=")[0], flags, n=1)
+        name = name.lstrip("-").split("=")[0]
+        close = [OTHERS[name]] if name in OTHERS else difflib.get_close_matches(name, flags, n=1)
         return f", did you mean {flags[close[0]]}?" if close else ""

@@ -227,6 +227,11 @@ def is_from_hub(task: Task, data_dir: str | None) -> bool:
     return not task.files or (data_dir == "hub" and task.hub is not None)
 
 
+def reads_course_files(task: Task) -> bool:
+    """Whether one of a task's files has the name of a course's file, which by default is read from `HANDOUT`."""
+    return not COURSE_FILES.isdisjoint([*(task.files or {}).values(), *(one.file for one in task.extra_train or ())])
+
+
 def drop_empty(task: Task, rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """The splits without a test split that has no rows: like one that is not there, it is not predicted.
 
@@ -255,7 +260,7 @@ def read_hub(task: Task, splits: Collection[str], labelled: Collection[str]) -> 
 
 
 def load_hub(task: Task, splits: Collection[str]) -> dict[str, Dataset]:
-    """A task's datasets on the Hub as they are: {split: rows}.
+    """A task's datasets on the Hub as they are: {split: rows}. Without a test split there is a warning.
 
     Raises:
         InputError: the task has no dataset on the Hub, or it cannot be loaded.
@@ -266,10 +271,21 @@ def load_hub(task: Task, splits: Collection[str]) -> dict[str, Dataset]:
             f"task {task.name!r} has neither files nor hub; add one of them to the task, to say where its rows are"
         )
     wanted = {split: name for split, name in source.splits.items() if split in splits}
-    hint = "check the path, name, revision and splits in the task's hub, or name a local folder with --data_dir"
+    hint = "check path, name and revision in the task's hub, and the names in hub: splits:, "
+    hint += "or name a local folder with --data_dir"
     with explained(f"{source.path}: cannot be loaded from the Hub", hint=hint):
-        # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".
-        return datasets.load_dataset(source.path, source.name, revision=source.revision, split=wanted)
+        try:
+            # All at once, so that the dataset is looked up once; a name may be a slice, as "train[:80%]".
+            return datasets.load_dataset(source.path, source.name, revision=source.revision, split=wanted)
+        except ValueError as error:
+            unknown = re.search('Unknown split "(.+?)"', str(error))
+            if not unknown or [split for split, name in wanted.items() if unknown[1] in name] != ["test"]:
+                raise
+    logger.warning(
+        f"{hub_place(task, 'test')}: no such split; task {task.name!r} has no test rows to predict; "
+        "hub: splits: names the dataset's splits"
+    )
+    return load_hub(task, wanted.keys() - {"test"}) if len(wanted) > 1 else {}
 
 
 def hub_place(task: Task, split: str) -> str:

@@ -43,7 +43,7 @@ def rows_by_task(
     Args:
         given: {task: rows, raw or tokenised, as a `Dataset` or a sequence of dictionaries}, or the rows of one task,
             which their column `task` names where the model has several. The raw rows of a group may be given once,
-            {group: rows}. Of a `DatasetDict` of one task the split is taken.
+            {group: rows}. Of a `DatasetDict` of one task, whose keys are splits, the split is taken.
         model: whose tasks they are of.
         argument: what the rows were given as, for messages.
         split: "train", "dev" or "test": how raw rows are used.
@@ -57,6 +57,8 @@ def rows_by_task(
         InputError: the rows are of a task that the model does not have, cannot be used for it, or name no task; the
             message names the task, and the column or row.
     """
+    if isinstance(given, DatasetDict) and given.keys().isdisjoint({*model.tasks, *model.units}):
+        given = split_rows(given, split, argument)
     if not isinstance(given, Mapping):
         given = {task_of(given, model, argument): given}
     given = {name: split_rows(part, split, f"{argument}[{name!r}]") for name, part in given.items()}

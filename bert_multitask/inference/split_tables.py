@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from ..data.collate import join_rows
 from ..data.labels import even_labels
-from ..data.rows import load_rows, usable_rows
+from ..data.rows import HANDOUT, load_rows, usable_rows
 from ..data.tokens import tokenise
 from ..evaluation.metrics import overall_score, score_decisions, score_keys
 from ..evaluation.predict import group_alike, predict_tasks
@@ -238,8 +238,8 @@ def read_places(name: str, within: Sequence[str] = ()) -> dict[str, Place]:
         within: the ensembles whose member it is.
     """
     if (record := read_run(name)) is not None:
-        path = Path(resolve_folder(name), "run.json")
-        return {task.name: Place(task, record["data_dir"], path) for task in load_tasks(record["tasks"]).values()}
+        path, data_dir = Path(resolve_folder(name), "run.json"), record["data_dir"] or HANDOUT
+        return {task.name: Place(task, data_dir, path) for task in load_tasks(record["tasks"]).values()}
     places: dict[str, Place] = {}
     for member in (read_ensemble(name) or {}).get("members", ()):
         if member not in (name, *within):
@@ -258,7 +258,7 @@ def read_ensemble(name: str) -> dict | None:
 def is_run(name: str) -> bool:
     """Whether a name is that of a checkpoint, or may be on the Hub or in a package."""
     path = Path(name).expanduser()
-    return not path.exists() or (path / "config.json").exists()
+    return not path.exists() or (path / "config.json").exists() or any(path.glob("checkpoint-*"))  # the last is refused
 
 
 def score_tables(

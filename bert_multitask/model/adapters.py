@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .errors import InputError, explained
+from .errors import InputError, explained, install
 
 SHARED = "default"  # name of an adapter that all tasks use; an adapter of one task has the task's name
 # The fields of peft.LoraConfig that may be set: the encoder's own weights stay fixed, and adapters can be merged.
@@ -31,7 +31,7 @@ def import_peft():
     try:  # Transformers makes a checkpoint's code need every package that it imports, except within `try`
         import peft
     except ImportError as error:
-        raise InputError("adapters need peft: pip install 'bert_multitask[lora]'") from error
+        raise InputError(f"adapters need peft: {install('lora')}") from error
     return peft
 
 

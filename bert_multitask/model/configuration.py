@@ -86,7 +86,7 @@ class MultitaskBertConfig(BertConfig):
                 kwargs["local_files_only"] = True  # else the Hub's client waits and tries again, for 23 seconds
             fields = cls.get_config_dict(folder_or_id, **kwargs)[0]
         if not fields:
-            raise InputError(f"{name} has no config.json; expected an encoder's folder")
+            raise InputError(f"{name} has no config.json; {expected_folder(folder_or_id)}")
         if fields.get("model_type") == MultitaskConfig.model_type and not isinstance(fields.get("text_config"), dict):
             raise InputError(
                 f"{name}: its config.json is damaged: it has no text_config, which says what its encoder is"
@@ -275,6 +275,15 @@ def resolve_folder(name: str | os.PathLike) -> str:
     if not folder.is_dir():
         raise InputError(f"{name}: the package {package!r} has no folder {path!r}")
     return str(folder)
+
+
+def expected_folder(folder: str) -> str:
+    """What to do about a folder without a model, for messages: training leaves checkpoints in it before the model."""
+    saved = [path for path in Path(folder).glob("checkpoint-*") if path.is_dir()]
+    if not saved:
+        return "expected the folder of an encoder or a model"
+    newest = max(saved, key=lambda path: (len(path.name), path.name))
+    return f"finish its training, in Python with trainer.save_model(), or give a checkpoint: {newest}"
 
 
 def resolve_checkpoint(name: str | os.PathLike) -> str:

@@ -19,6 +19,11 @@ class NonFiniteError(InputError):
     wrong. The message names where it was found first."""
 
 
+def install(extra: str) -> str:
+    """How to install the packages of one of the extras in setup.cfg, for messages."""
+    return f"pip install '.[{extra}]' in a clone of bert_multitask"
+
+
 def one_line(value: object) -> str:
     """An error's message, or any other value's text, in one line; an empty one is the name of its type. The hint of the
     Hub's client at a page about HTTP is left out."""
@@ -58,4 +63,4 @@ def check_installed(package: str, extra: str, what: str) -> None:
         InputError: it is not.
     """
     if importlib.util.find_spec(package) is None:
-        raise InputError(f"{what} needs {package}: pip install 'bert_multitask[{extra}]'")
+        raise InputError(f"{what} needs {package}: {install(extra)}")

@@ -21,6 +21,8 @@ TRUNCATION = ("head", "tail", "head_tail")
 # The fields that say where rows come from, which a model does not need.
 ROW_SOURCE = ("id", "files", "dev_share", "quoting", "hub", "extra_train", "distill_from", "course_rows")
 SPLITS = ("train", "dev", "test")
+# The columns of a task that names none and has no hub, which would name them.
+COLUMNS = {"text": "sentence", "text_pair": None, "label": "label"}
 # What the tasks of a group have in common: its rows, their tokens, and how often a step takes them.
 GROUP_FIELDS = (
     *("text", "text_pair", "id", "files", "dev_share", "quoting", "hub", "extra_train", "epochs", "max_train_samples"),
@@ -144,10 +146,10 @@ class Task:
         kind: "classification" (one of several labels), "binary" (yes or no), "regression" (a score; "similarity" is
             another name for it), "multilabel" (any number of labels), "token_classification" (a tag for each word), or
             another key of `kinds.KINDS`.
-        text: column of texts in its files. A list of columns is joined into one text, one line `column: value` for each
-            that is not empty.
-        text_pair: the same of second texts; None if a row has one text.
-        label: the column of labels.
+        text: column of texts, in files and in memory; None, its hub's, or "sentence" without a hub. A list of columns
+            is joined into one text, one line `column: value` for each that is not empty.
+        text_pair: the same of second texts; None, its hub's. Without either a row has one text.
+        label: the column of labels; None, its hub's, or "label" without a hub.
         label_names: what the labels 0, 1, … mean; for all kinds but regression. No two may be the same label: case and
             white space around them do not count, and "1.0" is "1". If None, they are read from the training rows before
             the model is built (see `data.rows.with_label_names`).
@@ -204,9 +206,9 @@ class Task:
 
     name: str
     kind: str
-    text: str | tuple[str, ...] = "sentence"
+    text: str | tuple[str, ...] | None = None
     text_pair: str | tuple[str, ...] | None = None
-    label: str = "label"
+    label: str | None = None
     label_names: tuple[str, ...] | None = None
     ordered: bool = False
     score_range: tuple[float, float] | None = None
@@ -244,6 +246,9 @@ class Task:
         where = f"task {self.name!r}"
         read_label_names(self, where)
         settle_fields(self, where)
+        for field, usual in COLUMNS.items():
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, getattr(self.hub, field, usual))
         for name in filter(None, (self.name, self.group)):
             check_name(name)
         object.__setattr__(self, "kind", ALIASES.get(self.kind, self.kind))
@@ -662,6 +667,7 @@ TASKS = {
         Task(
             name="sst",
             kind="classification",
+            text="sentence",
             label="sentiment",
             label_names=("negative", "somewhat negative", "neutral", "somewhat positive", "positive"),
             ordered=True,
@@ -698,6 +704,7 @@ TASKS = {
         Task(
             name="cfimdb",
             kind="classification",
+            text="sentence",
             label="sentiment",
             label_names=("negative", "positive"),
             files=course_files("ids-cfimdb"),

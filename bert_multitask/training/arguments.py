@@ -20,7 +20,7 @@ from ..evaluation.metrics import find_metric
 from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
 from ..model.errors import InputError, explained
 from ..model.tasks import TASKS, Task, check_groups, load_task, load_tasks, units
-from .flags import check_devices, check_resolved, check_values
+from .flags import check_devices, check_resolved, check_saving, check_values
 from .schedule import SCHEDULES, count_batches, flatten_sizes
 from .smart import PLACES, PROJECTIONS, REDUCTIONS
 
@@ -309,8 +309,13 @@ class MultitaskTrainingArguments(TrainingArguments):
         help="log the cosines between the tasks' gradients on the shared encoder, measured every N steps; by "
         "default never",
     )
-    eval_strategy: str = HfArg(default="steps", help="evaluate every --eval_steps (steps) or never (no)")
+    eval_strategy: str = HfArg(
+        default="steps", help="evaluate every --eval_steps (steps), at the end of the plan (epoch) or never (no)"
+    )
     eval_steps: float | None = HfArg(default=0.1, help="steps between evaluations, or share of the plan")
+    save_strategy: str | None = HfArg(
+        default=None, help="save checkpoints: steps, epoch, best or no; by default as --eval_strategy"
+    )
     save_steps: float = HfArg(default=0.1, help="steps between checkpoints, or share of the plan")
     save_total_limit: int | None = HfArg(default=2, help="checkpoints to keep; with 2 or more, the best and the last")
     early_stopping_patience: int | None = HfArg(
@@ -340,7 +345,9 @@ class MultitaskTrainingArguments(TrainingArguments):
         check_values(self, {"schedule": SCHEDULES, **smart})
         if (self.eval_steps or 0) >= 1 > self.save_steps:
             self.save_steps = self.eval_steps  # Transformers refuses one as a number and the other as a share
-        if str(self.eval_strategy) == "no":
+        if self.save_strategy is None:
+            self.save_strategy = "steps" if self.eval_strategy == "no" else self.eval_strategy
+        if self.eval_strategy == "no":
             self.load_best_model_at_end = False  # without scores there is no best checkpoint
         if self.warmup_steps and self.lr_scheduler_type == "constant":
             self.lr_scheduler_type = "constant_with_warmup"  # "constant" would silently ignore the warmup
@@ -351,6 +358,7 @@ class MultitaskTrainingArguments(TrainingArguments):
         # Otherwise a resumed run would count the evaluations without improvement from 0.
         self.restore_callback_states_from_checkpoint |= self.early_stopping_patience is not None
         check_devices(self)
+        check_saving(self)
         super().__post_init__()
         check_resolved(self)
 

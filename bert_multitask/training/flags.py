@@ -127,7 +127,7 @@ def check_values(args: TrainingArguments, choices: Mapping[str, object]) -> None
         raise InputError("--early_stopping_threshold does nothing without --early_stopping_patience")
     if args.ema_decay is None and args.ema_start != type(args).ema_start:
         raise InputError("--ema_start does nothing without --ema_decay")
-    if args.early_stopping_patience and (str(args.eval_strategy) == "no" or not args.metric_for_best_model):
+    if args.early_stopping_patience and (args.eval_strategy == "no" or not args.metric_for_best_model):
         raise InputError("--early_stopping_patience needs --eval_strategy steps and a --metric_for_best_model")
 
 
@@ -138,6 +138,15 @@ def check_devices(args: TrainingArguments) -> None:
         raise InputError("--deepspeed needs the package deepspeed: pip install deepspeed")
     if args.fp16 and args.use_cpu:
         raise InputError("--fp16 needs a GPU; leave it out, or use --bf16, which a CPU can do")
+
+
+def check_saving(args: TrainingArguments) -> None:
+    """Raises InputError if the best checkpoint is wanted, and none is saved where the model is evaluated."""
+    if args.load_best_model_at_end and args.save_strategy not in (args.eval_strategy, "best"):
+        raise InputError(
+            f"--save_strategy is {args.save_strategy!r} and --eval_strategy {args.eval_strategy!r}, so that the best "
+            "checkpoint may not be saved; leave out --save_strategy, or set --load_best_model_at_end false"
+        )
 
 
 def check_resolved(args: TrainingArguments) -> None:

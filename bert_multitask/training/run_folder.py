@@ -17,10 +17,11 @@ from transformers.utils import logging
 
 from ..data.readers import unique_keys
 from ..data.records import to_json, write_json
-from ..data.rows import count_used, fingerprint
+from ..data.rows import HANDOUT, count_used, fingerprint, reads_course_files
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError, explained
-from ..model.tasks import Task, load_task, load_tasks
+from ..model.fields import fits
+from ..model.tasks import COLUMNS, Task, load_task, load_tasks
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments
 from .checkpoints import find_checkpoint, list_checkpoints, remove_state
 from .folder_lock import FolderLock, contents, remove, writable
@@ -34,7 +35,7 @@ HARMLESS_RUN = {
     *("tasks", *TASK_FIELDS),  # are in Task
     *("data_dir", "overwrite"),  # the rows themselves are compared
 }
-HARMLESS_TASK = {"ordered"}  # is for reports
+HARMLESS_TASK = {"ordered", *COLUMNS}  # is for reports; what the columns hold is compared, not their names
 # and of training:
 HARMLESS = {
     *("output_dir", "resume_from_checkpoint", "do_train", "do_eval", "do_predict", "debug", "skip_memory_metrics"),
@@ -58,8 +59,8 @@ HARMLESS = {
 }
 PACKAGES = ("bert_multitask", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
 # Fields of run.json that its readers need, and their types, which have names.
-RECORDED = {"run": dict, "training": dict, "decides": dict, "tasks": list, "data_dir": str, "max_length": int}
-TYPE_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+RECORDED = {"run": dict, "training": dict, "decides": dict, "tasks": list, "data_dir": str | None, "max_length": int}
+TYPE_NAMES = {dict: "an object", list: "a list", str | None: "a text or null", int: "a whole number"}
 # What a run may leave besides its checkpoints and run.json, as patterns.
 WRITTEN = [
     "metrics.json",  # first: without it a run is unfinished
@@ -149,16 +150,16 @@ class RunFolder:
         """
         if self.args.process_index != 0:
             return
-        data = fingerprints(rows)
-        used = {name: count_used(splits) for name, splits in rows.items()}
+        data, used = fingerprints(rows), {name: count_used(splits) for name, splits in rows.items()}
         self.data = {
             name: {split: part | {"used": used[name][split]} for split, part in data[name].items()} for name in data
         }
+        places = row_places(tasks, run.data_dir, trainer.processing_class.model_max_length)
         record = {
             "decides": deciding_settings(run, self.args, tasks, data),
             "used_rows": used,
-            "run": dataclasses.asdict(run),
-            **row_places(tasks, run.data_dir, trainer.processing_class.model_max_length),
+            "run": dataclasses.asdict(run) | {"data_dir": places["data_dir"]},
+            **places,
             "training": self.args.to_dict(),  # Transformers blanks the tokens
             "batches": dict(trainer.batches),
             "processes": self.args.world_size,
@@ -262,7 +263,7 @@ def read_run(name: str) -> dict | None:
             run = RunArguments(**record["run"])
             record = row_places(run.load_tasks(), run.data_dir, run.max_length) | record
         for field, kind in RECORDED.items():
-            if type(record[field]) is not kind:
+            if not fits(record[field], kind):
                 raise TypeError(f"{field} is not {TYPE_NAMES[kind]}")
         if record["max_length"] < 1:
             raise ValueError(f"max_length is {record['max_length']}")
@@ -270,9 +271,11 @@ def read_run(name: str) -> dict | None:
         return record
 
 
-def row_places(tasks: Iterable[Task], data_dir: str, max_length: int) -> dict[str, object]:
-    """What `run.json` says about a run's rows: its tasks with all their fields, where the rows are, and the tokens that
-    a row may have."""
+def row_places(tasks: Sequence[Task], data_dir: str, max_length: int) -> dict[str, object]:
+    """What `run.json` says about a run's rows: its tasks with all their fields, where the rows are (None, where the
+    tasks themselves say), and the tokens that a row may have."""
+    if data_dir == HANDOUT and not any(map(reads_course_files, tasks)):
+        data_dir = None
     return {"tasks": list(map(dataclasses.asdict, tasks)), "data_dir": data_dir, "max_length": max_length}
 
 

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..data.rows import describe_rows
 from ..evaluation.metrics import higher_is_better
-from ..model.errors import InputError, NonFiniteError
+from ..model.errors import InputError, NonFiniteError, install
 from ..model.tasks import Task
 from .arguments import MultitaskTrainingArguments, RunArguments, check_launch, to_field
 from .callbacks import HistoryFile
@@ -89,7 +89,7 @@ class Search:
         joins: bool = False,
     ):
         if not is_optuna_available():
-            raise InputError("a search needs optuna: pip install 'bert_multitask[tune]'")
+            raise InputError(f"a search needs optuna: {install('tune')}")
         if args.resume_from_checkpoint:
             raise InputError("--resume_from_checkpoint is of a run; a search goes on by the command that began it")
         if options.jobs > 1 < args.world_size:

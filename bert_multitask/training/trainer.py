@@ -92,8 +92,9 @@ class MultitaskTrainer(Trainer):
         model: its `tasks` give each task's number of epochs. Also a model that `peft.get_peft_model` made of one
             (docs/reuse.md).
         args: the schedule, its budget, and everything `TrainingArguments` has.
-        train_dataset: {task: rows} of every task of the model, raw or tokenised (the rule is in `data/token_rows.py`).
-            The raw rows of a group may be given once, as {group: rows}. Of a `DatasetDict` its training split is taken.
+        train_dataset: {task: rows} of every task of the model, raw or tokenised (the rule is in `data/token_rows.py`);
+            or the rows of the one task that the model has. The raw rows of a group may be given once, as {group: rows}.
+            Of a `DatasetDict` its training split is taken.
         eval_dataset: the dev rows, in the same form; needed for evaluation. Of a `DatasetDict` the first split whose
             name begins with "val" or "dev" is taken.
         processing_class: the tokenizer; needed for raw rows, and saved with every checkpoint. For raw rows the default

@@ -122,6 +122,18 @@ def test_a_missing_test_file_is_said(course_folder, caplog, propagated_logs):
     assert "sts-test-student.csv: no such file; task 'sts' has no test rows" in caplog.text
 
 
+def test_a_hub_dataset_without_a_test_split_is_said(tmp_path, caplog, propagated_logs):
+    """Like a missing test file; datasets' own message is of a folder here. Without dev rows it is refused."""
+    task = load_task({"name": "t", "kind": "binary", "label_names": ["n", "y"], "hub": {"path": str(tmp_path)}})
+    for split in ("train", "validation"):
+        Dataset.from_dict({"text": ["x"], "label": ["y"]}).to_csv(tmp_path / f"{split}.csv")
+    assert sorted(load_rows(task)) == ["dev", "train"] and load_rows(task, splits=["test"]) == {}
+    assert caplog.text.count("/test: no such split; task 't' has no test rows to predict; hub: splits: names") == 2
+    (tmp_path / "validation.csv").unlink()
+    with pytest.raises(InputError, match='Unknown split "validation".*names in hub: splits:'):
+        load_rows(task)
+
+
 def test_many_gaps_are_counted(course_folder, caplog, propagated_logs):
     header = ["", "id", "sentence", "sentiment"]
     write_table(course_folder / "ids-sst-dev.csv", header, [[i, i, "x", "" if i else 1] for i in range(20)])

@@ -126,7 +126,11 @@ def test_a_table_that_names_its_task(model):
 CLASSES = Dataset.from_dict(rows())
 WRONG = {
     "unknown task": ({"a_dev": CLASSES}, "'a_dev', but the model's tasks are a, b"),
-    "splits": (DatasetDict({"train": CLASSES}), "rows of 'train', but the model's tasks"),
+    "splits": (DatasetDict({"test": CLASSES}), "train_dataset has to say which rows are of which task"),
+    "splits, none of them for test": (
+        DatasetDict({"train": CLASSES}),
+        "train_dataset has the splits train; expected one for test",
+    ),
     "splits of a task": (
         {"a": DatasetDict({"train": CLASSES})},
         r"train_dataset\['a'\] has the splits train; expected one for test",
@@ -234,6 +238,16 @@ def splits(rows: Dataset) -> DatasetDict:
     """The rows under the names that splits have on the Hub, among others that are not to be taken."""
     first = rows.select([0])
     return DatasetDict(train_small=first, train=rows, validation=rows, validation_mismatched=first, test=rows)
+
+
+def test_the_splits_of_the_only_task(tiny_bert, tokenizer):
+    only = MultitaskBertModel.from_pretrained(tiny_bert, tasks=TASKS[:1])
+    whole = DatasetDict(train=Dataset.from_list(RAW["a"]), validation=Dataset.from_list(RAW["a"][:3]))
+    for split, name in {"train": "train", "dev": "validation"}.items():
+        (task, found), *others = rows_by_task(whole, only, "rows", split, tokenizer).items()
+        (expected,) = rows_by_task({"a": whole[name]}, only, "rows", split, tokenizer).values()
+        assert (task, others) == ("a", []) and found[:] == expected[:]
+    assert find_tokenizer(only, whole) is not None
 
 
 def from_files(folder, tokenizer, tasks) -> dict[str, dict[str, Dataset]]:

@@ -141,7 +141,7 @@ def test_what_cannot_be_traced_or_differs_is_refused(tiny_bert, tokenizer, monke
         (["--int8"], "--int8 is of --format onnx, not transformers"),
         (["--int8", "--format", "pt2"], "--int8 is of --format onnx, not pt2"),
         (["--encoder", "--format", "onnx"], "--encoder is of --format transformers, not onnx"),
-        (["--format", "onnx"], r"ONNX needs onnx: pip install 'bert_multitask[onnx]'"),
+        (["--format", "onnx"], r"ONNX needs onnx: pip install '.[onnx]'"),
     ],
 )
 def test_flags_that_cannot_be_met_are_refused(monkeypatch, tmp_path, capsys, flags, message):

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import finish, launch, run_here
+from conftest import finish, launch, run_here, run_killed
 
-from bert_multitask.data.rows import SAMPLE, load_rows
+from bert_multitask.data.rows import HANDOUT, SAMPLE, load_rows
 from bert_multitask.evaluation.tables import read_predictions
 from bert_multitask.inference import split_tables as inference
 from bert_multitask.inference.pipeline import MultitaskPipeline
@@ -311,3 +311,32 @@ def test_a_home_folder_in_names_and_flags(monkeypatch, tmp_path, run):
     assert run_here(monkeypatch, "~/run", *flags, "--output_dir=~/new", recipe=PREDICT) == 0
     assert run_here(monkeypatch, "~/run", "~/new", *flags[:4], "--output_dir=~/both", recipe=ENSEMBLE) == 0
     same(read_predictions(tmp_path / "both/sts-dev.parquet").table, tables(run / "predictions", "dev")["sts"])
+
+
+def test_a_run_on_files_of_ones_own(monkeypatch, tmp_path, tiny_bert, files, capsys):
+    """Its record does not name the course's data. Stopped, its folder has checkpoints and no model; it goes on, and is
+    read, also as older versions recorded it, with the default of --data_dir."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "dev"):
+        shutil.copy(files[split], f"{split}.csv")
+    fields = {"name": "nli", "kind": "classification", "text": "premise", "label": "gold", "label_names": NAMES}
+    fields |= {"epochs": 30, "files": {"train": "train.csv", "dev": "dev.csv"}}
+    Path("nli.yaml").write_text(json.dumps({"model_name_or_path": tiny_bert, "tasks": [fields], "output_dir": "run"}))
+    steps = ["--max_steps", 11, "--eval_strategy", "no", "--save_steps", 5, "--report_to", "none"]
+    run_killed(monkeypatch, 11, "nli.yaml", *steps)
+    message = "run has no config.json; finish its training, .*trainer.save_model.*checkpoint: run/checkpoint-10$"
+    for look in (MultitaskPipeline, lambda name: SplitTables([name], "dev")):
+        with pytest.raises(InputError, match=message):
+            look("run")
+    assert MultitaskPipeline("run/checkpoint-10")("nli", "A dog.")["label"] in NAMES
+    assert run_here(monkeypatch, "nli.yaml", *steps, "--resume_from_checkpoint", recipe="train") == 0
+    record = json.loads(Path("run/run.json").read_text())
+    assert record["data_dir"] is None and record["run"]["data_dir"] is None
+    assert run_here(monkeypatch, "run", "--output_dir", "report", recipe=REPORT) == 0
+    assert "CS224N" not in Path("report/report.md").read_text()
+    old = record | {"data_dir": HANDOUT, "run": record["run"] | {"data_dir": HANDOUT}}
+    for number, each in enumerate((record, old)):
+        Path("run/run.json").write_text(json.dumps(each))
+        assert run_here(monkeypatch, "run", "--split", "dev", "--output_dir", f"new{number}", recipe=PREDICT) == 0
+        found = [Path(folder, "nli-dev.parquet") for folder in (f"new{number}", "run/predictions")]
+        same(*(read_predictions(path).table for path in found))

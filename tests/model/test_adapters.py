@@ -253,7 +253,7 @@ def test_trained_adapters_are_not_overlaid_or_shared(checkpoints, tmp_path):
 
 def test_without_peft_one_line_says_what_to_install(checkpoints, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(InputError, match=r"pip install 'bert_multitask\[lora\]'"):
+    with pytest.raises(InputError, match=r"pip install '.\[lora\]'"):
         MultitaskBertModel.from_pretrained(checkpoints["bert"], tasks=TASKS, peft_config=LORA)
     MultitaskBertModel.from_pretrained(checkpoints["bert"], tasks=TASKS)
 

@@ -242,7 +242,7 @@ def test_wrong_settings(scaling, tmp_path, settings, words):
         (["train", "--rounds", "0"], "error: argument --rounds: invalid positive value: '0'"),
         (
             ["smart"],
-            'error: import of smart_pytorch halted; None in sys.modules; the peers come with: pip install "bert',
+            "error: import of smart_pytorch halted; None in sys.modules; the peers come with: pip install '.[bench",
         ),
     ],
 )

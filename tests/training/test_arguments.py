@@ -4,8 +4,9 @@ import pytest
 import torch
 import yaml
 from accelerate import PartialState
+from transformers.trainer_utils import IntervalStrategy
 
-from bert_multitask.commands.command_line import RecipeParser
+from bert_multitask.commands.command_line import OTHERS, RecipeParser
 from bert_multitask.model.errors import InputError
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments, check_launch
 
@@ -171,11 +172,23 @@ def test_an_output_folder_is_needed():
 def test_saving_follows_evaluation(tmp_path):
     args = parse(tmp_path, "", "--eval_steps", "8")[1]
     assert args.save_steps == args.eval_steps == 8
+    for strategy, saves in {"steps": "steps", "epoch": "epoch", "no": "steps"}.items():
+        assert parse(tmp_path, "", "--eval_strategy", strategy)[1].save_strategy == saves
+        assert (
+            MultitaskTrainingArguments(str(tmp_path), eval_strategy=IntervalStrategy(strategy)).save_strategy == saves
+        )
+    assert parse(tmp_path, "", "--eval_strategy", "epoch", "--save_strategy", "best")[1].save_strategy == "best"
 
 
 def test_without_evaluation_there_is_no_best_model(tmp_path):
     assert not parse(tmp_path, "", "--eval_strategy", "no")[1].load_best_model_at_end
     assert parse(tmp_path, "eval_strategy: no")[1].eval_strategy == "no"
+
+
+def test_names_of_other_programs_lead_to_flags(tmp_path):
+    parser = RecipeParser((RunArguments, MultitaskTrainingArguments), tmp_path / "default.yaml", "a test")
+    known = {action.dest for action in parser._actions}
+    assert set(OTHERS.values()) <= known and known.isdisjoint(OTHERS)
 
 
 def test_tensorboard_is_used_where_installed(tmp_path):
@@ -188,7 +201,15 @@ def test_tensorboard_is_used_where_installed(tmp_path):
     [
         ("learnin_rate: 1", [], r"config.yaml: unknown field 'learnin_rate', did you mean --learning_rate\?"),
         ("", ["--learnin_rate", "1"], r"unknown flag --learnin_rate, did you mean --learning_rate\?"),
-        ("", ["--evaluation_strategy=no"], "unknown flag --evaluation_strategy=no"),
+        ("", ["--evaluation_strategy=no"], "--evaluation_strategy=no, did you mean --eval_strategy"),
+        ("", ["--lr", "1e-5"], r"unknown flag --lr, did you mean --learning_rate\?"),
+        ("batch_size: 8", [], r"unknown field 'batch_size', did you mean --per_device_train_batch_size\?"),
+        (
+            "tasks: [{name: mood, kind: binary}]",
+            ["--tasks", "x"],
+            "unknown task 'x'; choose from mood, sst, quora",
+        ),
+        ("tasks: [{name: mail, labels: []}]", ["--tasks", "x"], "unknown task 'x'; choose from mail, sst"),
         ("", ["--learning_rate", "fast"], "--learning_rate.*invalid float value: 'fast'"),
         ("learning_rate: fast", [], "--learning_rate.*invalid float value: 'fast'"),
         ("- a\n- b", [], "field: value"),
@@ -230,7 +251,7 @@ def test_tensorboard_is_used_where_installed(tmp_path):
         ("", ["--encoder_sharing", "both"], "--encoder_sharing.*invalid choice: 'both'"),
         ("", ["--pair_encoding", "tpe"], "--pair_encoding.*invalid choice"),
         ("", ["--pooling", "max"], "--pooling.*invalid choice"),
-        ("", ["--eval_strategy", "epoch"], "save and eval strategy to match"),
+        ("", ["--save_strategy", "no"], "--save_strategy is 'no' and .*leave out --save_strategy, or"),
     ],
 )
 def test_mistakes_are_named(tmp_path, yaml, flags, message):
@@ -262,9 +283,8 @@ def test_mistakes_are_named(tmp_path, yaml, flags, message):
     ],
 )
 def test_mistakes_in_tasks_are_named(tmp_path, flags, message):
-    run, *_ = parse(tmp_path, "", *flags)
     with pytest.raises(InputError, match=message):
-        run.load_tasks()
+        parse(tmp_path, "", *flags)[0].load_tasks()
 
 
 def test_a_missing_config_is_named(tmp_path):

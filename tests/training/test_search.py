@@ -311,7 +311,7 @@ def test_a_folder_holds_one_search(monkeypatch, searched, tmp_path, capsys):
 def test_without_optuna(monkeypatch, config, capsys):
     monkeypatch.setattr(tuning, "is_optuna_available", lambda: False)
     assert run_here(monkeypatch, config, recipe=TUNE) == 2
-    assert "a search needs optuna: pip install 'bert_multitask[tune]'" in capsys.readouterr().err
+    assert "a search needs optuna: pip install '.[tune]'" in capsys.readouterr().err
     assert not (config.parent / "run").exists()
 
 
