@@ -103,6 +103,7 @@ def test_a_finished_model_is_saved_once(make_trainer, tmp_path):
 def test_training_ends_with_the_best_of_each_task(make_trainer):
     """Also where the best step has no checkpoint, so that Trainer loads none."""
     flags = EVALUATES | EMA | {"eval_steps": 1, "save_steps": 100, "learning_rate": 0.05, "max_steps": 9}
+    flags["lr_scheduler_type"] = "constant"
     trainer = make_trainer({"encoder_sharing": "per_task"}, **flags | {"load_best_model_at_end": True})
     trainer.train()
     assert trainer.state.best_model_checkpoint is None, "else this tests nothing"

@@ -150,6 +150,7 @@ def check_output(printed: str, runs: int) -> None:
         and "find_unused_parameters" not in printed
     ), printed
     warnings = [line for line in printed.splitlines() if re.search(r"warn|\[(transformers|rank)", line, re.IGNORECASE)]
+    warnings = [line for line in warnings if "have the texts of training rows" not in line]  # as they do here
     assert len(warnings) <= 3 * runs + 1, warnings  # one more where checkpoints follow each other within a second
 
 
