@@ -138,5 +138,6 @@ def test_a_study_that_has_changed_is_refused(monkeypatch, study, trained_here, t
     content["base"]["max_steps"] = 1
     study[0].write_text(yaml.safe_dump(content))
     assert run_here(monkeypatch, *study, "--only", "plain", recipe=ABLATE) == 2
-    assert "plain-seed0 cannot be resumed with other settings: max_steps was 2 and is 1; use the flags" in capsys.readouterr().err
+    message = "plain-seed0 cannot be resumed with other settings: max_steps was 2 and is 1; use the flags"
+    assert message in capsys.readouterr().err
     assert trained_here == ["plain-seed0"]

@@ -209,7 +209,7 @@ def test_tensorboard_is_used_where_installed(tmp_path):
             ["--tasks", "x"],
             "unknown task 'x'; choose from mood, sst, quora",
         ),
-        ("tasks: [{name: mail, labels: [{name: a, kind: regression}]}]", ["--tasks", "x"], "unknown task 'x'; choose from mail, a, sst"),
+        ("tasks: [{name: m, labels: [{name: a, kind: binary}]}]", ["--tasks", "x"], "task 'x'; choose from m, a, sst"),
         ("", ["--learning_rate", "fast"], "--learning_rate.*invalid float value: 'fast'"),
         ("learning_rate: fast", [], "--learning_rate.*invalid float value: 'fast'"),
         ("- a\n- b", [], "field: value"),
