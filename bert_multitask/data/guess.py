@@ -138,7 +138,10 @@ def guess_tasks(columns: Mapping[str, Sequence], name: str) -> tuple[list[dict],
             "docs/tasks.md shows"
         )
     common = texts | ({"id": ids[0]} if any(ids[:1]) and "id" not in columns else {})
-    names = [task_name(label, name, alone=len(labels) == 1) for label, _, _ in labels]
+    names: dict[str, str] = {}  # {task: its column of labels}
+    for label, _, _ in labels:
+        task = task_name(label, name, alone=len(labels) == 1)
+        names[task if task not in names else f"{task}_{len(names) + 1}"] = label
     tasks = [
         {"name": task, "kind": kind["kind"], **common, "label": label} | kind
         for task, (label, kind, _) in zip(names, labels, strict=True)
@@ -151,7 +154,7 @@ def guess_tags(columns: Sequence[Column]) -> tuple[dict, list[tuple[str, dict, s
     not lists but texts have to be called as labels are."""
     for words in sorted(columns, key=lambda column: -len(column.words)):
         sizes = list(map(len, words.items))
-        others = [column for column in columns if column is not words and column.is_lists == words.is_lists]
+        others = [column for column in columns if column is not words and column.is_lists >= words.is_lists]
         alike = [
             column
             for column in others

@@ -162,7 +162,8 @@ def task_of(rows: object, model: MultitaskBertModel, argument: str) -> str:
     if len(names) > 1 and isinstance(rows, Dataset) and "task" in rows.column_names:
         names = rows.unique("task")
     if len(names) != 1:
-        raise InputError(f"{argument} has to say which rows are of which task: give {{{names[:1] or ['task']}: rows}}")
+        given = ", ".join(f"{name!r}: rows" for name in names or ["task"])
+        raise InputError(f"{argument} has to say which rows are of which task: give {{{given}}}")
     return names[0]
 
 

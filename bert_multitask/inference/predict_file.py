@@ -97,7 +97,12 @@ class RowFile:
                         tasks[name] = dataclasses.replace(known[name], text=text, text_pair=pair[0] if pair else None)
                 schema = join_schemas(schema, table.schema, path)
                 for name, task in tasks.items():
-                    rows = clean_part(task, table, path, count + 1)
+                    try:
+                        rows = clean_part(task, table, path, count + 1)
+                    except InputError as error:
+                        if names or len(tasks) == 1:
+                            raise
+                        raise InputError(f"{error}; if these are no rows of {name!r}, give --tasks others") from error
                     if not count:
                         pipe.shown_columns({name: task_texts(task, rows.select([0]))}, table.column_names)
                     if labelled_rows(np.array(even_labels(rows["label"][:]))).any():

@@ -132,7 +132,7 @@ def model_index(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping) -
         if name not in scores:
             continue
         value, low, high = scores[name]
-        interval = {} if low is None else {"confidence_interval_95": [round(low, 4), round(high, 4)]}
+        interval = {"confidence_interval_95": [round(low, 4), round(high, 4)]} if is_interval(low, high) else {}
         results.append(
             EvalResult(
                 task_type=KINDS[task.kind].task_type(task),
@@ -230,12 +230,17 @@ def widget(task: Task) -> dict[str, object]:
     return {"example_title": task.name} | row
 
 
+def is_interval(low: float | None, high: float | None) -> bool:
+    """Whether bounds are those of an interval: not None, nan, or the same."""
+    return low is not None and low < high
+
+
 def score_table(tasks: Mapping[str, Task], scores: Mapping, settings: Mapping, metrics: Mapping[str, str]) -> str:
     """The scores with their intervals, and what the intervals mean."""
     rows, note = [], f"One run, seed {settings['seed']}. " if "seed" in settings else ""
     for name, (value, low, high) in scores.items():
         metric = metrics.get(name, tasks[name].metric if name in tasks else "mean")
-        rows.append((name, metric, f"{value:.4f}", "" if low is None else f"{low:.4f} – {high:.4f}"))
+        rows.append((name, metric, f"{value:.4f}", f"{low:.4f} – {high:.4f}" if is_interval(low, high) else ""))
     if any(row[-1] for row in rows):
         note += (
             "The intervals are percentiles of bootstrap resamples of the rows: they say how sure the score of this "

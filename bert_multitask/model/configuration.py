@@ -283,7 +283,8 @@ def expected_folder(folder: str) -> str:
     if not saved:
         return "expected the folder of an encoder or a model"
     newest = max(saved, key=lambda path: (len(path.name), path.name))
-    return f"finish its training, in Python with trainer.save_model(), or give a checkpoint: {newest}"
+    finish = "--resume_from_checkpoint" if Path(folder, "run.json").exists() else "trainer.save_model()"
+    return f"finish its training with {finish}, or give a checkpoint: {newest}"
 
 
 def resolve_checkpoint(name: str | os.PathLike) -> str:

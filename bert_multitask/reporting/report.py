@@ -168,7 +168,8 @@ def add_training(document: Document, source: Source) -> None:
         return
     alt = f"Curves of {', '.join(tasks)}: loss and metric over {history[-1]['step']:,} steps"
     evaluations = [(entry["eval_overall"], entry["step"]) for entry in history if "eval_overall" in entry]
-    best = "The overall dev score was highest, {:.3f}, at step {:,}. ".format(*max(evaluations)) if evaluations else ""
+    first = max(evaluations, key=lambda found: found[0], default=None)  # as Trainer keeps it
+    best = "The overall dev score was highest, {:.3f}, at step {:,}. ".format(*first) if evaluations else ""
     document.add(
         "Training",
         picture("training-curves", training_curves(history, tasks), alt),

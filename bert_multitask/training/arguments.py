@@ -314,7 +314,8 @@ class MultitaskTrainingArguments(TrainingArguments):
     )
     eval_steps: float | None = HfArg(default=0.1, help="steps between evaluations, or share of the plan")
     save_strategy: str | None = HfArg(
-        default=None, help="save checkpoints: steps, epoch, best or no; by default as --eval_strategy"
+        default=None,
+        help="save checkpoints: steps, epoch, best or no; by default as --eval_strategy, or steps if that is no",
     )
     save_steps: float = HfArg(default=0.1, help="steps between checkpoints, or share of the plan")
     save_total_limit: int | None = HfArg(default=2, help="checkpoints to keep; with 2 or more, the best and the last")

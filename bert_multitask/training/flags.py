@@ -127,7 +127,7 @@ def check_values(args: TrainingArguments, choices: Mapping[str, object]) -> None
         raise InputError("--early_stopping_threshold does nothing without --early_stopping_patience")
     if args.ema_decay is None and args.ema_start != type(args).ema_start:
         raise InputError("--ema_start does nothing without --ema_decay")
-    if args.early_stopping_patience and (args.eval_strategy == "no" or not args.metric_for_best_model):
+    if args.early_stopping_patience and (args.eval_strategy != "steps" or not args.metric_for_best_model):
         raise InputError("--early_stopping_patience needs --eval_strategy steps and a --metric_for_best_model")
 
 

@@ -129,6 +129,12 @@ def test_each_column_of_labels_is_a_task(tmp_path, monkeypatch):
     assert all(rows[0][split]["text"][:] == rows[1][split]["text"][:] for split in ("train", "dev"))
 
 
+def test_columns_with_names_that_differ_in_case_alone(tmp_path, monkeypatch):
+    columns = {"text": texts, "topic": lambda n: "abc"[n % 3], "Topic": lambda n: "de"[n % 2]}
+    (group,) = guessed(monkeypatch, table(tmp_path / "table.csv", **columns))
+    assert [(task["name"], task["label"]) for task in group["labels"]] == [("topic", "topic"), ("topic_2", "Topic")]
+
+
 def test_several_tables_are_one_configuration(tmp_path, monkeypatch, capsys):
     """Each task reads its own table; of two with one name the second has its table's name added."""
     named = {"text": texts, "topic": lambda n: "abc"[n % 3], "author": lambda n: "XY"}
@@ -144,7 +150,7 @@ def test_several_tables_are_one_configuration(tmp_path, monkeypatch, capsys):
     assert run_here(monkeypatch, *files, recipe="init") == 0 and (tmp_path / "a.yaml").exists()
 
 
-@pytest.mark.parametrize("form", ["jsonl", "parquet", "conll"])
+@pytest.mark.parametrize("form", ["jsonl", "texts.jsonl", "parquet", "conll"])
 def test_other_forms(tmp_path, monkeypatch, capsys, form):
     path = tmp_path / f"table.{form}"
     rows = [{"tokens": text().split(), "tags": [n % 2] * 6} for n in range(COUNT)]
@@ -152,8 +158,10 @@ def test_other_forms(tmp_path, monkeypatch, capsys, form):
     if form == "parquet":
         features = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=names))})
         Dataset.from_list(rows, features).to_parquet(path)
-    elif form == "jsonl":
-        path.write_text("".join(json.dumps(row | {"tags": [names[n] for n in row["tags"]]}) + "\n" for row in rows))
+    elif "jsonl" in form:
+        words = [" ".join(row["tokens"]) if "texts" in form else row["tokens"] for row in rows]
+        rows = [{"tokens": one, "tags": [names[n] for n in row["tags"]]} for one, row in zip(words, rows, strict=True)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         lines = [[f"{word} X {names[n]}\n" for word, n in zip(*row.values(), strict=True)] for row in rows]
         path.write_text("\n".join(map("".join, lines)))

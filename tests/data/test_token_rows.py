@@ -126,7 +126,10 @@ def test_a_table_that_names_its_task(model):
 CLASSES = Dataset.from_dict(rows())
 WRONG = {
     "unknown task": ({"a_dev": CLASSES}, "'a_dev', but the model's tasks are a, b"),
-    "splits": (DatasetDict({"test": CLASSES}), "train_dataset has to say which rows are of which task"),
+    "splits": (
+        DatasetDict({"test": CLASSES}),
+        "train_dataset has to say which rows are of which task: give {'a': rows, 'b': rows}",
+    ),
     "splits, none of them for test": (
         DatasetDict({"train": CLASSES}),
         "train_dataset has the splits train; expected one for test",

@@ -239,6 +239,14 @@ def test_mistakes_end_it_before_anything_is_predicted(tmp_path, pipe, name, cont
     assert not (tmp_path / "out").exists()
 
 
+def test_labels_of_another_task(tmp_path, pipe):
+    """A column may have the name of one task's labels and hold another's."""
+    (tmp_path / "a.csv").write_text("title,topic,mark\na,good,1\n")
+    with pytest.raises(InputError, match="row 1: topic is 'good'.*; if these are no rows of 'topic', give --tasks"):
+        predict_file(pipe, str(tmp_path / "a.csv"), tmp_path / "out")
+    predict_file(pipe, str(tmp_path / "a.csv"), tmp_path / "out", ["mark"])
+
+
 def test_mistakes_have_a_line_of_their_own(tmp_path, pipe, capsys, caplog, propagated_logs):
     """No progress bar stands before them; what is done already is said."""
     with pytest.raises(InputError, match=r"none\.csv: no such file; expected one of rows"):

@@ -324,10 +324,12 @@ def test_a_run_on_files_of_ones_own(monkeypatch, tmp_path, tiny_bert, files, cap
     Path("nli.yaml").write_text(json.dumps({"model_name_or_path": tiny_bert, "tasks": [fields], "output_dir": "run"}))
     steps = ["--max_steps", 11, "--eval_strategy", "no", "--save_steps", 5, "--report_to", "none"]
     run_killed(monkeypatch, 11, "nli.yaml", *steps)
-    message = "run has no config.json; finish its training, .*trainer.save_model.*checkpoint: run/checkpoint-10$"
-    for look in (MultitaskPipeline, lambda name: SplitTables([name], "dev")):
-        with pytest.raises(InputError, match=message):
-            look("run")
+    shutil.copytree("run/checkpoint-10", "trained/checkpoint-10")  # as Trainer leaves it, without a recipe
+    for name, by in {"run": "--resume_from_checkpoint", "trained": r"trainer.save_model\(\)"}.items():
+        message = f"{name} has no config.json; finish its training with {by}, .*: {name}/checkpoint-10$"
+        for look in (MultitaskPipeline, lambda name: SplitTables([name], "dev")):
+            with pytest.raises(InputError, match=message):
+                look(name)
     assert MultitaskPipeline("run/checkpoint-10")("nli", "A dog.")["label"] in NAMES
     assert run_here(monkeypatch, "nli.yaml", *steps, "--resume_from_checkpoint", recipe="train") == 0
     record = json.loads(Path("run/run.json").read_text())

@@ -251,6 +251,7 @@ def test_tensorboard_is_used_where_installed(tmp_path):
         ("", ["--encoder_sharing", "both"], "--encoder_sharing.*invalid choice: 'both'"),
         ("", ["--pair_encoding", "tpe"], "--pair_encoding.*invalid choice"),
         ("", ["--pooling", "max"], "--pooling.*invalid choice"),
+        ("", ["--early_stopping_patience", "2", "--eval_strategy", "epoch"], "patience needs --eval_strategy steps"),
         ("", ["--save_strategy", "no"], "--save_strategy is 'no' and .*leave out --save_strategy, or"),
     ],
 )

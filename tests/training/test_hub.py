@@ -144,7 +144,7 @@ def check_nothing_leaks(files: dict[str, bytes], tmp_path: Path, token: str) -> 
 def test_the_card_of_a_run(hub, config, tmp_path):
     """Its metadata are what the Hub reads: scores with seed and interval, and the base model where it has a name."""
     tasks = {name: TASKS[name] for name in ("sst", "sts")}
-    scores = {"sst": (0.51234, 0.48, 0.54), "sts": (0.87, None, None), "overall": (0.72, None, None)}
+    scores = {"sst": (0.51234, 0.48, 0.54), "sts": (0.87, None, None), "overall": (0.72, 0.72, 0.72)}
     data = {"sst": {"train": {"rows": 8544, "sha256": "0123456789abcdef"}}}
     text = model_card(
         tasks, MultitaskBertConfig(), "me/run", "google-bert/bert-base-uncased", scores, {"seed": 3}, "the plan", data
@@ -153,6 +153,7 @@ def test_the_card_of_a_run(hub, config, tmp_path):
     assert card.data.base_model == "google-bert/bert-base-uncased" and card.data.model_name == "run"
     sst, sts = card.data.eval_results
     assert (sst.dataset_name, sst.metric_type, sst.metric_value) == ("sst", "accuracy", 0.5123)
+    assert "| overall | mean | 0.7200 |  |" in text, "bounds that are the same are none"
     assert sst.metric_args == {"confidence_interval_95": [0.48, 0.54], "seed": 3} and sts.metric_args == {"seed": 3}
     for part in ("0.4800 – 0.5400", "seed 3", "the plan", "| sst | train | 8,544 |", "Limits and bias", "PAWS-Wiki"):
         assert part in text, part
