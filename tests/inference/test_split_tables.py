@@ -15,6 +15,7 @@ from conftest import finish, launch, run_here, run_killed
 from bert_multitask.data.rows import HANDOUT, SAMPLE, load_rows
 from bert_multitask.evaluation.tables import read_predictions
 from bert_multitask.inference import split_tables as inference
+from bert_multitask.inference import trained_run
 from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.inference.split_tables import SplitTables
 from bert_multitask.inference.trained_run import TrainedRun
@@ -225,13 +226,15 @@ def test_several_runs_read_and_tokenise_once(monkeypatch, tmp_path, run):
     record["max_length"] = 8
     (third / "run.json").write_text(json.dumps(record))
     calls = []
-    for name in ("load_rows", "tokenise"):
-        function = getattr(inference, name)
-        monkeypatch.setattr(inference, name, lambda *a, f=function, n=name, **k: calls.append(n) or f(*a, **k))
+    for module, name in ((trained_run, "read_run"), (trained_run, "load_rows"), (inference, "tokenise")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, f=function, n=name, **k: calls.append(n) or f(*a, **k))
     runs = [TrainedRun.open(str(folder)) for folder in (run, run, third)]
     first, second, short = (
-        {task: predictions.table for task, predictions in tables.items()} for tables in SplitTables(runs, "dev").tables
+        {task: predictions.table for task, predictions in member.tables.items()}
+        for member in SplitTables(runs, "dev").members
     )
+    assert calls.count("read_run") == 3, "once for each"
     assert calls.count("load_rows") == 3 and calls.count("tokenise") == 6
     for task in first:
         assert first[task][:] == second[task][:]
