@@ -106,7 +106,7 @@ class TrainedRun:
         Raises:
             InputError: there is no such checkpoint, it has no heads, or its files are damaged.
         """
-        with explained(f"{name}: no run folder, and it cannot be loaded from the Hub"):
+        with explained(f"{name}: its config.json is damaged"):
             config = MultitaskBertConfig.from_pretrained(name)
         if not config.tasks:
             raise InputError(f"{name} is an encoder without heads; expected a trained run")

@@ -157,11 +157,17 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("tasks", [[{"kind": "binary"}], [3], ["no preset"], {"a": 1}, 3], ids=str)
-def test_damaged_tasks_of_a_checkpoint_are_refused(tmp_path, run, tasks):
+DAMAGE = [
+    *({"tasks": tasks} for tasks in ([{"kind": "binary"}], [3], ["no preset"], {"a": 1}, 3)),
+    {"hidden_size": "x"},
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=str)
+def test_a_damaged_configuration_is_refused(tmp_path, run, damage):
     config = json.loads(Path(run, "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"tasks": tasks}))
-    with pytest.raises(InputError, match="config.json"):
+    (tmp_path / "config.json").write_text(json.dumps(config | damage))
+    with pytest.raises(InputError, match="its config.json is damaged"):
         TrainedRun.open(str(tmp_path))
 
 
