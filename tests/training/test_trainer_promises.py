@@ -300,6 +300,28 @@ def test_compute_metrics_gets_the_labelled_rows_of_a_task(make_trainer):
     assert trainer.predict(rows).metrics["test_calls"] == 2.0
 
 
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_predict_scores_the_labelled_rows_as_evaluate_does(make_trainer, own_loss):
+    """Not as Trainer, whose loss is a mean over all rows: a batch without a label would count as 0."""
+
+    def doubled(outputs, labels, num_items_in_batch):
+        return 2 * cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    given = {"compute_loss_func": {"sst": doubled}} if own_loss else {}
+    trainer = make_trainer(given=given, per_device_eval_batch_size=4)
+    rows = trainer.eval_dataset["sst"]
+    labels = rows["labels"][:]
+    hidden = [*labels[:-5], *[-100] * 5]  # the last batches lack a label, or have few
+    some = rows.remove_columns("labels").add_column("labels", hidden)
+    output, scores = trainer.predict(some), trainer.evaluate({"sst": some})
+    loss = cross_entropy(torch.tensor(output.predictions), torch.tensor(hidden)).item() * (1 + own_loss)
+    assert output.metrics["test_loss"] == pytest.approx(loss, rel=1e-5) == scores["eval_sst_loss"]
+    right = output.predictions.argmax(-1)[:-5] == labels[:-5]
+    assert output.metrics["test_accuracy"] == scores["eval_sst_accuracy"] == right.mean()
+    none = rows.remove_columns("labels").add_column("labels", [-100] * len(labels))
+    assert trainer.predict(none).metrics.keys().isdisjoint(["test_loss", "test_accuracy"])
+
+
 def test_compute_metrics_for_all_tasks(make_trainer):
     metrics = make_trainer(given={"compute_metrics": Count("calls")}).evaluate()
     assert [metrics[f"eval_{name}_calls"] for name in ("sst", "quora", "sts")] == [1, 2, 3]
