@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, ModelCard, create_branch, create_commit, create_repo
 
+from ..evaluation.metrics import score_keys
 from ..model.card import add_picture, is_hub_id
 from ..model.errors import InputError, explained
 from ..model.tasks import Task
@@ -138,9 +139,9 @@ def card_settings(args: MultitaskTrainingArguments, tasks: Mapping[str, Task], b
 
 
 def last_scores(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> dict[str, tuple]:
-    """The scores of the last evaluation among log entries, {task: (score, None, None)}, or nothing."""
+    """The scores of the last evaluation of all tasks among log entries, {task: (score, None, None)}, or nothing."""
+    keys = score_keys(tasks)
     for entry in reversed(history):
-        if "eval_overall" in entry:
-            keys = {name: f"eval_{name}_{task.metric}" for name, task in tasks.items()}
-            return {name: (entry[key], None, None) for name, key in (keys | {"overall": "eval_overall"}).items()}
+        if entry.keys() >= {*keys.values()}:
+            return {name: (entry[key], None, None) for name, key in keys.items()}
     return {}
