@@ -40,7 +40,7 @@ from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
 from .packing import Packing
 from .stock import check_embeddings, has_pooler, new_encoder, run_encoder
-from .tasks import Task, load_task, load_tasks, open_group, units
+from .tasks import Task, check_list, load_task, load_tasks, open_group, units
 
 logger = logging.get_logger(__name__)
 
@@ -340,6 +340,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         if encoder_sharing not in (None, *ENCODER_SHARING):
             raise InputError(f"encoder_sharing is {encoder_sharing!r}; choose one of {', '.join(ENCODER_SHARING)}")
         if tasks is not None:
+            check_list(tasks)
             kwargs["tasks"] = [load_task(task).to_config() for entry in tasks for task in open_group(entry)]
         with no_load_report():
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)

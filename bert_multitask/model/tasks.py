@@ -428,7 +428,7 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
     """
     if isinstance(spec, str):
         if spec not in TASKS:
-            raise InputError(f"unknown task {spec!r}; choose from {', '.join(TASKS)}, or define it in the YAML")
+            raise InputError(f"unknown task {spec!r}; choose from {', '.join(TASKS)}, or give a Task or its fields")
         return TASKS[spec]
     if isinstance(spec, dict):
         if "preset" in spec:
@@ -456,8 +456,7 @@ def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> d
         InputError: as `load_task`; or two tasks would have the same name, files (some file systems ignore case) or
             scores, or do not fit into one group.
     """
-    if not isinstance(specs, Iterable) or isinstance(specs, (str, Mapping)):
-        raise InputError(f"tasks is {specs!r}; expected a list of tasks")
+    check_list(specs)
     tasks: dict[str, Task] = {}
     owners: dict[str, str] = {}  # {what each task has of its own: the task}
     for task in (load_task(one, named=named) for spec in specs for one in open_group(spec)):
@@ -470,6 +469,13 @@ def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> d
         tasks[task.name] = task
     check_groups(tasks)
     return tasks
+
+
+def check_list(specs: object) -> None:
+    """Raises InputError if tasks are not a list, but for example a single task."""
+    if not isinstance(specs, Iterable) or isinstance(specs, (str, Mapping)):
+        found = f"a {type(specs).__name__}" if isinstance(specs, (Task, Mapping)) else repr(specs)
+        raise InputError(f"tasks is {found}; expected a list of tasks, for one task a list of one")
 
 
 def open_group(spec: "str | dict | Task") -> "list[str | dict | Task]":
@@ -597,7 +603,7 @@ def read_label_names(spec: Task | HubSource, where: str) -> None:
     known: dict[str | Decimal, str] = {}
     for name in spec.label_names:
         if isinstance(name, bool):
-            raise InputError(f"{where} has true or false; YAML reads a bare yes or no so: write 'yes', 'no'")
+            raise InputError(f"{where} has true or false; write texts, as 'no', 'yes' (YAML reads a bare yes as true)")
         if not isinstance(name, (str, int, float)):
             raise InputError(f"{where} has {name!r}; expected texts")
         text = str(name).strip()

@@ -210,6 +210,9 @@ class MultitaskTrainer(Trainer):
             check_plan(plan, self.rows, "plan")
             self.batches = {name: list(plan).count(name) for name in self.rows}
         self.plan = first_steps(plan, args.max_steps)
+        if args.max_steps > len(plan):
+            found = f"max_steps is {args.max_steps:,}, but the plan has {len(plan):,} steps"
+            logger.warning(f"{found}; raise the tasks' epochs to train longer")
         for name in self.rows.keys() - set(self.plan):
             logger.warning(f"{name} gets no batch in this plan, so its head stays untrained")
         args = copy.copy(args)
@@ -300,6 +303,24 @@ class MultitaskTrainer(Trainer):
         )
         options = self.args.loader_options
         return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator, **options)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """Overridden because a batch has rows of one task: the trainer's own rows are asked for by its name.
+
+        Args:
+            eval_dataset: name of a task or a group of the trainer's `eval_dataset`; or tokenised rows of one task. May
+                be left out if there is only one.
+
+        Raises:
+            InputError: there are no such rows.
+        """
+        names = list(self.eval_dataset)
+        if eval_dataset is None and len(names) == 1:
+            eval_dataset = names[0]
+        if (eval_dataset is None or isinstance(eval_dataset, (str, Mapping))) and eval_dataset not in names:
+            known = f"name one of {', '.join(names)}" if names else "the trainer has no eval_dataset"
+            raise InputError(f"get_eval_dataloader gives batches of one task: {known}")
+        return super().get_eval_dataloader(eval_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

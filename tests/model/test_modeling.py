@@ -163,6 +163,12 @@ def test_a_trained_head_is_never_given_another_meaning(own_run, tmp_path, task, 
         AutoModel.from_pretrained(own_run, trust_remote_code=True, tasks=config.tasks, **settings)
 
 
+def test_tasks_that_are_no_list(tiny_bert):
+    for one, found in ((TASKS["sst"], "a Task"), ("sst", "'sst'"), ({"sst": TASKS["sst"]}, "a dict"), (1, "1")):
+        with pytest.raises(InputError, match=f"tasks is {found}; expected a list of tasks, for one task a list of one"):
+            MultitaskBertModel.from_pretrained(tiny_bert, tasks=one)
+
+
 def test_what_leaves_a_heads_meaning_may_differ(own_run):
     """And a task of another name begins a new head, also in another layout."""
     trained = MultitaskBertModel.from_pretrained(own_run)

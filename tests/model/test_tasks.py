@@ -95,7 +95,10 @@ def test_load_task_passes_tasks_and_names():
         ({"sst": {"kind": "binary"}}, "has no name: {'sst': .*tasks is a list, each with its fields"),
         ({"name": "x", "kind": "ranking"}, "kind is 'ranking'; choose one of classification, binary, regression"),
         ({"name": "a b", "kind": "binary", "label_names": ["n", "y"]}, "identifier"),
-        ({"name": "x", "kind": "binary", "label_names": [False, True]}, "YAML reads a bare yes or no so"),
+        (
+            {"name": "x", "kind": "binary", "label_names": [False, True]},
+            "has true or false; write texts, as 'no', 'yes'",
+        ),
         ({"name": "x", "kind": "classification"}, "a task of kind 'classification' needs label_names"),
         ({"name": "x", "kind": "binary", "label_names": ["a", "b", "c"]}, "two label_names"),
         ({"name": "x", "kind": "similarity", "score_range": [5, 0]}, "score_range"),

@@ -231,6 +231,18 @@ def test_a_trainers_card_has_its_last_scores(make_trainer):
     assert again.text == card.text, "the last evaluation of all tasks counts"
 
 
+def test_a_hub_that_is_out_of_reach(make_trainer, monkeypatch):
+    """Is not blamed on the token."""
+
+    def fail(*args, **kwargs):
+        raise ConnectionError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("bert_multitask.training.hub.create_repo", fail)
+    message = r"^--hub_model_id run: the Hub is out of reach \(.* not known\); check the network"
+    with pytest.raises(InputError, match=message):
+        make_trainer().push_to_hub()
+
+
 def test_pushes_in_mid_training_are_refused(make_trainer):
     with pytest.raises(InputError, match="--hub_strategy is 'every_save'; only 'end' works here"):
         make_trainer(hub_strategy="every_save")

@@ -273,6 +273,21 @@ def test_evaluate_and_predict_take_rows_that_say_their_task(make_trainer):
         trainer.predict(trainer.eval_dataset)
 
 
+def test_a_batch_to_look_at(make_trainer):
+    trainer = make_trainer()
+    for given in ("sts", trainer.eval_dataset["sts"]):
+        batch = next(iter(trainer.get_eval_dataloader(given)))
+        assert (
+            batch["task"] == "sts"
+            and batch["labels"].tolist() == trainer.eval_dataset["sts"]["labels"][:][: len(batch["labels"])]
+        )
+    for given in (None, "cfimdb", dict(trainer.eval_dataset)):
+        with pytest.raises(InputError, match="batches of one task: name one of sst, quora, sts"):
+            trainer.get_eval_dataloader(given)
+    trainer.eval_dataset = {"sst": trainer.eval_dataset["sst"]}
+    assert next(iter(trainer.get_eval_dataloader()))["task"] == "sst"
+
+
 class Count:
     """A `compute_metrics` that keeps what it was given."""
 
