@@ -92,7 +92,7 @@ def test_the_readmes_yaml_is_its_python(monkeypatch, tmp_path, tiny_bert, capsys
     for task in tasks:
         columns, label, _ = HUB[task.hub.path]
         assert {task.hub.text, task.hub.text_pair, task.hub.label} - {None} == set(columns) and task.hub.label == label
-        (line,) = re.findall(rf'    Task\("{task.name}", "{task.kind}".*', README)
+        (line,) = re.findall(rf' Task\("{task.name}", "{task.kind}".*', README)
         assert f"epochs={task.epochs}" in line and f'text="{task.hub.text}"' in line
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)

@@ -27,6 +27,17 @@ def test_the_shipped_best_settings_are_the_study_s():
     assert {name: shipped[name] for name in kept} == {name: found[name] for name in kept}
 
 
+def test_the_settings_for_bert_are_the_best_ones_without_the_cosine():
+    best, bert = (
+        yaml.safe_load((ROOT / f"bert_multitask/configs/{name}.yaml").read_text()) for name in ("best", "best_bert")
+    )
+    own = {"model_name_or_path", "learning_rate", "output_dir", "tasks"}
+    assert {name: bert[name] for name in bert.keys() - own} == {name: best[name] for name in best.keys() - own}
+    assert bert["tasks"][:2] == best["tasks"][:2]
+    left = best["tasks"][2].items() - bert["tasks"][2].items()
+    assert dict(left) == {"pair_encoding": "separate", "pooling": "mean", "head": "scaled_cosine"}
+
+
 def test_a_variant_may_change_a_preset():
     change = runpy.run_path(str(ABLATE))["change"]
     assert change({"tasks": ["sst", "sts"]}, {"tasks": {"sts": {"head": "linear"}}})["tasks"] == [
