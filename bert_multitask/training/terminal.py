@@ -218,8 +218,9 @@ def describe_end(folder: Path, kept: str, has_predictions: bool) -> str:
     if has_predictions:
         lines.append(f"predictions of dev and test rows: {folder / 'predictions'}")
     lines.append(f"run folder: {folder} ({size_in_mb(folder):,.0f} MB)")
-    for checkpoint in list_checkpoints(folder).values():
-        lines.append(f"  of it {checkpoint.name}: {size_in_mb(checkpoint):,.0f} MB; delete it if you do not need it")
+    if checkpoints := list_checkpoints(folder).values():
+        size = sum(map(size_in_mb, checkpoints))
+        lines.append(f"  of it {size:,.0f} MB in checkpoint-*, weights of earlier saves: delete them when you are done")
     lines += [
         "",
         "next:",
