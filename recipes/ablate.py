@@ -115,12 +115,12 @@ class Results:
         self.parts: dict[tuple[str, int], dict[str, tuple[dict, dict]]] = {}  # {task: predictions}, {task: labels}
         self.scores: dict[tuple[str, int], dict[str, Scores]] = {}
         self.tasks = {name: found.tasks[name] for name in found.labels}
-        for run, tables in zip(runs, found.tables, strict=True):
+        for run, member in zip(runs, found.members, strict=True):
             parts = {part: ({}, {}) for part in PARTS}
             for number, (name, labels) in enumerate(found.labels.items()):
-                if name not in tables:  # a variant may have fewer tasks
+                if name not in member.tables:  # a variant may have fewer tasks
                     continue
-                predicted = read_decisions(found.tasks[name], tables[name].table)
+                predicted = read_decisions(found.tasks[name], member.tables[name].table)
                 order = np.random.default_rng(number).permutation(np.flatnonzero(labelled_rows(labels)))
                 halves = np.array_split(order, 2)
                 for part, rows in zip(PARTS, (np.sort(order), *halves), strict=True):

@@ -105,7 +105,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         tasks = job.run.load_tasks()
         data |= fingerprints({t.name: load_rows(t, job.run.data_dir) for t in tasks if t.name not in data})
-        if record := read_run(job.args.output_dir):
+        if record := read_run(job.folder):
             own = {task.name: data[task.name] for task in tasks}
             settings = deciding_settings(job.run, job.args, tasks, own)
             compare_settings(recorded_settings(record, settings), settings, job.folder)

@@ -119,8 +119,8 @@ def load_everything() -> dict:
     ModelCard.validate = lambda card, **options: None  # before 2.0, huggingface.co is asked whatever HF_ENDPOINT says
     model.push_to_hub("me/run")
     tokenizer.push_to_hub("me/run")
-    (tables,) = SplitTables(["me/run"], "test", data_dir="hub").tables
-    results["run"] = {name: predictions.table["id"][:] for name, predictions in tables.items()}
+    (member,) = SplitTables(["me/run"], "test", data_dir="hub").members
+    results["run"] = {name: predictions.table["id"][:] for name, predictions in member.tables.items()}
     return results
 
 

@@ -73,56 +73,55 @@ def collect(options: argparse.Namespace) -> dict[str, SplitTables]:
     if not members or needed - members.keys():
         splits = " and ".join(sorted(needed)) or "dev or test"
         raise InputError(f"{options.members[0]}: no table {{task}}-{splits}.parquet or .csv, and no run to predict it")
-    tables = [table for found in members.values() for member in found.tables for table in member.values()]
+    tables = [table for found in members.values() for member in found.members for table in member.tables.values()]
     if options.output_dir.resolve() in {Path(table.source).parent.resolve() for table in tables}:
         raise InputError(f"--output_dir {options.output_dir} holds a member's tables; choose another folder")
     return members
 
 
-def vote(members: SplitTables, rule: str, picks: Mapping[str, list[int]] | None = None) -> dict[str, Dataset]:
+def vote(found: SplitTables, rule: str, picks: Mapping[str, list[int]] | None = None) -> dict[str, Dataset]:
     """{task: combined table} of the members picked for each task, or of all."""
-    picks, everyone = picks or {}, range(len(members.tables))
+    picks, everyone = picks or {}, range(len(found.members))
     return {
-        name: combine(task, [members.tables[pick][name].table for pick in picks.get(name, everyone)], rule)
-        for name, task in members.tasks.items()
+        name: combine(task, [found.members[pick].tables[name].table for pick in picks.get(name, everyone)], rule)
+        for name, task in found.tasks.items()
     }
 
 
-def select(options: argparse.Namespace, members: SplitTables) -> dict[str, list[int]]:
+def select(options: argparse.Namespace, found: SplitTables) -> dict[str, list[int]]:
     """Print and return {task: numbers of the members that together score best on one half of dev}."""
     picks = {}
-    for name, task in members.tasks.items():
-        if name not in members.labels:
+    for name, task in found.tasks.items():
+        if name not in found.labels:
             raise InputError(f"--select greedy needs dev labels of {name!r}; name the rows with --data_dir")
-        rows = halve(task, members.labels[name])[0]
-        tables = [tables[name].table.select(rows) for tables in members.tables]
-        picks[name] = select_greedily(task, tables, members.labels[name][rows], options.vote)
+        rows = halve(task, found.labels[name])[0]
+        tables = [member.tables[name].table.select(rows) for member in found.members]
+        picks[name] = select_greedily(task, tables, found.labels[name][rows], options.vote)
         counts = Counter(options.members[pick] for pick in picks[name])
         print(f"{name}: " + ", ".join(f"{count} x {member}" for member, count in counts.items()))
     return picks
 
 
-def report(options: argparse.Namespace, members: SplitTables, picks: dict[str, list[int]]) -> dict:
+def report(options: argparse.Namespace, found: SplitTables, picks: dict[str, list[int]]) -> dict:
     """Print and return the scores of the members and of the ensembles on a split: on all rows or, of dev where members
     were selected, on each half of the rows, one of which they were selected on."""
     predictions = {
-        member: {name: found.table for name, found in tables.items()}
-        for member, tables in zip(members.names, members.tables, strict=True)
+        member.name: {task: predicted.table for task, predicted in member.tables.items()} for member in found.members
     }
-    predictions[f"all {len(members.names)}, {options.vote}"] = vote(members, options.vote)
-    parts = {members.split: {name: range(len(labels)) for name, labels in members.labels.items()}}
+    predictions[f"all {len(found.members)}, {options.vote}"] = vote(found, options.vote)
+    parts = {found.split: {name: range(len(labels)) for name, labels in found.labels.items()}}
     if picks:
-        predictions[f"selected, {options.vote}"] = vote(members, options.vote, picks)
-    if picks and members.split == "dev":
-        halves = {name: halve(members.tasks[name], labels) for name, labels in members.labels.items()}
+        predictions[f"selected, {options.vote}"] = vote(found, options.vote, picks)
+    if picks and found.split == "dev":
+        halves = {name: halve(found.tasks[name], labels) for name, labels in found.labels.items()}
         titles = ("dev, the half selected on", "dev, the other half")
         parts = {title: {name: both[n] for name, both in halves.items()} for n, title in enumerate(titles)}
     scores = {}
     for title, rows in parts.items():
-        labels = {name: labels[rows[name]] for name, labels in members.labels.items()}
+        labels = {name: labels[rows[name]] for name, labels in found.labels.items()}
         scores[title] = {
-            member: score_tables(members.tasks, {name: tables[name].select(rows[name]) for name in labels}, labels)
+            member: score_tables(found.tasks, {name: tables[name].select(rows[name]) for name in labels}, labels)
             for member, tables in predictions.items()
         }
-        print(describe_scores(scores[title], members.tasks, title), end="\n\n")
+        print(describe_scores(scores[title], found.tasks, title), end="\n\n")
     return scores

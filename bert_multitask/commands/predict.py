@@ -71,7 +71,7 @@ def predict_split(options: argparse.Namespace) -> None:
         raise InputError(f"{options.run}: none of its tasks has {options.split} rows")
     if not PartialState().is_main_process:
         return
-    tables = {name: predictions.table for name, predictions in found.tables[0].items()}
+    tables = {name: predictions.table for name, predictions in found.members[0].tables.items()}
     for name, table in tables.items():
         write_predictions(found.tasks[name], table, options.output_dir / f"{name}-{options.split}")
     if found.labels:

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     runs = [TrainedRun.open(name) for name in options.runs]
     average_weights(runs).save_pretrained(options.output_dir)
     runs[0].load_tokenizer().save_pretrained(options.output_dir)
-    record = runs[0].record | {"decides": {"average_of": options.runs}, "batches": None}
+    record = runs[0].records.run | {"decides": {"average_of": options.runs}, "batches": None}
     write_json(options.output_dir / "run.json", record)
     print(f"average of {len(options.runs)} runs: {options.output_dir}\n\nnext:")
     names = (shlex.quote(str(path)) for path in (options.output_dir, options.output_dir / "predictions"))

@@ -138,14 +138,13 @@ class Predictions(NamedTuple):
     source: str
 
 
-def find_tables(name: str, split: str) -> dict[str, Predictions]:
+def find_tables(path: Path, split: str) -> dict[str, Predictions]:
     """Read the prediction tables of a split: {task: table}. Of two files of a task the Parquet file is read.
 
     Args:
-        name: a file, a folder of such files, or a run folder, whose files are in `predictions`.
+        path: a file, a folder of such files, or a run folder, whose files are in `predictions`.
         split: train, dev or test.
     """
-    path = Path(name).expanduser()
     folder = path / "predictions" if Path(path, "predictions").is_dir() else path
     paths = [path] if path.is_file() else [*folder.glob("*.csv"), *folder.glob("*.parquet")]
     files = {file.stem.rpartition("-")[0]: file for file in paths if file.stem.endswith(f"-{split}")}

@@ -1,5 +1,6 @@
 """A page on which people try a trained model, or two side by side: a tab a task, made from the task's kind."""
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,6 @@ from ..model.kinds import KINDS
 from ..model.tasks import Task
 from .attribution import Pieces, explain
 from .pipeline import MultitaskPipeline, Texts, own_columns, plain_texts
-from .split_tables import read_places
 
 if importlib.util.find_spec("gradio"):
     import gradio as gr
@@ -228,13 +228,10 @@ def single_tasks(pipe: MultitaskPipeline) -> list[str]:
 
 def find_examples(pipe: MultitaskPipeline, name: str) -> list[list[str]]:
     """Texts of a few dev rows of a task, spread over the split; none if the rows are not at hand."""
-    place = read_places(pipe.run.name).get(name) if name in pipe.tasks else None
-    if place is None or not place.is_known:
-        return []
-    try:
-        rows = place.load("dev")
-    except InputError:  # the data are not on this machine
-        return []
+    place = pipe.run.records.places.get(name) if name in pipe.tasks else None
+    rows = None
+    with contextlib.suppress(InputError):  # the data are not on this machine
+        rows = place and place.load("dev")
     columns = [rows[column][:] for column in text_columns(place.task)] if rows else []
     texts = dict.fromkeys(zip(*columns, strict=True))  # each once
     short = [list(row) for row in texts if all(row) and sum(map(len, row)) <= EXAMPLE_LENGTH]

@@ -20,18 +20,18 @@ from .split_tables import SplitTables
 VOTES = ("mode", "soft")
 
 
-def check_members(members: SplitTables) -> None:
+def check_members(found: SplitTables) -> None:
     """Check that members can be combined: of all, the same tasks, and of each task tables that are alike.
 
     Raises:
         InputError: a member lacks a task of another, or tables differ (see `check_alike`).
     """
-    tasks = {task: name for name, tables in zip(members.names, members.tables, strict=True) for task in tables}
-    for name, tables in zip(members.names, members.tables, strict=True):
-        if missing := sorted(tasks.keys() - tables.keys()):
-            raise InputError(f"{name} has no {members.split} table of {missing[0]!r}, as {tasks[missing[0]]} has")
+    tasks = {task: member.name for member in found.members for task in member.tables}
+    for member in found.members:
+        if missing := sorted(tasks.keys() - member.tables.keys()):
+            raise InputError(f"{member.name} has no {found.split} table of {missing[0]!r}, as {tasks[missing[0]]} has")
     for task in tasks:
-        check_alike([tables[task] for tables in members.tables])
+        check_alike([member.tables[task] for member in found.members])
 
 
 def combine(task: Task, tables: Sequence[Dataset], vote: str = "mode") -> Dataset:

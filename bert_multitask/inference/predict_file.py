@@ -35,7 +35,7 @@ from ..model.errors import InputError, explained
 from ..model.kinds import KINDS
 from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
-from ..model.tasks import Task, load_tasks
+from ..model.tasks import Task
 from ..training.arguments import check_launch
 from ..training.folder_lock import FolderLock
 from .pipeline import MultitaskPipeline, find_columns
@@ -84,7 +84,8 @@ class RowFile:
             InputError: the file cannot be read or has no rows, a task's columns are missing, a text or a label cannot
                 be read, or it has a column of a name that predictions have.
         """
-        known = pipe.tasks | (load_tasks(pipe.run.record["tasks"]) if pipe.run and pipe.run.record else {})
+        places = pipe.run.records.places if pipe.run else {}
+        known = pipe.tasks | {name: place.task for name, place in places.items()}
         form = known[pipe.find(next(iter(names or known))).name]
         count, labelled, schema, tasks = 0, set(), None, {}
         if not (is_url(path) or Path(path).is_file()):

@@ -46,7 +46,7 @@ def check_same_start(runs: Sequence[TrainedRun]) -> None:
 
 def describe_start(run: TrainedRun) -> dict:
     """What must be the same in runs whose weights are averaged."""
-    if run.record is None:
+    if (record := run.records.run) is None:
         raise InputError(f"{run.name}: no run.json, so nothing says which weights it began with; expected a run folder")
     stored = run.config.to_dict()
     stored |= stored.pop("text_config", {})
@@ -54,5 +54,5 @@ def describe_start(run: TrainedRun) -> dict:
     layout = {name: getattr(run.config, name) for name in ("pooling", "pair_encoding")}
     for name, task in run.tasks.items():
         fields |= {f"{name}'s {field}": value for field, value in head_meaning(task, layout).items()}
-    start = {"model_name_or_path": run.record["run"]["model_name_or_path"], "seed": run.record["training"]["seed"]}
+    start = {"model_name_or_path": record["run"]["model_name_or_path"], "seed": record["training"]["seed"]}
     return fields | start

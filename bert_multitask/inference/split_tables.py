@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -14,39 +15,48 @@ from datasets import Dataset
 
 from ..data.collate import join_rows
 from ..data.labels import even_labels
-from ..data.rows import HANDOUT, load_rows, usable_rows
+from ..data.rows import usable_rows
 from ..data.tokens import tokenise
 from ..evaluation.metrics import overall_score, score_decisions, score_keys
 from ..evaluation.predict import group_alike, predict_tasks
 from ..evaluation.tables import Predictions, check_alike, find_tables, prediction_table, read_decisions, with_texts
 from ..model.configuration import resolve_folder
-from ..model.errors import InputError, explained
+from ..model.errors import InputError
 from ..model.losses import labelled_rows
-from ..model.tasks import TASKS, Task, load_task, load_tasks
+from ..model.tasks import TASKS, Task, load_task
 from ..training.arguments import check_launch, parse_json
-from ..training.run_folder import read_run
-from .trained_run import TrainedRun
+from .trained_run import Place, Records, TrainedRun
 
 # The fields that say where a task's rows are and how they are read; a checkpoint's config.json does not have them.
 SOURCE = ("text", "text_pair", "label", "id", "files", "dev_share", "quoting", "hub", "extra_train")
 
 
-class Place(NamedTuple):
-    """Where a task's rows are, as far as that is known: a task with `files` or `hub`, the folder of the files, and the
-    `run.json` that says so."""
+@dataclass
+class Member:
+    """What one of the names of `SplitTables` stands for.
 
-    task: Task
-    data_dir: str | None
-    record: Path | None = None
+    Attributes:
+        name: as it was given, of an opened run its name.
+        records: what its folder says of the rows.
+        tables: {task: its table}, one row a prediction in file order. A task without such a split has no table.
+        run: that makes the tables, where there are none.
+    """
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the rows can be read."""
-        return self.data_dir is not None if self.task.files else self.task.hub is not None
+    name: str
+    records: Records
+    tables: dict[str, Predictions]
+    run: TrainedRun | None = None
 
-    def load(self, split: str) -> Dataset | None:
-        """The clean rows of a split, with or without labels; None where the task has no such split."""
-        return load_rows(self.task, self.data_dir or "", splits=[split], labelled=()).get(split)
+    @classmethod
+    def open(cls, name: str | TrainedRun, split: str) -> Self:
+        """Find the tables of a split or, without any, open the run."""
+        run = name
+        if isinstance(name, str):
+            folder = Path(resolve_folder(name))
+            if (tables := find_tables(folder, split)) or not is_run(folder):
+                return cls(name, Records.read(folder), tables)
+            run = TrainedRun.open(name)
+        return cls(run.name, run.records, {}, run)
 
 
 class SplitTables:
@@ -66,10 +76,9 @@ class SplitTables:
         bf16: whether runs compute in bfloat16 (see `predict_tasks`).
 
     Attributes:
-        names: as they were given, of opened runs their names.
-        tables: {task: its table} of each name, one row a prediction in file order. A task without such a split has no
-            table.
+        members: what the names stand for, with their tables.
         tasks: {name: task} of all the tables, in the order of the argument or of the first run.
+        places: {name: where its rows are} of the same.
 
     Raises:
         InputError: there is no such run, it has no such task, or nothing says where its rows are.
@@ -85,28 +94,21 @@ class SplitTables:
         batch_size: int = 64,
         bf16: bool = False,
     ):
-        self.names = [name if isinstance(name, str) else name.name for name in names]
         self.split, self.data_dir, self.batch_size, self.bf16 = split, data_dir, batch_size, bf16
         self.given = read_specs(tasks or ())
         self.read: dict[str, Dataset | None] = {}  # rows and tokens, by all that they depend on
-        self.tables = [find_tables(name, split) if isinstance(name, str) else {} for name in names]
-        for name, tables in zip(self.names, self.tables, strict=True):
-            if tables and (missing := [task for task in self.given if task not in tables]):
-                raise InputError(f"--tasks names {missing[0]!r}; the tables of {name} are of {', '.join(tables)}")
-        self.places = [read_places(name) for name in self.names]
-        self.predict(
-            {
-                number: TrainedRun.open(name) if isinstance(name, str) else name
-                for number, name in enumerate(names)
-                if not self.tables[number] and is_run(self.names[number])
-            }
-        )
-        if self.given:
-            self.tables = [{task: tables[task] for task in tables if task in self.given} for tables in self.tables]
-        found = {name: table.task for tables in reversed(self.tables) for name, table in tables.items()}
-        first = next(filter(None, self.places), {})
-        order = self.given or [*first, *TASKS, *found]
-        self.tasks = {name: self.locate(found[name]).task for name in order if name in found}
+        self.members = [Member.open(name, split) for name in names]
+        self.known = [member.records.places for member in self.members if member.records.places]
+        for member in self.members:
+            known = member.run.tasks if member.run else member.tables
+            if known and (missing := [task for task in self.given if task not in known]):
+                raise InputError(f"--tasks names {missing[0]!r}; the tasks of {member.name} are {', '.join(known)}")
+            member.tables = {task: member.tables[task] for task in member.tables if task in (self.given or known)}
+        self.predict([member for member in self.members if member.run])
+        found = {name: table.task for member in reversed(self.members) for name, table in member.tables.items()}
+        order = self.given or [*next(iter(self.known), {}), *TASKS, *found]
+        self.places = {name: self.locate(found[name]) for name in order if name in found}
+        self.tasks = {name: place.task for name, place in self.places.items()}
 
     def rows(self, task: str) -> Dataset | None:
         """The clean rows of a task's tables, with or without labels; None where the task has no such split.
@@ -114,7 +116,7 @@ class SplitTables:
         Raises:
             InputError: nothing says where they are, or they are not there.
         """
-        return self.read_rows(self.locate(self.tasks[task]), self.names[0])
+        return self.read_rows(self.places[task], self.members[0].name)
 
     @cached_property
     def labels(self) -> dict[str, np.ndarray]:
@@ -124,11 +126,10 @@ class SplitTables:
             InputError: the rows are not there, or not those of the tables.
         """
         found = {}
-        for name in self.tasks:
-            place = self.locate(self.tasks[name])
-            rows = self.read_rows(place, self.names[0]) if place.is_known else None
+        for name, place in self.places.items():
+            rows = self.read_rows(place, self.members[0].name) if place.is_known else None
             if rows is not None and labelled_rows(values := np.array(even_labels(rows["label"][:]))).any():
-                table = next(tables[name] for tables in self.tables if name in tables)
+                table = next(member.tables[name] for member in self.members if name in member.tables)
                 own = with_texts(place.task, rows, rows)
                 check_alike([table, Predictions(place.task, own, f"{place.data_dir} ({name})")])
                 found[name] = values
@@ -136,7 +137,7 @@ class SplitTables:
 
     def locate(self, task: Task, own: Mapping[str, Place] | None = None) -> Place:
         """Where a task's rows are: as the run itself says (`own`), else as the first other that has such a task."""
-        known = [places for places in (own, *self.places) if places]
+        known = [own, *self.known] if own else self.known
         preset = Place(TASKS.get(task.name), next(iter(known[0].values())).data_dir if known else None)
         source, data_dir, record = next((places[task.name] for places in known if task.name in places), preset)
         fields = {key: getattr(source, key) for key in SOURCE} if source else {}
@@ -164,12 +165,10 @@ class SplitTables:
             self.read[key] = None if rows is None else usable_rows(task, rows, "test")
         return self.read[key]
 
-    def read_tokens(self, run: TrainedRun, own: Mapping[str, Place]) -> dict[str, tuple[Task, Dataset, Dataset]]:
+    def read_tokens(self, run: TrainedRun) -> dict[str, tuple[Task, Dataset, Dataset]]:
         """{task: (task, rows, tokens)} of a run's tasks that have the split."""
-        if missing := [task for task in self.given if task not in run.tasks]:
-            raise InputError(f"--tasks names {missing[0]!r}; the tasks of {run.name} are {', '.join(run.tasks)}")
         tokenizer = run.load_tokenizer()
-        places = {name: self.locate(run.tasks[name], own) for name in self.given or run.tasks}
+        places = {name: self.locate(run.tasks[name], run.records.places) for name in self.given or run.tasks}
         found = {}
         for name, place in places.items():
             if (rows := self.read_rows(place, run.name)) is None:
@@ -183,24 +182,24 @@ class SplitTables:
             found[name] = task, rows, self.read[key]
         return found
 
-    def predict(self, runs: Mapping[int, TrainedRun]) -> None:
-        """Fill in the tables of runs, {number of the name: run}."""
-        if not runs:
+    def predict(self, members: Sequence[Member]) -> None:
+        """Fill in the tables of members that are runs."""
+        if not members:
             return
         processes = check_launch()
         with processes.local_main_process_first():  # writes the cache of tokens that the others read
-            inputs = {number: self.read_tokens(run, self.places[number]) for number, run in runs.items()}
-        for number, run in runs.items():
-            model = run.load_model().to(processes.device) if inputs[number] else None
-            for names in same_tokens({name: tokens for name, (*_, tokens) in inputs[number].items()}):
-                tokens = inputs[number][names[0]][-1]
+            inputs = [self.read_tokens(member.run) for member in members]
+        for member, own in zip(members, inputs, strict=True):
+            model = member.run.load_model().to(processes.device) if own else None
+            for names in same_tokens({name: tokens for name, (*_, tokens) in own.items()}):
+                tokens = own[names[0]][-1]
                 share = np.array_split(np.arange(len(tokens)), processes.num_processes)[processes.process_index]
                 found = predict_tasks(model, names, tokens.select(share), self.batch_size, bf16=self.bf16)
                 for name in names:
-                    task, rows, tokens = inputs[number][name]
+                    task, rows, tokens = own[name]
                     parts = [torch.from_numpy(part) for part in gather_object([found[name]])]
                     table = prediction_table(task, tokens["id"][:], join_rows(parts, 0).numpy(), tokens)
-                    self.tables[number][name] = Predictions(task, with_texts(task, table, rows), run.name)
+                    member.tables[name] = Predictions(task, with_texts(task, table, rows), member.name)
 
 
 def same_tokens(tokens: Mapping[str, Dataset]) -> list[list[str]]:
@@ -229,35 +228,8 @@ def read_specs(specs: Sequence[str]) -> dict[str, dict]:
     return given
 
 
-def read_places(name: str, within: Sequence[str] = ()) -> dict[str, Place]:
-    """{task: where its rows are}, as `run.json` says of a run, or of the first member of an ensemble that has the task;
-    {} if it is neither.
-
-    Args:
-        name: of a run or an ensemble.
-        within: the ensembles whose member it is.
-    """
-    if (record := read_run(name)) is not None:
-        path, data_dir = Path(resolve_folder(name), "run.json"), record["data_dir"] or HANDOUT
-        return {task.name: Place(task, data_dir, path) for task in load_tasks(record["tasks"]).values()}
-    places: dict[str, Place] = {}
-    for member in (read_ensemble(name) or {}).get("members", ()):
-        if member not in (name, *within):
-            places = read_places(member, (*within, name)) | places
-    return places
-
-
-def read_ensemble(name: str) -> dict | None:
-    """The `ensemble.json` of a folder; None without one. Raises InputError if it is damaged."""
-    path = Path(resolve_folder(name), "ensemble.json")
-    damage = (OSError, ValueError, TypeError, RecursionError)
-    with explained(f"{path}: is damaged", *damage, hint="combine the runs again"):
-        return dict(json.loads(path.read_bytes())) if path.is_file() else None
-
-
-def is_run(name: str) -> bool:
-    """Whether a name is that of a checkpoint, or may be on the Hub or in a package."""
-    path = Path(name).expanduser()
+def is_run(path: Path) -> bool:
+    """Whether a path is that of a checkpoint, or may be a Hub id."""
     return not path.exists() or (path / "config.json").exists() or any(path.glob("checkpoint-*"))  # the last is refused
 
 

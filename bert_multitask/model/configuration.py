@@ -57,22 +57,18 @@ class MultitaskBertConfig(BertConfig):
         Raises:
             InputError: there is no such configuration, or it cannot be read (see `stored_fields`).
         """
-        model_type = cls.stored_fields(pretrained_model_name_or_path, **kwargs)["model_type"]
-        folder_or_id = resolve_checkpoint(pretrained_model_name_or_path)
-        if model_type not in OWN_TYPES:
-            return MultitaskConfig.around(folder_or_id, **kwargs)
-        if model_type == MultitaskConfig.model_type:
-            return MultitaskConfig.from_pretrained(folder_or_id, **kwargs)
-        return super(MultitaskBertConfig, OWN_TYPES[model_type]).from_pretrained(folder_or_id, **kwargs)
+        fields, unused = cls.stored_fields(pretrained_model_name_or_path, **kwargs)
+        if fields["model_type"] not in OWN_TYPES:
+            return MultitaskConfig.around(resolve_checkpoint(pretrained_model_name_or_path), **kwargs)
+        return OWN_TYPES[fields["model_type"]].from_dict(fields, **unused)
 
     @classmethod
-    def stored_fields(cls, name: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
-        """The fields of a checkpoint's config.json, as they are stored.
+    def stored_fields(cls, name: str | os.PathLike, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The fields of a checkpoint's config.json, as they are stored, and the arguments that do not say where it is.
 
         Args:
             name: folder, Hub id or `package:NAME/PATH`.
-            **kwargs: where and how to look, as `from_pretrained` takes them (`revision`, `token`, …); others are
-                ignored.
+            **kwargs: where and how to look, as `from_pretrained` takes them (`revision`, `token`, …), and others.
 
         Raises:
             InputError: there is no such folder or no configuration, it cannot be read, or Transformers has no code of
@@ -84,7 +80,7 @@ class MultitaskBertConfig(BertConfig):
             folder_or_id = resolve_checkpoint(name)
             if not os.path.isdir(folder_or_id) and is_offline():
                 kwargs["local_files_only"] = True  # else the Hub's client waits and tries again, for 23 seconds
-            fields = cls.get_config_dict(folder_or_id, **kwargs)[0]
+            fields, unused = cls.get_config_dict(folder_or_id, **kwargs)
         if not fields:
             raise InputError(f"{name} has no config.json; {expected_folder(folder_or_id)}")
         if fields.get("model_type") == MultitaskConfig.model_type and not isinstance(fields.get("text_config"), dict):
@@ -93,7 +89,7 @@ class MultitaskBertConfig(BertConfig):
             )
         if fields.get("model_type") not in OWN_TYPES:
             check_type(str(name), fields.get("model_type"))
-        return fields
+        return fields, unused
 
     def refuse_stock_models(self) -> None:
         """Take values that make stock classes raise instead of starting from random weights: the dropout and the number

@@ -341,10 +341,6 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             raise InputError(f"encoder_sharing is {encoder_sharing!r}; choose one of {', '.join(ENCODER_SHARING)}")
         if tasks is not None:
             kwargs["tasks"] = [load_task(task).to_config() for entry in tasks for task in open_group(entry)]
-        if kwargs.keys() & {"config", "tasks", "pair_encoding", "pooling"}:
-            stored = MultitaskBertConfig.stored_fields(name, **kwargs)
-            given = kwargs["config"].to_dict() if hasattr(kwargs.get("config"), "to_dict") else {}
-            check_heads(name, stored, stored | given | kwargs)
         with no_load_report():
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"])
@@ -363,8 +359,11 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     @classmethod
     def read_checkpoint(cls, folder_or_id: str, *args: Any, **kwargs: Any) -> tuple[Self, dict]:
-        """Overridden to read checkpoints of other encoders than BERT, too."""
-        if MultitaskBertConfig.stored_fields(folder_or_id, **kwargs)["model_type"] in OWN_TYPES:
+        """Overridden to read checkpoints of other encoders than BERT, too, and to check the meaning of heads."""
+        stored, _ = MultitaskBertConfig.stored_fields(folder_or_id, **kwargs)
+        given = kwargs["config"].to_dict() if hasattr(kwargs.get("config"), "to_dict") else {}
+        check_heads(folder_or_id, stored, stored | given | kwargs)
+        if stored["model_type"] in OWN_TYPES:
             return super().read_checkpoint(folder_or_id, *args, **kwargs)
         return MultitaskModel.begin(folder_or_id, **kwargs)
 

@@ -146,7 +146,7 @@ def curves_of_both(source: Source, compared: Source) -> Picture | None:
 
 def add_members(document: Document, source: Source) -> None:
     """The members of an ensemble, its vote, and the scores of each, from `ensemble.json`."""
-    if (ensemble := source.ensemble) is None:
+    if (ensemble := source.records.ensemble) is None:
         return
     selected = [
         f"Selected for {task}: {', '.join(f'{count} × {name}' for name, count in Counter(names).items())}."
@@ -190,7 +190,7 @@ def add_task_order(document: Document, source: Source) -> None:
     """The order of the tasks; nothing where there is no plan."""
     if (plan := source.plan()) is None:
         return
-    decides = source.record["decides"]
+    decides = source.records.run["decides"]
     names = recorded_units(decides)
     counts = ", ".join(f"{plan.count(name):,} of {name}" for name in names)
     words = f"{len(plan):,} steps of up to {decides['rows of a step']} rows: {counts}"
@@ -203,7 +203,7 @@ def add_task_order(document: Document, source: Source) -> None:
 
 def add_settings(document: Document, source: Source) -> None:
     """The settings that decided the run's weights, from `run.json`; nothing where there is no run."""
-    if (record := source.record) is None:
+    if (record := source.records.run) is None:
         return
     decides = record["decides"]
     tasks = decides.get("tasks", ())  # a model soup has none of its own

@@ -9,11 +9,11 @@ from datasets import Dataset
 
 from ..data.records import read_history
 from ..evaluation.tables import find_tables
-from ..inference.split_tables import SplitTables, read_ensemble
+from ..inference.split_tables import SplitTables
+from ..inference.trained_run import Records
 from ..model.configuration import resolve_folder
 from ..model.errors import InputError, explained
 from ..model.tasks import Task
-from ..training.run_folder import read_run
 from ..training.schedule import SCHEDULES, first_steps
 from .analysis import LabelledPredictions, label_predictions
 
@@ -27,9 +27,8 @@ class Source:
         tasks: {name: task}.
         predictions: {name: predictions beside labels} of the tasks that have both.
         unscored: a sentence for each other task.
-        record: the contents of `run.json`; None without a run.
+        records: of the run or the ensemble.
         history: the entries of `history.jsonl`; [] without a run.
-        ensemble: the contents of `ensemble.json`; None without an ensemble.
         train: {name: clean training rows} of the tasks of which they are at hand.
     """
 
@@ -37,20 +36,19 @@ class Source:
     tasks: dict[str, Task]
     predictions: dict[str, LabelledPredictions]
     unscored: list[str]
-    record: dict | None
+    records: Records
     history: list[dict]
-    ensemble: dict | None
     train: dict[str, Dataset] = field(default_factory=dict)
 
     def plan(self) -> list[str] | None:
         """The task or group of each step of the run, made again from the batches in `run.json`, which have the order of
         the run; None if it has none. Raises InputError if `run.json` is damaged."""
-        if not (self.record and self.record.get("batches")):
+        if not (record := self.records.run) or not record.get("batches"):
             return None
         damage = (KeyError, TypeError, ValueError, OverflowError, MemoryError)
         with explained(f"{self.name}/run.json: does not describe a plan", *damage):
-            decides = self.record["decides"]
-            batches = {name: int(self.record["batches"][name]) for name in recorded_units(decides)}
+            decides = record["decides"]
+            batches = {name: int(record["batches"][name]) for name in recorded_units(decides)}
             seed = decides["seed"] if decides["data_seed"] is None else decides["data_seed"]
             return first_steps(SCHEDULES[decides["schedule"]](batches, seed), decides["max_steps"])
 
@@ -69,35 +67,33 @@ def open_sources(
         InputError: a source has no table, one is of other rows, or nothing says where the rows are.
     """
     found = SplitTables(names, split, tasks=tasks, data_dir=data_dir)
-    if empty := [name for name, tables in zip(names, found.tables, strict=True) if not tables]:
-        raise InputError(f"{empty[0]}: no table {{task}}-{split}.parquet or .csv, and no run to predict it")
+    if empty := [member for member in found.members if not member.tables]:
+        raise InputError(f"{empty[0].name}: no table {{task}}-{split}.parquet or .csv, and no run to predict it")
     rows = {task: found.rows(task) for task in found.tasks}
     train = read_train(found)
     sources = []
-    for name, tables in zip(names, found.tables, strict=True):
+    for member in found.members:
         predictions, unscored = {}, []
         for task in found.tasks:
-            if task not in tables:
+            if task not in member.tables:
                 unscored.append(f"Task {task} is not scored: there are no predictions.")
             elif task not in found.labels:
                 unscored.append(f"Task {task} is not scored: no {split} row has a label.")
             else:
-                predictions[task] = label_predictions(tables[task], rows[task])
+                predictions[task] = label_predictions(member.tables[task], rows[task])
         if not predictions:
-            raise InputError(f"{name}: there is nothing to score. {' '.join(unscored)}")
-        history = read_history(Path(resolve_folder(name), "history.jsonl"))
-        record, ensemble = read_run(name), read_ensemble(name)
-        sources.append(Source(name, found.tasks, predictions, unscored, record, history, ensemble, train))
+            raise InputError(f"{member.name}: there is nothing to score. {' '.join(unscored)}")
+        history = read_history(member.records.folder / "history.jsonl")
+        sources.append(Source(member.name, found.tasks, predictions, unscored, member.records, history, train))
     return sources
 
 
 def read_train(found: SplitTables) -> dict[str, Dataset]:
     """{task: clean training rows} of the tasks of which they are at hand; a report can do without."""
     train = {}
-    for name, task in found.tasks.items():
-        place = found.locate(task)
+    for name, place in found.places.items():
         with contextlib.suppress(InputError):
-            if place.is_known and (rows := place.load("train")) is not None:
+            if (rows := place.load("train")) is not None:
                 train[name] = rows
     return train
 
@@ -106,6 +102,6 @@ def open_dev(name: str, tasks: Sequence[str] | None, data_dir: str | None) -> di
     """{task: dev predictions beside labels} of a run or a folder, for a report of test to fit on; {} if they are not at
     hand."""
     with contextlib.suppress(InputError):
-        if Path(resolve_folder(name)).is_dir() and find_tables(name, "dev"):
+        if find_tables(Path(resolve_folder(name)), "dev"):
             return open_sources([name], "dev", tasks, data_dir)[0].predictions
     return {}

@@ -1,5 +1,7 @@
 """Soft labels: what a teacher, one model or an ensemble, predicted for the training rows (Hinton et al., 2015)."""
 
+from pathlib import Path
+
 import datasets
 from datasets import Dataset, Value
 from transformers.utils import logging
@@ -22,7 +24,7 @@ def add_soft_labels(task: Task, rows: Dataset) -> Dataset:
     Raises:
         InputError: there is no such table, it is of another task, it lacks a row, or a row has other texts there.
     """
-    teacher = find_tables(task.distill_from, "train").get(task.name)
+    teacher = find_tables(Path(task.distill_from).expanduser(), "train").get(task.name)
     where = f"task {task.name!r}: distill_from {task.distill_from}"
     if teacher is None:
         raise InputError(

@@ -180,7 +180,7 @@ def check_same_rows(folders: Iterable[Path]) -> None:
     Raises:
         InputError: the data changed between two of them; the message names both and the task.
     """
-    first, *others = ((folder, read_run(str(folder))["decides"]) for folder in folders)
+    first, *others = ((folder, read_run(folder)["decides"]) for folder in folders)
     for folder, decides in others:
         for name in sorted(decides.keys() | first[1].keys()):
             if name.startswith("rows of ") and decides.get(name) != first[1].get(name):

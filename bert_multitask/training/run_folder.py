@@ -18,7 +18,6 @@ from transformers.utils import logging
 from ..data.readers import unique_keys
 from ..data.records import to_json, write_json
 from ..data.rows import HANDOUT, count_used, fingerprint, reads_course_files
-from ..model.configuration import resolve_folder
 from ..model.errors import InputError, explained
 from ..model.fields import fits
 from ..model.tasks import COLUMNS, Task, load_task, load_tasks
@@ -132,7 +131,7 @@ class RunFolder:
                 f"--output_dir {self.path} holds an unfinished run; go on with --resume_from_checkpoint, "
                 "or start anew with --overwrite"
             )
-        read_run(str(self.path))
+        read_run(self.path)
 
     def clear(self) -> None:
         """Remove what a run left, and nothing else; `run.json` stays until it is replaced, so that the folder is known
@@ -169,7 +168,7 @@ class RunFolder:
         }
         file = self.path / "run.json"
         if self.args.resume_from_checkpoint and file.exists():
-            before = read_run(str(self.path))
+            before = read_run(self.path)
             compare_settings(recorded_settings(before, record["decides"]), record["decides"], self.path)
         with writable(self.path):
             if self.overwrite:
@@ -248,7 +247,7 @@ def compare_settings(before: Mapping, now: Mapping, path: Path) -> None:
             )
 
 
-def read_run(name: str) -> dict | None:
+def read_run(folder: Path) -> dict | None:
     """All of `run.json` of the run that left a folder; None of a checkpoint without that file.
 
     Its `tasks`, `data_dir` and `max_length` say where the run's rows are and how they were read. Earlier versions did
@@ -257,7 +256,7 @@ def read_run(name: str) -> dict | None:
     Raises:
         InputError: `run.json` is there and is not a run's.
     """
-    path = Path(resolve_folder(name), "run.json")
+    path = folder / "run.json"
     if not path.is_file():
         return None
     damage = (InputError, ValueError, KeyError, TypeError, RecursionError)

@@ -111,11 +111,11 @@ def ensemble(options) -> dict:
             def side(_) -> tuple[float, list]:
                 with tempfile.TemporaryDirectory() as cache:
                     datasets.config.HF_DATASETS_CACHE = cache
-                    start, tables = time.perf_counter(), []
+                    start, members = time.perf_counter(), []
                     for group in groups:
                         names = [f"{folder}/{number}" for number in group]
-                        tables += SplitTables(names, "dev", data_dir=options.data_dir).tables
-                    return time.perf_counter() - start, [found["sts"].table["score"][:] for found in tables]
+                        members += SplitTables(names, "dev", data_dir=options.data_dir).members
+                    return time.perf_counter() - start, [member.tables["sts"].table["score"][:] for member in members]
 
             return side
 

@@ -648,7 +648,7 @@ class Record(RunFiles):
 
     def read(self):
         super().read()
-        return read_run(str(self.run))
+        return read_run(self.run)
 
     def second_opinion(self):
         return plain.json_value(self.path.read_bytes())

@@ -10,10 +10,9 @@ import torch
 from browser import CHROMIUM, Browser
 from conftest import ROOT, run_here
 
-from bert_multitask.inference import demo_page
 from bert_multitask.inference.demo_page import Tab, build_page, find_examples, launch_options
 from bert_multitask.inference.pipeline import MultitaskPipeline
-from bert_multitask.inference.split_tables import Place
+from bert_multitask.inference.trained_run import Place
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.kinds import KINDS, Regression
 from bert_multitask.model.modeling import MultitaskBertModel
@@ -238,12 +237,13 @@ def test_runs_that_cannot_stand_side_by_side(monkeypatch, tmp_path, runs, tiny_b
 
 
 def test_examples_are_dev_rows(monkeypatch, pipes, course_folder):
-    monkeypatch.setattr(demo_page, "read_places", lambda name: {"sts": Place(TASKS["sts"], str(course_folder))})
+    places = pipes["first"].run.records.places
+    monkeypatch.setitem(places, "sts", Place(TASKS["sts"], str(course_folder)))
     dev = (course_folder / "sts-dev.csv").read_text()
     found = find_examples(pipes["first"], "sts")
     assert found and all(len(row) == 2 and all(text in dev for text in row) for row in found)
     assert find_examples(pipes["first"], "sst") == [] == find_examples(pipes["second"], "price")
-    monkeypatch.setattr(demo_page, "read_places", lambda name: {"sts": Place(TASKS["sts"], "/nowhere")})
+    monkeypatch.setitem(places, "sts", Place(TASKS["sts"], "/nowhere"))
     assert find_examples(pipes["first"], "sts") == []
 
 

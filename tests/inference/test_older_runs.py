@@ -26,24 +26,34 @@ def test_it_loads():
     run = TrainedRun.open(str(OLD))
     assert list(run.tasks) == TASKS == list(run.load_model().tasks) and run.max_length == 32
     assert "tasks" not in json.loads((OLD / "run.json").read_text()), "the older form"
-    assert [load_task(task).name for task in run.record["tasks"]] == TASKS and run.record["data_dir"] == SAMPLE
+    record = run.records.run
+    assert [load_task(task).name for task in record["tasks"]] == TASKS and record["data_dir"] == SAMPLE
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_it_predicts_the_same(split):
     found = SplitTables([TrainedRun.open(str(OLD))], split)
-    before = find_tables(str(OLD), split)
+    before = find_tables(OLD, split)
     assert list(found.tasks) == TASKS and before.keys() == set(TASKS)
     for name, (_, table, _) in before.items():
-        now = found.tables[0][name].table
+        now = found.members[0].tables[name].table
         assert now.column_names == [*table.column_names, TEXTS], "which older tables do not have"
         assert now["id"][:] == table["id"][:] and len(table) == 150
         for column in table.column_names[1:]:
             np.testing.assert_allclose(now[column][:], table[column][:], rtol=0, atol=1e-6)
     if split == "dev":
-        tables = {name: predictions.table for name, predictions in found.tables[0].items()}
+        tables = {name: predictions.table for name, predictions in found.members[0].tables.items()}
         scores = score_tables(found.tasks, tables, found.labels)
         assert scores == pytest.approx(json.loads((OLD / "scores.json").read_text()), abs=1e-6)
+
+
+def test_its_tables_are_read_also_in_a_package(monkeypatch, tmp_path):
+    """As those of any folder are."""
+    shutil.copytree(OLD, tmp_path / "package_of_runs" / "old")
+    (tmp_path / "package_of_runs" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    (member,) = SplitTables(["package:package_of_runs/old"], "dev").members
+    assert member.run is None and member.tables.keys() == set(TASKS) == member.records.places.keys()
 
 
 def scores_of(page: str) -> dict[str, list[float]]:

@@ -15,6 +15,7 @@ from conftest import finish, launch, run_here, run_killed
 from bert_multitask.data.rows import HANDOUT, SAMPLE, load_rows
 from bert_multitask.evaluation.tables import read_predictions
 from bert_multitask.inference import split_tables as inference
+from bert_multitask.inference import trained_run
 from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.inference.split_tables import SplitTables
 from bert_multitask.inference.trained_run import TrainedRun
@@ -177,11 +178,17 @@ def test_what_is_no_run(monkeypatch, tmp_path, tiny_bert, run, capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("tasks", [[{"kind": "binary"}], [3], ["no preset"], {"a": 1}, 3], ids=str)
-def test_damaged_tasks_of_a_checkpoint_are_refused(tmp_path, run, tasks):
+DAMAGE = [
+    *({"tasks": tasks} for tasks in ([{"kind": "binary"}], [3], ["no preset"], {"a": 1}, 3)),
+    {"hidden_size": "x"},
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=str)
+def test_a_damaged_configuration_is_refused(tmp_path, run, damage):
     config = json.loads(Path(run, "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"tasks": tasks}))
-    with pytest.raises(InputError, match="config.json"):
+    (tmp_path / "config.json").write_text(json.dumps(config | damage))
+    with pytest.raises(InputError, match="its config.json is damaged"):
         TrainedRun.open(str(tmp_path))
 
 
@@ -246,13 +253,15 @@ def test_several_runs_read_and_tokenise_once(monkeypatch, tmp_path, run):
     record["max_length"] = 8
     (third / "run.json").write_text(json.dumps(record))
     calls = []
-    for name in ("load_rows", "tokenise"):
-        function = getattr(inference, name)
-        monkeypatch.setattr(inference, name, lambda *a, f=function, n=name, **k: calls.append(n) or f(*a, **k))
+    for module, name in ((trained_run, "read_run"), (trained_run, "load_rows"), (inference, "tokenise")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, f=function, n=name, **k: calls.append(n) or f(*a, **k))
     runs = [TrainedRun.open(str(folder)) for folder in (run, run, third)]
     first, second, short = (
-        {task: predictions.table for task, predictions in tables.items()} for tables in SplitTables(runs, "dev").tables
+        {task: predictions.table for task, predictions in member.tables.items()}
+        for member in SplitTables(runs, "dev").members
     )
+    assert calls.count("read_run") == 3, "once for each"
     assert calls.count("load_rows") == 3 and calls.count("tokenise") == 6
     for task in first:
         assert first[task][:] == second[task][:]

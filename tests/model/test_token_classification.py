@@ -139,7 +139,7 @@ def test_a_report_shows_tagged_words_and_a_picture(run, tmp_path):
 def test_a_run_predicts_and_votes_as_it_did(run):
     """By the door that the predict and ensemble commands go through."""
     found = SplitTables([TrainedRun.open(str(run)), str(run)], "dev", tasks=["ner"])
-    (again, written) = (tables["ner"].table for tables in found.tables)
+    (again, written) = (member.tables["ner"].table for member in found.members)
     assert again["label"][:] == written["label"][:]
     both = combine(found.tasks["ner"], [again, written], "soft")
     assert both["label"][:] == written["label"][:]

@@ -114,8 +114,8 @@ def alone_is_compared_where_it_can_be(out: Path):
     assert found["all"].keys() == {"seeds", "sts"}
     tables = SplitTables([str(out / f"{name}-seed{seed}") for name in ("alone", "plain") for seed in (0, 1)], "dev")
     labels, scores = {"sts": tables.labels["sts"]}, []
-    for each in tables.tables:
-        scores.append(Scores({"sts": tables.tasks["sts"]}, {"sts": read_decisions(*each["sts"][:2])}, labels))
+    for member in tables.members:
+        scores.append(Scores({"sts": tables.tasks["sts"]}, {"sts": read_decisions(*member.tables["sts"][:2])}, labels))
     drawn = [own.resamples["sts"] - other.resamples["sts"] for own, other in zip(scores[:2], scores[2:], strict=True)]
     change = found["all"]["sts"]["difference"]
     assert (change["low"], change["high"]) == pytest.approx(np.quantile(np.mean(drawn, axis=0), [0.025, 0.975]))

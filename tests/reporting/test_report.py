@@ -14,7 +14,7 @@ from conftest import run_here, write_table
 
 from bert_multitask.data.rows import load_rows
 from bert_multitask.evaluation.tables import prediction_table, write_predictions
-from bert_multitask.inference.split_tables import read_ensemble
+from bert_multitask.inference.trained_run import Records
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import TASKS, load_task
 from bert_multitask.reporting import plots
@@ -163,7 +163,7 @@ def test_cosines_of_groups_are_drawn(monkeypatch):
         draw(axes, history, key, **style)
 
     monkeypatch.setattr(plots, "draw_curve", note)
-    add_training(Document("a run"), Source("run", tasks, {}, [], None, history, None))
+    add_training(Document("a run"), Source("run", tasks, {}, [], Records(Path("run"), None, None, {}), history))
     assert {key for key in drawn if key.startswith("cosine_")} == {"cosine_g_g", "cosine_g_sts", "cosine_sts_sts"}
 
 
@@ -174,7 +174,7 @@ def test_the_plan_is_the_runs(train):
     losses = [entry for entry in source.history if "loss" in entry]
     tasks = [next(key.removeprefix("loss_") for key in entry if key.startswith("loss_")) for entry in losses]
     assert source.plan() == tasks
-    del source.record["batches"]
+    del source.records.run["batches"]
     assert source.plan() is None
 
 
@@ -360,7 +360,8 @@ DECIDES = {"tasks": ["a"], "seed": 0, "data_seed": None, "schedule": "round_robi
     ids=["no seed", "another task", "a word", "a list", "an unknown schedule", "no number of steps", "negative"],
 )
 def test_a_damaged_plan_is_refused(batches, decides):
-    source = Source("runs/x", {}, {}, [], {"batches": batches, "decides": decides}, [], None)
+    records = Records(Path("runs/x"), {"batches": batches, "decides": decides}, None, {})
+    source = Source("runs/x", {}, {}, [], records, [])
     with pytest.raises(InputError, match="runs/x/run.json"):
         source.plan()
 
@@ -520,12 +521,12 @@ def test_many_classes_have_a_picture():
 def test_source_reads_no_history_of_a_table(course_folder, tmp_path):
     folder = tables(course_folder, tmp_path / "tables", ["sst"])
     (source,) = open_sources([str(folder / "sst-dev.parquet")], "dev", data_dir=str(course_folder))
-    assert source.record is None and source.history == [] and list(source.predictions) == ["sst"]
+    assert source.records.run is None and source.history == [] and list(source.predictions) == ["sst"]
 
 
 @pytest.mark.parametrize("content", [b'{"members"', b"[1]", b"7", b"[" * 100_000, b'{"a": "\xff"}'])
 def test_a_damaged_record_of_an_ensemble_is_refused(tmp_path, content):
     (tmp_path / "ensemble.json").write_bytes(content)
     with pytest.raises(InputError, match="ensemble.json: (is damaged|cannot be read)"):
-        read_ensemble(str(tmp_path))
-    assert read_ensemble(str(tmp_path / "none")) is None
+        Records.read(tmp_path)
+    assert Records.read(tmp_path / "none").ensemble is None

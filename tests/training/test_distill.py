@@ -99,8 +99,8 @@ def test_a_student_of_two_teachers(monkeypatch, config, capsys):
     teacher = folder / "teacher"
     ensemble = [*runs, "--split", "train", "--vote", "soft", "--output_dir", teacher]
     assert run_here(monkeypatch, *ensemble, recipe="ensemble") == 0
-    found = find_tables(str(teacher), "train")
-    members = [find_tables(str(run / "soft"), "train") for run in runs]
+    found = find_tables(teacher, "train")
+    members = [find_tables(run / "soft", "train") for run in runs]
     assert {name: len(table.table) for name, table in found.items()} == {"sst": 11, "quora": 14, "sts": 9}
     mean = np.mean([member["sst"].table["probabilities"][:] for member in members], axis=0)
     np.testing.assert_allclose(found["sst"].table["probabilities"][:], mean, atol=1e-6)

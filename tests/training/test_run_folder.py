@@ -474,7 +474,7 @@ def test_a_record_with_damaged_values(unfinished, damage, version):
         record |= damage
     (unfinished / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="run.json: is not the record of a run"):
-        read_run(str(unfinished))
+        read_run(unfinished)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"run": 3}', "\x00", '{"run": {}}', "[" * 100_000])
