@@ -69,7 +69,7 @@ PROMISES = {
     "test_trainer_promises.py::test_when_evaluation_begins": "eval_delay eval_on_start",
     "test_trainer_promises.py::test_compute_metrics_is_told_what_it_asks_for": "include_for_metrics",
     "test_trainer.py::test_resume_gives_the_same_weights_bit_for_bit": "save_steps",
-    "test_callbacks.py::test_files_no_checkpoint_needs_are_removed": "save_total_limit",
+    "test_run_folder.py::test_a_finished_run_has_its_weights_once": "save_total_limit",
     "test_hub.py::test_a_run_on_the_hub": "push_to_hub hub_token hub_private_repo hub_model_id hub_revision",
     "test_callbacks.py::test_the_final_model_is_the_best_of_each_task": "load_best_model_at_end",
     "test_trainer_promises.py::test_compute_metrics_picks_the_best": "metric_for_best_model greater_is_better",
