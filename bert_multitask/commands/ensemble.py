@@ -4,8 +4,8 @@
     bert-multitask ensemble RUN FOLDER ... --output_dir ENSEMBLE --vote soft --select greedy
 
 A member is a run (its prediction tables, or made now where it has none), a folder of prediction tables, or one table.
-Leaves in ENSEMBLE {task}-{split}.csv and .parquet, which an ensemble can take again, and ensemble.json. Of dev it
-prints every member's scores and the ensemble's. The rules are in docs/predict.md.
+Leaves in ENSEMBLE {task}-{split}.csv and .parquet, which an ensemble can take again, and ensemble.json. Of rows with
+labels it prints every member's scores and the ensemble's. The rules are in docs/predict.md.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     """Combine, as a command line says."""
     options = parse(argv)
     members = collect(options)
-    labels = members["dev"].labels if "dev" in members else {}
+    labelled = [split for split, found in members.items() if found.labels]
     picks = select(options, members["dev"]) if options.select else {}
     wanted = [split for split in members if options.split in (split, "both")]
     for split in wanted:
@@ -48,9 +48,9 @@ def main(argv: list[str]) -> None:
     record = {"members": options.members, "vote": options.vote}
     if options.select:
         record["picks"] = {task: [options.members[pick] for pick in taken] for task, taken in picks.items()}
-    if labels:
-        record["scores"] = report(options, members["dev"], picks)
-    elif "dev" in wanted:
+    for split in labelled:
+        record.setdefault("scores", {}).update(report(options, members[split], picks))
+    if "dev" in wanted and "dev" not in labelled:
         print("no scores: there are no labels; --data_dir names a folder that has them")
     write_json(options.output_dir / "ensemble.json", record)
     print(f"{' and '.join(wanted)} predictions: {options.output_dir}", flush=True)
@@ -103,15 +103,16 @@ def select(options: argparse.Namespace, found: SplitTables) -> dict[str, list[in
 
 
 def report(options: argparse.Namespace, found: SplitTables, picks: dict[str, list[int]]) -> dict:
-    """Print and return the dev scores of the members and of the ensembles: on all rows or, if members were selected, on
-    each half of the rows, one of which they were selected on."""
+    """Print and return the scores of the members and of the ensembles on a split: on all rows or, of dev where members
+    were selected, on each half of the rows, one of which they were selected on."""
     predictions = {
         member.name: {task: predicted.table for task, predicted in member.tables.items()} for member in found.members
     }
     predictions[f"all {len(found.members)}, {options.vote}"] = vote(found, options.vote)
-    parts = {"dev": {name: range(len(labels)) for name, labels in found.labels.items()}}
+    parts = {found.split: {name: range(len(labels)) for name, labels in found.labels.items()}}
     if picks:
         predictions[f"selected, {options.vote}"] = vote(found, options.vote, picks)
+    if picks and found.split == "dev":
         halves = {name: halve(found.tasks[name], labels) for name, labels in found.labels.items()}
         titles = ("dev, the half selected on", "dev, the other half")
         parts = {title: {name: both[n] for name, both in halves.items()} for n, title in enumerate(titles)}

@@ -3,6 +3,7 @@
     bert-multitask init reviews.csv                      # writes reviews.yaml
     bert-multitask init reviews.csv pairs.jsonl          # the tasks of both, in reviews.yaml
     bert-multitask init SetFit/sst5 --output sst5.yaml   # a dataset on the Hub
+    bert-multitask init reviews.csv --label genre stars  # the columns of labels, where the guess is wrong
 
 A table is CSV, TSV, JSON lines, Parquet or CoNLL, or the training rows of a dataset. Each column with a usual name for
 labels (label, topic, sentiment, stars, …, or one that ends in such a word, as Main Topic) becomes a task. If there is
@@ -35,6 +36,7 @@ COMMENTS = {
     "kind": "",  # why it is guessed
     "text": "a column, or several: [title, review]",
     "text_pair": "the second text",
+    "word_by_word": "texts are lists of words, or are cut at white space",
     "label": "the column of labels",
     "label_names": "the classes in their order; of a binary task yes is the last",
     "score_range": "the lowest and the highest score there may be",
@@ -74,6 +76,7 @@ def main(argv: list[str]) -> None:
     parser = CommandParser("init", __doc__)
     parser.add_argument("tables", metavar="TABLE", nargs="+", help="files, addresses, or ids of datasets on the Hub")
     parser.add_argument("--config_name", help="configuration of the dataset on the Hub, where it has several")
+    parser.add_argument("--label", metavar="COLUMN", nargs="+", default=[], help="columns of labels; else a guess")
     parser.add_argument("--output", type=local_path, help="file to write; by default ./TABLE.yaml, of the first table")
     parser.add_argument("--overwrite", action="store_true", help="replace the file to write, where there is one")
     options = parser.parse_args(argv)
@@ -85,8 +88,10 @@ def main(argv: list[str]) -> None:
     written, why, unused = [], {}, []
     for table, name in zip(tables, names, strict=True):
         taken = {fields.get(key) for fields in written for key in ("name", "group")}
-        guessed, reasons, unread = guess_table(table, name, options.config_name, taken)
+        guessed, reasons, unread = guess_table(table, name, options.config_name, taken, options.label)
         written, why, unused = written + guessed, why | reasons, unused + unread
+    if unknown := set(options.label) - {fields["label"] for fields in written}:
+        raise InputError(f"--label {min(unknown)}: no such column; others are {', '.join(unused) or 'none'}")
     tasks = load_tasks(written)
     rows = {name: load_rows(task) for name, task in tasks.items()}  # every row of them can be read
     command = shlex.join(["bert-multitask", "train", str(output)])
@@ -104,13 +109,14 @@ def main(argv: list[str]) -> None:
 
 
 def guess_table(
-    table: str, name: str, config_name: str | None, taken: Collection[str]
+    table: str, name: str, config_name: str | None, taken: Collection[str], chosen: Sequence[str]
 ) -> tuple[list[dict], dict[str, str], list[str]]:
     """Guess the tasks of one of the tables.
 
     Args:
         table: a file, an address or a Hub id.
         taken: names that other tables' tasks and groups have; a task with such a name gets the table's name added.
+        chosen: columns of labels, of which the table may have some; if it has none, they are guessed.
 
     Returns:
         The fields of each task (several are one group), {name of the task: the reason for its kind}, and the columns
@@ -120,7 +126,7 @@ def guess_table(
         InputError: the table cannot be read, or there seem to be no texts or no labels.
     """
     columns, source = read_source(table, config_name)
-    guessed, why = guess_tasks(columns, name)
+    guessed, why = guess_tasks(columns, name, [column for column in chosen if column in columns])
     names = {old: task_name(f"{old}_{name}", name, alone=False) if old in taken else old for old in why}
     written = [settle_task(complete(fields | {"name": names[fields["name"]]}, source)) for fields in guessed]
     if len(written) > 1:

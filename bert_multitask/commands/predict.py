@@ -6,8 +6,9 @@
 
 RUN is a run folder, a Hub id or package:NAME/PATH. Of a file, PREDICTIONS gets its rows with all their columns, and
 {task}_label, {task}_probability, … added, for the tasks that --task names or whose columns it has; where it has labels,
-the scores with intervals in metrics.json too. Of a split it gets {task}-{split}.csv and .parquet, a line a row, and of
-dev the scores in scores.json. See docs/predict.md, and docs/large_jobs.md for many rows.
+the scores with intervals in metrics.json too. Of a split it gets {task}-{split}.csv and .parquet, a line a row, and
+where rows have labels the scores: of dev in scores.json, of another split in scores-{split}.json. See docs/predict.md,
+and docs/large_jobs.md for many rows.
 """
 
 import argparse
@@ -73,9 +74,10 @@ def predict_split(options: argparse.Namespace) -> None:
     tables = {name: predictions.table for name, predictions in found.members[0].tables.items()}
     for name, table in tables.items():
         write_predictions(found.tasks[name], table, options.output_dir / f"{name}-{options.split}")
-    if options.split == "dev" and found.labels:
+    if found.labels:
         scores = score_tables(found.tasks, tables, found.labels)
-        write_json(options.output_dir / "scores.json", scores)
-        print(describe_scores({options.run: scores}, found.tasks), end="\n\n")
+        file = "scores.json" if options.split == "dev" else f"scores-{options.split}.json"
+        write_json(options.output_dir / file, scores)
+        print(describe_scores({options.run: scores}, found.tasks, f"{options.split} score"), end="\n\n")
     rows = ", ".join(f"{len(table):,} of {name}" for name, table in tables.items())
     print(f"{options.split} rows: {rows}\npredictions: {options.output_dir}", flush=True)

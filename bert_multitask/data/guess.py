@@ -36,10 +36,11 @@ LONG = 4  # words that a text has on average, and the name of a class has not
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its name, and its values in all rows."""
+    """A column of a table: its name, its values in all rows, and whether it is called as labels are, or was chosen."""
 
     name: str
     values: Sequence
+    is_label: bool
 
     @cached_property
     def known(self) -> list:
@@ -92,45 +93,53 @@ class Column:
         return words >= LONG or len(self.distinct) > max(MOST_GRADES, len(self.known) / 2)
 
     @property
-    def plain_name(self) -> str:
-        """The name in lower case, its words joined by underscores: `Main Topic` is `main_topic`."""
-        return "_".join(self.name.casefold().split())
-
-    @property
-    def is_named_label(self) -> bool:
-        """Whether it is called as labels are, at least in the last word of its name."""
-        return bool(LABELS.fullmatch(self.plain_name))
-
-    @property
     def is_id(self) -> bool:
         """Whether it names the rows."""
-        named = IDS.fullmatch(self.plain_name) is not None and not self.is_lists
+        named = IDS.fullmatch(plain_name(self.name)) is not None and not (self.is_lists or self.is_label)
         return named and len(set(map(str, self.known))) == len(self.values)
 
 
-def guess_tasks(columns: Mapping[str, Sequence], name: str) -> tuple[list[dict], dict[str, str]]:
+def plain_name(column: str) -> str:
+    """The name of a column in lower case, its words joined by underscores: `Main Topic` is `main_topic`."""
+    return "_".join(column.casefold().split())
+
+
+def guess_tasks(
+    columns: Mapping[str, Sequence], name: str, chosen: Collection[str] = ()
+) -> tuple[list[dict], dict[str, str]]:
     """Guess the tasks of a table, one for each column of labels, all of the same texts.
 
     Args:
         columns: {name: the values of all rows}.
         name: of the table, by which a task is called whose column of labels says nothing.
+        chosen: the columns of labels; without any, they are guessed.
 
     Returns:
         The fields of each task, without those that say where its rows are and what its labels are called; and why,
         {name of the task: what its labels look like}.
 
     Raises:
-        InputError: no column seems to hold texts, or none labels.
+        InputError: no column seems to hold texts, or none labels, or a chosen one does not.
     """
-    found = [Column(column, values) for column, values in columns.items()]
+    found = [
+        Column(column, values, column in chosen if chosen else bool(LABELS.fullmatch(plain_name(column))))
+        for column, values in columns.items()
+    ]
     ids = [column.name for column in found if column.is_id]
     found = [column for column in found if column.name not in ids and column.known]
-    texts, labels = guess_tags(found)
+    texts, labels = guess_tags(found, chosen)
     if not labels:
         kinds = {column.name: guess_kind(column) for column in found}
-        able = [column for column in found if kinds[column.name] and (column.is_named_label or not column.is_text)]
+        able = [column for column in found if kinds[column.name] and (column.is_label or not column.is_text)]
         labels = [(column.name, *kinds[column.name]) for column in choose_labels(able)]
-        texts = guess_texts([column for column in found if column.name not in [label[0] for label in labels]])
+        taken = {label[0] for label in labels}
+        taken |= {column.name for column in found if chosen and LABELS.fullmatch(plain_name(column.name))}
+        texts = guess_texts([column for column in found if column.name not in taken])
+    if lost := [column for column in chosen if column not in [label[0] for label in labels]]:
+        raise InputError(
+            f"{name}: column {lost[0]!r} holds no labels; expected 2 to {MOST_CLASSES} different values, numbers, "
+            "lists of labels, or a tag for each word"
+        )
     if not texts or not labels:
         what = "texts" if labels else "labels"
         raise InputError(
@@ -149,21 +158,24 @@ def guess_tasks(columns: Mapping[str, Sequence], name: str) -> tuple[list[dict],
     return tasks, {task: why for task, (_, _, why) in zip(names, labels, strict=True)}
 
 
-def guess_tags(columns: Sequence[Column]) -> tuple[dict, list[tuple[str, dict, str]]]:
-    """The column of words and that of tags, which are as many in each row; nothing where there are none. Tags that are
-    not lists but texts have to be called as labels are."""
+def guess_tags(columns: Sequence[Column], chosen: Collection[str]) -> tuple[dict, list[tuple[str, dict, str]]]:
+    """The column of words, that of tags, which are as many in each row, and the labels of whole rows beside them;
+    nothing where there are no tags. Tags that are not lists but texts have to be called as labels are."""
     for words in sorted(columns, key=lambda column: -len(column.words)):
         sizes = list(map(len, words.items))
         others = [column for column in columns if column is not words and column.is_lists >= words.is_lists]
         alike = [
             column
             for column in others
-            if (column.is_lists or column.is_named_label) and len(column.words) <= MOST_CLASSES
+            if (column.is_lists or column.is_label) and len(column.words) <= MOST_CLASSES
             if list(map(len, column.items)) == sizes
         ]
         if alike and sum(sizes) > (0 if words.is_lists else 2 * len(sizes)):
-            tags = choose_labels(alike)[-1]
-            return {"text": words.name}, [(tags.name, {"kind": "token_classification"}, "a tag for each word")]
+            tags = [one for one in alike if one.name in chosen] if chosen else choose_labels(alike)[-1:]
+            labels = [(one.name, {"kind": "token_classification"}, "a tag for each word") for one in tags]
+            beside = [one for one in columns if one.is_label and one not in (words, *alike)]
+            whole = [(one.name, *kind) for one in beside if (kind := guess_kind(one))]
+            return {"text": words.name} | ({"word_by_word": True} if whole else {}), labels + whole
     return {}, []
 
 
@@ -194,8 +206,8 @@ def are_grades(numbers: Collection[float]) -> bool:
 
 
 def choose_labels(columns: Sequence[Column]) -> list[Column]:
-    """Those that are called as labels are; else the last."""
-    return [column for column in columns if column.is_named_label] or list(columns[-1:])
+    """Those that are called as labels are, or were chosen; else the last."""
+    return [column for column in columns if column.is_label] or list(columns[-1:])
 
 
 def guess_texts(columns: Sequence[Column]) -> dict[str, object]:
@@ -223,6 +235,10 @@ def read_table_file(path: str) -> tuple[dict[str, list], dict]:
     Raises:
         InputError: the file does not exist, cannot be read or has no rows.
     """
+    if not is_url(path) and Path(path).is_dir():
+        tables = sorted(str(file) for file in Path(path).iterdir() if any(map(file.suffixes.__contains__, READERS)))
+        instead = f"in it, such as {tables[0]}" if tables else f"that ends in {', '.join(READERS)}"
+        raise InputError(f"{path}: is a folder; give a file {instead}")
     if not is_url(path) and not Path(path).is_file():
         raise InputError(
             f"{path}: no such file; expected one that ends in {', '.join(READERS)}, or the id of a dataset"

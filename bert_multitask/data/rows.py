@@ -6,6 +6,7 @@ of them; what is left out of training or scoring, and why, is said by `usable_ro
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -221,6 +222,24 @@ def warn_of_shared(task: Task, train: Dataset, dev: Dataset) -> None:
             f"{task.name}: {shared:,} of {len(scored):,} dev rows have the texts of training rows; their scores are "
             "too good"
         )
+
+
+def warn_of_other_draws(tasks: Sequence[Task], rows: Mapping[str, DatasetDict], data_dir: str) -> None:
+    """Warn if tasks that share weights draw different dev rows from the same training rows: then one is scored on texts
+    that another has trained on. The tasks of a group have the same dev rows."""
+    drawn = {task.unit: task for task in tasks if task.dev_share}
+    for pair in itertools.combinations(drawn.values(), 2):
+        places = {hub_place(task, "train") if is_from_hub(task, data_dir) else task.files["train"] for task in pair}
+        if len(places) > 1:
+            continue
+        trained = [set(text_keys(rows[task.name]["train"])) for task in pair]
+        dev = [text_keys(rows[task.name]["dev"]) for task in pair]
+        if shared := sum(key in known for known, keys in zip(trained, dev[::-1], strict=True) for key in keys):
+            names = " and ".join(task.unit for task in pair)
+            logger.warning(
+                f"{names} draw different dev rows from {places.pop()}: {shared:,} dev rows of one are training rows of "
+                "the other; make the two a group, whose tasks have the same dev rows"
+            )
 
 
 def is_from_hub(task: Task, data_dir: str | None) -> bool:

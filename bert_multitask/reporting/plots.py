@@ -1,8 +1,8 @@
-"""The pictures of reports and searches, as matplotlib figures for a page 800 px wide.
+"""The pictures of reports and searches, as matplotlib figures for pages from 400 px.
 
-One inch of a figure is 100 px of the page, so the smallest letters (9 pt) are 12.5 px high. The colours are those of
-Okabe and Ito, and blues for matrices: people who see no red or green can tell them apart, also when the HTML inverts
-them on a dark page.
+A page shows them at most 700 px wide: then one inch is 110 px, and the smallest letters (9 pt) are 14 px high. On a
+phone 400 px wide they are 7 px high. The colours are those of Okabe and Ito, and blues for matrices: people who see no
+red or green can tell them apart, also when the HTML inverts them on a dark page.
 """
 
 import io
@@ -24,7 +24,8 @@ from ..model.tasks import Task
 from .analysis import LabelledPredictions, class_scores, confusion, digits, error_by_length
 from .probabilities import Calibration
 
-WIDTH = 8  # inches
+WIDTH = 6.4  # inches
+WIDE = 8  # of three panels beside each other
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 TRAIN, DEV, IDENTITY = "#0072B2", "#D55E00", "#D55E00"
 # An entry of the log is of the few rows since the one before, so training curves are thin.
@@ -39,11 +40,12 @@ STYLE = {
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "savefig.dpi": 200,  # sharp on screens of two dots a pixel
+    "savefig.dpi": 250,  # sharp on screens of two dots a pixel
     "figure.constrained_layout.use": True,
 }
 SHOWN_STEPS = 300  # steps of the plan that are drawn one by one
 MANY_LABELS = 40  # labels that are drawn at most
+LETTERS = 50  # that fit beside each other below a matrix
 MANY_CLASSES = 12  # beyond these a cell or bar has no room for a number
 
 
@@ -65,7 +67,7 @@ def loss_label(task: Task) -> str:
 def training_curves(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> Figure:
     """Loss and metric of training and dev rows over the steps, from the entries of `history.jsonl`: a row of panels for
     each task, and one for all (paper, Figure 2)."""
-    figure = Figure(figsize=(WIDTH, 2.1 * (len(tasks) + 1) + 0.3))
+    figure = Figure(figsize=(WIDTH, 1.75 * (len(tasks) + 1) + 0.3))
     axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
     for (left, right), (name, task) in zip(axes, tasks.items(), strict=False):
         draw_curve(left, history, f"loss_{name}", **TRAIN_LINE)
@@ -147,7 +149,7 @@ def compared_curves(histories: Mapping[str, Sequence[Mapping]], tasks: Mapping[s
         histories: {name of the run: the entries of its `history.jsonl`}.
         tasks: {name: task} of the tasks that both have.
     """
-    figure = Figure(figsize=(WIDTH, 1.9 * (len(tasks) + 1) + 0.3))
+    figure = Figure(figsize=(WIDTH, 1.7 * (len(tasks) + 1) + 0.3))
     axes = figure.subplots(len(tasks) + 1, 2, sharex=True)
 
     def draw(axis: Axes, key: str) -> None:
@@ -192,14 +194,15 @@ def confusion_matrix(predictions: LabelledPredictions) -> Figure:
     (paper, Figure 3)."""
     names, percent = predictions.task.label_names, confusion(predictions)
     counts = [int((predictions.labels == index).sum()) for index in range(len(names))]
-    crowded = sum(map(len, names)) > 75  # letters that fit beside each other
+    below = [textwrap.fill(name, max(8, LETTERS // len(names)), break_long_words=False) for name in names]
+    crowded = sum(max(map(len, name.split("\n"))) for name in below) > LETTERS
     figure = Figure(figsize=(WIDTH, min(2.6 + 0.75 * len(names), WIDTH) + 0.08 * crowded * max(map(len, names))))
     axis = figure.subplots()
     image = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axis.set(title=fold(f"{predictions.task.name}: {len(predictions):,} rows", WIDTH), xlabel="true label (rows)")
     axis.set_ylabel("predicted label")
-    gap = " " if crowded else "\n"
-    ticks = [f"{name}{gap}({count:,})" for name, count in zip(names, counts, strict=True)]
+    gap, below = (" ", names) if crowded else ("\n", below)
+    ticks = [f"{name}{gap}({count:,})" for name, count in zip(below, counts, strict=True)]
     axis.set_xticks(range(len(names)), ticks, rotation=90 if crowded else 0)
     axis.set_yticks(range(len(names)), names)
     axis.spines[:].set_visible(False)
@@ -454,7 +457,7 @@ def search_overview(
     """
     trials = [trial for trial in trials if np.isfinite(trial["score"])]  # diverged ones have no place
     lines = -(-len(space) // 3)
-    figure = Figure(figsize=(WIDTH, 3 + 2.2 * lines))
+    figure = Figure(figsize=(WIDE, 3 + 2.2 * lines))
     top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2.2 * lines])
     history, bars = top.subplots(1, 2)
     draw_trials(history, trials, [trial["trial"] for trial in trials], highest)

@@ -145,7 +145,7 @@ def curves_of_both(source: Source, compared: Source) -> Picture | None:
 
 
 def add_members(document: Document, source: Source) -> None:
-    """The members of an ensemble, its vote, and the dev scores of each, from `ensemble.json`."""
+    """The members of an ensemble, its vote, and the scores of each, from `ensemble.json`."""
     if (ensemble := source.records.ensemble) is None:
         return
     selected = [

@@ -318,7 +318,9 @@ class MultitaskTrainingArguments(TrainingArguments):
         help="save checkpoints: steps, epoch, best or no; by default as --eval_strategy, or steps if that is no",
     )
     save_steps: float = HfArg(default=0.1, help="steps between checkpoints, or share of the plan")
-    save_total_limit: int | None = HfArg(default=2, help="checkpoints to keep; with 2 or more, the best and the last")
+    save_total_limit: int | None = HfArg(
+        default=2, help="checkpoints to keep; with 2, the best and the last until the run ends"
+    )
     early_stopping_patience: int | None = HfArg(
         default=None, help="stop after this many evaluations without improvement; by default never"
     )

@@ -1,5 +1,6 @@
 """The checkpoints in a run folder: which there are, whether one is whole, and which to resume from."""
 
+import filecmp
 import json
 import pickle
 import re
@@ -106,6 +107,13 @@ def remove_state(folder: Path) -> None:
     weights = ("momentum_teacher.safetensors", "weights_in_training.safetensors")
     for pattern in ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", *weights):
         remove(folder.glob(pattern))
+
+
+def is_copy(checkpoint: Path, run: Path) -> bool:
+    """Whether the files of a checkpoint's weights are those of the run folder, byte by byte."""
+    names = [file.name for pattern in NEEDED["weights"] for file in checkpoint.glob(pattern)]
+    _, differ, missing = filecmp.cmpfiles(checkpoint, run, names, shallow=False)
+    return bool(names) and not differ and not missing
 
 
 def check_checkpoint(folder: Path, files: Iterable[str] = ()) -> None:

@@ -22,7 +22,15 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
-from ..data.rows import describe_label_names, describe_rows, is_from_hub, load_rows, sample_rows, with_label_names
+from ..data.rows import (
+    describe_label_names,
+    describe_rows,
+    is_from_hub,
+    load_rows,
+    sample_rows,
+    warn_of_other_draws,
+    with_label_names,
+)
 from ..data.token_rows import count_labelled
 from ..data.tokens import load_tokenizer, tokenise_splits
 from ..evaluation.intervals import Estimate, Scores
@@ -170,6 +178,8 @@ def prepare(
     rows = {task.name: load_rows(task, run.data_dir) for task in tasks}
     for task in [task for task in tasks if task.distill_from]:
         rows[task.name]["train"] = add_soft_labels(task, rows[task.name]["train"])
+    if run.encoder_sharing != "per_task":
+        warn_of_other_draws(tasks, rows, run.data_dir)
     tell = say if args.process_index == 0 else logger.info
     for task, before in zip(tasks, given, strict=True):
         if before.is_open:

@@ -22,7 +22,7 @@ from ..model.errors import InputError, explained
 from ..model.fields import fits
 from ..model.tasks import COLUMNS, Task, load_task, load_tasks
 from .arguments import TASK_FIELDS, MultitaskTrainingArguments, RunArguments
-from .checkpoints import find_checkpoint, list_checkpoints, remove_state
+from .checkpoints import find_checkpoint, is_copy, list_checkpoints, remove_state
 from .folder_lock import FolderLock, contents, remove, writable
 from .hub import PUBLIC
 
@@ -60,6 +60,7 @@ PACKAGES = ("bert_multitask", "torch", "transformers", "datasets", "accelerate",
 # Fields of run.json that its readers need, and their types, which have names.
 RECORDED = {"run": dict, "training": dict, "decides": dict, "tasks": list, "data_dir": str | None, "max_length": int}
 TYPE_NAMES = {dict: "an object", list: "a list", str | None: "a text or null", int: "a whole number"}
+TO_GO_ON = (1, 2)  # checkpoints that a run needs: the best and the last; more are kept for their own sake
 # What a run may leave besides its checkpoints and run.json, as patterns.
 WRITTEN = [
     "metrics.json",  # first: without it a run is unfinished
@@ -176,13 +177,16 @@ class RunFolder:
 
     def finish(self, metrics: dict[str, float]) -> None:
         """Write `metrics.json`, which marks the run as finished, and remove what only an unfinished run needs: the best
-        weights of each task, which the model holds now, and the state of the checkpoints beside their weights."""
+        weights of each task, which the model holds now, the state of the checkpoints beside their weights, and the
+        checkpoint with the weights of the run folder, unless more are kept than going on needs."""
         if self.args.process_index != 0:
             return
         write_json(self.path / "metrics.json", metrics)
         shutil.rmtree(self.path / "_best", ignore_errors=True)
         for checkpoint in list_checkpoints(self.path).values():
             remove_state(checkpoint)
+            if self.args.save_total_limit in TO_GO_ON and is_copy(checkpoint, self.path):
+                remove([checkpoint])
 
 
 def fingerprints(rows: Mapping[str, DatasetDict]) -> dict[str, dict]:

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from ..evaluation.intervals import Estimate, bounds
 from ..model.tasks import Task
+from .checkpoints import list_checkpoints
 
 WIDTH = 100  # columns of what is no terminal, such as a pipe
 CELL = 9  # columns of a number in the table
@@ -212,13 +213,15 @@ def describe_scores(
 
 def describe_end(folder: Path, kept: str, has_predictions: bool) -> str:
     """What a finished run left, and which commands use it; `kept` says which step's weights it has."""
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     name = shlex.quote(str(folder))
     lines = [f"kept: {kept}"]
     if has_predictions:
         lines.append(f"predictions of dev and test rows: {folder / 'predictions'}")
+    lines.append(f"run folder: {folder} ({size_in_mb(folder):,.0f} MB)")
+    if checkpoints := list_checkpoints(folder).values():
+        size = sum(map(size_in_mb, checkpoints))
+        lines.append(f"  of it {size:,.0f} MB in checkpoint-*, weights of earlier saves: delete them when you are done")
     lines += [
-        f"run folder: {folder} ({size:,.0f} MB)",
         "",
         "next:",
         f"  bert-multitask predict {name} new.csv --output_dir PREDICTIONS",
@@ -226,3 +229,8 @@ def describe_end(folder: Path, kept: str, has_predictions: bool) -> str:
         f"  bert-multitask demo {name}",
     ]
     return "\n".join(lines)
+
+
+def size_in_mb(folder: Path) -> float:
+    """What all files in a folder weigh, in 10**6 bytes."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6

@@ -129,6 +129,41 @@ def test_each_column_of_labels_is_a_task(tmp_path, monkeypatch):
     assert all(rows[0][split]["text"][:] == rows[1][split]["text"][:] for split in ("train", "dev"))
 
 
+@pytest.mark.parametrize("words", [str.split, str], ids=["lists", "texts"])
+def test_tags_and_a_label_of_the_whole_text_are_a_group(tmp_path, monkeypatch, capsys, words):
+    rows = [{"tokens": text(6), "ner_tags": ["O B-X I-X O O O", "O O O O O O"][n % 2]} for n in range(COUNT)]
+    rows = [{name: words(value) for name, value in row.items()} for row in rows]
+    rows = [row | {"label": "abc"[n % 3], "source": "xy"[n % 2]} for n, row in enumerate(rows)]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (group,) = guessed(monkeypatch, "table.jsonl")
+    found = [(task["name"], task["kind"], task["label"]) for task in group["labels"]]
+    assert found == [("ner_tags", "token_classification", "ner_tags"), ("label", "classification", "label")]
+    assert group["text"] == "tokens" and "not read: source;" in capsys.readouterr().out
+    parts = [load_rows(task) for task in load_tasks([group]).values()]
+    assert parts[0]["dev"]["text"][:] == parts[1]["dev"]["text"][:]
+    (task,) = guessed(monkeypatch, "table.jsonl", "--label", "label")
+    assert (task["text"], task["label"], task["kind"]) == ("tokens", "label", "classification")
+    assert len(load_rows(next(iter(load_tasks([task]).values())))["dev"]) == len(parts[0]["dev"])
+
+
+def test_the_columns_of_labels_can_be_chosen(tmp_path, monkeypatch, capsys):
+    """Of the table that has them; the others are guessed. Without the flag `genre` is one."""
+    columns = {
+        "body": texts,
+        "genre": lambda n: "abc"[n % 3],
+        "venue": lambda n: "XY"[n % 2],
+        "number": lambda n: n % 4,
+    }
+    files = [table(tmp_path / "a.csv", **columns), table(tmp_path / "b.csv", text=texts, topic=lambda n: "abc"[n % 3])]
+    group, other = guessed(monkeypatch, *files, "--label", "venue", "number")
+    assert [(task["label"], task["kind"]) for task in group["labels"]] == [
+        ("venue", "classification"),
+        ("number", "classification"),
+    ]
+    assert (group["text"], other["label"]) == ("body", "topic") and "not read: genre;" in capsys.readouterr().out
+    assert guessed(monkeypatch, files[0])[0]["label"] == "genre"
+
+
 def test_columns_with_names_that_differ_in_case_alone(tmp_path, monkeypatch):
     columns = {"text": texts, "topic": lambda n: "abc"[n % 3], "Topic": lambda n: "de"[n % 2]}
     (group,) = guessed(monkeypatch, table(tmp_path / "table.csv", **columns))
@@ -201,6 +236,10 @@ def test_a_dataset_of_the_hub(monkeypatch, dev):
         (["semicolons.csv"], "semicolons.csv: its columns are separated by semicolons"),
         (["lists.csv"], "lists.csv, row 1: topics is \"['a', 'b0']\", a list that is written as one text; write a|b0"),
         (["table.csv", "--config_name", "de"], "table.csv is a file; leave it out"),
+        (["table.csv", "--label", "lable"], "--label lable: no such column"),
+        (["table.csv", "--label", "text"], "table: column 'text' holds no labels"),
+        (["folder"], "folder: is a folder; give a file in it, such as folder/part.csv"),
+        (["empty"], "empty: is a folder; give a file that ends in .csv"),
         (["table.csv", "--output", "no/such/folder.yaml"], "folder.yaml cannot be written: No such file"),
         (["table.csv"], "table.yaml exists; name another file with --output, or replace it with --overwrite"),
     ],
@@ -212,8 +251,11 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, 
     (tmp_path / "header.csv").write_text("text,label\n")
     (tmp_path / "semicolons.csv").write_text('mail;"topic"\n"Hello, you";a\n')
     (tmp_path / "table.yaml").write_text("mine: 1\n")
+    for name in ("folder", "empty"):
+        (tmp_path / name).mkdir()
+    table(tmp_path / "folder" / "part.csv", text=texts)
     before = sorted(tmp_path.iterdir())
-    if "--config_name" in argv:
+    if {"--config_name", "--label"} & set(argv):
         argv += ["--output", "new.yaml"]
     assert run_here(monkeypatch, *argv, recipe="init") == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -89,6 +89,27 @@ def test_as_the_run_itself_predicted(monkeypatch, tmp_path, run, files, split, c
         assert f"{scores['eval_overall']:.4f}" in printed
 
 
+def test_every_split_with_labels_is_scored(monkeypatch, tmp_path, run, files, capsys):
+    """By `predict` and `ensemble`; test rows as training rows, against the labels in the file."""
+    nli = json.dumps({"name": "nli", "files": dict.fromkeys(("train", "dev", "test"), files["train"])})
+    gold = pd.read_csv(files["train"])["gold"]
+    found = {}
+    for split in ("test", "train"):
+        flags = ["--split", split, "--tasks", nli, "sst", "--output_dir", tmp_path]
+        assert run_here(monkeypatch, run, *flags, recipe=PREDICT) == 0
+        found[split] = json.loads((tmp_path / f"scores-{split}.json").read_text())
+        right = (pd.read_csv(tmp_path / f"nli-{split}.csv")["label"] == gold).mean()
+        assert found[split]["eval_nli_accuracy"] == pytest.approx(right)
+        printed = capsys.readouterr().out
+        assert f"{split} score" in printed and f"{right:.4f}" in printed
+    assert "eval_sst_accuracy" in found["train"] and "eval_sst_accuracy" not in found["test"], "which has no labels"
+    assert not (tmp_path / "scores.json").exists(), "the scores of dev"
+    flags = ["--tasks", nli, "--output_dir", tmp_path / "both", "--data_dir", tmp_path]
+    assert run_here(monkeypatch, tmp_path / "nli-test.parquet", *flags, recipe=ENSEMBLE) == 0
+    scores = json.loads((tmp_path / "both" / "ensemble.json").read_text())["scores"]["test"]
+    assert scores["all 1, mode"]["eval_nli_accuracy"] == found["test"]["eval_nli_accuracy"]
+
+
 def test_bf16_changes_rounding_alone(monkeypatch, tmp_path, run):
     """By a few of bfloat16's steps, 2**-8 of a value; of a file and of a split alike."""
     flags = ["--split", "dev", "--output_dir", tmp_path, "--bf16"]

@@ -10,7 +10,7 @@ import pytest
 from test_report import predictions
 
 from bert_multitask.reporting.document import Document, Picture, Table
-from bert_multitask.reporting.plots import confusion_matrix, length_errors, to_png
+from bert_multitask.reporting.plots import WIDTH, confusion_matrix, length_errors, to_png
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
@@ -58,6 +58,15 @@ def test_the_page_is_as_wide_as_the_window(tmp_path, document, width):
     script = """(page) => [page.documentElement.scrollWidth, page.querySelector(".scroll").scrollWidth]"""
     page, table = look(tmp_path, document, script, width)
     assert page <= width and table > 900, "the table is wider than a phone"
+
+
+@pytest.mark.parametrize("width", [400, 500])
+def test_pictures_fit_a_phone_and_can_be_read(tmp_path, document, width):
+    """None scrolls, and the smallest letters, of 9 points, are nearly 7 px high, beside a scroll bar."""
+    script = """(page) => [...page.querySelectorAll("figure")].map(
+      (one) => [one.scrollWidth, one.clientWidth, one.firstChild.getBoundingClientRect().width])"""
+    for scrolled, seen, shown in look(tmp_path, document, script, width):
+        assert scrolled == seen <= width and shown / WIDTH * 9 / 72 > 6.8
 
 
 def test_rows_are_chosen(tmp_path, document):

@@ -110,7 +110,7 @@ def test_a_run(monkeypatch, train, capsys):
     assert sorted(pictures) == sorted(path.name for path in (run / "report").glob("*.png")) and len(pictures) == 8
     for name in pictures:
         width, height = struct.unpack(">II", (run / "report" / name).read_bytes()[16:24])
-        assert width == 1600 and 400 < height <= 1800, name  # twice a page's 800
+        assert width == 1600 and 400 < height <= 1850, name  # twice what a page shows them at
     html = (run / "report" / "report.html").read_text(encoding="utf-8")
     assert html.count('src="data:image/png;base64,') == html.count("src=") == html.count("alt=") == 8
     assert not re.search(r"https?://|<link", html) and html.count("<script>") == html.count("<script") == 1

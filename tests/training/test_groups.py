@@ -19,7 +19,7 @@ from transformers import AutoModel, set_seed
 
 from bert_multitask import MultitaskPipeline, MultitaskTrainer, MultitaskTrainingArguments
 from bert_multitask.data.collate import Collator
-from bert_multitask.data.rows import load_rows
+from bert_multitask.data.rows import HANDOUT, load_rows, warn_of_other_draws
 from bert_multitask.data.token_rows import join_groups, rows_by_task
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.modeling import MultitaskBertModel
@@ -281,6 +281,32 @@ def test_dev_share_takes_the_same_rows(tmp_path):
     tasks = load_tasks([group(files={"train": str(tmp_path / "rows.jsonl")}, dev_share=0.2)])
     dev = [load_rows(task)["dev"]["id"][:] for task in tasks.values()]
     assert dev[0] == dev[1] == dev[2] and 4 <= len(dev[0]) <= 12
+
+
+def test_tasks_that_draw_other_dev_rows_are_named(tmp_path, propagated_logs, caplog):
+    """Of one file, where they are no group."""
+    rows = make_rows(40, missing=False)
+    for name in ("rows", "other"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def read(*specs):
+        tasks = list(load_tasks(specs).values())
+        return tasks, {task.name: load_rows(task) for task in tasks}
+
+    source = {"files": {"train": str(tmp_path / "rows.jsonl")}, "dev_share": 0.2}
+    whole = group(**source)
+    stars, topic = ({**label, "text": whole["text"], **source} for label in whole["labels"][:2])
+    elsewhere = topic | {"files": {"train": str(tmp_path / "other.jsonl")}}
+    for specs in ([whole], [stars], [stars, elsewhere]):
+        warn_of_other_draws(*read(*specs), HANDOUT)
+        assert not caplog.messages
+    tasks, parts = read(stars, topic)
+    warn_of_other_draws(tasks, parts, HANDOUT)
+    texts = {name: {split: set(part["text"][:]) for split, part in splits.items()} for name, splits in parts.items()}
+    both = [texts[one]["dev"] & texts[other]["train"] for one, other in (("stars", "topic"), ("topic", "stars"))]
+    (message,) = caplog.messages
+    assert message.startswith("stars and topic draw different dev rows from ") and "rows.jsonl" in message
+    assert f": {sum(map(len, both))} dev rows of one are training rows of the other; make the two a gr" in message
 
 
 def test_joined_rows_are_taken_again(make, tokenizer):

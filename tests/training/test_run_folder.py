@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import socket
@@ -195,7 +196,7 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(monkeypatch, unfini
     (unfinished / "predictions").mkdir()
     assert run_here(monkeypatch, config, "--max_steps", 1, "--overwrite", "--no_do_predict") == 0
     assert (unfinished / "thesis.txt").exists() and (unfinished / "notes.py").exists()
-    assert {path.name for path in unfinished.glob("checkpoint*")} == {"checkpoint-1", "checkpoint-old"}
+    assert {path.name for path in unfinished.glob("checkpoint*")} == {"checkpoint-old"}
     assert not (unfinished / "predictions").exists() and losses(unfinished)[-1][0] == 1
 
 
@@ -309,6 +310,21 @@ def test_the_list_of_harmless_fields_is_complete():
     settings = deciding_settings(RunArguments(), args, [TASKS["sst"]], {"sst": {}})
     assert training - HARMLESS <= settings.keys() and run - HARMLESS_RUN <= settings.keys()
     assert {"tasks", "task sst", "rows of sst", "rows of a step", "mixed precision"} <= settings.keys()
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+def test_a_finished_run_has_its_weights_once(monkeypatch, config, capsys, limit):
+    """By default; checkpoints that were asked for stay. The end says what the others weigh."""
+    assert run_here(monkeypatch, config, *STEPS, "--save_total_limit", limit) == 0
+    folder, out = config.parent / "run", capsys.readouterr().out
+    left = [path.name for path in folder.glob("checkpoint-*")]
+    kept = re.search(r"kept: step (\d) of 4, the best", out)[1]
+    assert sorted(left) == [f"checkpoint-{step}" for step in "24" if step != kept or limit == 3]
+    assert ("MB in checkpoint-*, weights of" in out) == bool(left)
+    final = load_file(folder / "model.safetensors")
+    for name in left:
+        found = load_file(folder / name / "model.safetensors")
+        assert all(found[key].equal(final[key]) for key in final) == name.endswith(kept)
 
 
 # Damage.
@@ -545,7 +561,7 @@ def test_a_full_disk_in_mid_save(monkeypatch, config, capsys, share):
     """One line; what was written before is whole; with room again the run ends with the same weights."""
     folder, whole = config.parent / "run", config.parent / "whole"
     assert run_here(monkeypatch, config, *STEPS, "--output_dir", whole) == 0
-    size = int((whole / "checkpoint-2" / "model.safetensors").stat().st_size * share)
+    size = int((whole / "model.safetensors").stat().st_size * share)
     add = MultitaskTrainer.add_callbacks
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with monkeypatch.context() as patch:
