@@ -697,7 +697,6 @@ class MultitaskTrainer(Trainer):
         # With an encoder or adapter for each task, a step changes the weights of one task, so the others still have the
         # predictions of the last evaluation; not with --ema_decay, where every step changes the mean of all weights.
         reuse = self.is_in_train and eval_dataset is None and self.averaging is None and are_apart(self.model)
-        parts = []
         known = {name: output for name, (before, output) in self.evaluated.items() if reuse and before == steps[name]}
         new = {name: self.get_eval_dataloader(rows) for name, rows in loaders.items() if name not in known}
         self.table.expect(self.args, sum(map(len, new.values())), "evaluating")
@@ -707,18 +706,22 @@ class MultitaskTrainer(Trainer):
                 known[name] = self.evaluation_loop(new[name], f"Evaluation of {name}", False, ignore_keys, prefix)
             if reuse:
                 self.evaluated[name] = (steps[name], known[name])
-            own = f"{prefix}_model_preparation_time"  # Trainer's
-            parts.append({key: value for key, value in known[name].metrics.items() if key != own})
-        metrics = join_scores(*parts)
-        tasks = {name: self.model.tasks[name] for unit in loaders for name in self.model.members(unit)}
-        keys = score_keys(tasks, metric_key_prefix)
-        scores = {name: {task.metric: metrics[keys[name]]} for name, task in tasks.items()}
-        metrics[keys["overall"]] = overall_score(tasks, scores)
+        metrics = self.join_metrics({name: known[name] for name in loaders}, metric_key_prefix)
         self.check_best(metrics)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def join_metrics(self, outputs: Mapping[str, EvalLoopOutput], metric_key_prefix: str) -> dict[str, float]:
+        """The metrics of {task or group: output of `evaluation_loop`} in one dictionary, with the overall score."""
+        parts, trainers = [output.metrics for output in outputs.values()], "_model_preparation_time"
+        parts = [{key: value for key, value in part.items() if not key.endswith(trainers)} for part in parts]
+        metrics = join_scores(*parts)
+        tasks = {name: self.model.tasks[name] for unit in outputs for name in self.model.members(unit)}
+        keys = score_keys(tasks, metric_key_prefix)
+        scores = {name: {task.metric: metrics[keys[name]]} for name, task in tasks.items()}
+        return metrics | {keys["overall"]: overall_score(tasks, scores)}
 
     def check_best(self, metrics: Mapping[str, float]) -> None:
         """Raises InputError if the evaluation does not give `metric_for_best_model`. It may be one of

@@ -179,24 +179,23 @@ def test_a_run_resumes_bit_for_bit_and_leaves_the_encoder_alone(checkpoints, nam
 
 def test_each_task_ends_with_its_best_adapter(make_trainer, monkeypatch):
     """And the soup of such a run with itself is the merged run."""
-    scores = {3: 0.1, 6: 0.9, 9: 0.5}  # each task has a step before each of them
-    settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 3, "save_steps": 3}
-    settings["given"] = {"plan": ["sst", "quora", "sts"] * 3}
+    scores = iter([0.1, 0.9, 0.5])
+    settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 6}
     layout = {"encoder_sharing": "adapters", "peft_config": LORA}
     trainer = make_trainer(model_settings=layout, **settings, load_best_model_at_end=True)
-    kept, score = {}, trainer.score_task
+    kept, join = [], trainer.join_metrics
 
-    def scored(*args):
-        step = trainer.state.global_step
-        kept[step] = {key: weight.clone() for key, weight in trainer.model.state_dict().items()}
-        return {key: scores[step] if key != "loss" else number for key, number in score(*args).items()}
+    def scored(*args, **kwargs):
+        kept.append({key: weight.clone() for key, weight in trainer.model.state_dict().items()})
+        value = next(scores)
+        return {key: value if "_loss" not in key else number for key, number in join(*args, **kwargs).items()}
 
-    monkeypatch.setattr(trainer, "score_task", scored)
+    monkeypatch.setattr(trainer, "join_metrics", scored)
     trainer.train()
-    assert trainer.describe_kept().count("of step 6") == 3
-    assert not all(weight.equal(kept[9][key]) for key, weight in kept[6].items())
+    assert trainer.describe_kept().count("of step 4") == 3
+    assert not all(weight.equal(kept[2][key]) for key, weight in kept[1].items())
     for key, weight in trainer.model.state_dict().items():
-        assert weight.equal(kept[6][key]), key
+        assert weight.equal(kept[1][key]), key
 
 
 def test_the_soup_is_the_mean_of_merged_weights(checkpoints, tmp_path):
