@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .tasks import Task
 
 LARGEST_SCORE = float(np.finfo(np.float32).max)  # labels are fp32
+BITS = {0: 0, 1: 1, "0": 0, "1": 1}  # also of 1.0 and True, which equal 1
 SEPARATOR = "|"  # between the names of several labels in one field of a table
 
 
@@ -134,6 +135,11 @@ class Kind:
     def parts(self, raw: object) -> Sequence:
         """The single names or numbers in a label as its source gives it."""
         return [raw]
+
+    def vector(self, raw: object) -> tuple[int, ...] | None:
+        """A label as its source gives it, if it may be meant as a 0 or 1 for each of two label names and not as the
+        numbers of those that apply; None of any other."""
+        return None
 
     def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
         """The names that labels have, sorted, in the order of classes; `where` says whose they are.
@@ -592,6 +598,11 @@ class Multilabel(Kind):
         if isinstance(raw, str):
             return [] if raw.strip() == SEPARATOR else raw.split(SEPARATOR)
         return raw if is_list(raw) else [raw]
+
+    def vector(self, raw: object) -> tuple[int, ...] | None:
+        """(0, 1) and (1, 0): all others have an item twice, which `read` refuses, or no 1."""
+        found = tuple(BITS.get(part) for part in self.parts(raw))
+        return found if set(found) == {0, 1} else None
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> list[int] | None:
         """A list of names or numbers, each once; or one field, names with `SEPARATOR` between them, and `SEPARATOR`
