@@ -412,27 +412,30 @@ def check_class_weights(task: Task) -> dict | str | None:
     return {name: float(weights[name]) for name in task.label_names}
 
 
-def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
-    """Make a task from a preset's name or from a dictionary of `Task` fields (from YAML or a checkpoint); a task is
-    returned as it is.
+def load_task(spec: "str | dict | Task", *, named: bool = True, known: "Mapping[str, Task] | None" = None) -> Task:
+    """Make a task from a name or from a dictionary of `Task` fields (from YAML or a checkpoint); a task is returned as
+    it is.
 
-    A dictionary with the key "preset" starts from that preset and overrides the fields given: `{"preset": "sts",
-    "pooling": "mean"}`.
+    A dictionary with the key "preset" starts from the task of that name and overrides the fields given: `{"preset":
+    "sts", "pooling": "mean"}`.
 
     Args:
         spec: name, fields or task.
         named: whether a task without label names is an error, if its kind needs some.
+        known: {name: task} besides the presets, such as those of a trained run. They come before presets of these
+            names.
 
     Raises:
-        InputError: the name is not a preset's, a field is unknown, missing or out of range, or label names are missing.
+        InputError: the name is not known, a field is unknown, missing or out of range, or label names are missing.
     """
+    known = TASKS | dict(known or {})
     if isinstance(spec, str):
-        if spec not in TASKS:
-            raise InputError(f"unknown task {spec!r}; choose from {', '.join(TASKS)}, or define it in the YAML")
-        return TASKS[spec]
+        if spec not in known:
+            raise InputError(f"unknown task {spec!r}; choose from {', '.join(known)}, or define it in the YAML")
+        spec = known[spec]
     if isinstance(spec, dict):
         if "preset" in spec:
-            preset = vars(load_task(str(spec["preset"])))
+            preset = vars(load_task(str(spec["preset"]), named=False, known=known))
             spec = preset | {key: value for key, value in spec.items() if key != "preset"}
         if "labels" in spec:
             raise InputError(f"group {spec.get('name')!r} is several tasks; expected one")
@@ -449,8 +452,11 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
     return spec
 
 
-def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> dict[str, Task]:
-    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`).
+def load_tasks(
+    specs: "Iterable[str | dict | Task]", *, named: bool = True, known: "Mapping[str, Task] | None" = None
+) -> dict[str, Task]:
+    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`). The name of a group of
+    `known` tasks stands for all of them.
 
     Raises:
         InputError: as `load_task`; or two tasks would have the same name, files (some file systems ignore case) or
@@ -458,9 +464,11 @@ def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> d
     """
     if not isinstance(specs, Iterable) or isinstance(specs, (str, Mapping)):
         raise InputError(f"tasks is {specs!r}; expected a list of tasks")
+    groups = units((known or {}).values())
+    specs = [one for spec in specs for one in (groups.get(spec, [spec]) if isinstance(spec, str) else open_group(spec))]
     tasks: dict[str, Task] = {}
     owners: dict[str, str] = {}  # {what each task has of its own: the task}
-    for task in (load_task(one, named=named) for spec in specs for one in open_group(spec)):
+    for task in (load_task(spec, named=named, known=known) for spec in specs):
         if task.name in tasks:
             raise InputError(f"tasks names {task.name!r} twice; give each task a name of its own")
         scores = (f"a score eval_{task.name}_{name}" for name in (task.metric, "loss"))

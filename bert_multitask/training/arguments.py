@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.utils import logging
 
 from ..data.rows import HANDOUT, SAMPLE
 from ..evaluation.metrics import find_metric
-from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
+from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING, resolve_folder
 from ..model.errors import InputError, explained
 from ..model.tasks import TASKS, Task, check_groups, load_task, load_tasks, units
 from .flags import check_devices, check_resolved, check_saving, check_values
@@ -64,7 +65,8 @@ class RunArguments:
         default="google-bert/bert-base-uncased", help="encoder: Hub id, folder or package:NAME/PATH"
     )
     tasks: list[str] = HfArg(
-        default_factory=lambda: ["sst", "quora", "sts"], help="sst, quora, sts, cfimdb, glue/mrpc …, or JSON of a task"
+        default_factory=lambda: ["sst", "quora", "sts"],
+        help="sst, quora, sts, cfimdb, glue/mrpc …, a trained run's, or JSON",
     )
     data_dir: str = HfArg(default=HANDOUT, help=f"folder, URL, 'hub' or {SAMPLE}; by default the course's data")
     max_length: int = HfArg(default=512, help="tokens of a row; longer rows are truncated")
@@ -191,8 +193,27 @@ class RunArguments:
         alpha = 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
         return {"r": self.lora_rank, "lora_alpha": alpha, "target_modules": self.lora_target_modules}
 
+    @property
+    def trained_tasks(self) -> dict[str, Task]:
+        """{name: task} of the run that `model_name_or_path` names, as its `run.json` says. Without that file they are
+        from its `config.json`, which does not say where rows are; presets then stay as they are. Of anything but a
+        trained run's folder there are none.
+
+        Raises:
+            InputError: these files are damaged.
+        """
+        folder = Path(resolve_folder(self.model_name_or_path))
+        damage = (InputError, OSError, ValueError, TypeError, AttributeError, RecursionError)
+        for path in (folder / "run.json", folder / "config.json"):
+            with explained(f"{path}: is damaged", *damage):
+                if path.is_file() and (specs := json.loads(path.read_bytes()).get("tasks")):
+                    tasks = load_tasks(specs, named=False)
+                    return {name: tasks[name] for name in tasks if path.name == "run.json" or name not in TASKS}
+        return {}
+
     def load_tasks(self) -> list[Task]:
-        """The run's tasks, with the values of the flags, such as epochs and dropout, instead of their own.
+        """The run's tasks, with the values of the flags, such as epochs and dropout, instead of their own. A name is of
+        one of `trained_tasks`, or of a preset.
 
         Raises:
             InputError: a task is unknown or named twice, a flag names a task that the run does not have, or a metric
@@ -200,7 +221,7 @@ class RunArguments:
         """
         expected = 'JSON such as {"preset": "sts", "epochs": 3}'
         specs = [parse_json("--tasks", spec, expected) if str(spec).startswith("{") else spec for spec in self.tasks]
-        tasks = load_tasks(specs, named=False)
+        tasks = load_tasks(specs, named=False, known=self.trained_tasks)
         presets, groups = {task.name for task in TASKS.values()}, units(tasks.values())
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)

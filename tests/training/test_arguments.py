@@ -1,5 +1,8 @@
 """The command line: YAML below, flags above, and every mistake named."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 import yaml
@@ -8,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from bert_multitask.commands.command_line import OTHERS, RecipeParser
 from bert_multitask.model.errors import InputError
+from bert_multitask.model.tasks import TASKS
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments, check_launch
 
 
@@ -292,3 +296,38 @@ def test_a_missing_config_is_named(tmp_path):
     parser = RecipeParser((RunArguments, MultitaskTrainingArguments), tmp_path / "default.yaml", "a test")
     with pytest.raises(InputError, match="default.yaml: no such configuration file"):
         parser.parse([])
+
+
+def test_tasks_are_those_of_the_run_that_is_trained_on(tmp_path):
+    """Of its run.json, with where its rows are and what it trained them with; of a model without one, config.json."""
+    own = {"name": "own", "kind": "regression", "text": "body", "epochs": 2}
+    sst = dataclasses.replace(TASKS["sst"], epochs=4)
+    (tmp_path / "config.json").write_text(json.dumps({"tasks": [own, sst.to_config()]}))
+    run = RunArguments(model_name_or_path=str(tmp_path), tasks=["own", "sst"], task_epochs={"own": 1})
+    found = {task.name: task for task in run.load_tasks()}
+    assert (found["own"].text, found["own"].epochs, found["own"].files) == ("body", 1, None)
+    assert found["sst"] == TASKS["sst"]
+    files = {"train": "a.csv", "dev": "b.csv"}
+    record = {"tasks": [own | {"files": files}, dataclasses.asdict(sst)]}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    found = {task.name: task for task in run.load_tasks()}
+    assert (found["own"].files, found["own"].epochs, found["sst"].epochs) == (files, 1, 4)
+    (tmp_path / "run.json").write_text('{"tasks": [')
+    with pytest.raises(InputError, match="run.json: is damaged"):
+        run.load_tasks()
+    with pytest.raises(InputError, match="unknown task 'own'"):
+        RunArguments(tasks=["own"]).load_tasks()
+
+
+def test_a_flag_names_a_task_or_group_of_the_run_that_is_trained_on(tmp_path):
+    fields = {"kind": "regression", "text": "body", "files": {"train": "a.csv", "dev": "b.csv"}}
+    (tmp_path / "run.json").write_text(
+        json.dumps({"tasks": [fields | {"name": name, "group": "all"} for name in "ab"]})
+    )
+    parser = RecipeParser((RunArguments,), "rr_tpe.yaml", "", "train")
+    for names, tasks in ((["all"], ["a", "b"]), (["b", "sst"], ["b", "sst"])):
+        (tmp_path / "c.yaml").write_text(f"model_name_or_path: {tmp_path}\n")
+        run, *_ = parser.parse([str(tmp_path / "c.yaml"), "--tasks", *names])
+        assert [task.name for task in run.load_tasks()] == tasks
+    with pytest.raises(InputError, match="unknown task 'c'; choose from a, b, all, sst, "):
+        parser.parse([str(tmp_path / "c.yaml"), "--tasks", "c"])
