@@ -23,7 +23,7 @@ from ..evaluation.predict import group_alike, predict_tasks
 from ..model.errors import InputError, one_line
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
-from ..model.tasks import Task, text_parts
+from ..model.tasks import Task, find_task, text_parts
 from .trained_run import TrainedRun
 
 logger = logging.get_logger(__name__)
@@ -170,9 +170,7 @@ class MultitaskPipeline:
         Raises:
             InputError: the model has no such task.
         """
-        if task not in self.tasks:
-            raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
-        return self.tasks[task]
+        return find_task(self.tasks, task, instead=", or answer all tasks of a text with all(text)")
 
     def answerable(self, columns: Iterable[str], where: str) -> list[str]:
         """The tasks whose own columns are among those of a frame or file; messages call it `where`.

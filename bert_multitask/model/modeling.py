@@ -40,7 +40,7 @@ from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
 from .packing import Packing
 from .stock import check_embeddings, has_pooler, new_encoder, run_encoder
-from .tasks import Task, load_task, load_tasks, units
+from .tasks import Task, find_task, load_task, load_tasks, units
 
 logger = logging.get_logger(__name__)
 
@@ -258,8 +258,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     def check_task(self, task: str) -> None:
         """Raises InputError if the model does not have the task."""
-        if task not in self.tasks:
-            raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
+        find_task(self.tasks, task)
 
     def members(self, name: str) -> list[str]:
         """The tasks of a group, or the task of that name."""

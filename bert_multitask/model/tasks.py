@@ -438,7 +438,10 @@ def load_task(spec: "str | dict | Task", *, named: bool = True, known: "Mapping[
             preset = vars(load_task(str(spec["preset"]), named=False, known=known))
             spec = preset | {key: value for key, value in spec.items() if key != "preset"}
         if "labels" in spec:
-            raise InputError(f"group {spec.get('name')!r} is several tasks; expected one")
+            raise InputError(
+                f"group {spec.get('name')!r} is several tasks; expected one: give each label a Task of its own with "
+                f"group={spec.get('name')!r}"
+            )
         if "name" not in spec:
             raise InputError(f"a task in tasks has no name: {spec}; tasks is a list, each with its fields")
         where = f"task {spec['name']!r}"
@@ -520,6 +523,22 @@ def units(tasks: Iterable[Task]) -> dict[str, list[str]]:
     for task in tasks:
         found.setdefault(task.unit, []).append(task.name)
     return found
+
+
+def find_task(tasks: Mapping[str, Task], name: str, instead: str = "") -> Task:
+    """The task of that name, one of a model's.
+
+    Args:
+        instead: what else to do with the name of a group, for the message.
+
+    Raises:
+        InputError: there is no such task.
+    """
+    if name in tasks:
+        return tasks[name]
+    if name in (groups := units(tasks.values())):
+        raise InputError(f"{name!r} is a group of {', '.join(groups[name])}; name one of its tasks{instead}")
+    raise InputError(f"this model has no task {name!r}; it has {', '.join(tasks)}")
 
 
 def check_groups(tasks: Mapping[str, Task]) -> None:
