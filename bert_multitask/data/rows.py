@@ -505,7 +505,8 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     kept = ~empty if task.group else ~empty & ~unlabelled
     fates = ("left out of training",) * 2 if split == "train" else ("predicted", "predicted, not scored")
     needs_label = not (unlabelled.all() or (split == "train" and task.group))
-    for gap, places, fate in zip(("an empty text", "no label"), (empty, unlabelled & needs_label), fates, strict=True):
+    gaps = "an empty text", f"no label for {task.name}"
+    for gap, places, fate in zip(gaps, (empty, unlabelled & needs_label), fates, strict=True):
         if places.any():
             logger.warning(f"{source}: {gap} in {name_rows(task, rows, places)}; {fate}")
     if split != "train" or kept.all():

@@ -76,13 +76,9 @@ class Kind:
 
     # What a task says.
 
-    def check_task(self, task: "Task", where: str) -> None:
-        """Check that the fields of a task fit its kind.
-
-        Raises:
-            InputError: one does not; the message names it.
-        """
-        names, a_task = task.label_names or (), f"a task of kind {task.kind!r}"
+    @property
+    def refused(self) -> dict[str, str]:
+        """{field that no task of this kind has: why not}."""
         unweighted = "has no classes" if self.classes is None else "gives all labels the same weight"
         # Field -> whether a task may have it, and why not.
         allowed = {
@@ -94,8 +90,17 @@ class Kind:
             "prediction_column": (not self.nested, "has lists, and the course's form holds one value a row"),
             "text_pair": (not self.words, "tags the words of one text"),
         }
-        for field, (fits, why) in allowed.items():
-            if not fits and (value := getattr(task, field)) not in (None, 0):
+        return {field: why for field, (fits, why) in allowed.items() if not fits}
+
+    def check_task(self, task: "Task", where: str) -> None:
+        """Check that the fields of a task fit its kind.
+
+        Raises:
+            InputError: one does not; the message names it.
+        """
+        names, a_task = task.label_names or (), f"a task of kind {task.kind!r}"
+        for field, why in self.refused.items():
+            if (value := getattr(task, field)) not in (None, 0):
                 shown = list(value) if isinstance(value, tuple) else value
                 raise InputError(f"{where}: {field} is {shown!r}; {a_task} {why}; leave {field} out")
         if task.ordered and not (self.orderable and len(names) > 2):

@@ -20,6 +20,7 @@ from ..data.rows import HANDOUT, SAMPLE
 from ..evaluation.metrics import find_metric
 from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING, resolve_folder
 from ..model.errors import InputError, explained
+from ..model.kinds import KINDS
 from ..model.tasks import TASKS, Task, check_groups, load_task, load_tasks, units
 from .flags import check_devices, check_resolved, check_saving, check_values
 from .schedule import SCHEDULES, count_batches, flatten_sizes
@@ -226,13 +227,14 @@ class RunArguments:
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)
             if values is not None and not isinstance(values, dict):
-                values = dict.fromkeys(tasks, values)
+                values = dict.fromkeys(able_tasks(flag, tasks), values)
             for name, value in (values or {}).items():
                 if name in presets and name not in tasks:
                     continue  # a YAML file sets it for a preset that --tasks left out
                 if name not in tasks and name not in groups:
                     raise InputError(f"--{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
-                for member in groups.get(name, [name]):
+                members = groups.get(name, [name])
+                for member in able_tasks(flag, {each: tasks[each] for each in members}):
                     tasks[member] = load_task(vars(tasks[member]) | {key: value}, named=False)
         check_groups(tasks)
         for task in tasks.values():
@@ -241,6 +243,19 @@ class RunArguments:
             if getattr(self, flag) is not None and not any(task.distill_from for task in tasks.values()):
                 raise InputError(f"--{flag} does nothing without --distill_from, which names the teacher")
         return list(tasks.values())
+
+
+def able_tasks(flag: str, tasks: Mapping[str, Task]) -> list[str]:
+    """The tasks that one value of a flag is for: those whose kinds can have it, or all where none can, so that it is
+    refused. A line names the others."""
+    others = [name for name, task in tasks.items() if TASK_FIELDS[flag] in KINDS[task.kind].refused]
+    if not 0 < len(others) < len(tasks):
+        return list(tasks)
+    why = KINDS[tasks[others[0]].kind].refused[TASK_FIELDS[flag]]
+    logger.warning_once(
+        f"--{flag} is not for {', '.join(others)}: a task of kind {tasks[others[0]].kind!r} {why}; the others have it"
+    )
+    return [name for name in tasks if name not in others]
 
 
 @dataclass

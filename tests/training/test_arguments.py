@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 from bert_multitask.commands.command_line import OTHERS, RecipeParser
 from bert_multitask.model.errors import InputError
 from bert_multitask.model.tasks import TASKS
+from bert_multitask.training import arguments
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments, check_launch
 
 
@@ -95,6 +96,33 @@ def test_class_weights_for_all_tasks_or_by_task(tmp_path):
     assert weights("class_weights: {quora: {paraphrase: 3, different: 1}}") == [None, by_name]
     both = '{"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}'
     assert weights("", "--class_weights", both) == ["balanced", by_name]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "without"),
+    [("class_weights", "balanced", ["score"]), ("label_smoothing", 0.1, ["score"]), ("distill_from", "x", ["tags"])],
+)
+def test_one_value_is_for_the_tasks_that_can_have_it(caplog, propagated_logs, flag, value, without):
+    """A line names the others; one that is named is refused, and so are all of them."""
+    names = {"label_names": ["O", "B-X"]}
+    kinds = {"yes": ("binary", names), "score": ("regression", {}), "tags": ("token_classification", names)}
+    tasks = [json.dumps({"name": name, "kind": kind} | rest) for name, (kind, rest) in kinds.items()]
+    tasks = [task for task in tasks if flag == "distill_from" or "tags" not in task]
+    type(arguments.logger).warning_once.cache_clear()
+    found = {task.name: getattr(task, flag) for task in RunArguments(tasks=tasks, **{flag: value}).load_tasks()}
+    assert {name for name, given in found.items() if not given} == set(without)
+    assert {given for given in found.values() if given} == {value}
+    grouped = [json.dumps(json.loads(task) | {"group": "all", "word_by_word": True}) for task in tasks]
+    again = {
+        task.name: getattr(task, flag) for task in RunArguments(tasks=grouped, **{flag: {"all": value}}).load_tasks()
+    }
+    assert again == found
+    (line,) = [record.getMessage() for record in caplog.records if flag in record.getMessage()]
+    assert f"--{flag} is not for {without[0]}: a task of kind '{kinds[without[0]][0]}' " in line
+    for wrong in ({without[0]: value}, value):
+        alone = [task for task in tasks if without[0] in task]
+        with pytest.raises(InputError, match=f"task '{without[0]}': {flag} is .*; leave {flag} out"):
+            RunArguments(tasks=tasks if wrong != value else alone, **{flag: wrong}).load_tasks()
 
 
 def test_label_smoothing_for_all_tasks_or_by_task(tmp_path):
@@ -274,11 +302,14 @@ def test_mistakes_are_named(tmp_path, yaml, flags, message):
         (["--smart_weight", "-1"], "task 'sst': smart_weight is -1; expected a factor of at least 0"),
         (["--bregman_weight", '{"sts": -2}'], "task 'sts': bregman_weight is -2"),
         (
-            ["--class_weights", "balanced"],
+            ["--class_weights", '{"sts": "balanced"}'],
             "task 'sts': class_weights is 'balanced'; .*'regression' has no classes",
         ),
         (["--class_weights", '{"quora": {"yes": 1}}'], "task 'quora': class_weights has 'yes'"),
-        (["--label_smoothing", "0.1"], "task 'sts': label_smoothing is 0.1; .*'regression' has no classes"),
+        (
+            ["--tasks", "sts", "--label_smoothing", "0.1"],
+            "task 'sts': label_smoothing is 0.1; .*'regression' has no classes",
+        ),
         (["--label_smoothing", '{"sst": 1}'], "task 'sst': label_smoothing is 1"),
         (
             ["--tasks", '{"name": "a", "kind": "binary", "label_names": ["n", "y"], "metric": "rmse"}'],
