@@ -294,7 +294,12 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
             number for number, line in enumerate(file, start=1) if line.decode(errors="ignore").encode() != line
         )
         raise InputError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    if blank and len(columns) == 1:
+    warn_of_lines(path, spanning, blank if len(columns) == 1 else [])
+
+
+def warn_of_lines(path: str, spanning: Sequence[int], blank: Sequence[int]) -> None:
+    """Warn of a table's rows of several lines, by their numbers, and of blank lines that may be meant as rows."""
+    if blank:
         logger.warning(
             f"{path}: blank lines are skipped, {len(blank):,} in all, the first is line {blank[0]}; a row with an "
             'empty field is written ""'

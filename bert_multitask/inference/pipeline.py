@@ -5,7 +5,7 @@ import reprlib
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -101,6 +101,17 @@ class MultitaskPipeline:
             self.parts = LOADED[self.key]
         return self.parts
 
+    # What is one row, and what are several, for type checkers. Two texts are one row of a pair task, else two rows.
+    @overload
+    def __call__(self, task: str, rows: str | Mapping[str, Any]) -> dict[str, Any]: ...
+    @overload
+    def __call__(self, task: str, rows: tuple[str, str]) -> Any: ...
+    @overload
+    def __call__(self, task: str, rows: Sequence[Any]) -> list[dict[str, Any]]: ...
+    @overload
+    def __call__(self, task: str, rows: pd.DataFrame) -> pd.DataFrame: ...
+    @overload
+    def __call__(self, task: str, rows: Iterable[Any]) -> list[dict[str, Any]]: ...
     def __call__(self, task: str, rows: Any) -> Any:
         """Answer one task.
 
@@ -127,6 +138,14 @@ class MultitaskPipeline:
         answers = [row[task] for row in self.answer([task], rows)]
         return answers[0] if single else answers
 
+    @overload
+    def all(self, rows: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]: ...
+    @overload
+    def all(self, rows: Sequence[Any]) -> list[dict[str, dict[str, Any]]]: ...
+    @overload
+    def all(self, rows: pd.DataFrame) -> pd.DataFrame: ...
+    @overload
+    def all(self, rows: Iterable[Any]) -> list[dict[str, dict[str, Any]]]: ...
     def all(self, rows: Any) -> Any:
         """Answer every task that takes single texts; tasks that share an encoder are answered in one pass.
 

@@ -108,7 +108,8 @@ class Kind:
                 f"{where}: ordered is of a task with one of three or more label_names a row, from the lowest to the "
                 f"highest; it is {a_task} with {len(names)}, so leave it out"
             )
-        if task.score_range and not task.score_range[0] < task.score_range[1]:
+        span = task.score_range
+        if span is not None and (len(span) != 2 or not span[0] < span[1]):
             raise InputError(f"{where}: score_range is {list(task.score_range)}; expected [lowest, highest]")
         if self.classes is None or task.is_open:
             return

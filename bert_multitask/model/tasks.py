@@ -72,14 +72,14 @@ class HubSource:
 
     path: str
     name: str | None = None
-    text: str | tuple[str, ...] = "text"
-    text_pair: str | tuple[str, ...] | None = None
+    text: str | Sequence[str] = "text"
+    text_pair: str | Sequence[str] | None = None
     label: str = "label"
     splits: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"}
     )
     revision: str | None = None
-    label_names: tuple[str, ...] | None = None
+    label_names: Sequence[str] | None = None
 
     def __post_init__(self):
         read_label_names(self, "hub")
@@ -109,8 +109,8 @@ class ExtraRows:
 
     file: str | None = None
     hub: HubSource | None = None
-    text: str | tuple[str, ...] | None = None
-    text_pair: str | tuple[str, ...] | None = None
+    text: str | Sequence[str] | None = None
+    text_pair: str | Sequence[str] | None = None
     label: str | None = None
     quoting: str | None = None
     max_samples: int | None = None
@@ -139,7 +139,8 @@ class ExtraRows:
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its rows, its head, its loss and how it is scored. Everything is plain data, so YAML can hold it.
+    """One task: its rows, its head, its loss and how it is scored. Everything is plain data, so YAML can hold it; lists
+    are kept as tuples.
 
     Args:
         name: name of the task in flags, logs and files; a Python identifier that is not RESERVED.
@@ -206,12 +207,12 @@ class Task:
 
     name: str
     kind: str
-    text: str | tuple[str, ...] | None = None
-    text_pair: str | tuple[str, ...] | None = None
+    text: str | Sequence[str] | None = None
+    text_pair: str | Sequence[str] | None = None
     label: str | None = None
-    label_names: tuple[str, ...] | None = None
+    label_names: Sequence[str] | None = None
     ordered: bool = False
-    score_range: tuple[float, float] | None = None
+    score_range: Sequence[float] | None = None
     pair_encoding: str | None = None
     pooling: str | None = None
     head: str | None = None
@@ -238,7 +239,7 @@ class Task:
     dev_share: float | None = None
     quoting: str = "standard"
     hub: HubSource | None = None
-    extra_train: tuple[ExtraRows, ...] | None = None
+    extra_train: Sequence[ExtraRows] | None = None
     course_rows: dict[str, int] | None = None
     prediction_column: str | None = None
 
@@ -646,7 +647,7 @@ def glue(
     kind: str,
     text: str,
     text_pair: str | None = None,
-    label_names: tuple[str, ...] | None = None,
+    label_names: Sequence[str] | None = None,
     metric: str = "accuracy",
     suffix: str = "",
 ) -> Task:
