@@ -42,11 +42,12 @@ def main(argv: list[str]) -> None:
     model, tokenizer = run.load_model(), run.load_tokenizer()
     if options.format == "transformers":
         export_stock(options, model, tokenizer)
-        return
-    for path in export_graph(
-        model, options.task, tokenizer, options.output_dir, options.format, int8=options.int8, max_length=run.max_length
-    ):
-        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    else:
+        form, how = options.format, {"int8": options.int8, "max_length": run.max_length}
+        for path in export_graph(model, options.task, tokenizer, options.output_dir, form, **how):
+            print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    if prompt := model.tasks[options.task].prompt:
+        print(f"put its prompt before the text yourself: {prompt!r} (docs/encoders.md)")
 
 
 def export_stock(options: argparse.Namespace, model: MultitaskBertModel, tokenizer: PreTrainedTokenizerBase) -> None:

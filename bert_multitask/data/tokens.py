@@ -128,7 +128,7 @@ def tokenise(
     backend.no_truncation()
     backend.no_padding()
     words, kept = task.by_words, [name for name in ("id", "soft_labels") if name in rows.column_names]
-    special = [*["words"] * words, *[task.truncation] * (task.truncation != "head")]
+    special = [*["words"] * words, *[task.truncation] * (task.truncation != "head"), *filter(None, [task.prompt])]
     settings = (task.name, fingerprint(rows), backend.to_str(), max_length, separate, *special, "v2")
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
     ids, segments = datasets.List(Value("int32")), datasets.List(Value("int8"))
@@ -165,7 +165,7 @@ def tokenise_batch(
 ) -> dict[str, list]:
     """A batch of clean rows as model inputs (see `tokenise`)."""
     texts = [batch[column] for column in text_columns(task)]
-    encoded = encode(tokenizer, texts, max_length, separate, task.by_words, task.truncation)
+    encoded = encode(tokenizer, texts, max_length, separate, task.by_words, task.truncation, task.prompt)
     labels = token_labels(task, batch, encoded) if KINDS[task.kind].words else batch["label"]
     return {"task": [task.name] * len(labels), "labels": labels} | encoded
 
@@ -202,6 +202,7 @@ def encode(
     separate: bool,
     words: bool = False,
     truncation: str = "head",
+    prompt: str = "",
 ) -> dict[str, list]:
     """Tokenise a batch of rows.
 
@@ -210,17 +211,21 @@ def encode(
         separate: whether a pair becomes two sequences and not one.
         words: whether a text is tokenised word by word, as white space sets them apart.
         truncation: what is kept of a row that is too long (see `kept_tokens`).
+        prompt: what is put before each sequence; not with `words`.
 
     Returns:
         `input_ids` and `token_type_ids`, one list a row, or two where it is two sequences; `truncated`, one bool a row;
         and with `words` a list of `word_starts` a row, the number of each word's first token, or -1 where it has none.
     """
     if separate:
-        first, second = (encode(tokenizer, [column], max_length, False, False, truncation) for column in texts)
+        options = {"truncation": truncation, "prompt": prompt}
+        first, second = (encode(tokenizer, [column], max_length, False, **options) for column in texts)
         pairs = {key: [list(pair) for pair in zip(first[key], second[key], strict=True)] for key in first}
         return pairs | {"truncated": [any(pair) for pair in pairs["truncated"]]}
     if words:
         texts = [[text.split() for text in column] for column in texts]
+    if prompt:
+        texts = [[prompt + text for text in texts[0]], *texts[1:]]
     # The tokenizer itself leaves out the ends of texts, since that is faster.
     options = {"truncation": "longest_first", "max_length": max_length} if truncation == "head" else {"verbose": False}
     encoded = tokenizer(*texts, is_split_into_words=words, return_token_type_ids=True, **options)

@@ -51,7 +51,9 @@ def explain(pipe: MultitaskPipeline, task: str, row: Any) -> list[Pieces] | None
         model, tokenizer = pipe.load()
         separate, kind = model.is_separate(spec), KINDS[spec.kind]
         tokens = pipe.encode(tokenizer, [[text] for text in texts], spec)
-        whole = [text.split() if spec.by_words else text for text in texts]
+        prompts = [spec.prompt, spec.prompt if separate else ""][: len(texts)]
+        full = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        whole = [text.split() if spec.by_words else text for text in full]
         rows = [whole] if separate else [[text] for text in whole]
         encoded = tokenizer(*rows, is_split_into_words=spec.by_words, verbose=False).encodings
     inputs = {name: tokens[name][0] for name in ("input_ids", "token_type_ids")}
@@ -71,11 +73,22 @@ def explain(pipe: MultitaskPipeline, task: str, row: Any) -> list[Pieces] | None
     moved = gradient_times_input(evidence, words)
     moved = moved.view(-1, moved.shape[-1]).tolist()  # (sequences, tokens)
     pieces = []
-    for number, text in enumerate(texts):
+    for number, text in enumerate(full):
         sequence, part = (number, 0) if separate else (0, number)
         places = kept_tokens(encoded[sequence].sequence_ids, pipe.max_length, spec.truncation)
-        pieces.append(cut_words(text, encoded[sequence], places, moved[sequence], part, spec.by_words))
+        found = cut_words(text, encoded[sequence], places, moved[sequence], part, spec.by_words)
+        pieces.append(without_start(found, len(prompts[number])))
     return pieces
+
+
+def without_start(pieces: Pieces, length: int) -> Pieces:
+    """The pieces of a text without those of its first `length` letters, its prompt."""
+    kept = []
+    for piece, value in pieces:
+        if length < len(piece):
+            kept.append((piece[length:], value))
+        length = max(0, length - len(piece))
+    return kept
 
 
 def cut_words(

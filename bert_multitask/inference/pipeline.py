@@ -263,7 +263,7 @@ class MultitaskPipeline:
         def form(name: str) -> tuple:
             """What decides a task's tokens."""
             task = self.tasks[name]
-            return task.by_words, task.truncation, task.pair_encoding, texts[name]
+            return task.by_words, task.truncation, task.prompt, task.pair_encoding, texts[name]
 
         groups = group_alike(texts, lambda one, other: form(one) == form(other))
         with ONE_CALL:
@@ -284,7 +284,7 @@ class MultitaskPipeline:
         tokens: dict[str, list] = {"input_ids": [], "token_type_ids": [], "truncated": [], "word_starts": []}
         for start in range(0, len(texts[0]), CHUNK):
             chunk = [column[start : start + CHUNK] for column in texts]
-            part = encode(tokenizer, chunk, self.max_length, separate, words, task.truncation)
+            part = encode(tokenizer, chunk, self.max_length, separate, words, task.truncation, task.prompt)
             for column, values in part.items():
                 tokens.setdefault(column, []).extend(values)
         tokenizer.backend_tokenizer.no_truncation()

@@ -174,7 +174,7 @@ class SplitTables:
             if (rows := self.read_rows(place, run.name)) is None:
                 continue
             task = place.task
-            form = (task.by_words, task.truncation, task.pair_encoding or run.config.pair_encoding)
+            form = (task.by_words, task.truncation, task.prompt, task.pair_encoding or run.config.pair_encoding)
             # `self.read` keeps the rows, so their id is not used again.
             key = repr((name, id(rows), tokenizer.backend_tokenizer.to_str(), run.max_length, *form))
             if key not in self.read:

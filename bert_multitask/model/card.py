@@ -1,6 +1,8 @@
 """The model card: what a checkpoint can do, how well, how it came about, and how it is used."""
 
 import html
+import itertools
+import json
 import os
 import re
 from collections import Counter
@@ -205,20 +207,23 @@ The encoder alone: `{encoder}."""
 
 def plain_lines(task: Task, config: MultitaskBertConfig) -> str:
     """The lines that answer a task with Transformers alone."""
-    texts, kind = example(task).strip("()"), KINDS[task.kind]
+    separate = task.text_pair is not None and (task.pair_encoding or config.pair_encoding) == "separate"
+    texts, kind = example(task, task.prompt, *[task.prompt] * separate).strip("()"), KINDS[task.kind]
     inputs = f'tokenizer({texts}, return_tensors="pt")'
     if kind.words:
         inputs = f'tokenizer({texts}.split(), is_split_into_words=True, return_tensors="pt")'
-    if task.text_pair and (task.pair_encoding or config.pair_encoding) == "separate":
+    if separate:
         pair = f'tokenizer([{texts}], padding=True, return_tensors="pt")'
         inputs = f"{{key: value[None] for key, value in {pair}.items()}}"
     names = f'names = model.tasks["{task.name}"].label_names\n' if task.label_names else ""
     return f'logits = model("{task.name}", **{inputs}).logits[0]\n{names}print({kind.decoded})'
 
 
-def example(task: Task) -> str:
-    """An example of a row, as Python writes it."""
-    return f'("{PAIR[0]}", "{PAIR[1]}")' if task.text_pair else f'"{TEXT}"'
+def example(task: Task, *prompts: str) -> str:
+    """An example of a row, as Python writes it, with what is put before its texts."""
+    texts = PAIR if task.text_pair else (TEXT,)
+    shown = ", ".join(json.dumps(a + b) for a, b in itertools.zip_longest(prompts, texts, fillvalue=""))
+    return f"({shown})" if task.text_pair else shown
 
 
 def widget(task: Task) -> dict[str, object]:

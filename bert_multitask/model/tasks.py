@@ -26,7 +26,7 @@ COLUMNS = {"text": "sentence", "text_pair": None, "label": "label"}
 # What the tasks of a group have in common: its rows, their tokens, and how often a step takes them.
 GROUP_FIELDS = (
     *("text", "text_pair", "id", "files", "dev_share", "quoting", "hub", "extra_train", "epochs", "max_train_samples"),
-    *("truncation", "pair_encoding", "word_by_word"),
+    *("truncation", "prompt", "pair_encoding", "word_by_word"),
 )
 # A task of such a name would share a key with the overall score or with Trainer's own values, or an attribute with the
 # torch module that holds the heads by name.
@@ -178,6 +178,9 @@ class Task:
         loss_weight: factor of the task's loss and its regularisers in training; above 0.
         truncation: which part of a text that is too long is kept: "head", its beginning; "tail", its end; "head_tail",
             both (see `tokens.kept_tokens`).
+        prompt: what is put before each text when it is tokenised, such as "query: "; before the first text of a pair
+            that is encoded jointly. For encoders that were trained with prompts, and to tell an encoder its tasks
+            apart (docs/encoders.md).
         word_by_word: whether texts are split at white space and tokenised word by word; a text may then be a list of
             words. Always on for token_classification; set it for other tasks of the same group.
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
@@ -227,6 +230,7 @@ class Task:
     dropout: float = 0.3
     loss_weight: float = 1.0
     truncation: str = "head"
+    prompt: str = ""
     word_by_word: bool = False
     smart_weight: float = 0.0
     bregman_weight: float = 0.0
@@ -290,6 +294,9 @@ class Task:
             raise InputError(f"{where}: text is {list(self.text)}; a task that reads words reads those of one column")
         if self.word_by_word and self.text_pair is not None:
             raise InputError(f"{where}: word_by_word is for one text a row, not for a text_pair")
+        if self.prompt and (self.by_words or self.truncation == "tail"):
+            other = "truncation 'tail', which cuts it off" if self.truncation == "tail" else "a task that reads words"
+            raise InputError(f"{where}: prompt is {self.prompt!r}, which does not go with {other}")
         self.check_pairs(where)
 
     def check_pairs(self, where: str) -> None:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bert_multitask.inference.attribution import explain
 from bert_multitask.inference.pipeline import MultitaskPipeline
 from bert_multitask.model.encoder import MinBertModel
 from bert_multitask.model.errors import InputError
@@ -40,6 +41,32 @@ def test_plain_strings(model, tokenizer):
             alone = model("sst", **tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
         assert table["label"][number] == alone.argmax().item()
         np.testing.assert_allclose(table["probabilities"][number], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoding", ["joint", "separate"])
+def test_a_prompt_is_as_if_it_were_written(tiny_bert, tokenizer, encoding):
+    """Answers and explanations; two tasks differ in nothing but their prompts."""
+    torch.manual_seed(0)
+    tasks = [{"preset": "sst", "name": name, "prompt": f"{name}: "} for name in ("mood", "other")]
+    tasks.append({"preset": "quora", "name": "same", "prompt": "same? "})
+    model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=tasks, pair_encoding=encoding)
+    plain = [task | {"prompt": ""} for task in tasks]
+    plain = MultitaskBertModel.from_pretrained(tiny_bert, tasks=plain, pair_encoding=encoding)
+    plain.load_state_dict(model.state_dict())
+    pipe, plain = MultitaskPipeline(model, tokenizer), MultitaskPipeline(plain, tokenizer)
+    texts, pairs = ["dull", "a gripping film"], [("Is it far?", "How far?"), ("a", "b")]
+    second = "same? " if encoding == "separate" else ""
+    rows = {"mood": texts, "other": texts, "same": pairs}
+    written = {name: [f"{name}: {text}" for text in texts] for name in ("mood", "other")}
+    written["same"] = [("same? " + one, second + two) for one, two in pairs]
+    for name in rows:
+        found = pipe.table(name, rows[name])["probabilities"]
+        np.testing.assert_allclose(found, plain.table(name, written[name])["probabilities"], atol=1e-6)
+        found, whole = explain(pipe, name, rows[name][0]), explain(plain, name, written[name][0])
+        assert ["".join(text for text, _ in pieces) for pieces in found] == [*np.atleast_1d(rows[name][0])]
+        for own, longer in zip(found, whole, strict=True):
+            values, expected = ([value for _, value in part[-len(own) :]] for part in (own, longer))
+            np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)

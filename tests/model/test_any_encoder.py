@@ -530,6 +530,17 @@ def test_what_is_kept_of_a_text_that_is_too_long(truncation, kept):
     assert starts == [vocabulary[word] if word in kept.split() else None for word in LONG.split()]
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_prompt_stands_before_each_sequence(separate):
+    tokenizer = make_tokenizer(doubled=True)
+    texts = [["bad film", LONG], ["dull", "good"]]
+    written = [["story scene " + text for text in texts[0]], texts[1]]
+    if separate:
+        written[1] = ["story scene " + text for text in texts[1]]
+    found = encode(tokenizer, texts, 9, separate, prompt="story scene ")
+    assert found == encode(tokenizer, written, 9, separate) and found["truncated"] == [False, True]
+
+
 @pytest.mark.parametrize("lengths", [(9, 2), (2, 9), (9, 8), (8, 9), (0, 9), (5, 5)])
 @pytest.mark.parametrize("length", [6, 7, 10, 11])
 def test_pairs_lose_tokens_where_the_tokenizer_takes_them(lengths, length):

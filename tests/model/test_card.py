@@ -1,5 +1,6 @@
 """The model card: its metadata are true, and the lines that it shows give the pipeline's answers."""
 
+import dataclasses
 import io
 import re
 
@@ -34,10 +35,13 @@ def blocks(card: str) -> list[str]:
 
 
 @pytest.mark.parametrize("encoding", ["joint", "separate"])
-def test_the_lines_of_a_card_give_the_pipelines_answers(tmp_path, tiny_bert, tokenizer, encoding):
+@pytest.mark.parametrize("prompt", ["", 'in a "word": '])
+def test_the_lines_of_a_card_give_the_pipelines_answers(tmp_path, tiny_bert, tokenizer, encoding, prompt):
     torch.manual_seed(3)
     sharing = "per_task" if encoding == "separate" else "shared"
-    model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=OWN, pair_encoding=encoding, encoder_sharing=sharing)
+    tasks = [load_task(task) for task in OWN]
+    tasks = [task if task.by_words else dataclasses.replace(task, prompt=prompt) for task in tasks]
+    model = MultitaskBertModel.from_pretrained(tiny_bert, tasks=tasks, pair_encoding=encoding, encoder_sharing=sharing)
     with torch.no_grad():
         for head in model.heads.values():
             for weight in head.parameters():

@@ -283,6 +283,14 @@ def test_what_is_no_task_is_refused(spec):
         load_task(CLASSES | {"name": 3})
 
 
+def test_a_prompt_keeps_its_white_space_and_words_have_none():
+    task = load_task({"preset": "sst", "prompt": "mood: "})
+    assert task.prompt == "mood: " and load_task(task.to_config()).prompt == "mood: "
+    for other in ({"truncation": "tail"}, {"word_by_word": True}):
+        with pytest.raises(InputError, match=r"task 'sst': prompt is 'mood: '"):
+            load_task({"preset": "sst", "prompt": "mood: "} | other)
+
+
 def test_whole_numbers_are_numbers_and_names_lose_white_space():
     task = load_task(SCORES | {"dropout": 0, "score_range": [-100, 100]})
     assert task.score_range == (-100.0, 100.0) and isinstance(task.score_range[0], float) and task.dropout == 0

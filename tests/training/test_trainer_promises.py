@@ -31,38 +31,106 @@ from bert_multitask.training.trainer import MultitaskTrainer
 
 PAGE = (ROOT / "docs" / "trainer.md").read_text(encoding="utf-8")
 EVALUATING = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 4, "save_steps": 4}
+# Each test, and the arguments and fields whose effect or refusal it shows.
+PROMISES = {
+    "test_trainer_promises.py::test_a_model_and_arguments_of_another_kind": "model args",
+    "test_trainer_promises.py::test_data_collator": "data_collator",
+    "test_token_rows.py::test_raw_rows_train_as_files_do": "train_dataset",
+    "test_trainer_promises.py::test_evaluation_rows_are_of_every_task_and_labelled": "eval_dataset",
+    "test_train_multitask.py::test_two_steps_leave_a_run_folder": "processing_class output_dir",
+    "test_trainer_promises.py::test_what_a_trainer_refuses": "model_init preprocess_logits_for_metrics",
+    "test_trainer_promises.py::test_compute_loss_func": "compute_loss_func",
+    "test_trainer_promises.py::test_compute_metrics_gets_the_labelled_rows_of_a_task": "compute_metrics",
+    "test_trainer_promises.py::test_callbacks": "callbacks",
+    "test_trainer_promises.py::test_optimizers": "optimizers optimizer_cls_and_kwargs",
+    "test_trainer.py::test_accumulation_changes_nothing": "per_device_train_batch_size gradient_accumulation_steps",
+    "test_trainer.py::test_max_steps_keeps_the_start_of_the_plan": "max_steps",
+    "test_finite.py::test_a_learning_rate_of_1e30": "learning_rate",
+    "test_trainer_promises.py::test_schedules_of_the_learning_rate": "lr_scheduler_type lr_scheduler_kwargs",
+    "test_arguments.py::test_warmup_is_not_ignored_by_a_constant_rate": "warmup_steps",
+    "test_trainer_promises.py::test_optimizers_that_cannot_be_made": "optim",
+    "test_trainer_promises.py::test_the_optimizers_settings": "optim_args adam_beta1 adam_beta2 adam_epsilon",
+    "test_callbacks.py::test_one_task_leaves_the_others_alone": "weight_decay",
+    "test_trainer_promises.py::test_flags_that_would_be_ignored": "optim_target_modules accelerator_config debug",
+    "test_finite.py::test_a_bad_step_stops_training": "max_grad_norm",
+    "test_trainer.py::test_bf16_learns_the_same_first_loss": "bf16",
+    "test_trainer_promises.py::test_what_this_machine_cannot_do": "fp16 tf32 torch_compile fsdp deepspeed",
+    "test_trainer_promises.py::test_flags_that_change_no_weight": (
+        "activation_checkpointing torch_empty_cache_steps eval_accumulation_steps save_strategy "
+        "full_determinism skip_memory_metrics"
+    ),
+    "test_encoder.py::test_gradient_checkpointing_changes_no_gradient": "gradient_checkpointing",
+    "test_trainer.py::test_without_a_log_no_prediction_is_kept_for_it": "logging_strategy",
+    "test_trainer.py::test_task_losses_are_means_over_their_steps": "logging_steps",
+    "test_trainer_promises.py::test_what_is_logged": "logging_first_step include_num_input_tokens_seen",
+    "test_trainer_promises.py::test_every_place_to_report_to": "report_to",
+    "test_trainer.py::test_sequential_evaluates_at_epoch_ends": "eval_strategy",
+    "test_trainer.py::test_the_best_checkpoint_is_picked_by_the_overall_score": "eval_steps",
+    "test_trainer_promises.py::test_when_evaluation_begins": "eval_delay eval_on_start",
+    "test_trainer_promises.py::test_compute_metrics_is_told_what_it_asks_for": "include_for_metrics",
+    "test_trainer.py::test_resume_gives_the_same_weights_bit_for_bit": "save_steps",
+    "test_run_folder.py::test_a_finished_run_has_its_weights_once": "save_total_limit",
+    "test_hub.py::test_a_run_on_the_hub": "push_to_hub hub_token hub_private_repo hub_model_id hub_revision",
+    "test_callbacks.py::test_the_final_model_is_the_best_of_each_task": "load_best_model_at_end",
+    "test_trainer_promises.py::test_compute_metrics_picks_the_best": "metric_for_best_model greater_is_better",
+    "test_trainer_promises.py::test_early_stopping_counts_on_after_a_resume": "restore_callback_states_from_checkpoint",
+    "test_trainer.py::test_seed_and_data_seed_change_the_plan": "seed data_seed",
+    "test_trainer.py::test_persistent_workers_evaluate_each_task_on_its_own_rows": (
+        "dataloader_num_workers dataloader_persistent_workers"
+    ),
+    "test_trainer_promises.py::test_loaders_are_made_as_asked_for": (
+        "dataloader_prefetch_factor dataloader_multiprocessing_context"
+    ),
+    "test_train_multitask.py::test_metrics_are_those_of_the_written_predictions": "do_predict",
+    "test_trainer_promises.py::test_ways_to_say_resume": "resume_from_checkpoint",
+}
+# Trainer's own, which only other programs or several machines show.
+NO_TEST = {
+    *("average_tokens_across_devices", "do_eval", "do_train", "fsdp_config", "gradient_checkpointing_kwargs"),
+    *("local_rank", "log_level_replica", "project", "run_name", "save_only_model", "trackio_bucket_id"),
+    *("trackio_space_id", "trackio_static_space_id", "use_cpu"),
+}
 
 
-def table(heading: str) -> dict[str, list[str]]:
-    """{name: the other cells} of a table of the page."""
-    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+def section(heading: str) -> str:
+    """The part of the page under a heading, up to the next of its level."""
+    return PAGE.split(f"\n{heading}\n")[1].split(f"\n{heading.split()[0]} ")[0]
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """{name: the other cells} of the tables of a text."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
     return {name.strip("`"): cells for name, *cells in rows}
 
 
 def test_the_page_has_every_field_and_argument():
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
-    described = table("Fields of TrainingArguments").keys()
-    assert fields <= described
-    assert described - fields <= {"activation_checkpointing", "activation_checkpointing_kwargs"}, "5.15 has neither"
-    assert table("Arguments of Trainer").keys() == inspect.signature(Trainer.__init__).parameters.keys() - {"self"}
+    text = section("## Fields of TrainingArguments")
+    alike = re.findall(r"`(\w+)`", text.split("\n### ")[0])
+    described = [*alike, *table(text)]
+    assert len(described) == len(set(described)) and fields <= set(described)
+    newer = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # 5.15 has neither
+    assert set(described) - fields <= newer
     trainers, own = (inspect.signature(kind.__init__).parameters.keys() for kind in (Trainer, MultitaskTrainer))
+    assert table(section("## Arguments of Trainer")).keys() == trainers - {"self"}
     assert trainers <= own and own - trainers == {"plan"} and "takes `plan`" in PAGE
 
 
-def test_the_page_names_refused_fields_and_tests_that_exist():
-    rows = table("Fields of TrainingArguments") | table("Arguments of Trainer")
-    names: dict[str, set[str]] = {}
-    for name, (text, *tests) in rows.items():
-        if name in FIXED:
-            assert text.startswith(f"only `{FIXED[name][0]!r}`: "), name
-        assert text.startswith("refused") == (name in checks.REFUSED), name
-        for file, test in re.findall(r"(\w+\.py)::(\w+)", " ".join(tests)):
-            if file not in names:
-                (path,) = (ROOT / "tests").rglob(file)
-                body = ast.parse(path.read_text()).body
-                names[file] = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-            assert test in names[file], (name, test)
+def test_the_page_names_what_is_refused():
+    fixed = {name: f"`{value!r}` | {why}" for name, (value, why) in FIXED.items()}
+    assert {name: " | ".join(cells) for name, cells in table(section("### With one value")).items()} == fixed
+    arguments = table(section("## Arguments of Trainer"))
+    assert {name for name, (text,) in arguments.items() if text.startswith("refused")} == set(checks.REFUSED)
+
+
+def test_promises_are_tests():
+    promised = " ".join(PROMISES.values()).split()
+    own = table(section("### With a difference")).keys() | table(section("## Arguments of Trainer")).keys()
+    assert len(promised) == len(set(promised)) and own - set(promised) == NO_TEST
+    for name in PROMISES:
+        file, test = name.split("::")
+        (path,) = (ROOT / "tests").rglob(file)
+        assert test in {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
 def arguments(tmp_path, **settings) -> MultitaskTrainingArguments:
