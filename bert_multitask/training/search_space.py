@@ -222,7 +222,13 @@ def describe_first(space: Space, shipped: Space, settings: Mapping[str, object],
         settings: of the first trial, as far as the space has them.
         given: the flags that the user set.
     """
-    lines = [f"{name}: your value is searched, too: {space[name]}" for name in space if space[name] != shipped[name]]
+    wider = {name: values for name, values in space.items() if values != shipped[name]}
+    lines = [
+        f"{name}: searched from {values['low']:g} to {values['high']:g}, to include your value"
+        if isinstance(values, dict)
+        else f"{name}: searched among {', '.join(map(str, values))}, to include your value"
+        for name, values in wider.items()
+    ]
     outside = [name for name in space if is_given(name, given) and name not in settings]
     if outside:
         lines.append(f"not in the search space: your {', '.join(outside)}; the first trial draws others")
