@@ -171,7 +171,7 @@ def rename_columns(row: Mapping, task: Task, path: str, number: int, ids: str | 
         "id": row_id,
         "text": as_text(task.read_text(read_text(row, task.text, path, number)), path, number),
         "text_pair": pair,
-        "label": row.get(task.label),
+        "label": label.tolist() if hasattr(label := row.get(task.label), "tolist") else label,  # of NumPy or torch
     }
 
 

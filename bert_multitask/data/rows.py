@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Value
@@ -124,7 +125,7 @@ def find_file(name: str, data_dir: str) -> str:
 def with_label_names(
     task: str | dict | Task,
     data_dir: str = HANDOUT,
-    rows: Dataset | DatasetDict | Iterable[Mapping] | None = None,
+    rows: Dataset | DatasetDict | pd.DataFrame | Iterable[Mapping] | None = None,
 ) -> Task:
     """The task with label names from its training rows. A task that has label names, or needs none, is returned as it
     is.
@@ -145,7 +146,7 @@ def with_label_names(
     if not task.is_open:
         return task
     source, where, names = task, "rows", None
-    rows = split_rows(rows, "train", where)
+    rows = rows if rows is None else rows_given(split_rows(rows, "train", where), where)
     if rows is None and is_from_hub(task, data_dir):
         rows, where = load_hub(task, ["train"])["train"], hub_place(task, "train")
         source = task.hub.as_task(task)
@@ -331,13 +332,33 @@ def read_dataset(remote: Dataset, reader: LabelReader, where: str, labelled: boo
     return rename_rows(rows, task, where, labelled, ids)
 
 
-def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "rows", labelled: bool = True) -> Dataset:
+def rows_given(rows: object, where: str) -> Dataset | Iterable:
+    """Rows in memory as they are given, but those of a `pandas.DataFrame` as a `Dataset`.
+
+    Raises:
+        InputError: they are no rows, such as a dictionary of splits or columns, or Arrow cannot hold the frame.
+    """
+    if isinstance(rows, pd.DataFrame):
+        with explained(f"{where}: the frame cannot be read"):
+            return Dataset.from_pandas(rows, preserve_index=False)
+    if isinstance(rows, (Mapping, str)) or not isinstance(rows, Iterable):
+        keys = f" of {', '.join(map(str, rows))}" if isinstance(rows, Mapping) else ""
+        raise InputError(
+            f"{where}: is a {type(rows).__name__}{keys}; expected a datasets.Dataset, a pandas.DataFrame or a list of "
+            "dictionaries (splits: a datasets.DatasetDict)"
+        )
+    return rows
+
+
+def clean_rows(
+    task: Task, rows: Dataset | pd.DataFrame | Iterable[Mapping], source: str = "rows", labelled: bool = True
+) -> Dataset:
     """Rows in memory, with the task's own columns, as clean rows; their texts and labels are read as those of files.
     Rows that are clean already stay as they are.
 
     Args:
         task: whose rows; its `text`, `text_pair` and `label` are the names of their columns.
-        rows: a dataset, or dictionaries.
+        rows: a dataset, a frame, or dictionaries.
         source: what to call them in messages.
         labelled: whether they must have labels.
 
@@ -345,11 +366,10 @@ def clean_rows(task: Task, rows: Dataset | Iterable[Mapping], source: str = "row
         Clean rows in the same order. Those without an `id` are numbered from 0.
 
     Raises:
-        InputError: `rows` is not a dataset or dictionaries, a column is missing, or a text or label cannot be read; the
+        InputError: `rows` is none of these, a column is missing, or a text or label cannot be read; the
             message names the row.
     """
-    if isinstance(rows, (Mapping, str)) or not isinstance(rows, Iterable):
-        raise InputError(f"{source}: is a {type(rows).__name__}; expected a datasets.Dataset or a list of dictionaries")
+    rows = rows_given(rows, source)
     reader = LabelReader(task, dataset=True)
     if isinstance(rows, Dataset) and rows.info.builder_name == CLEAN:
         check_clean(task, rows)

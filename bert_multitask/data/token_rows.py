@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -23,7 +24,7 @@ from ..model.losses import labelled_rows
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task
 from .labels import even_labels, wrong_labels
-from .rows import clean_rows, sample_rows, split_rows, take, usable_rows
+from .rows import clean_rows, find_splits, rows_given, sample_rows, split_rows, take, usable_rows
 from .tokens import check_tokenizer, load_tokenizer, tokenise
 
 COLUMNS = ("input_ids", "token_type_ids", "labels")
@@ -41,9 +42,9 @@ def rows_by_task(
     """The rows that a trainer is given, by task, in the order of the model's tasks.
 
     Args:
-        given: {task: rows, raw or tokenised, as a `Dataset` or a sequence of dictionaries}, or the rows of one task,
-            which their column `task` names where the model has several. The raw rows of a group may be given once,
-            {group: rows}. Of a `DatasetDict` of one task, whose keys are splits, the split is taken.
+        given: {task: rows, raw or tokenised, as a `Dataset`, a `pandas.DataFrame` or a sequence of dictionaries}, or
+            the rows of one task, which their column `task` names where the model has several. The raw rows of a group
+            may be given once, {group: rows}. Of a `DatasetDict` of one task, whose keys are splits, the split is taken.
         model: whose tasks they are of.
         argument: what the rows were given as, for messages.
         split: "train", "dev" or "test": how raw rows are used.
@@ -64,7 +65,9 @@ def rows_by_task(
     given = {name: split_rows(part, split, f"{argument}[{name!r}]") for name, part in given.items()}
     given = open_groups(given, model, argument)
     if unknown := [name for name in given if name not in model.tasks]:
-        raise InputError(f"{argument} has rows of {unknown[0]!r}, but the model's tasks are {', '.join(model.tasks)}")
+        hint = "; splits are given as a datasets.DatasetDict" if find_splits(map(str, unknown)) else ""
+        names = ", ".join(model.tasks)
+        raise InputError(f"{argument} has rows of {unknown[0]!r}, but the model's tasks are {names}{hint}")
     rows = {}
     for name, task in model.tasks.items():
         if name in given:
@@ -172,7 +175,9 @@ def as_rows(rows: object, where: str) -> Dataset | list[Mapping]:
     theirs may have values of several types."""
     if isinstance(rows, Dataset):
         return rows.with_format(None)
-    if isinstance(rows, STREAMS) or isinstance(rows, (Mapping, str)) or not hasattr(rows, "__getitem__"):
+    if isinstance(rows, (Mapping, str, pd.DataFrame)):
+        return rows_given(rows, where)
+    if isinstance(rows, STREAMS) or not hasattr(rows, "__getitem__"):
         hint = "; a plan needs to know the number of rows: Dataset.from_generator" if isinstance(rows, STREAMS) else ""
         raise InputError(f"{where} is a {type(rows).__name__}; expected a datasets.Dataset or a list of rows{hint}")
     what = f"{where} is no list of rows, each a dictionary of the same columns"
@@ -195,6 +200,7 @@ def find_tokenizer(model: MultitaskBertModel, *given: object) -> PreTrainedToken
     """
     parts = [part for rows in given for part in (rows.values() if isinstance(rows, Mapping) else [rows])]
     parts = [each for part in parts for each in (part.values() if isinstance(part, DatasetDict) else [part])]
+    parts = [part.head(1).to_dict("records") if isinstance(part, pd.DataFrame) else part for part in parts]
     firsts = [part[0] for part in parts if isinstance(part, (Dataset, list)) and len(part)]
     raw = any(isinstance(row, Mapping) and "input_ids" not in row for row in firsts)
     return load_tokenizer(model.name_or_path, model.config.vocab_size) if raw and model.name_or_path else None

@@ -21,6 +21,8 @@ from .rows import check_clean, fingerprint, text_columns, usable_rows
 
 logger = logging.get_logger(__name__)
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")  # one of them is in every folder that a tokenizer was saved to
+
 
 def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a checkpoint.
@@ -33,6 +35,12 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
         InputError: there is no tokenizer or it cannot be loaded, it is not a fast one, or its ids do not fit the
             model's `vocab_size` (see `check_tokenizer`).
     """
+    folder = Path(resolve_folder(name))
+    if folder.is_dir() and not any(file for form in TOKENIZER_FILES for file in folder.glob(form)):
+        raise InputError(
+            f"{name}: has no tokenizer files (tokenizer.json, vocab.txt, …); save the model's tokenizer there: "
+            "tokenizer.save_pretrained(…)"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_folder(name))
         # Some damage shows only in use, or with an unknown character.

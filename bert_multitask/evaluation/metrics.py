@@ -589,9 +589,9 @@ def overall_score(tasks: Mapping[str, Task], scores: Mapping[str, Mapping[str, f
     return float(np.mean([unit_score(task, scores[name][task.metric]) for name, task in tasks.items()]))
 
 
-def score_keys(tasks: Mapping[str, Task]) -> dict[str, str]:
+def score_keys(tasks: Mapping[str, Task], prefix: str = "eval") -> dict[str, str]:
     """{task: the key of its score in `metrics.json`}, and that of the overall score, in the order of tables."""
-    return {name: f"eval_{name}_{task.metric}" for name, task in tasks.items()} | {"overall": "eval_overall"}
+    return {name: f"{prefix}_{name}_{task.metric}" for name, task in tasks.items()} | {"overall": f"{prefix}_overall"}
 
 
 def unit_score(task: Task, value: float | np.ndarray) -> float | np.ndarray:

@@ -20,7 +20,7 @@ from ..data.rows import is_unicode, text_columns
 from ..data.tokens import check_tokenizer, encode
 from ..evaluation.metrics import check_finite
 from ..evaluation.predict import group_alike, predict_tasks
-from ..model.errors import InputError, one_line
+from ..model.errors import InputError, explained, one_line
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
 from ..model.tasks import Task, find_task, text_parts
@@ -45,7 +45,7 @@ class MultitaskPipeline:
     Args:
         model: run folder, Hub id or `package:NAME/PATH`; or a model, which is put into evaluation mode.
         tokenizer: the model's; given only if `model` is a model.
-        device: device to compute on. By default Accelerate chooses it; a given model stays where it is.
+        device: device to compute on, -1 for the CPU. By default Accelerate chooses it; a given model stays where it is.
         batch_size: rows of a batch.
         max_length: tokens that a row may have; longer rows are cut as in training. By default the run's own, for a
             given model 512; never more than the model can take.
@@ -55,7 +55,9 @@ class MultitaskPipeline:
         tasks: {name: task} of the model.
 
     Raises:
-        InputError: there is no such run, a model comes without its tokenizer or a run with one, or a number is below 1.
+        InputError: there is no such run or device, a model comes without its tokenizer or a run with one, or a number
+            is below 1. Whether this machine has the device is seen when the pipeline is first used: a pickled one may
+            be used on another machine.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class MultitaskPipeline:
         model: str | os.PathLike | MultitaskBertModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
-        device: str | torch.device | None = None,
+        device: int | str | torch.device | None = None,
         batch_size: int = 64,
         max_length: int | None = None,
         bf16: bool = False,
@@ -71,12 +73,17 @@ class MultitaskPipeline:
         for name, value in (("batch_size", batch_size), ("max_length", max_length)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; expected at least 1")
-        self.key, self.device, self.batch_size, self.bf16 = uuid.uuid4().hex, device, batch_size, bf16
+        self.key, self.device, self.batch_size, self.bf16 = uuid.uuid4().hex, read_device(device), batch_size, bf16
         self.run = self.parts = None
         if isinstance(model, MultitaskBertModel):
+            if tokenizer is None:
+                raise InputError("a model comes with its tokenizer: MultitaskPipeline(model, tokenizer)")
             check_tokenizer("tokenizer", tokenizer, model.config.vocab_size)
-            self.parts = model if device is None else model.to(device), tokenizer
+            self.parts = self.move(model), tokenizer
             self.tasks, config, own = model.tasks, model.config, 512
+        elif not isinstance(model, (str, os.PathLike)):
+            found = type(model).__name__
+            raise InputError(f"model is a {found}; expected a MultitaskBertModel (not compiled), or the name of a run")
         else:
             if tokenizer is not None:
                 raise InputError(f"{model} has a tokenizer of its own; give one only with a model")
@@ -95,11 +102,22 @@ class MultitaskPipeline:
         """The model and the tokenizer; those of a run are read on the first call."""
         if self.parts is None:
             if self.key not in LOADED:
-                model = self.run.load_model().to(PartialState().device if self.device is None else self.device)
+                model = self.move(self.run.load_model())
                 LOADED.clear()
                 LOADED[self.key] = model, self.run.load_tokenizer()
             self.parts = LOADED[self.key]
         return self.parts
+
+    def move(self, model: MultitaskBertModel) -> MultitaskBertModel:
+        """The model on the device to compute on.
+
+        Raises:
+            InputError: this machine has no such device.
+        """
+        if self.device is None:
+            return model.to(PartialState().device) if self.run else model
+        with explained(f"device is {self.device}, which this machine cannot use", Exception):
+            return model.to(self.device)
 
     # What is one row, and what are several, for type checkers. Two texts are one row of a pair task, else two rows.
     @overload
@@ -189,6 +207,11 @@ class MultitaskPipeline:
         Raises:
             InputError: the model has no such task.
         """
+        if not isinstance(task, str):
+            raise InputError(
+                f"task is a {type(task).__name__}; expected the name of one task, before the rows: pipe(task, rows); "
+                f"the model has {', '.join(self.tasks)}"
+            )
         return find_task(self.tasks, task, instead=", or answer all tasks of a text with all(text)")
 
     def answerable(self, columns: Iterable[str], where: str) -> list[str]:
@@ -291,6 +314,18 @@ class MultitaskPipeline:
         if any(tokens["truncated"]):
             logger.warning_once(f"rows of more than {self.max_length} tokens are cut, as in training")
         return tokens
+
+
+def read_device(device: int | str | torch.device | None) -> torch.device | None:
+    """A device as it is given to a pipeline; -1 is the CPU, as in Transformers.
+
+    Raises:
+        InputError: PyTorch knows no such device.
+    """
+    if device is None:
+        return None
+    with explained(f"device is {device!r}", hint="expected for example 'cpu', 'cuda' or a GPU's number from 0"):
+        return torch.device("cpu" if device == -1 else device)
 
 
 def as_list(rows: Any, pairs: bool = False) -> tuple[bool, list]:

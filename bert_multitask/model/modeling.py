@@ -40,7 +40,7 @@ from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
 from .packing import Packing
 from .stock import check_embeddings, has_pooler, new_encoder, run_encoder
-from .tasks import Task, find_task, load_task, load_tasks, units
+from .tasks import Task, check_list, find_task, load_task, load_tasks, units
 
 logger = logging.get_logger(__name__)
 
@@ -339,6 +339,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
         if encoder_sharing not in (None, *ENCODER_SHARING):
             raise InputError(f"encoder_sharing is {encoder_sharing!r}; choose one of {', '.join(ENCODER_SHARING)}")
         if tasks is not None:
+            check_list(tasks)
             kwargs["tasks"] = tasks  # `read_checkpoint` knows those that the checkpoint has
         with no_load_report():
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)

@@ -439,7 +439,7 @@ def load_task(spec: "str | dict | Task", *, named: bool = True, known: "Mapping[
     known = TASKS | dict(known or {})
     if isinstance(spec, str):
         if spec not in known:
-            raise InputError(f"unknown task {spec!r}; choose from {', '.join(known)}, or define it in the YAML")
+            raise InputError(f"unknown task {spec!r}; choose from {', '.join(known)}, or give a Task or its fields")
         spec = known[spec]
     if isinstance(spec, dict):
         if "preset" in spec:
@@ -473,8 +473,7 @@ def load_tasks(
         InputError: as `load_task`; or two tasks would have the same name, files (some file systems ignore case) or
             scores, or do not fit into one group.
     """
-    if not isinstance(specs, Iterable) or isinstance(specs, (str, Mapping)):
-        raise InputError(f"tasks is {specs!r}; expected a list of tasks")
+    check_list(specs)
     groups = units((known or {}).values())
     specs = [one for spec in specs for one in (groups.get(spec, [spec]) if isinstance(spec, str) else open_group(spec))]
     tasks: dict[str, Task] = {}
@@ -489,6 +488,13 @@ def load_tasks(
         tasks[task.name] = task
     check_groups(tasks)
     return tasks
+
+
+def check_list(specs: object) -> None:
+    """Raises InputError if tasks are not a list, but for example a single task."""
+    if not isinstance(specs, Iterable) or isinstance(specs, (str, Mapping)):
+        found = f"a {type(specs).__name__}" if isinstance(specs, (Task, Mapping)) else repr(specs)
+        raise InputError(f"tasks is {found}; expected a list of tasks, for one task a list of one")
 
 
 def open_group(spec: "str | dict | Task") -> "list[str | dict | Task]":
@@ -632,7 +638,7 @@ def read_label_names(spec: Task | HubSource, where: str) -> None:
     known: dict[str | Decimal, str] = {}
     for name in spec.label_names:
         if isinstance(name, bool):
-            raise InputError(f"{where} has true or false; YAML reads a bare yes or no so: write 'yes', 'no'")
+            raise InputError(f"{where} has true or false; write texts, as 'no', 'yes' (YAML reads a bare yes as true)")
         if not isinstance(name, (str, int, float)):
             raise InputError(f"{where} has {name!r}; expected texts")
         text = str(name).strip()

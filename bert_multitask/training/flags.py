@@ -20,7 +20,7 @@ HALF_EVALUATION = "it would turn the model itself, and what is saved of it, into
 
 # Fields of TrainingArguments that can have one value only -> that value, and why.
 FIXED: dict[str, tuple[object, str]] = {
-    "num_train_epochs": (1, "epochs belong to tasks, see --task_epochs"),
+    "num_train_epochs": (1, "epochs belong to tasks: Task(epochs=3), or --task_epochs"),
     "auto_find_batch_size": (
         False,
         "the plan counts on the rows of a step; where memory runs out, lower --per_device_train_batch_size and raise "

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, ModelCard, create_branch, create_commit, create_repo
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
+from ..evaluation.metrics import score_keys
 from ..model.card import add_picture, is_hub_id
 from ..model.errors import InputError, explained
 from ..model.tasks import Task
@@ -32,7 +34,11 @@ def open_repo(repo_id: str, token: str | None = None, private: bool | None = Non
     kind = {"repo_type": "space", "space_sdk": "gradio"} if space else {}
     flag = "--space" if space else "--hub_model_id"
     what = f"{flag} {repo_id}: the Hub gives no repository of that name to write to"
-    with explained(what, hint="is the token one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"):
+    token_hint = "is the token one with write access (`hf auth login`, HF_TOKEN or --hub_token)?"
+    with (
+        explained(f"{flag} {repo_id}: the Hub is out of reach", hint="check the network and HF_HUB_OFFLINE"),
+        explained(what, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, hint=token_hint),
+    ):
         return create_repo(repo_id, token=token, private=private, exist_ok=True, **kind).repo_id
 
 
@@ -138,9 +144,9 @@ def card_settings(args: MultitaskTrainingArguments, tasks: Mapping[str, Task], b
 
 
 def last_scores(history: Sequence[Mapping], tasks: Mapping[str, Task]) -> dict[str, tuple]:
-    """The scores of the last evaluation among log entries, {task: (score, None, None)}, or nothing."""
+    """The scores of the last evaluation of all tasks among log entries, {task: (score, None, None)}, or nothing."""
+    keys = score_keys(tasks)
     for entry in reversed(history):
-        if "eval_overall" in entry:
-            keys = {name: f"eval_{name}_{task.metric}" for name, task in tasks.items()}
-            return {name: (entry[key], None, None) for name, key in (keys | {"overall": "eval_overall"}).items()}
+        if entry.keys() >= {*keys.values()}:
+            return {name: (entry[key], None, None) for name, key in keys.items()}
     return {}

@@ -42,6 +42,7 @@ from ..evaluation.metrics import (
     join_scores,
     overall_score,
     score_decisions,
+    score_keys,
     task_metrics,
     task_scores,
 )
@@ -209,6 +210,9 @@ class MultitaskTrainer(Trainer):
             check_plan(plan, self.rows, "plan")
             self.batches = {name: list(plan).count(name) for name in self.rows}
         self.plan = first_steps(plan, args.max_steps)
+        if args.max_steps > len(plan):
+            found = f"max_steps is {args.max_steps:,}, but the plan has {len(plan):,} steps"
+            logger.warning(f"{found}; raise the tasks' epochs to train longer")
         for name in self.rows.keys() - set(self.plan):
             logger.warning(f"{name} gets no batch in this plan, so its head stays untrained")
         args = copy.copy(args)
@@ -299,6 +303,24 @@ class MultitaskTrainer(Trainer):
         )
         options = self.args.loader_options
         return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator, **options)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """Overridden because a batch has rows of one task: the trainer's own rows are asked for by its name.
+
+        Args:
+            eval_dataset: name of a task or a group of the trainer's `eval_dataset`; or tokenised rows of one task. May
+                be left out if there is only one.
+
+        Raises:
+            InputError: there are no such rows.
+        """
+        names = list(self.eval_dataset)
+        if eval_dataset is None and len(names) == 1:
+            eval_dataset = names[0]
+        if (eval_dataset is None or isinstance(eval_dataset, (str, Mapping))) and eval_dataset not in names:
+            known = f"name one of {', '.join(names)}" if names else "the trainer has no eval_dataset"
+            raise InputError(f"get_eval_dataloader gives batches of one task: {known}")
+        return super().get_eval_dataloader(eval_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -675,7 +697,6 @@ class MultitaskTrainer(Trainer):
         # With an encoder or adapter for each task, a step changes the weights of one task, so the others still have the
         # predictions of the last evaluation; not with --ema_decay, where every step changes the mean of all weights.
         reuse = self.is_in_train and eval_dataset is None and self.averaging is None and are_apart(self.model)
-        outputs, parts = {}, []
         known = {name: output for name, (before, output) in self.evaluated.items() if reuse and before == steps[name]}
         new = {name: self.get_eval_dataloader(rows) for name, rows in loaders.items() if name not in known}
         self.table.expect(self.args, sum(map(len, new.values())), "evaluating")
@@ -683,17 +704,24 @@ class MultitaskTrainer(Trainer):
             prefix = f"{metric_key_prefix}_{name}" if name in self.model.tasks else metric_key_prefix
             if name in new:
                 known[name] = self.evaluation_loop(new[name], f"Evaluation of {name}", False, ignore_keys, prefix)
-            outputs[name] = known[name]
             if reuse:
-                self.evaluated[name] = (steps[name], outputs[name])
-            trainers = (f"{prefix}_loss", f"{prefix}_model_preparation_time")
-            parts.append({key: value for key, value in outputs[name].metrics.items() if key not in trainers})
-        metrics = join_scores(*parts, self.score(outputs, metric_key_prefix))
+                self.evaluated[name] = (steps[name], known[name])
+        metrics = self.join_metrics({name: known[name] for name in loaders}, metric_key_prefix)
         self.check_best(metrics)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def join_metrics(self, outputs: Mapping[str, EvalLoopOutput], metric_key_prefix: str) -> dict[str, float]:
+        """The metrics of {task or group: output of `evaluation_loop`} in one dictionary, with the overall score."""
+        parts, trainers = [output.metrics for output in outputs.values()], "_model_preparation_time"
+        parts = [{key: value for key, value in part.items() if not key.endswith(trainers)} for part in parts]
+        metrics = join_scores(*parts)
+        tasks = {name: self.model.tasks[name] for unit in outputs for name in self.model.members(unit)}
+        keys = score_keys(tasks, metric_key_prefix)
+        scores = {name: {task.metric: metrics[keys[name]]} for name, task in tasks.items()}
+        return metrics | {keys["overall"]: overall_score(tasks, scores)}
 
     def check_best(self, metrics: Mapping[str, float]) -> None:
         """Raises InputError if the evaluation does not give `metric_for_best_model`. It may be one of
@@ -715,6 +743,11 @@ class MultitaskTrainer(Trainer):
         The rows are those of one task or one group ({task: rows} or {group: rows}). For a group, predictions and labels
         are {task: array}.
 
+        Returns:
+            Predictions, labels and metrics. The metrics have the scores of the labelled rows, as `evaluate` gives them:
+            `test_loss` and `test_{metric}`; for a group `test_{task}_loss` and `test_{task}_{metric}`. Without a label
+            they have neither.
+
         Raises:
             InputError: names what is wrong with the rows.
             NonFiniteError: a prediction is not a finite number.
@@ -733,8 +766,10 @@ class MultitaskTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Overridden to call `compute_metrics` with the labelled rows of each task, and to refuse predictions that are
-        not finite numbers, which metrics would not notice.
+        """Overridden to call `compute_metrics` with the labelled rows of each task, to score these rows, and to refuse
+        predictions that are not finite numbers, which metrics would not notice.
+
+        Trainer's loss is left out: it is the mean over all rows, and counts those without a label.
 
         Raises:
             NonFiniteError: names the task and the rows.
@@ -754,19 +789,26 @@ class MultitaskTrainer(Trainer):
                     f"step {self.state.global_step} (rows {name_rows(wrong)}); training may have diverged: lower "
                     "--learning_rate, or check the model's weights"
                 )
-        return output
+        metrics = {key: value for key, value in output.metrics.items() if key != f"{metric_key_prefix}_loss"}
+        found = split_outputs({unit: output})
+        for name in [name for name in found if labelled_rows(found[name].label_ids).any()]:
+            prefix = metric_key_prefix if name == unit else f"{metric_key_prefix}_{name}"
+            scores = self.score_task(name, found[name])
+            metrics = join_scores(metrics, {f"{prefix}_{key}": value for key, value in scores.items()})
+        return output._replace(metrics=metrics)
 
     def score(self, outputs: Mapping, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The scores of {task or group: output of `predict`} in one dictionary, with these tasks' overall score."""
-        outputs = split_outputs(outputs)
-        tasks = {name: self.model.tasks[name] for name in outputs}
-        scores = {
-            name: task_scores(task, outputs[name].predictions, outputs[name].label_ids) for name, task in tasks.items()
-        }
-        for name in scores.keys() & self.loss_functions:
-            scores[name]["loss"] = self.mean_loss(name, outputs[name].predictions, outputs[name].label_ids)
+        scores = {name: self.score_task(name, output) for name, output in split_outputs(outputs).items()}
+        tasks = {name: self.model.tasks[name] for name in scores}
         flat = {f"{metric_key_prefix}_{name}_{key}": value for name in scores for key, value in scores[name].items()}
         return flat | {f"{metric_key_prefix}_overall": overall_score(tasks, scores)}
+
+    def score_task(self, task: str, output: PredictionOutput | EvalLoopOutput) -> dict[str, float]:
+        """The loss and the metric of a task's labelled rows; the loss is the user's `compute_loss_func`, if any."""
+        values = output.predictions, output.label_ids
+        scores = task_scores(self.model.tasks[task], *values)
+        return scores | ({"loss": self.mean_loss(task, *values)} if task in self.loss_functions else {})
 
     def mean_loss(self, task: str, logits: np.ndarray, labels: np.ndarray) -> float:
         """The loss of the user's `compute_loss_func` over all rows of a task at once."""

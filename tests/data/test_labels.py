@@ -1,6 +1,7 @@
 """Labels mean the same whatever they come from: files, the Hub, memory; and no value can mean "no label" by chance."""
 
 import csv
+import dataclasses
 import itertools
 import json
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from bert_multitask.data.collate import Collator
 from bert_multitask.data.labels import LabelReader, name_labels
-from bert_multitask.data.rows import SAMPLE, clean_rows, load_rows, usable_rows
+from bert_multitask.data.rows import SAMPLE, clean_rows, load_rows, usable_rows, with_label_names
 from bert_multitask.data.tokens import tokenise
 from bert_multitask.evaluation.tables import Predictions, prediction_table, read_course_file, write_predictions
 from bert_multitask.inference.split_tables import score_tables
@@ -45,6 +46,19 @@ def as_dataset(labels, names=None) -> Dataset:
         return Dataset.from_list(as_rows(labels))
     features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
     return Dataset.from_list(as_rows(labels), features=features)
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_labels_of_numpy_and_torch(make):
+    """Of no axis, as `dataset[0]` of other libraries gives them, or of one where a label is a list."""
+    names = make_task(["neg", "pos"])
+    assert clean_rows(names, as_rows([make(1), make(0), make(-1)]))["label"][:] == [1, 0, -100]
+    assert clean_rows(make_task(), as_rows([make(1.5), make(float("nan"))]))["label"][0] == 1.5
+    several = genres(label_names=["drama", "war", "love"])
+    assert clean_rows(several, as_rows([make([0, 2])]))["label"][:] == [[1, 0, 1]]
+    unnamed = dataclasses.replace(names, label_names=None)
+    found = with_label_names(unnamed, rows=as_rows([make(1), make(0)]))
+    assert found.label_names == ("0", "1")
 
 
 def test_a_number_with_leading_zeros_is_a_name_and_a_score():

@@ -254,7 +254,7 @@ def test_a_checkpoint_without_tokenizer_files_is_refused(tiny_bert, tmp_path):
     """Transformers would make up a tokenizer of five words, and the run would train on unknown tokens."""
     assert len(load_tokenizer(tiny_bert, 30522)) == 30522
     folder = shutil.copytree(tiny_bert, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
-    with pytest.raises(InputError, match="is tokenizer.json .* missing"):
+    with pytest.raises(InputError, match=r"has no tokenizer files \(tokenizer.json"):
         load_tokenizer(str(folder), 30522)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="tokenizer cannot be loaded"):

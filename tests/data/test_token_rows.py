@@ -4,6 +4,7 @@ import json
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import weights
@@ -11,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from transformers import set_seed
 
 from bert_multitask.data.collate import Collator
-from bert_multitask.data.rows import clean_rows, load_rows, sample_rows
+from bert_multitask.data.rows import clean_rows, load_rows, sample_rows, with_label_names
 from bert_multitask.data.token_rows import check_labelled, find_tokenizer, rows_by_task
 from bert_multitask.data.tokens import tokenise_splits
 from bert_multitask.model.configuration import MultitaskBertConfig
@@ -50,6 +51,7 @@ FORMS = {
     "torch dataset": lambda columns: torch.utils.data.Subset(Dataset.from_dict(columns), range(3)),
     "selected": lambda columns: Dataset.from_dict(columns).select([2, 1, 0]).select([2, 1, 0]),
     "with its task": lambda columns: Dataset.from_dict(columns | {"task": ["a"] * 3}),
+    "frame": pd.DataFrame,
     "bool mask": lambda columns: Dataset.from_dict(columns | {"attention_mask": [[True] * 3] * 3}),
 }
 
@@ -142,6 +144,15 @@ WRONG = {
     "a torch stream": ({"a": datasets.IterableDataset.from_generator(lambda: iter(()))}, "is a IterableDataset"),
     "a name": ({"a": "train.csv"}, "is a str; expected"),
     "texts": ({"a": ["good", "bad"]}, r"\['a'\] is no list of rows"),
+    "a dictionary of splits": (
+        {"train": CLASSES, "dev": CLASSES},
+        "'train', but .*; splits are .* a datasets.DatasetDict",
+    ),
+    "a dictionary of a task's splits": (
+        {"a": {"train": CLASSES}},
+        r"\['a'\]: is a dict of train; .*datasets.DatasetDict",
+    ),
+    "a dictionary of columns": ({"a": rows()}, r"\['a'\]: is a dict of input_ids, token_type_ids, labels; expected"),
     "nothing": ({"a": []}, r"train_dataset\['a'\] has no rows"),
     "an empty dataset": ({"a": CLASSES.select([])}, r"train_dataset\['a'\] has no rows"),
     "not tokenised": (
@@ -344,6 +355,32 @@ def test_the_tokenizer_beside_the_checkpoint(model, tiny_bert, tokenizer):
     assert find_tokenizer(MultitaskBertModel(config), {"a": RAW["a"]}, {"a": []}) is None
 
 
+FRAMES = {
+    "names": ["low", None, "high"],
+    "numbers": [0.0, float("nan"), 2.0],
+    "categories": pd.Categorical(["low", None, "high"]),
+    "strings": pd.array(["low", pd.NA, "high"], dtype="string"),
+}
+
+
+@pytest.mark.parametrize("form", FRAMES)
+def test_a_frame_is_read_as_its_rows_are(model, form):
+    """By its position, whatever its index is; missing values are those of pandas."""
+    texts = ["A plot.", "A film.", "An end."]
+    frame = pd.DataFrame({"text": texts, "label": FRAMES[form]}, index=[7, 7, 9])
+    records = [{"text": text, "label": label} for text, label in zip(texts, ["low", None, "high"], strict=True)]
+    task, unnamed = load_task(TASKS[0]), load_task(TASKS[0] | {"label_names": None}, named=False)
+    assert clean_rows(task, frame).to_list() == clean_rows(task, records).to_list()
+    found, expected = (
+        rows_by_task({"a": rows}, model, "x", tokenizer=find_tokenizer(model, {"a": rows})) for rows in (frame, records)
+    )
+    assert found["a"].to_list() == expected["a"].to_list()
+    if form != "numbers":
+        assert with_label_names(unnamed, rows=frame) == with_label_names(unnamed, rows=records)
+    with pytest.raises(InputError, match="rows: is a dict of train; expected .* datasets.DatasetDict"):
+        with_label_names(unnamed, rows={"train": frame})
+
+
 def test_a_tokenizer_that_is_none(model):
     with pytest.raises(InputError, match="processing_class is a str; expected the model's own fast tokenizer"):
         rows_by_task({"a": RAW["a"]}, model, "train_dataset", "train", "bert-base-uncased")
@@ -360,5 +397,7 @@ def test_clean_rows_are_read_once(model):
 
 @pytest.mark.parametrize("given", [None, "rows.csv", 3, DatasetDict()], ids=str)
 def test_what_is_no_rows(given):
-    with pytest.raises(InputError, match="^rows: is a .*; expected a datasets.Dataset or a list of dictionaries$"):
+    with pytest.raises(
+        InputError, match="^rows: is a .*; expected a datasets.Dataset, a pandas.DataFrame or a list of"
+    ):
         clean_rows(load_task(TASKS[0]), given)

@@ -288,11 +288,32 @@ def test_threads_may_share_a_tokenizer(pipe):
         assert all(answers == expected for answers in found)
 
 
+def test_devices(model, tokenizer, tmp_path):
+    """-1 is the CPU, as in Transformers' pipelines; a device that is not there ends in one line."""
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert MultitaskPipeline(tmp_path, device=-1)("sst", "a film")["label"]
+    for wrong in (-2, "gpu"):
+        with pytest.raises(InputError, match=f"device is {wrong!r}.*; expected for example 'cpu'"):
+            MultitaskPipeline(model, tokenizer, device=wrong)
+    gone = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(InputError, match=f"device is {gone}, which this machine cannot use"):
+        MultitaskPipeline(tmp_path, device=gone)("sst", "a film")
+
+
+def test_the_task_comes_before_the_rows(pipe):
+    for task in (["a film"], ["sst", "topic"], None, {"text": "a film"}):
+        with pytest.raises(InputError, match=r"expected the name of one task, before the rows: pipe\(task, rows\)"):
+            pipe(task, "sst")
+
+
 def test_what_is_no_model(tiny_bert, model, tokenizer):
     with pytest.raises(InputError, match="encoder without heads"):
         MultitaskPipeline(tiny_bert)
-    with pytest.raises(InputError, match="tokenizer is a NoneType; expected the model's own fast tokenizer"):
+    with pytest.raises(InputError, match=r"with its tokenizer: MultitaskPipeline\(model, tokenizer\)"):
         MultitaskPipeline(model)
+    with pytest.raises(InputError, match="^model is a OptimizedModule; expected a MultitaskBertModel"):
+        MultitaskPipeline(torch.compile(model), tokenizer)
     with pytest.raises(InputError, match="batch_size is 0; expected at least 1"):
         MultitaskPipeline(model, tokenizer, batch_size=0)
     pairs_only = MultitaskBertModel.from_pretrained(tiny_bert, tasks=["sts"])

@@ -183,14 +183,14 @@ def test_each_task_ends_with_its_best_adapter(make_trainer, monkeypatch):
     settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 6}
     layout = {"encoder_sharing": "adapters", "peft_config": LORA}
     trainer = make_trainer(model_settings=layout, **settings, load_best_model_at_end=True)
-    kept, score = [], trainer.score
+    kept, join = [], trainer.join_metrics
 
     def scored(*args, **kwargs):
         kept.append({key: weight.clone() for key, weight in trainer.model.state_dict().items()})
         value = next(scores)
-        return {key: value if "_loss" not in key else number for key, number in score(*args, **kwargs).items()}
+        return {key: value if "_loss" not in key else number for key, number in join(*args, **kwargs).items()}
 
-    monkeypatch.setattr(trainer, "score", scored)
+    monkeypatch.setattr(trainer, "join_metrics", scored)
     trainer.train()
     assert trainer.describe_kept().count("of step 4") == 3
     assert not all(weight.equal(kept[2][key]) for key, weight in kept[1].items())

@@ -176,8 +176,12 @@ def test_the_tasks_of_a_run_are_named(own_run):
     assert [*MultitaskBertModel.from_pretrained(own_run, tasks=names[1:]).tasks] == names[1:]
     with pytest.raises(InputError, match="unknown task 'nobody'"):
         MultitaskBertModel.from_pretrained(own_run, tasks=["nobody"])
-    with pytest.raises(InputError, match="tasks is 'sst'; expected a list of tasks"):
-        MultitaskBertModel.from_pretrained(own_run, tasks="sst")
+
+
+def test_tasks_that_are_no_list(tiny_bert):
+    for one, found in ((TASKS["sst"], "a Task"), ("sst", "'sst'"), ({"sst": TASKS["sst"]}, "a dict"), (1, "1")):
+        with pytest.raises(InputError, match=f"tasks is {found}; expected a list of tasks, for one task a list of one"):
+            MultitaskBertModel.from_pretrained(tiny_bert, tasks=one)
 
 
 def test_what_leaves_a_heads_meaning_may_differ(own_run):

@@ -45,7 +45,7 @@ def test_names_are_of_known_tasks_before_presets():
     assert [*load_tasks(["late"], known=known)] == ["late"]
     with pytest.raises(InputError, match="unknown task 'tickets'; choose from sst, quora"):
         load_tasks(["tickets"])
-    with pytest.raises(InputError, match="unknown task 'lat'; choose from .*, late, or define"):
+    with pytest.raises(InputError, match="unknown task 'lat'; choose from .*, late, or give"):
         load_tasks(["lat"], known=known)
 
 
@@ -111,7 +111,10 @@ def test_load_task_passes_tasks_and_names():
         ({"sst": {"kind": "binary"}}, "has no name: {'sst': .*tasks is a list, each with its fields"),
         ({"name": "x", "kind": "ranking"}, "kind is 'ranking'; choose one of classification, binary, regression"),
         ({"name": "a b", "kind": "binary", "label_names": ["n", "y"]}, "identifier"),
-        ({"name": "x", "kind": "binary", "label_names": [False, True]}, "YAML reads a bare yes or no so"),
+        (
+            {"name": "x", "kind": "binary", "label_names": [False, True]},
+            "has true or false; write texts, as 'no', 'yes'",
+        ),
         ({"name": "x", "kind": "classification"}, "a task of kind 'classification' needs label_names"),
         ({"name": "x", "kind": "binary", "label_names": ["a", "b", "c"]}, "two label_names"),
         ({"name": "x", "kind": "similarity", "score_range": [5, 0]}, "score_range"),

@@ -248,7 +248,7 @@ def test_tensorboard_is_used_where_installed(tmp_path):
         ("a: [", [], "config.yaml: not a YAML file"),
         ("", ["--schedule", "zigzag"], "--schedule.*invalid choice: 'zigzag'"),
         ("", ["--budget", "0"], r"--budget is 0.0; expected a share in \(0, 1\]"),
-        ("", ["--num_train_epochs", "3"], "see --task_epochs"),
+        ("", ["--num_train_epochs", "3"], r"Task\(epochs=3\), or --task_epochs"),
         ("", ["--train_sampling_strategy", "group_by_length"], "predictions keep the files' order"),
         ("", ["--dataloader_drop_last"], "--dataloader_drop_last is True; only False works here"),
         ("", ["--label_smoothing_factor", "0.1"], "--label_smoothing_factor is 0.1"),

@@ -37,7 +37,9 @@ KEYS = ("eval_sst_accuracy", "eval_quora_accuracy", "eval_sts_pearson")
 def set_scores(trainer, monkeypatch, scores: list[list[float]]) -> None:
     """Make evaluations score these, one after the other, for KEYS."""
     left = iter(scores)
-    monkeypatch.setattr(trainer, "score", lambda *_: dict(zip(KEYS, next(left), strict=True)) | {"eval_overall": 0.5})
+    monkeypatch.setattr(
+        trainer, "join_metrics", lambda *_: dict(zip(KEYS, next(left), strict=True)) | {"eval_overall": 0.5}
+    )
 
 
 def best(record: Record, key: str) -> tuple:
@@ -48,9 +50,8 @@ def best(record: Record, key: str) -> tuple:
 def test_the_final_model_is_the_best_of_each_task(make_trainer, monkeypatch, tmp_path):
     record = Record()
     trainer = make_trainer(THREE, [record], **EVERY_EPOCH)
-    scores = iter([[0.5, 0.1, 0.3], [0.4, 0.1, 0.3], [0.4, 0.9, 0.3], [0.4, 0.9, 0.8], [0.4, 0.9, 0.7]])
-    keys = ("eval_sst_accuracy", "eval_quora_accuracy", "eval_sts_pearson")
-    monkeypatch.setattr(trainer, "score", lambda *_: dict(zip(keys, next(scores), strict=True)) | {"eval_overall": 0.5})
+    scores = [[0.5, 0.1, 0.3], [0.4, 0.1, 0.3], [0.4, 0.9, 0.3], [0.4, 0.9, 0.8], [0.4, 0.9, 0.7]]
+    set_scores(trainer, monkeypatch, scores)
     trainer.train()
     assert [step for step, *_ in record.seen] == [3, 6, 10, 13, 16]
     final = weights(trainer)

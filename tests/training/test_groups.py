@@ -286,6 +286,7 @@ def test_evaluation_is_each_tasks_own(make):
     assert {key: again[key] for key in keys} == {key: together[key] for key in keys}
     output = trainer.predict({"reviews": make_rows(9)})
     assert {name: len(values) for name, values in output.predictions.items()} == dict.fromkeys(TASKS, 9)
+    assert {key: output.metrics[key.replace("eval", "test")] for key in keys} == {key: again[key] for key in keys}
 
 
 def test_rows_of_a_group_are_the_same_texts(make, tokenizer):

@@ -225,6 +225,22 @@ def test_a_trainers_card_has_its_last_scores(make_trainer):
     card = ModelCard.load(Path(trainer.args.output_dir, "README.md"))
     values = {result.dataset_name: result.metric_value for result in card.data.eval_results}
     assert values["sst"] == pytest.approx(metrics["eval_sst_accuracy"], abs=1e-4) and set(values) == set(trainer.rows)
+    trainer.evaluate({"sst": trainer.eval_dataset["sst"].select([0])})
+    trainer.create_model_card()
+    again = ModelCard.load(Path(trainer.args.output_dir, "README.md"))
+    assert again.text == card.text, "the last evaluation of all tasks counts"
+
+
+def test_a_hub_that_is_out_of_reach(make_trainer, monkeypatch):
+    """Is not blamed on the token."""
+
+    def fail(*args, **kwargs):
+        raise ConnectionError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("bert_multitask.training.hub.create_repo", fail)
+    message = r"^--hub_model_id run: the Hub is out of reach \(.* not known\); check the network"
+    with pytest.raises(InputError, match=message):
+        make_trainer().push_to_hub()
 
 
 def test_pushes_in_mid_training_are_refused(make_trainer):

@@ -30,9 +30,9 @@ def generators() -> list[int]:
 def test_evaluation_moves_no_generator(make_trainer, monkeypatch, layout, use):
     """Not even where a metric of the user's draws random numbers."""
     trainer = make_trainer(LAYOUTS[layout])
-    score = trainer.score
+    score = trainer.score_task
     monkeypatch.setattr(
-        trainer, "score", lambda *args: (random.random(), np.random.rand(), torch.rand(1), score(*args))[-1]
+        trainer, "score_task", lambda *args: (random.random(), np.random.rand(), torch.rand(1), score(*args))[-1]
     )
     before = generators()
     if use == "predict":

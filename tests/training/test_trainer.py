@@ -231,12 +231,13 @@ def test_the_best_checkpoint_has_the_lowest_error(make_trainer, greater):
     assert trainer.state.best_metric == min(errors) == pytest.approx(trainer.evaluate()["eval_sts_rmse"])
 
 
-def test_max_steps_keeps_the_start_of_the_plan(make_trainer):
+def test_max_steps_keeps_the_start_of_the_plan(make_trainer, caplog):
     whole = make_trainer().plan
     trainer = make_trainer(max_steps=5)
     assert trainer.plan == whole[:5]
-    assert trainer.train().global_step == 5
+    assert trainer.train().global_step == 5 and "max_steps" not in caplog.text
     assert make_trainer(max_steps=1000).train().global_step == len(whole), "a plan is not repeated"
+    assert f"max_steps is 1,000, but the plan has {STEPS} steps; raise the tasks' epochs" in caplog.text
 
 
 def test_a_plan_that_is_given_is_trained_as_it_is(make_trainer):

@@ -341,6 +341,21 @@ def test_evaluate_and_predict_take_rows_that_say_their_task(make_trainer):
         trainer.predict(trainer.eval_dataset)
 
 
+def test_a_batch_to_look_at(make_trainer):
+    trainer = make_trainer()
+    for given in ("sts", trainer.eval_dataset["sts"]):
+        batch = next(iter(trainer.get_eval_dataloader(given)))
+        assert (
+            batch["task"] == "sts"
+            and batch["labels"].tolist() == trainer.eval_dataset["sts"]["labels"][:][: len(batch["labels"])]
+        )
+    for given in (None, "cfimdb", dict(trainer.eval_dataset)):
+        with pytest.raises(InputError, match="batches of one task: name one of sst, quora, sts"):
+            trainer.get_eval_dataloader(given)
+    trainer.eval_dataset = {"sst": trainer.eval_dataset["sst"]}
+    assert next(iter(trainer.get_eval_dataloader()))["task"] == "sst"
+
+
 class Count:
     """A `compute_metrics` that keeps what it was given."""
 
@@ -366,6 +381,28 @@ def test_compute_metrics_gets_the_labelled_rows_of_a_task(make_trainer):
     hidden = some.remove_columns("labels").add_column("labels", [-100] * len(labels))
     assert "test_calls" not in trainer.predict(hidden).metrics, "without labels there is nothing to count"
     assert trainer.predict(rows).metrics["test_calls"] == 2.0
+
+
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_predict_scores_the_labelled_rows_as_evaluate_does(make_trainer, own_loss):
+    """Not as Trainer, whose loss is a mean over all rows: a batch without a label would count as 0."""
+
+    def doubled(outputs, labels, num_items_in_batch):
+        return 2 * cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    given = {"compute_loss_func": {"sst": doubled}} if own_loss else {}
+    trainer = make_trainer(given=given, per_device_eval_batch_size=4)
+    rows = trainer.eval_dataset["sst"]
+    labels = rows["labels"][:]
+    hidden = [*labels[:-5], *[-100] * 5]  # the last batches lack a label, or have few
+    some = rows.remove_columns("labels").add_column("labels", hidden)
+    output, scores = trainer.predict(some), trainer.evaluate({"sst": some})
+    loss = cross_entropy(torch.tensor(output.predictions), torch.tensor(hidden)).item() * (1 + own_loss)
+    assert output.metrics["test_loss"] == pytest.approx(loss, rel=1e-5) == scores["eval_sst_loss"]
+    right = output.predictions.argmax(-1)[:-5] == labels[:-5]
+    assert output.metrics["test_accuracy"] == scores["eval_sst_accuracy"] == right.mean()
+    none = rows.remove_columns("labels").add_column("labels", [-100] * len(labels))
+    assert trainer.predict(none).metrics.keys().isdisjoint(["test_loss", "test_accuracy"])
 
 
 def test_compute_metrics_for_all_tasks(make_trainer):
