@@ -1,5 +1,10 @@
 """Every public name in a user's file, which `make types` checks: `mypy --strict`. It is not run."""
 
+from collections.abc import Sequence
+from typing import Any, assert_type
+
+import pandas as pd
+
 from bert_multitask import (
     TASKS,
     InputError,
@@ -25,15 +30,17 @@ from bert_multitask import (
 )
 from bert_multitask.model.losses import DIVERGENCES
 
-mood = Task("mood", "classification", label_names=("sad", "glad"), epochs=2)
+mood = Task("mood", "classification", text=["title", "body"], label_names=["sad", "glad"], epochs=2)
+stars = Task("stars", "regression", text="body", label="stars", score_range=[1, 5], group="reviews")
 rows = clean_rows(mood, [{"text": "Love it", "label": "glad"}])
 splits = load_rows(load_task("sst"), "data", splits=("train", "dev"))
-names: tuple[str, ...] | None = with_label_names(TASKS["sst"], rows=splits["train"]).label_names
+names: Sequence[str] | None = with_label_names(TASKS["sst"], rows=splits["train"]).label_names
 
 model = MultitaskBertModel.from_pretrained("google-bert/bert-base-uncased", tasks=[mood, "sts", {"preset": "sst"}])
 fresh = MultitaskBertModel(MultitaskBertConfig(hidden_size=32, tasks=[]))
 hidden: int = MinBertModel(MultitaskBertConfig()).config.hidden_size
 tokenizer = load_tokenizer("google-bert/bert-base-uncased", vocab_size=model.config.vocab_size)
+tasks = [with_label_names(task, rows=[{"body": "Love it", "stars": 3}]) for task in (mood, stars)]
 tokens = tokenise_splits(mood, {"train": rows}, tokenizer, max_length=128)
 
 arguments = MultitaskTrainingArguments("runs/mood", learning_rate=2e-5, schedule="round_robin")
@@ -48,7 +55,14 @@ except (InputError, NonFiniteError) as error:
 PaperAdamW(model.parameters(), lr=2e-5).step()
 
 pipe = MultitaskPipeline(model, tokenizer, device="cpu")
-print(pipe("mood", ["Love it"]), pipe.all("Love it"))
+answers = assert_type(pipe("mood", ["Love it"]), list[dict[str, Any]])
+assert_type(pipe("mood", {"text": "Love it"}), dict[str, Any])
+assert_type(pipe.all(["Love it"]), list[dict[str, dict[str, Any]]])
+assert_type(pipe.all("Love it"), dict[str, dict[str, Any]])
+assert_type(pipe("mood", (text for text in "ab")), list[dict[str, Any]])
+print(answers[0]["label"], pipe("mood", "Love it")["label"], pipe.all("Love it")["mood"]["label"])
+pairs = pipe("sts", ("Is it far?", "How far is it?")), pipe("sts", [("Is it far?", "How far is it?")])[0]
+frame: pd.DataFrame = pipe.all(pipe("mood", pd.DataFrame({"text": ["Love it"]})))
 export_encoder(model, "mood").save_pretrained("encoder")
 classifier = export_classifier(model, "mood", tokenizer)
 print(classifier(**model.dummy_inputs).logits)

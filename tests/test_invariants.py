@@ -112,12 +112,13 @@ def test_functions_fit_a_screen():
 
 
 def overrides(tree: ast.Module) -> set[ast.AST]:
-    """The methods that inherit a docstring from a class of the same file."""
+    """The methods that inherit a docstring from a class of the same file, and forms of a method for type checkers."""
     found, documented = set(), {}
     for node in [node for node in tree.body if isinstance(node, ast.ClassDef)]:  # a base stands before its subclasses
         inherited = set().union(*(documented.get(ast.unparse(base), ()) for base in node.bases))
         methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
         found |= {method for method in methods if method.name in inherited}
+        found |= {method for method in methods if "overload" in map(ast.unparse, method.decorator_list)}
         documented[node.name] = inherited | {method.name for method in methods if ast.get_docstring(method)}
     return found
 

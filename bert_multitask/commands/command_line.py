@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 
 from ..data.rows import SAMPLE
 from ..model.errors import InputError
-from ..model.tasks import TASKS, open_group
+from ..model.tasks import TASKS, open_group, units
 from ..training.arguments import MultitaskTrainingArguments, RunArguments, to_field
 from ..training.yaml_file import find_config, load_yaml
 
@@ -196,9 +196,10 @@ class RecipeParser(CommandParser, HfArgumentParser):
         defined = {spec["name"]: spec for spec in specs if isinstance(spec.get("name"), str)}
         for arguments in parsed:
             if isinstance(arguments, RunArguments):
-                names = [*defined, *TASKS]
+                trained = arguments.trained_tasks
+                names = [*defined, *trained, *units(trained.values()), *TASKS]
                 if unknown := [name for name in arguments.tasks if name not in names and name[:1] != "{"]:
-                    choices = f"choose from {', '.join(names)}, or define it in the YAML"
+                    choices = f"choose from {', '.join(dict.fromkeys(names))}, or define it in the YAML"
                     raise InputError(f"--tasks: unknown task {unknown[0]!r}; {choices}")
                 arguments.tasks = [defined.get(name, name) for name in arguments.tasks]
         return (*parsed, config)

@@ -27,7 +27,6 @@ def main(argv: list[str]) -> None:
     kinds = RunArguments, MultitaskTrainingArguments, TuneArguments
     parser = RecipeParser(kinds, "rr_tpe.yaml", __doc__, "tune")
     run, args, options, _ = parser.parse(argv)
-    options.search = options.search or "tune.yaml"
     job = os.environ.get(JOB, "")
     if job.startswith(TRIAL):  # one of those that --jobs has begun, in a process of its own
         Search(run, args, options, parser.given(argv), joins=True).run_one(int(job.removeprefix(TRIAL)))

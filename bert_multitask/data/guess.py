@@ -28,6 +28,7 @@ PAIRS = [
     *(("premise", "hypothesis"), ("question", "answer"), ("question", "sentence"), ("text", "text_pair")),
     *(("query", "document"), ("query", "passage"), ("claim", "evidence"), ("first", "second")),
 ]
+STEMS = ("question", "sentence", "text", "sent", "query", "premise", "q", "s")  # of pairs: question1, question2
 MOST_CLASSES, MOST_GRADES = 200, 10
 # What a task says otherwise, where its label names do not fit the kind that was guessed.
 OTHERWISE = {"binary": {"kind": "classification"}, "token_classification": {"metric": "accuracy"}}
@@ -131,6 +132,7 @@ def guess_tasks(
     if not labels:
         kinds = {column.name: guess_kind(column) for column in found}
         able = [column for column in found if kinds[column.name] and (column.is_label or not column.is_text)]
+        able = [column for column in able if column.name not in (find_pair(found) or ())]
         labels = [(column.name, *kinds[column.name]) for column in choose_labels(able)]
         taken = {label[0] for label in labels}
         taken |= {column.name for column in found if chosen and LABELS.fullmatch(plain_name(column.name))}
@@ -213,13 +215,28 @@ def choose_labels(columns: Sequence[Column]) -> list[Column]:
 def guess_texts(columns: Sequence[Column]) -> dict[str, object]:
     """`text` and `text_pair` of the columns that hold no labels: a pair where two are called so, else all texts, in
     their order; without any the column with the most different values."""
+    if pair := find_pair(columns):
+        return {"text": pair[0], "text_pair": pair[1]}
     words = [column for column in columns if not column.is_lists and not column.numbers]
     texts = [column for column in words if column.is_text] or sorted(words, key=lambda c: len(c.distinct))[-1:]
     names = [column.name for column in texts]
-    for first, second in itertools.permutations(names, 2):
-        if (first, second) in PAIRS or re.sub("[1a]$", "", first) == re.sub("[2b]$", "", second) != first != second:
-            return {"text": first, "text_pair": second}
     return {"text": names[0] if len(names) == 1 else names} if names else {}
+
+
+def find_pair(columns: Sequence[Column]) -> tuple[str, str] | None:
+    """The names of two columns of texts that are called as a pair; None without such columns. Of `question1` and
+    `question2` and the like, values may repeat, as those of a list of frequent questions do; of two other names with 1
+    and 2 or a and b one has to hold texts, and of PAIRS both."""
+    words = [column for column in columns if not (column.is_lists or column.numbers or column.is_label)]
+    for first, second in itertools.permutations(words, 2):
+        names = first.name, second.name
+        stem, other = re.sub("_?[1aA]$", "", first.name), re.sub("_?[2bB]$", "", second.name)
+        texts = first.is_text + second.is_text
+        if stem == other != first.name and texts >= (0 if stem.casefold() in STEMS else 1):
+            return names
+        if names in PAIRS and texts == 2 or names == ("premise", "hypothesis"):
+            return names
+    return None
 
 
 def task_name(label: str, table: str, alone: bool) -> str:

@@ -265,7 +265,7 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
     csv.field_size_limit(LONGEST_FIELD)  # the module's own limit is 131,072 characters
     lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     columns: list[str] = []
-    spanning, end = [], 0  # rows of several lines; the last line of the last row
+    spanning, blank, end = [], [], 0  # rows of several lines; blank lines between rows; the last line of the last row
     try:
         header = lines.readline()
         table = csv.reader(
@@ -283,9 +283,8 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
                     f"{path}: row {number} (line {line}) has {len(fields)} fields but the header has {len(columns)}; "
                     f"check for a missing or stray quote: {QUOTES}"
                 )
-            elif len(columns) == 1 and line > end + 1:
-                raise InputError(f'{path}: line {line - 1} is blank; delete it, or write "" for an empty field')
             else:
+                blank += range(end + 1, line)
                 spanning += [number] * (table.line_num > line)
                 yield dict(zip(columns, fields, strict=True))
             end = table.line_num
@@ -295,6 +294,16 @@ def read_table(file: BinaryIO, path: str, task: Task) -> Iterator[dict]:
             number for number, line in enumerate(file, start=1) if line.decode(errors="ignore").encode() != line
         )
         raise InputError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    warn_of_lines(path, spanning, blank if len(columns) == 1 else [])
+
+
+def warn_of_lines(path: str, spanning: Sequence[int], blank: Sequence[int]) -> None:
+    """Warn of a table's rows of several lines, by their numbers, and of blank lines that may be meant as rows."""
+    if blank:
+        logger.warning(
+            f"{path}: blank lines are skipped, {len(blank):,} in all, the first is line {blank[0]}; a row with an "
+            'empty field is written ""'
+        )
     if spanning:
         logger.warning(
             f"{path}: {len(spanning):,} rows span several lines, the first is row {spanning[0]}; that is right for "
@@ -319,12 +328,12 @@ def delimiter(header: str, path: str) -> str:
 
 def numbered_rows(table: Iterator[list[str]], path: str) -> Iterator[tuple[int, int, list[str]]]:
     """Yield (number, its first line, fields) of the rows of a strict `csv.reader`; the header is number 0. Blank lines
-    are skipped.
+    are skipped, and in a table of several columns those of white space.
 
     Raises:
         InputError: a row's quotes are wrong; the message names the row and the line where it begins.
     """
-    number, line = 0, 1
+    number, line, width = 0, 1, 0  # fields of the header
     while True:
         try:
             fields = next(table)
@@ -333,7 +342,8 @@ def numbered_rows(table: Iterator[list[str]], path: str) -> Iterator[tuple[int, 
         except csv.Error as error:
             where = f"row {number}" if number else "the header"
             raise InputError(f"{path}: {where} (line {line}) has a stray quote ({error}); {QUOTES}") from error
-        if fields:
+        width = width or len(fields)
+        if fields and (len(fields) > 1 or width == 1 or fields[0].strip()):
             yield number, line, fields
             number += 1
         line = table.line_num + 1

@@ -417,7 +417,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, fir
     features["label"] = datasets.List(Value(kind.dtype)) if kind.nested else Value(kind.dtype)
     columns: dict[str, list] = {name: [] for name in features}
     seen: dict[str, int] = {}
-    hidden = False
+    hidden, vectors = False, set()
     for number, row in enumerate(raw, first):
         claim_id(seen, row["id"], number, source)
         if (label := reader.read(row["label"])) is None:
@@ -426,6 +426,8 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, fir
             raise InputError(f"{source}, row {number}: {task.label} {verb} {wrong!r}; expected {reader.expected}")
         label = kind.align(label, row["text"], f"{source}, row {number}")
         hidden = hidden or (label == UNLABELLED and label_key(row["label"]) == -1)
+        if kind.nested and kind.missing not in label:
+            vectors.add(kind.vector(row["label"]))
         for name, values in columns.items():
             values.append(label if name == "label" else row[name])
     if hidden and len(found := set(columns["label"]) - {UNLABELLED}) == 1:
@@ -433,6 +435,7 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, fir
             f"{source}: {task.label} is -1 (no label) or class {found.pop()} in every row; if -1 is a class, let the "
             "label_names be the numbers, and if it is none, leave it empty"
         )
+    check_vectors(task, vectors, source)
     features = Features(features)
     # Not Dataset.from_dict, which looks at each value in Python again: a second of the full Quora file's.
     try:
@@ -445,6 +448,23 @@ def clean(task: Task, raw: Iterator[dict], source: str, reader: LabelReader, fir
         ) from error
     # The description carries the source's name to the messages about its rows.
     return Dataset(table, info=datasets.DatasetInfo(description=source, features=features, builder_name=CLEAN))
+
+
+def check_vectors(task: Task, found: set[tuple[int, ...] | None], source: str) -> None:
+    """Check that lists of label numbers are not meant as vectors of 0 and 1.
+
+    Args:
+        found: `Kind.vector` of all rows that have a label.
+
+    Raises:
+        InputError: each row has both of the task's two labels, and some in reverse. Numbers of labels are usually
+            written in their order, so that (0, 1) alone says nothing.
+    """
+    if len(task.label_names or ()) == 2 and (1, 0) in found and found <= {(0, 1), (1, 0)}:
+        raise InputError(
+            f"{source}: {task.label} is [0, 1] or [1, 0] in every row, which looks like 0/1 vectors; give the names or "
+            f"numbers of the labels that apply, such as [{task.label_names[1]!r}] instead of [0, 1]"
+        )
 
 
 def is_unicode(text: str) -> bool:
@@ -505,7 +525,8 @@ def usable_rows(task: Task, rows: Dataset, split: str) -> Dataset:
     kept = ~empty if task.group else ~empty & ~unlabelled
     fates = ("left out of training",) * 2 if split == "train" else ("predicted", "predicted, not scored")
     needs_label = not (unlabelled.all() or (split == "train" and task.group))
-    for gap, places, fate in zip(("an empty text", "no label"), (empty, unlabelled & needs_label), fates, strict=True):
+    gaps = "an empty text", f"no label for {task.name}"
+    for gap, places, fate in zip(gaps, (empty, unlabelled & needs_label), fates, strict=True):
         if places.any():
             logger.warning(f"{source}: {gap} in {name_rows(task, rows, places)}; {fate}")
     if split != "train" or kept.all():

@@ -5,7 +5,7 @@ import reprlib
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from ..evaluation.predict import group_alike, predict_tasks
 from ..model.errors import InputError, explained, one_line
 from ..model.kinds import KINDS
 from ..model.modeling import MultitaskBertModel
-from ..model.tasks import Task, text_parts
+from ..model.tasks import Task, find_task, text_parts
 from .trained_run import TrainedRun
 
 logger = logging.get_logger(__name__)
@@ -119,6 +119,17 @@ class MultitaskPipeline:
         with explained(f"device is {self.device}, which this machine cannot use", Exception):
             return model.to(self.device)
 
+    # What is one row, and what are several, for type checkers. Two texts are one row of a pair task, else two rows.
+    @overload
+    def __call__(self, task: str, rows: str | Mapping[str, Any]) -> dict[str, Any]: ...
+    @overload
+    def __call__(self, task: str, rows: tuple[str, str]) -> Any: ...
+    @overload
+    def __call__(self, task: str, rows: Sequence[Any]) -> list[dict[str, Any]]: ...
+    @overload
+    def __call__(self, task: str, rows: pd.DataFrame) -> pd.DataFrame: ...
+    @overload
+    def __call__(self, task: str, rows: Iterable[Any]) -> list[dict[str, Any]]: ...
     def __call__(self, task: str, rows: Any) -> Any:
         """Answer one task.
 
@@ -145,6 +156,14 @@ class MultitaskPipeline:
         answers = [row[task] for row in self.answer([task], rows)]
         return answers[0] if single else answers
 
+    @overload
+    def all(self, rows: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]: ...
+    @overload
+    def all(self, rows: Sequence[Any]) -> list[dict[str, dict[str, Any]]]: ...
+    @overload
+    def all(self, rows: pd.DataFrame) -> pd.DataFrame: ...
+    @overload
+    def all(self, rows: Iterable[Any]) -> list[dict[str, dict[str, Any]]]: ...
     def all(self, rows: Any) -> Any:
         """Answer every task that takes single texts; tasks that share an encoder are answered in one pass.
 
@@ -193,9 +212,7 @@ class MultitaskPipeline:
                 f"task is a {type(task).__name__}; expected the name of one task, before the rows: pipe(task, rows); "
                 f"the model has {', '.join(self.tasks)}"
             )
-        if task not in self.tasks:
-            raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
-        return self.tasks[task]
+        return find_task(self.tasks, task, instead=", or answer all tasks of a text with all(text)")
 
     def answerable(self, columns: Iterable[str], where: str) -> list[str]:
         """The tasks whose own columns are among those of a frame or file; messages call it `where`.

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import sys
+from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -13,7 +14,7 @@ def settle_fields(spec: Any, where: str) -> None:
     """Convert the fields of a dataclass that YAML and JSON cannot write, and refuse values of other types (see `fits`).
 
     Args:
-        spec: of a dataclass whose annotations are classes, unions, `dict[…]` and `tuple[…]`. It may be frozen.
+        spec: of a dataclass whose annotations are classes, unions, `dict[…]` and `Sequence[…]`. It may be frozen.
         where: what it specifies, for the message.
     """
     for name, hint in get_type_hints(type(spec)).items():
@@ -29,8 +30,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     for one in get_args(hint) if get_origin(hint) is UnionType else (hint,):
         if dataclasses.is_dataclass(one) and isinstance(value, dict):
             return read_fields(one, value, where)
-        if get_origin(one) is tuple and isinstance(value, (list, tuple)):
-            return tuple(convert(item, get_args(one)[0], where) for item in value)  # its items are of one type
+        if get_origin(one) is Sequence and isinstance(value, (list, tuple)):
+            return tuple(convert(item, get_args(one)[0], where) for item in value)
     return value
 
 
@@ -61,11 +62,8 @@ def fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is dict:
         key, item = arguments
         return isinstance(value, dict) and all(fits(one, key) and fits(two, item) for one, two in value.items())
-    if get_origin(hint) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        types = arguments[:1] * len(value) if arguments[-1] is ... else arguments
-        return len(value) == len(types) and all(map(fits, value, types))
+    if get_origin(hint) is Sequence:
+        return isinstance(value, tuple) and all(fits(item, arguments[0]) for item in value)
     if isinstance(value, bool):
         return hint is bool
     if hint is float:
@@ -88,6 +86,6 @@ def describe(hint: Any) -> str:
         return " or ".join(map(describe, arguments))
     if get_origin(hint) is dict:
         return f"{{name: {describe(arguments[1])}, …}}"
-    if get_origin(hint) is tuple:
-        return "[" + ", ".join("…" if argument is ... else describe(argument) for argument in arguments) + "]"
+    if get_origin(hint) is Sequence:
+        return f"[{describe(arguments[0])}, …]"
     return words[hint] if hint in words else f"{{{dataclasses.fields(hint)[0].name}: value, …}}"

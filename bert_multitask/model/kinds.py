@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .tasks import Task
 
 LARGEST_SCORE = float(np.finfo(np.float32).max)  # labels are fp32
+BITS = {0: 0, 1: 1, "0": 0, "1": 1}  # also of 1.0 and True, which equal 1
 SEPARATOR = "|"  # between the names of several labels in one field of a table
 
 
@@ -75,13 +76,9 @@ class Kind:
 
     # What a task says.
 
-    def check_task(self, task: "Task", where: str) -> None:
-        """Check that the fields of a task fit its kind.
-
-        Raises:
-            InputError: one does not; the message names it.
-        """
-        names, a_task = task.label_names or (), f"a task of kind {task.kind!r}"
+    @property
+    def refused(self) -> dict[str, str]:
+        """{field that no task of this kind has: why not}."""
         unweighted = "has no classes" if self.classes is None else "gives all labels the same weight"
         # Field -> whether a task may have it, and why not.
         allowed = {
@@ -93,8 +90,17 @@ class Kind:
             "prediction_column": (not self.nested, "has lists, and the course's form holds one value a row"),
             "text_pair": (not self.words, "tags the words of one text"),
         }
-        for field, (fits, why) in allowed.items():
-            if not fits and (value := getattr(task, field)) not in (None, 0):
+        return {field: why for field, (fits, why) in allowed.items() if not fits}
+
+    def check_task(self, task: "Task", where: str) -> None:
+        """Check that the fields of a task fit its kind.
+
+        Raises:
+            InputError: one does not; the message names it.
+        """
+        names, a_task = task.label_names or (), f"a task of kind {task.kind!r}"
+        for field, why in self.refused.items():
+            if (value := getattr(task, field)) not in (None, 0):
                 shown = list(value) if isinstance(value, tuple) else value
                 raise InputError(f"{where}: {field} is {shown!r}; {a_task} {why}; leave {field} out")
         if task.ordered and not (self.orderable and len(names) > 2):
@@ -102,7 +108,8 @@ class Kind:
                 f"{where}: ordered is of a task with one of three or more label_names a row, from the lowest to the "
                 f"highest; it is {a_task} with {len(names)}, so leave it out"
             )
-        if task.score_range and not task.score_range[0] < task.score_range[1]:
+        span = task.score_range
+        if span is not None and (len(span) != 2 or not span[0] < span[1]):
             raise InputError(f"{where}: score_range is {list(task.score_range)}; expected [lowest, highest]")
         if self.classes is None or task.is_open:
             return
@@ -134,6 +141,11 @@ class Kind:
     def parts(self, raw: object) -> Sequence:
         """The single names or numbers in a label as its source gives it."""
         return [raw]
+
+    def vector(self, raw: object) -> tuple[int, ...] | None:
+        """A label as its source gives it, if it may be meant as a 0 or 1 for each of two label names and not as the
+        numbers of those that apply; None of any other."""
+        return None
 
     def order_names(self, names: Sequence[str], where: str) -> Sequence[str]:
         """The names that labels have, sorted, in the order of classes; `where` says whose they are.
@@ -592,6 +604,11 @@ class Multilabel(Kind):
         if isinstance(raw, str):
             return [] if raw.strip() == SEPARATOR else raw.split(SEPARATOR)
         return raw if is_list(raw) else [raw]
+
+    def vector(self, raw: object) -> tuple[int, ...] | None:
+        """(0, 1) and (1, 0): all others have an item twice, which `read` refuses, or no 1."""
+        found = tuple(BITS.get(part) for part in self.parts(raw))
+        return found if set(found) == {0, 1} else None
 
     def read(self, task: "Task", raw: object, read_one: Callable) -> list[int] | None:
         """A list of names or numbers, each once; or one field, names with `SEPARATOR` between them, and `SEPARATOR`

@@ -40,7 +40,7 @@ from .kinds import find_entry
 from .losses import DIVERGENCES, LOSSES
 from .packing import Packing
 from .stock import check_embeddings, has_pooler, new_encoder, run_encoder
-from .tasks import Task, check_list, load_task, load_tasks, open_group, units
+from .tasks import Task, check_list, find_task, load_task, load_tasks, units
 
 logger = logging.get_logger(__name__)
 
@@ -258,8 +258,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
     def check_task(self, task: str) -> None:
         """Raises InputError if the model does not have the task."""
-        if task not in self.tasks:
-            raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
+        find_task(self.tasks, task)
 
     def members(self, name: str) -> list[str]:
         """The tasks of a group, or the task of that name."""
@@ -318,10 +317,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder, Hub id or `package:NAME/PATH`.
-            tasks: names of presets, dictionaries of `Task` fields, or `Task`s. Needed for a checkpoint without heads;
-                its new heads are random until trained. A trained run has its own tasks. A task with the name of one of
-                them keeps that task's weights, so it must have the same meaning (`check_heads`). A run with an encoder
-                for each task takes no other tasks.
+            tasks: names of the checkpoint's tasks or of presets, dictionaries of `Task` fields, or `Task`s. Needed for
+                a checkpoint without heads; new heads are random until trained. Without `tasks` a trained run has all of
+                its own. A task with the name of one of them keeps that task's weights, so it must have the same meaning
+                (`check_heads`). A run with an encoder for each task takes no other tasks.
             encoder_sharing: "shared", "adapters" or "per_task"; by default as in the checkpoint. With "per_task" a
                 checkpoint's one encoder is copied for each task; with "adapters" each task has an adapter in it.
             peft_config: a `peft.LoraConfig`, or its fields, for new adapters: one for each task with "adapters",
@@ -341,7 +340,7 @@ class MultitaskBertModel(MinBertPreTrainedModel):
             raise InputError(f"encoder_sharing is {encoder_sharing!r}; choose one of {', '.join(ENCODER_SHARING)}")
         if tasks is not None:
             check_list(tasks)
-            kwargs["tasks"] = [load_task(task).to_config() for entry in tasks for task in open_group(entry)]
+            kwargs["tasks"] = tasks  # `read_checkpoint` knows those that the checkpoint has
         with no_load_report():
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"])
@@ -362,6 +361,10 @@ class MultitaskBertModel(MinBertPreTrainedModel):
     def read_checkpoint(cls, folder_or_id: str, *args: Any, **kwargs: Any) -> tuple[Self, dict]:
         """Overridden to read checkpoints of other encoders than BERT, too, and to check the meaning of heads."""
         stored, _ = MultitaskBertConfig.stored_fields(folder_or_id, **kwargs)
+        if "tasks" in kwargs:
+            with explained(f"{folder_or_id}: its config.json is damaged", InputError):
+                trained = load_tasks(stored.get("tasks") or ())
+            kwargs["tasks"] = [task.to_config() for task in load_tasks(kwargs["tasks"], known=trained).values()]
         given = kwargs["config"].to_dict() if hasattr(kwargs.get("config"), "to_dict") else {}
         check_heads(folder_or_id, stored, stored | given | kwargs)
         if stored["model_type"] in OWN_TYPES:

@@ -72,14 +72,14 @@ class HubSource:
 
     path: str
     name: str | None = None
-    text: str | tuple[str, ...] = "text"
-    text_pair: str | tuple[str, ...] | None = None
+    text: str | Sequence[str] = "text"
+    text_pair: str | Sequence[str] | None = None
     label: str = "label"
     splits: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"}
     )
     revision: str | None = None
-    label_names: tuple[str, ...] | None = None
+    label_names: Sequence[str] | None = None
 
     def __post_init__(self):
         read_label_names(self, "hub")
@@ -109,8 +109,8 @@ class ExtraRows:
 
     file: str | None = None
     hub: HubSource | None = None
-    text: str | tuple[str, ...] | None = None
-    text_pair: str | tuple[str, ...] | None = None
+    text: str | Sequence[str] | None = None
+    text_pair: str | Sequence[str] | None = None
     label: str | None = None
     quoting: str | None = None
     max_samples: int | None = None
@@ -139,7 +139,8 @@ class ExtraRows:
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its rows, its head, its loss and how it is scored. Everything is plain data, so YAML can hold it.
+    """One task: its rows, its head, its loss and how it is scored. Everything is plain data, so YAML can hold it; lists
+    are kept as tuples.
 
     Args:
         name: name of the task in flags, logs and files; a Python identifier that is not RESERVED.
@@ -209,12 +210,12 @@ class Task:
 
     name: str
     kind: str
-    text: str | tuple[str, ...] | None = None
-    text_pair: str | tuple[str, ...] | None = None
+    text: str | Sequence[str] | None = None
+    text_pair: str | Sequence[str] | None = None
     label: str | None = None
-    label_names: tuple[str, ...] | None = None
+    label_names: Sequence[str] | None = None
     ordered: bool = False
-    score_range: tuple[float, float] | None = None
+    score_range: Sequence[float] | None = None
     pair_encoding: str | None = None
     pooling: str | None = None
     head: str | None = None
@@ -242,7 +243,7 @@ class Task:
     dev_share: float | None = None
     quoting: str = "standard"
     hub: HubSource | None = None
-    extra_train: tuple[ExtraRows, ...] | None = None
+    extra_train: Sequence[ExtraRows] | None = None
     course_rows: dict[str, int] | None = None
     prediction_column: str | None = None
 
@@ -419,30 +420,36 @@ def check_class_weights(task: Task) -> dict | str | None:
     return {name: float(weights[name]) for name in task.label_names}
 
 
-def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
-    """Make a task from a preset's name or from a dictionary of `Task` fields (from YAML or a checkpoint); a task is
-    returned as it is.
+def load_task(spec: "str | dict | Task", *, named: bool = True, known: "Mapping[str, Task] | None" = None) -> Task:
+    """Make a task from a name or from a dictionary of `Task` fields (from YAML or a checkpoint); a task is returned as
+    it is.
 
-    A dictionary with the key "preset" starts from that preset and overrides the fields given: `{"preset": "sts",
-    "pooling": "mean"}`.
+    A dictionary with the key "preset" starts from the task of that name and overrides the fields given: `{"preset":
+    "sts", "pooling": "mean"}`.
 
     Args:
         spec: name, fields or task.
         named: whether a task without label names is an error, if its kind needs some.
+        known: {name: task} besides the presets, such as those of a trained run. They come before presets of these
+            names.
 
     Raises:
-        InputError: the name is not a preset's, a field is unknown, missing or out of range, or label names are missing.
+        InputError: the name is not known, a field is unknown, missing or out of range, or label names are missing.
     """
+    known = TASKS | dict(known or {})
     if isinstance(spec, str):
-        if spec not in TASKS:
-            raise InputError(f"unknown task {spec!r}; choose from {', '.join(TASKS)}, or give a Task or its fields")
-        return TASKS[spec]
+        if spec not in known:
+            raise InputError(f"unknown task {spec!r}; choose from {', '.join(known)}, or give a Task or its fields")
+        spec = known[spec]
     if isinstance(spec, dict):
         if "preset" in spec:
-            preset = vars(load_task(str(spec["preset"])))
+            preset = vars(load_task(str(spec["preset"]), named=False, known=known))
             spec = preset | {key: value for key, value in spec.items() if key != "preset"}
         if "labels" in spec:
-            raise InputError(f"group {spec.get('name')!r} is several tasks; expected one")
+            raise InputError(
+                f"group {spec.get('name')!r} is several tasks; expected one: give each label a Task of its own with "
+                f"group={spec.get('name')!r}"
+            )
         if "name" not in spec:
             raise InputError(f"a task in tasks has no name: {spec}; tasks is a list, each with its fields")
         where = f"task {spec['name']!r}"
@@ -456,17 +463,22 @@ def load_task(spec: "str | dict | Task", *, named: bool = True) -> Task:
     return spec
 
 
-def load_tasks(specs: "Iterable[str | dict | Task]", *, named: bool = True) -> dict[str, Task]:
-    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`).
+def load_tasks(
+    specs: "Iterable[str | dict | Task]", *, named: bool = True, known: "Mapping[str, Task] | None" = None
+) -> dict[str, Task]:
+    """Make the tasks of one run or model: {name: task}, in the order given (see `load_task`). The name of a group of
+    `known` tasks stands for all of them.
 
     Raises:
         InputError: as `load_task`; or two tasks would have the same name, files (some file systems ignore case) or
             scores, or do not fit into one group.
     """
     check_list(specs)
+    groups = units((known or {}).values())
+    specs = [one for spec in specs for one in (groups.get(spec, [spec]) if isinstance(spec, str) else open_group(spec))]
     tasks: dict[str, Task] = {}
     owners: dict[str, str] = {}  # {what each task has of its own: the task}
-    for task in (load_task(one, named=named) for spec in specs for one in open_group(spec)):
+    for task in (load_task(spec, named=named, known=known) for spec in specs):
         if task.name in tasks:
             raise InputError(f"tasks names {task.name!r} twice; give each task a name of its own")
         scores = (f"a score eval_{task.name}_{name}" for name in (task.metric, "loss"))
@@ -525,6 +537,22 @@ def units(tasks: Iterable[Task]) -> dict[str, list[str]]:
     for task in tasks:
         found.setdefault(task.unit, []).append(task.name)
     return found
+
+
+def find_task(tasks: Mapping[str, Task], name: str, instead: str = "") -> Task:
+    """The task of that name, one of a model's.
+
+    Args:
+        instead: what else to do with the name of a group, for the message.
+
+    Raises:
+        InputError: there is no such task.
+    """
+    if name in tasks:
+        return tasks[name]
+    if name in (groups := units(tasks.values())):
+        raise InputError(f"{name!r} is a group of {', '.join(groups[name])}; name one of its tasks{instead}")
+    raise InputError(f"this model has no task {name!r}; it has {', '.join(tasks)}")
 
 
 def check_groups(tasks: Mapping[str, Task]) -> None:
@@ -632,7 +660,7 @@ def glue(
     kind: str,
     text: str,
     text_pair: str | None = None,
-    label_names: tuple[str, ...] | None = None,
+    label_names: Sequence[str] | None = None,
     metric: str = "accuracy",
     suffix: str = "",
 ) -> Task:

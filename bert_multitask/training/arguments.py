@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -17,8 +18,9 @@ from transformers.utils import logging
 
 from ..data.rows import HANDOUT, SAMPLE
 from ..evaluation.metrics import find_metric
-from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING
+from ..model.configuration import ENCODER_SHARING, PAIR_ENCODING, POOLING, resolve_folder
 from ..model.errors import InputError, explained
+from ..model.kinds import KINDS
 from ..model.tasks import TASKS, Task, check_groups, load_task, load_tasks, units
 from .flags import check_devices, check_resolved, check_saving, check_values
 from .schedule import SCHEDULES, count_batches, flatten_sizes
@@ -64,7 +66,8 @@ class RunArguments:
         default="google-bert/bert-base-uncased", help="encoder: Hub id, folder or package:NAME/PATH"
     )
     tasks: list[str] = HfArg(
-        default_factory=lambda: ["sst", "quora", "sts"], help="sst, quora, sts, cfimdb, glue/mrpc …, or JSON of a task"
+        default_factory=lambda: ["sst", "quora", "sts"],
+        help="sst, quora, sts, cfimdb, glue/mrpc …, a trained run's, or JSON",
     )
     data_dir: str = HfArg(default=HANDOUT, help=f"folder, URL, 'hub' or {SAMPLE}; by default the course's data")
     max_length: int = HfArg(default=512, help="tokens of a row; longer rows are truncated")
@@ -191,8 +194,27 @@ class RunArguments:
         alpha = 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
         return {"r": self.lora_rank, "lora_alpha": alpha, "target_modules": self.lora_target_modules}
 
+    @property
+    def trained_tasks(self) -> dict[str, Task]:
+        """{name: task} of the run that `model_name_or_path` names, as its `run.json` says. Without that file they are
+        from its `config.json`, which does not say where rows are; presets then stay as they are. Of anything but a
+        trained run's folder there are none.
+
+        Raises:
+            InputError: these files are damaged.
+        """
+        folder = Path(resolve_folder(self.model_name_or_path))
+        damage = (InputError, OSError, ValueError, TypeError, AttributeError, RecursionError)
+        for path in (folder / "run.json", folder / "config.json"):
+            with explained(f"{path}: is damaged", *damage):
+                if path.is_file() and (specs := json.loads(path.read_bytes()).get("tasks")):
+                    tasks = load_tasks(specs, named=False)
+                    return {name: tasks[name] for name in tasks if path.name == "run.json" or name not in TASKS}
+        return {}
+
     def load_tasks(self) -> list[Task]:
-        """The run's tasks, with the values of the flags, such as epochs and dropout, instead of their own.
+        """The run's tasks, with the values of the flags, such as epochs and dropout, instead of their own. A name is of
+        one of `trained_tasks`, or of a preset.
 
         Raises:
             InputError: a task is unknown or named twice, a flag names a task that the run does not have, or a metric
@@ -200,18 +222,19 @@ class RunArguments:
         """
         expected = 'JSON such as {"preset": "sts", "epochs": 3}'
         specs = [parse_json("--tasks", spec, expected) if str(spec).startswith("{") else spec for spec in self.tasks]
-        tasks = load_tasks(specs, named=False)
+        tasks = load_tasks(specs, named=False, known=self.trained_tasks)
         presets, groups = {task.name for task in TASKS.values()}, units(tasks.values())
         for flag, key in TASK_FIELDS.items():
             values = getattr(self, flag)
             if values is not None and not isinstance(values, dict):
-                values = dict.fromkeys(tasks, values)
+                values = dict.fromkeys(able_tasks(flag, tasks), values)
             for name, value in (values or {}).items():
                 if name in presets and name not in tasks:
                     continue  # a YAML file sets it for a preset that --tasks left out
                 if name not in tasks and name not in groups:
                     raise InputError(f"--{flag} names {name!r}, but the tasks of this run are {', '.join(tasks)}")
-                for member in groups.get(name, [name]):
+                members = groups.get(name, [name])
+                for member in able_tasks(flag, {each: tasks[each] for each in members}):
                     tasks[member] = load_task(vars(tasks[member]) | {key: value}, named=False)
         check_groups(tasks)
         for task in tasks.values():
@@ -220,6 +243,19 @@ class RunArguments:
             if getattr(self, flag) is not None and not any(task.distill_from for task in tasks.values()):
                 raise InputError(f"--{flag} does nothing without --distill_from, which names the teacher")
         return list(tasks.values())
+
+
+def able_tasks(flag: str, tasks: Mapping[str, Task]) -> list[str]:
+    """The tasks that one value of a flag is for: those whose kinds can have it, or all where none can, so that it is
+    refused. A line names the others."""
+    others = [name for name, task in tasks.items() if TASK_FIELDS[flag] in KINDS[task.kind].refused]
+    if not 0 < len(others) < len(tasks):
+        return list(tasks)
+    why = KINDS[tasks[others[0]].kind].refused[TASK_FIELDS[flag]]
+    logger.warning_once(
+        f"--{flag} is not for {', '.join(others)}: a task of kind {tasks[others[0]].kind!r} {why}; the others have it"
+    )
+    return [name for name in tasks if name not in others]
 
 
 @dataclass

@@ -27,7 +27,15 @@ from .folder_lock import contents, remove
 from .jobs import Job, run_jobs
 from .run import load_model, prepare, trainer_data
 from .run_folder import compare_settings, deciding_settings, fingerprints
-from .search_space import TuneArguments, configure, present_settings, read_space, to_flags
+from .search_space import (
+    TuneArguments,
+    configure,
+    describe_first,
+    include_given,
+    present_settings,
+    read_space,
+    to_flags,
+)
 from .trainer import MultitaskTrainer
 
 logger = logging.get_logger(__name__)
@@ -104,6 +112,7 @@ class Search:
         # Trials push nothing, and their checkpoints are there for their scores alone.
         self.args = replace(args, push_to_hub=False, save_only_model=True)
         self.first = args.process_index == 0
+        self.wrote = False  # whether this command has written what is known
         self.folder = Path(args.output_dir)
         if contents(self.folder) and not (self.folder / "study.db").exists():
             raise InputError(f"--output_dir {self.folder} exists and holds no search; choose another folder")
@@ -111,13 +120,15 @@ class Search:
         self.tasks = run.load_tasks()
         tasks = {task.name: task for task in self.tasks}
         self.highest = higher_is_better(tasks, args.metric_for_best_model, args.greater_is_better)
-        self.space = read_space(options.search, run, args)
+        shipped = read_space(options.search, run, args)
+        self.space = include_given(shipped, run, args, given) if options.search is None else shipped
         # The trainer of the flags as they are is not trained: it says the plan, and refuses what trials would refuse.
         tasks, rows, tokens, trainer = prepare(run, self.args)
         self.names = {task.name: task.label_names for task in tasks}  # those that the rows say, too
         self.tasks = self.named(self.tasks)
         self.data = trainer_data(trainer.processing_class, tokens)
-        self.heading = f"{describe_rows(self.tasks, rows)}\n\n{trainer.describe_plan()}"
+        first = describe_first(self.space, shipped, present_settings(self.space, run, args), given)
+        self.heading = "\n".join([f"{describe_rows(self.tasks, rows)}\n\n{trainer.describe_plan()}", *first])
         # Early scores say little: a learning rate may still be warming up.
         self.pruner = optuna.pruners.MedianPruner(n_warmup_steps=len(trainer.plan) // 3)
         self.study = self.open_study(rows) if self.first and not joins else None
@@ -165,7 +176,7 @@ class Search:
         while self.run_trial():
             if self.first:
                 self.write()
-        if self.first:
+        if self.first and not self.wrote:
             self.write()
 
     def run_side_by_side(self, argv: Sequence[str]) -> None:
@@ -186,7 +197,8 @@ class Search:
                 yield Job(f"{TRIAL}{trial.number}", command, folder / "output.log")
 
         run_jobs(jobs(), self.options.jobs, lambda job: self.write(int(job.name.removeprefix(TRIAL))))
-        self.write()
+        if not self.wrote:
+            self.write()
 
     def run_one(self, number: int) -> None:
         """Run a trial that another process has asked for (see `run_side_by_side`)."""
@@ -298,6 +310,7 @@ class Search:
 
     def write(self, number: int | None = None) -> None:
         """Write `trials.csv` and `best.yaml`, and print a trial, by default the last."""
+        self.wrote = True
         table = self.table()
         row = next((row for row in table if row["trial"] == number), table[-1])
         with (self.folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:

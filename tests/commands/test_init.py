@@ -95,6 +95,30 @@ TABLES = {
         {"text": texts, "label": lambda n: n % 2, "sender": lambda n: str([f"a{n}"])},
         {"text": "text", "label": "label"},
     ),
+    "frequent questions": (
+        {"question1": texts, "question2": lambda n: f"About {n % 4}", "duplicate": lambda n: n % 2},
+        {"text": "question1", "text_pair": "question2", "label": "duplicate", "kind": "binary"},
+    ),
+    "few texts on both sides, after the label": (
+        {"same": lambda n: n % 2, "text_a": lambda n: f"to {n % 3}", "text_b": lambda n: f"on {n % 4}"},
+        {"text": "text_a", "text_pair": "text_b", "label": "same"},
+    ),
+    "few hypotheses": (
+        {"premise": texts, "gold": lambda n: "abc"[n % 3], "hypothesis": lambda n: f"It {n % 5}"},
+        {"text": "premise", "text_pair": "hypothesis", "label": "gold"},
+    ),
+    "a short text beside a long one": (
+        {"offer A": texts, "offer B": lambda n: f"x {n % 4}", "better": lambda n: n % 2},
+        {"text": "offer A", "text_pair": "offer B", "label": "better"},
+    ),
+    "two columns of classes": (
+        {"review": texts, "genre1": lambda n: "abc"[n % 3], "genre2": lambda n: "xy"[n % 2]},
+        {"text": "review", "text_pair": None, "label": "genre2"},
+    ),
+    "an answer that is a class": (
+        {"question": texts, "answer": lambda n: ["yes", "no"][n % 2]},
+        {"text": "question", "text_pair": None, "label": "answer"},
+    ),
     "premise and hypothesis": (
         {"": lambda n: n, "gold": lambda n: "abc"[n % 3], "premise": texts, "hypothesis": texts},
         {"text": "premise", "text_pair": "hypothesis", "label": "gold"},
@@ -113,7 +137,7 @@ def test_guesses(tmp_path, monkeypatch, capsys, name):
     }
     printed = capsys.readouterr().out
     assert f"{task['kind']}: " in printed and "bert-multitask train out.yaml" in printed
-    unread = {"sender", "Urgency"} & columns.keys()
+    unread = {"sender", "Urgency", "genre1"} & columns.keys()
     assert bool(unread) == ("not read" in printed) and all(
         f"not read: {one}; if one holds" in printed for one in unread
     )

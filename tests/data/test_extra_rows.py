@@ -38,7 +38,10 @@ def test_they_follow_the_tasks_own(course_folder, phrases, caplog, propagated_lo
         ("phrases.tsv:3", "the cast", 4),
     ]
     assert all(texts(rows[split]) == texts(own[split]) for split in ("dev", "test"))
-    assert "phrases.tsv: an empty text in row 3;" in caplog.text and "phrases.tsv: no label in row 5;" in caplog.text
+    assert (
+        "phrases.tsv: an empty text in row 3;" in caplog.text
+        and "phrases.tsv: no label for sst in row 5;" in caplog.text
+    )
     assert list(load_rows(task, str(course_folder), splits=["dev"])) == ["dev"]
     assert texts(load_rows(task, str(course_folder), splits=["train"], labelled=())["train"]) == texts(rows["train"])
 

@@ -278,6 +278,35 @@ def test_a_label_is_a_list_of_names_or_numbers(tmp_path, monkeypatch, source):
     assert read(genres(), labels, tmp_path / "b", monkeypatch) == [[1, 0, 1], [0, 1, 0], [0, 0, 0], NO_GENRES]
 
 
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        [[0, 1], [1, 0]],
+        [[1, 0], None, [1, 0]],
+        [[0.0, 1.0], [1.0, 0.0]],
+        [[False, True], [True, False]],
+        ["1|0", "0|1"],
+    ],
+)
+@pytest.mark.parametrize("names", [["war", "love"], ["0", "1"]])
+def test_vectors_of_0_and_1_are_not_read_as_numbers(vectors, names):
+    """They would be read as both labels, in every row. Of three labels a vector has an item twice."""
+    task = make_task(names, kind="multilabel")
+    with pytest.raises(InputError, match=rf"rows: label is .* in every row, .* 0/1 vectors; .*\['{names[1]}'\]"):
+        clean_rows(task, as_rows(vectors))
+    with pytest.raises(InputError, match="expected a list of drama, war, love"):
+        clean_rows(genres(), as_rows([[1, 0, 0]]))
+
+
+@pytest.mark.parametrize("other", [[0], [], [1]])
+def test_numbers_in_any_order_are_read_where_they_cannot_be_vectors(other):
+    task = make_task(["war", "love"], kind="multilabel")
+    assert clean_rows(task, as_rows([[1, 0], other]))["label"][0] == [1, 1]
+    assert clean_rows(task, as_rows([[0, 1], [0, 1]]))["label"][:] == [[1, 1]] * 2  # in their order, as numbers are
+    assert clean_rows(task, as_rows([["love", "war"]]))["label"][:] == [[1, 1]]
+    assert clean_rows(genres(), as_rows([[1, 0]]))["label"][:] == [[1, 1, 0]]
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_label_is_one_field(tmp_path, monkeypatch, source):
     """`|` alone is a row to which no label applies; an empty field is no label."""

@@ -59,7 +59,8 @@ def read_text(tmp_path, text: str, name: str = "rows.csv", task: Task = TASK) ->
         pytest.param(f"{HEADER}x,a,1\ny,b,1\nx,c,0\n", "rows 1 and 3 both have the id 'x'", id="an id twice"),
         pytest.param(f"{HEADER}1,a,1\n,b,1\n", "rows 1 and 2 both have the id '1'", id="a number and an id"),
         pytest.param(f'{HEADER}"x\ny",a,1\n', r"row 1 has the id 'x\\ny'; .* one line", id="an id of two lines"),
-        pytest.param("text\na\n\nb\n", "line 3 is blank", id="a blank line in one column"),
+        pytest.param(f'{HEADER}0,a,1\n\n1,"b" x,1\n', r"row 2 \(line 4\) has a stray quote", id="after a blank line"),
+        pytest.param(f"{HEADER}0,a,1\n \n1,b\n", r"row 2 \(line 4\) has 2 fields", id="after a line of white space"),
         pytest.param("\n\n", "is empty", id="blank lines alone"),
     ],
 )
@@ -70,6 +71,25 @@ def test_tables_are_read_strictly(tmp_path, text, message):
             path.write_text(content)
             read(path, labelled=False)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["text", "text,label"])
+def test_blank_lines_are_skipped_as_pandas_skips_them(tmp_path, caplog, propagated_logs, column):
+    """In one column they might be empty fields, so that a warning counts those between rows."""
+    end = ",1" if "," in column else ""
+    lines = [column, "", "a" + end, "", "", '""' + end, "b" + end, "", ""]
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(lines))
+    expected = pd.read_csv(path, keep_default_na=False)["text"].tolist()
+    assert [row["text"] for row in read(path, labelled=False)] == expected == ["a", "", "b"]
+    warned = "rows.csv: blank lines are skipped, 3 in all, the first is line 2;" in caplog.text
+    assert warned == (column == "text")
+
+
+def test_lines_of_white_space_are_blank_where_a_row_has_several_fields(tmp_path):
+    (tmp_path / "rows.csv").write_text(f"{HEADER}0,a,1\n  \n1,b,1\n \t\n")
+    found = [row["text"] for row in read(tmp_path / "rows.csv")]
+    assert pd.read_csv(tmp_path / "rows.csv")["text"].tolist() == found == ["a", "b"]
 
 
 @pytest.mark.parametrize(

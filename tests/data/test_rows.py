@@ -60,8 +60,8 @@ def test_real_gaps_are_reported(real_data, caplog, propagated_logs):
         rows = load_rows(TASKS["quora"], real_data)[split]
         usable = usable_rows(TASKS["quora"], rows, split)
         assert len(usable) == len(rows) - (split == "train")
-    assert "quora-train.csv: no label in row 2576; left out of training" in caplog.text
-    assert "quora-dev.csv: no label in row" in caplog.text and "predicted, not scored" in caplog.text
+    assert "quora-train.csv: no label for quora in row 2576; left out of training" in caplog.text
+    assert "quora-dev.csv: no label for quora in row" in caplog.text and "predicted, not scored" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["sst", "quora", "sts", "cfimdb"])
@@ -138,7 +138,9 @@ def test_many_gaps_are_counted(course_folder, caplog, propagated_logs):
     header = ["", "id", "sentence", "sentiment"]
     write_table(course_folder / "ids-sst-dev.csv", header, [[i, i, "x", "" if i else 1] for i in range(20)])
     usable_rows(TASKS["sst"], load_rows(TASKS["sst"], str(course_folder))["dev"], "dev")
-    assert caplog.messages == ["ids-sst-dev.csv: no label in rows 2, 3, 4, 5, 6, … (19 in all); predicted, not scored"]
+    assert caplog.messages == [
+        "ids-sst-dev.csv: no label for sst in rows 2, 3, 4, 5, 6, … (19 in all); predicted, not scored"
+    ]
 
 
 def test_gaps_are_left_out_of_training_and_predicted(course_folder, caplog, propagated_logs):
@@ -153,9 +155,9 @@ def test_gaps_are_left_out_of_training_and_predicted(course_folder, caplog, prop
     assert caplog.messages == [
         "quora: 1 of 2 dev rows have the texts of training rows; their scores are too good",
         "quora-train.csv: an empty text in rows 2, 4; left out of training",
-        "quora-train.csv: no label in rows 3, 4; left out of training",
+        "quora-train.csv: no label for quora in rows 3, 4; left out of training",
         "quora-dev.csv: an empty text in rows 2, 4; predicted",
-        "quora-dev.csv: no label in rows 3, 4; predicted, not scored",
+        "quora-dev.csv: no label for quora in rows 3, 4; predicted, not scored",
     ]
 
 

@@ -163,6 +163,21 @@ def test_a_trained_head_is_never_given_another_meaning(own_run, tmp_path, task, 
         AutoModel.from_pretrained(own_run, trust_remote_code=True, tasks=config.tasks, **settings)
 
 
+def test_the_tasks_of_a_run_are_named(own_run):
+    """Alone, or beside new ones, in any order; their heads are the trained ones."""
+    whole = MultitaskBertModel.from_pretrained(own_run)
+    names = [*whole.tasks]
+    model = MultitaskBertModel.from_pretrained(own_run, tasks=["sst", *names[::-1]])
+    assert [*model.tasks] == ["sst", *names[::-1]]
+    for name in names:
+        assert model.tasks[name] == whole.tasks[name]
+        weights = model.heads[name].state_dict()
+        assert all(torch.equal(weights[key], value) for key, value in whole.heads[name].state_dict().items())
+    assert [*MultitaskBertModel.from_pretrained(own_run, tasks=names[1:]).tasks] == names[1:]
+    with pytest.raises(InputError, match="unknown task 'nobody'"):
+        MultitaskBertModel.from_pretrained(own_run, tasks=["nobody"])
+
+
 def test_tasks_that_are_no_list(tiny_bert):
     for one, found in ((TASKS["sst"], "a Task"), ("sst", "'sst'"), ({"sst": TASKS["sst"]}, "a dict"), (1, "1")):
         with pytest.raises(InputError, match=f"tasks is {found}; expected a list of tasks, for one task a list of one"):

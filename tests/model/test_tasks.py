@@ -33,6 +33,22 @@ def test_a_preset_with_other_fields():
         load_task({"preset": "sts", "poling": "mean"})
 
 
+def test_names_are_of_known_tasks_before_presets():
+    """Those of a trained run: a task, a group, or a task of the group; also as what other fields are changed of."""
+    own = {"kind": "binary", "label_names": ["no", "yes"]}
+    group = {"name": "tickets", "text": "body", "labels": [own | {"name": "urgent"}, own | {"name": "late"}]}
+    known = load_tasks([own | {"name": "sst", "epochs": 2}, group])
+    tasks = load_tasks(["tickets", "sst", "sts", {"preset": "urgent", "name": "again"}], known=known)
+    assert [*tasks] == ["urgent", "late", "sst", "sts", "again"]
+    assert (tasks["sst"], tasks["sts"]) == (known["sst"], TASKS["sts"])
+    assert tasks["again"] == dataclasses.replace(known["urgent"], name="again")
+    assert [*load_tasks(["late"], known=known)] == ["late"]
+    with pytest.raises(InputError, match="unknown task 'tickets'; choose from sst, quora"):
+        load_tasks(["tickets"])
+    with pytest.raises(InputError, match="unknown task 'lat'; choose from .*, late, or give"):
+        load_tasks(["lat"], known=known)
+
+
 def test_presets_hold_the_papers_values():
     assert [len(TASKS[name].label_names or ()) for name in ("sst", "quora", "sts", "cfimdb")] == [5, 2, 0, 2]
     assert TASKS["sts"].score_range == (0, 5)
@@ -236,7 +252,8 @@ HUB = {"path": "facebook/xnli"}
         (SCORES | {"score_range": [0, float("nan")]}, "score_range"),
         (SCORES | {"score_range": [0, float("inf")]}, "score_range"),
         (SCORES | {"score_range": [0, 10**400]}, "score_range"),
-        (SCORES | {"score_range": [0, 1, 2]}, r"score_range is \[0, 1, 2\]; expected"),
+        (SCORES | {"score_range": []}, r"score_range is \[\]; expected"),
+        (SCORES | {"score_range": [0, 1, 2]}, r"score_range is \[0.0, 1.0, 2.0\]; expected"),
         (SCORES | {"extra_train": ["more.csv"]}, r"extra_train is \['more.csv'\]; expected \[{file: value, …}, …\]"),
         (SCORES | {"score_range": []}, "score_range"),
         (SCORES | {"score_range": [False, True]}, "score_range"),

@@ -1,5 +1,8 @@
 """The command line: YAML below, flags above, and every mistake named."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 import yaml
@@ -8,6 +11,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from bert_multitask.commands.command_line import OTHERS, RecipeParser
 from bert_multitask.model.errors import InputError
+from bert_multitask.model.tasks import TASKS
+from bert_multitask.training import arguments
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments, check_launch
 
 
@@ -91,6 +96,33 @@ def test_class_weights_for_all_tasks_or_by_task(tmp_path):
     assert weights("class_weights: {quora: {paraphrase: 3, different: 1}}") == [None, by_name]
     both = '{"sst": "balanced", "quora": {"different": 1, "paraphrase": 3}}'
     assert weights("", "--class_weights", both) == ["balanced", by_name]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "without"),
+    [("class_weights", "balanced", ["score"]), ("label_smoothing", 0.1, ["score"]), ("distill_from", "x", ["tags"])],
+)
+def test_one_value_is_for_the_tasks_that_can_have_it(caplog, propagated_logs, flag, value, without):
+    """A line names the others; one that is named is refused, and so are all of them."""
+    names = {"label_names": ["O", "B-X"]}
+    kinds = {"yes": ("binary", names), "score": ("regression", {}), "tags": ("token_classification", names)}
+    tasks = [json.dumps({"name": name, "kind": kind} | rest) for name, (kind, rest) in kinds.items()]
+    tasks = [task for task in tasks if flag == "distill_from" or "tags" not in task]
+    type(arguments.logger).warning_once.cache_clear()
+    found = {task.name: getattr(task, flag) for task in RunArguments(tasks=tasks, **{flag: value}).load_tasks()}
+    assert {name for name, given in found.items() if not given} == set(without)
+    assert {given for given in found.values() if given} == {value}
+    grouped = [json.dumps(json.loads(task) | {"group": "all", "word_by_word": True}) for task in tasks]
+    again = {
+        task.name: getattr(task, flag) for task in RunArguments(tasks=grouped, **{flag: {"all": value}}).load_tasks()
+    }
+    assert again == found
+    (line,) = [record.getMessage() for record in caplog.records if flag in record.getMessage()]
+    assert f"--{flag} is not for {without[0]}: a task of kind '{kinds[without[0]][0]}' " in line
+    for wrong in ({without[0]: value}, value):
+        alone = [task for task in tasks if without[0] in task]
+        with pytest.raises(InputError, match=f"task '{without[0]}': {flag} is .*; leave {flag} out"):
+            RunArguments(tasks=tasks if wrong != value else alone, **{flag: wrong}).load_tasks()
 
 
 def test_label_smoothing_for_all_tasks_or_by_task(tmp_path):
@@ -270,11 +302,14 @@ def test_mistakes_are_named(tmp_path, yaml, flags, message):
         (["--smart_weight", "-1"], "task 'sst': smart_weight is -1; expected a factor of at least 0"),
         (["--bregman_weight", '{"sts": -2}'], "task 'sts': bregman_weight is -2"),
         (
-            ["--class_weights", "balanced"],
+            ["--class_weights", '{"sts": "balanced"}'],
             "task 'sts': class_weights is 'balanced'; .*'regression' has no classes",
         ),
         (["--class_weights", '{"quora": {"yes": 1}}'], "task 'quora': class_weights has 'yes'"),
-        (["--label_smoothing", "0.1"], "task 'sts': label_smoothing is 0.1; .*'regression' has no classes"),
+        (
+            ["--tasks", "sts", "--label_smoothing", "0.1"],
+            "task 'sts': label_smoothing is 0.1; .*'regression' has no classes",
+        ),
         (["--label_smoothing", '{"sst": 1}'], "task 'sst': label_smoothing is 1"),
         (
             ["--tasks", '{"name": "a", "kind": "binary", "label_names": ["n", "y"], "metric": "rmse"}'],
@@ -292,3 +327,38 @@ def test_a_missing_config_is_named(tmp_path):
     parser = RecipeParser((RunArguments, MultitaskTrainingArguments), tmp_path / "default.yaml", "a test")
     with pytest.raises(InputError, match="default.yaml: no such configuration file"):
         parser.parse([])
+
+
+def test_tasks_are_those_of_the_run_that_is_trained_on(tmp_path):
+    """Of its run.json, with where its rows are and what it trained them with; of a model without one, config.json."""
+    own = {"name": "own", "kind": "regression", "text": "body", "epochs": 2}
+    sst = dataclasses.replace(TASKS["sst"], epochs=4)
+    (tmp_path / "config.json").write_text(json.dumps({"tasks": [own, sst.to_config()]}))
+    run = RunArguments(model_name_or_path=str(tmp_path), tasks=["own", "sst"], task_epochs={"own": 1})
+    found = {task.name: task for task in run.load_tasks()}
+    assert (found["own"].text, found["own"].epochs, found["own"].files) == ("body", 1, None)
+    assert found["sst"] == TASKS["sst"]
+    files = {"train": "a.csv", "dev": "b.csv"}
+    record = {"tasks": [own | {"files": files}, dataclasses.asdict(sst)]}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    found = {task.name: task for task in run.load_tasks()}
+    assert (found["own"].files, found["own"].epochs, found["sst"].epochs) == (files, 1, 4)
+    (tmp_path / "run.json").write_text('{"tasks": [')
+    with pytest.raises(InputError, match="run.json: is damaged"):
+        run.load_tasks()
+    with pytest.raises(InputError, match="unknown task 'own'"):
+        RunArguments(tasks=["own"]).load_tasks()
+
+
+def test_a_flag_names_a_task_or_group_of_the_run_that_is_trained_on(tmp_path):
+    fields = {"kind": "regression", "text": "body", "files": {"train": "a.csv", "dev": "b.csv"}}
+    (tmp_path / "run.json").write_text(
+        json.dumps({"tasks": [fields | {"name": name, "group": "all"} for name in "ab"]})
+    )
+    parser = RecipeParser((RunArguments,), "rr_tpe.yaml", "", "train")
+    for names, tasks in ((["all"], ["a", "b"]), (["b", "sst"], ["b", "sst"])):
+        (tmp_path / "c.yaml").write_text(f"model_name_or_path: {tmp_path}\n")
+        run, *_ = parser.parse([str(tmp_path / "c.yaml"), "--tasks", *names])
+        assert [task.name for task in run.load_tasks()] == tasks
+    with pytest.raises(InputError, match="unknown task 'c'; choose from a, b, all, sst, "):
+        parser.parse([str(tmp_path / "c.yaml"), "--tasks", "c"])

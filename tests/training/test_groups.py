@@ -17,7 +17,13 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModel, set_seed
 
-from bert_multitask import MultitaskPipeline, MultitaskTrainer, MultitaskTrainingArguments
+from bert_multitask import (
+    MultitaskPipeline,
+    MultitaskTrainer,
+    MultitaskTrainingArguments,
+    export_classifier,
+    with_label_names,
+)
 from bert_multitask.data.collate import Collator
 from bert_multitask.data.rows import HANDOUT, load_rows, warn_of_other_draws
 from bert_multitask.data.token_rows import join_groups, rows_by_task
@@ -53,6 +59,23 @@ def make_rows(count: int, missing: bool = True) -> list[dict]:
                 row[name] = None
         rows.append(row)
     return rows
+
+
+def test_the_group_of_the_page_in_python(tiny_bert, tokenizer):
+    example, names = SECTION.split("```python")[1].split("```")[0], {}
+    exec(example.replace("google-bert/bert-base-uncased", tiny_bert), names)
+    model, rows = names["model"], {"reviews": names["rows"]}
+    assert model.units == {"reviews": ["stars", "topic"]} and model.tasks["topic"].label_names == ("food", "service")
+    assert rows_by_task(rows, model, "rows", "train", tokenizer).keys() == {"stars", "topic"}
+    pipe = MultitaskPipeline(model, tokenizer)
+    message = r"'reviews' is a group of stars, topic; name one of its tasks, or answer all .* all\(text\)"
+    for ask in (pipe, pipe.table):
+        with pytest.raises(InputError, match=message):
+            ask("reviews", "x")
+    with pytest.raises(InputError, match="'reviews' is a group of stars, topic; name one of its tasks$"):
+        export_classifier(model, "reviews", tokenizer)
+    with pytest.raises(InputError, match="group 'reviews' is several tasks; .* Task of its own with group='reviews'"):
+        with_label_names(GROUP, rows=names["rows"])
 
 
 def group(levers=(), **fields) -> dict:

@@ -26,7 +26,14 @@ from bert_multitask.training import run as training
 from bert_multitask.training import search as tuning
 from bert_multitask.training.arguments import MultitaskTrainingArguments, RunArguments
 from bert_multitask.training.search import ReportToTrial, find_importances
-from bert_multitask.training.search_space import configure, present_settings, read_space, to_flags
+from bert_multitask.training.search_space import (
+    configure,
+    describe_first,
+    include_given,
+    present_settings,
+    read_space,
+    to_flags,
+)
 from bert_multitask.training.yaml_file import CONFIGS
 
 TUNE = "tune"
@@ -244,6 +251,7 @@ def test_pruned_trials(monkeypatch, searched, tmp_path, capsys):
     assert "number 0" in (tmp_path / "search" / "best.yaml").read_text().splitlines()[0], "a pruned trial is no best"
     assert not [*(tmp_path / "search").rglob("checkpoint-*")]
     printed = capsys.readouterr().out
+    assert printed.count("trial 1 pruned") == 1
     assert "8 steps of up to 4 rows" in printed and f"trial 1 pruned: eval_overall {score:.4f}; best of 2:" in printed
 
 
@@ -365,7 +373,8 @@ def test_a_file_that_is_no_space(tmp_path):
 def test_the_default_space_is_the_papers_with_a_perturbation_that_counts():
     """Section 4.5: the weight of SMART, the dropout of each task, the learning rate, the weight decay. And the size of
     SMART's perturbation, since the paper's changes next to nothing."""
-    space = read_space(str(DEFAULT), *arguments())
+    space = read_space(None, *arguments())
+    assert space == read_space(str(DEFAULT), *arguments())
     assert {name.partition(".")[0] for name in space} == {
         "smart_weight",
         "head_dropout",
@@ -375,6 +384,8 @@ def test_the_default_space_is_the_papers_with_a_perturbation_that_counts():
         "smart_step_size",
     }
     assert {name for name in space if "dropout" in name} == {f"head_dropout.{task}" for task in ("sst", "quora", "sts")}
+    weights = {name: values for name, values in space.items() if name.startswith("smart_weight")}
+    assert weights == {"smart_weight.sst": [0, 1, 5], "smart_weight.quora": [0], "smart_weight.sts": [0, 1, 5]}
     assert space["learning_rate"] == {"low": 5e-6, "high": 2e-4, "log": True}, "YAML reads 5e-6 as a word"
     sizes = {"smart_radius", "smart_step_size"}
     assert present_settings(space, *arguments()).keys() == space.keys() - sizes, "the other flags' defaults lie in it"
@@ -383,9 +394,55 @@ def test_the_default_space_is_the_papers_with_a_perturbation_that_counts():
     ]
 
 
+OWN = [
+    {"name": "a", "kind": "binary", "label_names": ["no", "yes"], "dropout": 0.6, "smart_weight": 2},
+    {"name": "b", "kind": "regression"},
+]
+
+
+def test_the_default_space_is_of_any_tasks_and_has_what_the_user_set():
+    run, args = arguments(tasks=list(map(json.dumps, OWN)), smart_weight={"a": 2})
+    args.learning_rate = 1e-3
+    shipped, given = read_space(None, run, args), {"learning_rate", "smart_weight"}
+    assert {name for name in shipped if "." in name} == {
+        f"{flag}.{task}" for flag in ("head_dropout", "smart_weight") for task in "ab"
+    }
+    space = include_given(shipped, run, args, given)
+    assert space["learning_rate"] == {"low": 5e-6, "high": 1e-3, "log": True}
+    assert (space["head_dropout.a"]["high"], space["smart_weight.a"]) == (0.6, [0, 1, 5, 2])
+    assert {name for name in space if space[name] != shipped[name]} == {
+        "learning_rate",
+        "head_dropout.a",
+        "smart_weight.a",
+    }
+    first = present_settings(space, run, args)
+    expected = {"learning_rate": 1e-3, "weight_decay": 0, "head_dropout.a": 0.6, "head_dropout.b": 0.3}
+    assert first == expected | {"smart_weight.a": 2, "smart_weight.b": 0}, "all but the defaults of SMART's sizes"
+    wider = describe_first(space, shipped, first, given)
+    assert len(wider) == 3 and wider[0].startswith("learning_rate: searched from 5e-06 to 0.001,")
+    (outside,) = describe_first(shipped, shipped, present_settings(shipped, run, args), given)
+    assert "not in the search space: your learning_rate, head_dropout.a, smart_weight.a;" in outside
+
+
+def test_a_star_is_of_the_tasks_without_their_own_entry():
+    space = read_space({"head_dropout.*": [0.1], "head_dropout.sts": [0.2]}, *arguments())
+    assert space == {"head_dropout.sst": [0.1], "head_dropout.quora": [0.1], "head_dropout.sts": [0.2]}
+    with pytest.raises(InputError, match=r"learning_rate\.sst cannot be searched"):
+        read_space({"learning_rate.*": [0.1]}, *arguments())
+
+
+@pytest.mark.parametrize(
+    ("space", "own", "is_searched"),
+    [({}, 0, False), ({"smart_weight.sst": [0]}, 0, False), ({"smart_weight.sst": [0, 1]}, 0, True), ({}, 1, True)],
+)
+def test_smarts_sizes_are_searched_where_it_can_be_on(space, own, is_searched):
+    space |= {"smart_radius": [0.1], "learning_rate": [1e-5]}
+    assert ("smart_radius" in read_space(space, *arguments(smart_weight=own))) == is_searched
+
+
 def test_the_pages_space_is_one():
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "tune.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(read_space(yaml.safe_load(block), *arguments())) == 4
+    assert len(read_space(yaml.safe_load(block), *arguments())) == 6
 
 
 def test_settings_become_flags():
