@@ -66,8 +66,7 @@ class RunArguments:
         default="google-bert/bert-base-uncased", help="encoder: Hub id, folder or package:NAME/PATH"
     )
     tasks: list[str] = HfArg(
-        default_factory=lambda: ["sst", "quora", "sts"],
-        help="sst, quora, sts, cfimdb, glue/mrpc …, a trained run's, or JSON",
+        default_factory=lambda: ["sst", "quora", "sts"], help="presets (glue/mrpc …), a trained run's, or JSON"
     )
     data_dir: str = HfArg(default=HANDOUT, help=f"folder, URL, 'hub' or {SAMPLE}; by default the course's data")
     max_length: int = HfArg(default=512, help="tokens of a row; longer rows are truncated")
