@@ -231,7 +231,7 @@ def test_the_best_checkpoint_has_the_lowest_error(make_trainer, greater):
     assert trainer.state.best_metric == min(errors) == pytest.approx(trainer.evaluate()["eval_sts_rmse"])
 
 
-def test_max_steps_keeps_the_start_of_the_plan(make_trainer, caplog):
+def test_max_steps_keeps_the_start_of_the_plan(make_trainer, caplog, propagated_logs):
     whole = make_trainer().plan
     trainer = make_trainer(max_steps=5)
     assert trainer.plan == whole[:5]
