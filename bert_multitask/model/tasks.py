@@ -179,8 +179,7 @@ class Task:
         truncation: which part of a text that is too long is kept: "head", its beginning; "tail", its end; "head_tail",
             both (see `tokens.kept_tokens`).
         prompt: what is put before each text when it is tokenised, such as "query: "; before the first text of a pair
-            that is encoded jointly. For encoders that were trained with prompts, and to tell an encoder its tasks
-            apart (docs/encoders.md).
+            that is encoded jointly. For encoders that were trained with prompts (docs/encoders.md).
         word_by_word: whether texts are split at white space and tokenised word by word; a text may then be a list of
             words. Always on for token_classification; set it for other tasks of the same group.
         smart_weight: factor of SMART's adversarial penalty (section 4.4, λ_s); 0 is off.
