@@ -74,6 +74,19 @@ class ReportToTrial(TrainerCallback):
             control.should_training_stop |= self.pruned
 
 
+def check_search(args: MultitaskTrainingArguments, options: TuneArguments) -> None:
+    """Raises InputError if optuna is missing, the flags do not fit a search, or its folder holds something else."""
+    folder = Path(args.output_dir)
+    if not is_optuna_available():
+        raise InputError(f"a search needs optuna: {install('tune')}")
+    if args.resume_from_checkpoint:
+        raise InputError("--resume_from_checkpoint is of a run; a search goes on by the command that began it")
+    if options.jobs > 1 < args.world_size:
+        raise InputError("--jobs starts a process for each trial; call it without `accelerate launch`")
+    if contents(folder) and not (folder / "study.db").exists():
+        raise InputError(f"--output_dir {folder} exists and holds no search; choose another folder")
+
+
 class Search:
     """A search in its folder, `--output_dir`. The study there, `study.db`, is all that it goes on from.
 
@@ -96,12 +109,7 @@ class Search:
         given: dict[str, object],
         joins: bool = False,
     ):
-        if not is_optuna_available():
-            raise InputError(f"a search needs optuna: {install('tune')}")
-        if args.resume_from_checkpoint:
-            raise InputError("--resume_from_checkpoint is of a run; a search goes on by the command that began it")
-        if options.jobs > 1 < args.world_size:
-            raise InputError("--jobs starts a process for each trial; call it without `accelerate launch`")
+        check_search(args, options)
         logging.set_verbosity(args.get_process_log_level())
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial is told of below
         check_launch()
@@ -114,8 +122,6 @@ class Search:
         self.first = args.process_index == 0
         self.wrote = False  # whether this command has written what is known
         self.folder = Path(args.output_dir)
-        if contents(self.folder) and not (self.folder / "study.db").exists():
-            raise InputError(f"--output_dir {self.folder} exists and holds no search; choose another folder")
         self.metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
         self.tasks = run.load_tasks()
         tasks = {task.name: task for task in self.tasks}
